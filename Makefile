@@ -1,0 +1,34 @@
+# make run | test | check: each sets up .venv once and is quick afterwards.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKDIR ?= runs/digits
+
+.PHONY: run test check format clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[experiments]'
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[experiments,dev]'
+	touch $@
+
+run: $(VENV)/.installed ## train a generator on the embedded digits, about two minutes
+	$(BIN)/python -m experiments.train --dataset=digits --workdir=$(WORKDIR)
+
+test: $(VENV)/.installed-dev ## every test, under ten minutes on two cores
+	$(BIN)/python -m pytest --numprocesses=2
+
+check: $(VENV)/.installed-dev ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,1 @@
+"""Kernel methods for generative modelling in JAX."""

@@ -1,0 +1,79 @@
+"""Trace-time contracts: each names the argument, what was got and what was expected."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kernelgrad.types import Array
+
+
+def floating(**arrays: Array) -> None:
+    """Raises ValueError for the first argument whose dtype is not floating."""
+    for name, array in arrays.items():
+        if not jnp.issubdtype(jnp.asarray(array).dtype, jnp.floating):
+            raise ValueError(f"{name}: got dtype {jnp.asarray(array).dtype}; expected floating")
+
+
+def shape(name: str, array: Array, expected: Sequence[int | str]) -> None:
+    """Raises ValueError unless `array` has the shape; a str entry matches any size >= 1.
+
+    >>> shape("x", jnp.zeros((3, 2)), ("n", 2))
+    """
+    got = jnp.shape(array)
+    fits = len(got) == len(expected) and all(
+        size >= 1 if isinstance(want, str) else size == want
+        for size, want in zip(got, expected, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join(str(want) for want in expected)
+        raise ValueError(f"{name}: got shape {got}; expected ({wanted}), no size 0")
+
+
+def points(**arrays: Array) -> None:
+    """Raises ValueError unless every argument is a floating (n, d) array with one common d."""
+    names = list(arrays)
+    floating(**arrays)
+    for name in names:
+        shape(name, arrays[name], ("n", "d"))
+    for name in names[1:]:
+        if arrays[name].shape[1] != arrays[names[0]].shape[1]:
+            raise ValueError(
+                f"{name}: got shape {arrays[name].shape}; expected "
+                f"(n, {arrays[names[0]].shape[1]}) like {names[0]}"
+            )
+
+
+def in_range(name: str, value: float | Array, low: float, high: float, *, closed: str = "") -> None:
+    """Raises ValueError unless every concrete entry of `value` lies between low and high.
+
+    Args:
+      name: the argument's name.
+      value: scalar or array; a traced value passes, for it has no number yet.
+      low: lower end.
+      high: upper end.
+      closed: which ends belong to the range: any of "l", "r", "lr", "".
+    """
+    if isinstance(value, jax.core.Tracer):
+        return
+    array = np.asarray(value)
+    above = array >= low if "l" in closed else array > low
+    below = array <= high if "r" in closed else array < high
+    if not np.all(above & below):
+        left, right = "[" if "l" in closed else "(", "]" if "r" in closed else ")"
+        expected = f"{left}{low:g}, {high:g}{right}".replace("inf)", "infinity)")
+        raise ValueError(f"{name}: got {np.array2string(array)}; expected values in {expected}")
+
+
+def positive(**values: float | Array) -> None:
+    """Raises ValueError for the first argument with a concrete entry that is not in (0, inf)."""
+    for name, value in values.items():
+        in_range(name, value, 0.0, math.inf)
+
+
+def at_least(name: str, value: int, minimum: int) -> None:
+    """Raises ValueError for a static integer below `minimum`."""
+    if value < minimum:
+        raise ValueError(f"{name}: got {value}; expected an integer >= {minimum}")

@@ -1,0 +1,48 @@
+"""Names for the things that cross module borders: arrays, callables and the kernel protocol."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+
+Array = jax.Array
+Key = jax.Array
+PyTree = Any
+
+LogDensityFn = Callable[[Array], Array]
+ScoreFn = Callable[[Array], Array]
+
+
+class ApplyFn(Protocol):
+    """A network as a pure function of its parameters, such as ``module.apply``."""
+
+    def __call__(self, params: PyTree, inputs: Array, /) -> Array:
+        """Returns the outputs for a batch of inputs."""
+        ...
+
+
+@runtime_checkable
+class Kernel(Protocol):
+    """A radial kernel k(x, y) = profile(|x - y|^2), registered as a pytree.
+
+    A kernel that also has ``features(x) -> (n, l)`` stands for
+    k(x, y) = profile(|features(x) - features(y)|^2).
+    """
+
+    def profile(self, sq_dist: Array) -> Array:
+        """Returns k at squared distances, elementwise; same shape and dtype."""
+        ...
+
+
+class TestResult(NamedTuple):
+    """Outcome of a hypothesis test.
+
+    Attributes:
+      statistic: the test statistic; shape ().
+      p_value: (1 + #{resampled >= statistic}) / (1 + number of resamples), in (0, 1]; shape ().
+    """
+
+    statistic: Array
+    p_value: Array
+
+    __test__ = False  # a result, not a test case for pytest to collect

@@ -1,0 +1,38 @@
+"""Two forced CPU devices, strict promotion in library tests, and one key per test name."""
+
+import hashlib
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+    " --xla_force_host_platform_device_count=2"
+)
+
+import jax
+import numpy as np
+import pytest
+
+
+def _seed(request: pytest.FixtureRequest) -> int:
+    return int.from_bytes(hashlib.sha256(request.node.name.encode()).digest()[:4], "big")
+
+
+@pytest.fixture
+def key(request):
+    """A key derived from the test's name, so that adding a test changes no other."""
+    return jax.random.key(_seed(request))
+
+
+@pytest.fixture
+def rng(request):
+    """A NumPy generator derived from the test's name."""
+    return np.random.default_rng(_seed(request))
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion(request):
+    """Library code never promotes ranks or dtypes silently; other libraries' code may."""
+    if "experiments" in request.node.path.parts or "train_test" in request.node.path.name:
+        yield
+    else:
+        with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+            yield
