@@ -1,0 +1,405 @@
+r"""Radial kernels :math:`k(x, y) = \sum_c w_c f(|x - y|^2 / l_c^2)` and rules for their lengthscales.
+
+Each family is one scalar function f of u = |x - y|^2 / l^2:
+
+=================== =====================================================
+rbf_mixture         exp(-u / 2)
+imq_mixture         (1 + u)^exponent, exponent -1/2 by default
+rational_quadratic  (1 + u / (2 alpha))^(-alpha)
+matern32            (1 + sqrt(3 u)) exp(-sqrt(3 u))
+matern52            (1 + sqrt(5 u) + 5 u / 3) exp(-sqrt(5 u))
+laplace             exp(-sqrt(u))
+=================== =====================================================
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from kernelgrad import _checks, pairwise
+from kernelgrad.median import median_squared_distance
+from kernelgrad.types import Array, Kernel, PyTree
+
+Scales = float | Sequence[float] | Array
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("lengthscales", "weights", "exponent"),
+    meta_fields=("shape",),
+)
+@dataclass(frozen=True)
+class RadialMixture:
+    r"""The kernel :math:`k(x, y) = \sum_c w_c f(|x - y|^2 / l_c^2)`; build it with a factory below.
+
+    Attributes:
+      shape: f, a scalar function of u = |x - y|^2 / l^2 with f(0) = 1.
+      lengthscales: l_c, in units of x; shape (c,). A traced leaf.
+      weights: w_c; shape (c,), or None for a plain sum. A traced leaf.
+      exponent: second argument of f in the families that have one; shape (). A traced leaf.
+    """
+
+    shape: Callable[..., Array]
+    lengthscales: Array
+    weights: Array | None = None
+    exponent: Array | None = None
+
+    def profile(self, sq_dist: Array) -> Array:
+        """Returns k at squared distances, elementwise."""
+        dtype = sq_dist.dtype
+        inverse_squares = (1 / jnp.square(self.lengthscales)).astype(dtype)
+        exponent = () if self.exponent is None else (self.exponent.astype(dtype),)
+        total = jnp.zeros((), dtype)
+        for c in range(self.lengthscales.shape[0]):
+            value = self.shape(sq_dist * inverse_squares[c], *exponent)
+            total += value if self.weights is None else self.weights[c].astype(dtype) * value
+        return total
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("base", "params"), meta_fields=("apply_fn",)
+)
+@dataclass(frozen=True)
+class FeatureKernel:
+    r"""The kernel :math:`k(x, y) = k_0(\phi(x), \phi(y))`; build it with :func:`feature_kernel`.
+
+    Attributes:
+      base: k_0, a radial kernel on features.
+      params: parameters of phi; a traced pytree.
+      apply_fn: phi, called as apply_fn(params, x) -> (n, l).
+    """
+
+    base: Kernel
+    params: PyTree
+    apply_fn: Callable[[PyTree, Array], Array]
+
+    def features(self, x: Array) -> Array:
+        """Returns phi(x), shape (n, l)."""
+        return self.apply_fn(self.params, x)
+
+    def profile(self, sq_dist: Array) -> Array:
+        """Returns k_0 at squared distances between features, elementwise."""
+        return self.base.profile(sq_dist)
+
+
+def rbf_mixture(lengthscales: Scales, weights: Scales | None = None) -> RadialMixture:
+    r"""Returns the Gaussian mixture kernel.
+
+    .. math:: k(x, y) = \sum_c w_c \exp(-|x - y|^2 / (2 l_c^2))
+
+    Args:
+      lengthscales: l_c > 0, in units of x; scalar or shape (c,).
+      weights: w_c >= 0; scalar or shape (c,). None: all 1, so that k(x, x) = c.
+
+    Returns:
+      The kernel, a pytree whose leaves may be traced, swept and learned.
+
+    Raises:
+      ValueError: a concrete lengthscale that is not positive and finite, a negative weight, or
+        shapes that differ.
+    """
+    return _mixture(_rbf, lengthscales, weights)
+
+
+def imq_mixture(
+    lengthscales: Scales, weights: Scales | None = None, exponent: float | Array = -0.5
+) -> RadialMixture:
+    r"""Returns the inverse multiquadric mixture kernel.
+
+    .. math:: k(x, y) = \sum_c w_c (1 + |x - y|^2 / l_c^2)^{e}
+
+    Args:
+      lengthscales: l_c > 0, in units of x; scalar or shape (c,).
+      weights: w_c >= 0; scalar or shape (c,). None: all 1, so that k(x, x) = c.
+      exponent: e < 0. The default -1/2 is evaluated by a reciprocal square root; any other value,
+        traced values included, by exp and log1p, which is several times slower.
+
+    Returns:
+      The kernel, a pytree whose leaves may be traced, swept and learned.
+
+    Raises:
+      ValueError: a concrete lengthscale that is not positive and finite, a negative weight, an
+        exponent >= 0, or shapes that differ.
+
+    References:
+      Li 2017 (approximate KL gradients), section 2: e = -1/2, w = 1.
+    """
+    if isinstance(exponent, float) and exponent == -0.5:
+        return _mixture(_imq, lengthscales, weights)
+    _checks.in_range("exponent", exponent, -math.inf, 0.0)
+    return _mixture(_power, lengthscales, weights, jnp.asarray(exponent))
+
+
+def rational_quadratic(
+    lengthscales: Scales, weights: Scales | None = None, *, alpha: float | Array = 1.0
+) -> RadialMixture:
+    r"""Returns the rational quadratic mixture kernel, a scale mixture of Gaussians.
+
+    .. math:: k(x, y) = \sum_c w_c (1 + |x - y|^2 / (2 \alpha l_c^2))^{-\alpha}
+
+    Args:
+      lengthscales: l_c > 0, in units of x; scalar or shape (c,).
+      weights: w_c >= 0; scalar or shape (c,). None: all 1.
+      alpha: tail exponent > 0; the limit at infinity is the Gaussian kernel.
+
+    Returns:
+      The kernel, a pytree whose leaves may be traced, swept and learned.
+
+    Raises:
+      ValueError: a concrete argument out of its range, or shapes that differ.
+    """
+    _checks.positive(lengthscales=lengthscales, alpha=alpha)
+    alpha = jnp.asarray(alpha)
+    return _mixture(_power, jnp.asarray(lengthscales) * jnp.sqrt(2 * alpha), weights, -alpha)
+
+
+def matern32(lengthscales: Scales, weights: Scales | None = None) -> RadialMixture:
+    r"""Returns the Matern 3/2 mixture kernel.
+
+    .. math:: k(x, y) = \sum_c w_c (1 + s_c) e^{-s_c}, \quad s_c = \sqrt 3\, |x - y| / l_c
+
+    Args:
+      lengthscales: l_c > 0, in units of x; scalar or shape (c,).
+      weights: w_c >= 0; scalar or shape (c,). None: all 1.
+
+    Returns:
+      The kernel. Its profile has slope -3 / (2 l^2) at 0; the second derivative in |x - y|^2,
+      which diverges there but only ever enters times |x - y|^2, is set to 0.
+
+    Raises:
+      ValueError: a concrete argument out of its range, or shapes that differ.
+    """
+    return _mixture(_matern32, lengthscales, weights)
+
+
+def matern52(lengthscales: Scales, weights: Scales | None = None) -> RadialMixture:
+    r"""Returns the Matern 5/2 mixture kernel.
+
+    .. math:: k = \sum_c w_c (1 + s_c + s_c^2 / 3) e^{-s_c}, \quad s_c = \sqrt 5\, |x - y| / l_c
+
+    Args:
+      lengthscales: l_c > 0, in units of x; scalar or shape (c,).
+      weights: w_c >= 0; scalar or shape (c,). None: all 1.
+
+    Returns:
+      The kernel.
+
+    Raises:
+      ValueError: a concrete argument out of its range, or shapes that differ.
+    """
+    return _mixture(_matern52, lengthscales, weights)
+
+
+def laplace(lengthscales: Scales, weights: Scales | None = None) -> RadialMixture:
+    r"""Returns the Laplace (Matern 1/2) mixture kernel.
+
+    .. math:: k(x, y) = \sum_c w_c \exp(-|x - y| / l_c)
+
+    Not differentiable where x = y: the gradient there is set to 0, the mean of its directions.
+    Without a second derivative at 0 it cannot carry a kernelized Stein discrepancy.
+
+    Args:
+      lengthscales: l_c > 0, in units of x; scalar or shape (c,).
+      weights: w_c >= 0; scalar or shape (c,). None: all 1.
+
+    Returns:
+      The kernel.
+
+    Raises:
+      ValueError: a concrete argument out of its range, or shapes that differ.
+    """
+    return _mixture(_laplace, lengthscales, weights)
+
+
+def feature_kernel(
+    base: Kernel, apply_fn: Callable[[PyTree, Array], Array], params: PyTree
+) -> FeatureKernel:
+    r"""Returns a deep kernel: a radial kernel between features.
+
+    .. math:: k(x, y) = k_0(\phi(x), \phi(y))
+
+    Args:
+      base: k_0; its lengthscales are in units of the features.
+      apply_fn: phi, called as apply_fn(params, x); maps (n, d) to (n, l), each row on its own.
+      params: parameters of phi; a pytree, traced.
+
+    Returns:
+      The kernel. Gradients in x run through phi; hold params still with ``stop_gradient``.
+    """
+    return FeatureKernel(base, params, apply_fn)
+
+
+def gram(kernel: Kernel, x: Array, y: Array | None = None) -> Array:
+    r"""Returns the matrix :math:`K_{ij} = k(x_i, y_j)`.
+
+    Args:
+      kernel: k; its lengthscales are in units of x.
+      x: points; shape (n, d), floating.
+      y: points; shape (m, d). None: x itself, with exactly k(0) on the diagonal.
+
+    Returns:
+      The gram, shape (n, m); at least float32.
+
+    Raises:
+      ValueError: wrong rank, dtype or mismatched dimensions.
+
+    Cost: O(n m d) time, O(n m) memory; :func:`kernelgrad.pairwise.kernel_sum` needs no gram.
+    """
+    embedded = None if y is None else pairwise.embed(kernel, y)
+    return kernel.profile(pairwise.squared_distances(pairwise.embed(kernel, x), embedded))
+
+
+def median_lengthscale(x: Array, y: Array | None = None, *, axis_name: str | None = None) -> Array:
+    r"""Returns :math:`\sqrt{\mathrm{median}_{i<j} |u_i - u_j|^2}` over x pooled with y.
+
+    The median is exact. Where it is 0, because more than half of the pairs coincide, the root mean
+    squared distance stands in for it, and 1 where all points coincide. Carries no gradient.
+
+    Args:
+      x: points; shape (n, d), floating.
+      y: points pooled with x; shape (m, d).
+      axis_name: if set, the pool is the union over all devices.
+
+    Returns:
+      A positive lengthscale, shape (), in units of x.
+
+    Raises:
+      ValueError: wrong rank or dtype, or fewer than two points.
+
+    Cost: see :func:`kernelgrad.median.median_squared_distance`.
+    """
+    median = median_squared_distance(x, y, axis_name=axis_name)
+    pool = lax.stop_gradient(x if y is None else jnp.concatenate([x, y]))
+    pool = pairwise.gather(pool, axis_name).astype(median.dtype)
+    size = pool.shape[0]
+    mean = 2 * size / (size - 1) * jnp.sum(jnp.var(pool, axis=0))
+    fallback = jnp.where(mean > 0, mean, 1)
+    return jnp.sqrt(jnp.where(median == 0, fallback, median))
+
+
+def svgd_lengthscale(x: Array, *, axis_name: str | None = None) -> Array:
+    r"""Returns :math:`\sqrt{\mathrm{median} / (2 \log(n + 1))}`, the SVGD rule for RBF kernels.
+
+    It makes :math:`\sum_j k(x_i, x_j) \approx 1`: right for repulsion between particles, too
+    short for score estimates and tests.
+
+    Args:
+      x: particles; shape (n, d), floating.
+      axis_name: if set, the particles are the union over all devices.
+
+    Returns:
+      A positive lengthscale, shape (), in units of x.
+
+    Raises:
+      ValueError: wrong rank or dtype, or fewer than two points.
+
+    References:
+      Liu & Wang 2016, section 5: h = median^2 / log n, with exp(-|x - y|^2 / h).
+    """
+    size = x.shape[0] if axis_name is None else x.shape[0] * lax.axis_size(axis_name)
+    return median_lengthscale(x, axis_name=axis_name) / math.sqrt(2 * math.log(size + 1))
+
+
+def median_mixture(
+    family: Callable[[Array], RadialMixture],
+    x: Array,
+    y: Array | None = None,
+    *,
+    scales: Sequence[float] = (0.5, 1.0, 2.0, 4.0),
+    axis_name: str | None = None,
+) -> RadialMixture:
+    r"""Returns a mixture around the median distance: :math:`l_c^2 = s_c \cdot \mathrm{median}`.
+
+    Args:
+      family: a factory of this module, such as rbf_mixture or imq_mixture.
+      x: points; shape (n, d), floating.
+      y: points pooled with x; shape (m, d).
+      scales: s_c > 0, multiples of the median squared distance; shape (c,).
+      axis_name: if set, the pool is the union over all devices.
+
+    Returns:
+      The kernel; no gradient flows into its lengthscales.
+
+    Raises:
+      ValueError: a scale that is not positive, or what :func:`median_lengthscale` raises.
+
+    References:
+      Li 2017 (approximate KL gradients), section 3: the squares of the bandwidths are the median
+      squared distance on the union of samples and data, times [0.5, 1, 2, 4].
+    """
+    _checks.positive(scales=jnp.asarray(scales))
+    roots = jnp.asarray([math.sqrt(scale) for scale in scales])
+    return family(roots * median_lengthscale(x, y, axis_name=axis_name))
+
+
+def _mixture(
+    shape: Callable[..., Array],
+    lengthscales: Scales,
+    weights: Scales | None,
+    exponent: Array | None = None,
+) -> RadialMixture:
+    scales = jnp.atleast_1d(jnp.asarray(lengthscales, dtype=float))
+    _checks.shape("lengthscales", scales, ("c",))
+    _checks.positive(lengthscales=scales)
+    if weights is not None:
+        weights = jnp.atleast_1d(jnp.asarray(weights, dtype=float))
+        _checks.shape("weights", weights, scales.shape)
+        _checks.in_range("weights", weights, 0.0, math.inf, closed="l")
+    return RadialMixture(shape, scales, weights, exponent)
+
+
+# --------------------------------------------------------------------- one function of u a family
+
+
+def _closed_form(*forms: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """Returns forms[0], differentiated by the closed forms of its derivatives that follow it."""
+    if len(forms) == 1:
+        return forms[0]
+    value, slope = jax.custom_jvp(forms[0]), _closed_form(*forms[1:])
+    value.defjvp(lambda u, du: (value(*u), slope(*u) * du[0]))
+    return value
+
+
+def _root(u: Array, scale: float) -> Array:
+    """Returns sqrt(scale u), with derivative 0 at 0."""
+    return jnp.where(u > 0, jnp.sqrt(scale * jnp.where(u > 0, u, 1)), 0)
+
+
+def _unless_zero(u: Array, fn: Callable[[Array], Array], scale: float) -> Array:
+    """Returns fn(sqrt(scale u)), 0 at u = 0."""
+    return jnp.where(u > 0, fn(jnp.sqrt(scale * jnp.where(u > 0, u, 1))), 0)
+
+
+def _rbf(u: Array) -> Array:
+    return jnp.exp(-u / 2)
+
+
+def _power(u: Array, exponent: Array) -> Array:
+    return jnp.exp(exponent * jnp.log1p(u))
+
+
+_imq = _closed_form(
+    lambda u: lax.rsqrt(1 + u),
+    lambda u: -0.5 * lax.rsqrt(1 + u) ** 3,
+    lambda u: 0.75 * lax.rsqrt(1 + u) ** 5,
+)
+_matern32 = _closed_form(
+    lambda u: (1 + _root(u, 3)) * jnp.exp(-_root(u, 3)),
+    lambda u: -1.5 * jnp.exp(-_root(u, 3)),
+    lambda u: _unless_zero(u, lambda s: 2.25 * jnp.exp(-s) / s, 3),
+)
+_matern52 = _closed_form(
+    lambda u: (1 + _root(u, 5) + 5 * u / 3) * jnp.exp(-_root(u, 5)),
+    lambda u: -5 / 6 * (1 + _root(u, 5)) * jnp.exp(-_root(u, 5)),
+    lambda u: 25 / 12 * jnp.exp(-_root(u, 5)),
+)
+_laplace = _closed_form(
+    lambda u: jnp.exp(-_root(u, 1)),
+    lambda u: _unless_zero(u, lambda s: -jnp.exp(-s) / (2 * s), 1),
+    lambda u: _unless_zero(u, lambda s: jnp.exp(-s) * (s + 1) / (4 * s**3), 1),
+)

@@ -1,0 +1,190 @@
+"""The exact median of all pairwise squared distances, without storing or sorting them."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+
+from kernelgrad import _checks, pairwise
+from kernelgrad.types import Array
+
+_LIMB = 20  # numbers of pairs exceed int32: counts are (high, low) with low < 2^_LIMB
+_SAMPLE = 200  # points whose pairs place the first pivots
+
+_Count = tuple[Array, Array]
+
+
+def median_squared_distance(
+    x: Array, y: Array | None = None, *, axis_name: str | None = None
+) -> Array:
+    r"""Returns the exact median of :math:`|u_i - u_j|^2` over the pairs i < j of x pooled with y.
+
+    The order statistic is found by counting the distances below a few pivots, pass by pass. For an
+    even number of pairs it is the mean of the two middle values. Carries no gradient.
+
+    Args:
+      x: points; shape (n, d), floating.
+      y: points pooled with x; shape (m, d).
+      axis_name: if set, the pool is the union over all devices.
+
+    Returns:
+      The median, shape (), in squared units of x; at least float32. It is 0 when more than half
+      of the pairs coincide, and NaN when a point is not finite.
+
+    Raises:
+      ValueError: wrong rank or dtype, or fewer than two points.
+
+    Cost: about 5 passes of O((n + m)^2 d / 2) time, at most 17; O((n + m) d) memory.
+    """
+    _checks.points(x=x, **({} if y is None else {"y": y}))
+    pool = lax.stop_gradient(x if y is None else jnp.concatenate([x, y]))
+    first = 0 if axis_name is None else lax.axis_index(axis_name) * pool.shape[0]
+    everyone, _ = pairwise.centred(pairwise.gather(pool, axis_name), None)
+    num_points = everyone.shape[0]
+    if num_points < 2:
+        raise ValueError(f"x: got {num_points} point; expected at least 2, a median needs a pair")
+
+    pairs = _Pairs(everyone, first, pool.shape[0], axis_name)
+    num_pairs = num_points * (num_points - 1) // 2
+    lower, upto = _order_statistic(pairs, num_pairs, (num_pairs + 1) // 2)
+    upper = lower
+    if num_pairs % 2 == 0:
+        tied = _at_least(upto, num_pairs // 2 + 1)
+        upper = lax.cond(tied, lambda: lower, lambda: pairs.smallest_above(lower))
+    median = lower + (upper - lower) / 2
+    return jnp.where(jnp.all(jnp.isfinite(everyone)), median, jnp.nan)
+
+
+class _Pairs(NamedTuple):
+    """The pairs i < j with i among this device's `num_local` points starting at `first`."""
+
+    points: Array
+    first: int | Array
+    num_local: int
+    axis_name: str | None
+
+    def count(self, pivots: Array) -> _Count:
+        """Counts the pairs at distance <= each pivot, over all devices."""
+
+        def add(count: _Count, sq_dist: Array) -> _Count:
+            hits = [jnp.sum(sq_dist <= pivot, dtype=jnp.int32) for pivot in pivots]
+            return _carried(count[0], count[1] + jnp.stack(hits))
+
+        zero = jnp.zeros(pivots.shape, jnp.int32)
+        high, low = self._fold(add, (zero, zero))
+        if self.axis_name is not None:
+            high, low = _carried(*lax.psum((high, low), self.axis_name))
+        return high, low
+
+    def smallest_above(self, bound: Array) -> Array:
+        """Returns the smallest distance > bound, over all devices."""
+
+        def add(smallest: Array, sq_dist: Array) -> Array:
+            return jnp.minimum(smallest, jnp.min(jnp.where(sq_dist > bound, sq_dist, jnp.inf)))
+
+        smallest = self._fold(add, jnp.full((), jnp.inf, self.points.dtype))
+        return smallest if self.axis_name is None else lax.pmin(smallest, self.axis_name)
+
+    def _fold(self, add, start):  # type: ignore[no-untyped-def]
+        """Folds `add` over the tiles on and above the diagonal; pairs i >= j are at infinity."""
+        size = min(pairwise.TILE_ROWS, self.points.shape[0])
+        num_points = self.points.shape[0]
+        padded = jnp.pad(self.points, ((0, size), (0, 0)))
+
+        def add_row(row, carry):  # type: ignore[no-untyped-def]
+            origin = self.first + row * size
+            rows = lax.dynamic_slice_in_dim(padded, origin, size)
+
+            def add_tile(col, carry):  # type: ignore[no-untyped-def]
+                cols = lax.dynamic_slice_in_dim(padded, origin + col * size, size)
+                sq_dist = pairwise.tile_distances((0, 0), rows, cols, diagonal=False)
+                i = row * size + lax.broadcasted_iota(jnp.int32, sq_dist.shape, 0)
+                j = i[:, :1] * 0 + origin + col * size
+                j = j + lax.broadcasted_iota(jnp.int32, sq_dist.shape, 1)
+                inside = (i < self.num_local) & (self.first + i < j) & (j < num_points)
+                return add(carry, jnp.where(inside, sq_dist, jnp.inf))
+
+            return lax.fori_loop(0, -(-(num_points - origin) // size), add_tile, carry)
+
+        return lax.fori_loop(0, -(-self.num_local // size), add_row, start)
+
+
+class _Bracket(NamedTuple):
+    """An interval (low, high] of float bits, with the counts of distances up to both ends."""
+
+    low: Array
+    high: Array
+    below: _Count
+    upto: _Count
+
+
+def _order_statistic(pairs: _Pairs, num_pairs: int, rank: int) -> tuple[Array, _Count]:
+    """Returns the `rank`-th smallest pair distance and the count of distances up to it.
+
+    Non-negative floats are ordered like their bits, so the search narrows an integer interval
+    (low, high] with count(low) < rank <= count(high). Pivots at interpolated values converge in a
+    few passes for a smooth distribution; those at the quarters of the interval bound the number
+    of passes for any other.
+    """
+    dtype = pairs.points.dtype
+    integer = jnp.int32 if dtype == jnp.float32 else jnp.int64
+
+    def value(bits: Array) -> Array:
+        return lax.bitcast_convert_type(jnp.maximum(bits, 0), dtype)
+
+    def narrow(bracket: _Bracket, pivots: Array) -> _Bracket:
+        low, high, below, upto = bracket
+        quarters = low + (high - low) // 4 * jnp.arange(1, 4, dtype=integer)
+        bits = jnp.concatenate([lax.bitcast_convert_type(pivots, integer), quarters])
+        bits = jnp.sort(jnp.clip(bits, low + 1, high - 1))
+        counts = pairs.count(value(bits))
+        index = jnp.argmax(
+            jnp.append(_at_least(counts, rank), True)
+        )  # the first pivot that reaches
+        ends = jnp.concatenate([low[None], bits, high[None]])
+        high_limbs, low_limbs = (
+            jnp.concatenate([a[None], c, b[None]])
+            for a, c, b in zip(below, counts, upto, strict=True)
+        )
+        return _Bracket(
+            ends[index],
+            ends[index + 1],
+            (high_limbs[index], low_limbs[index]),
+            (high_limbs[index + 1], low_limbs[index + 1]),
+        )
+
+    def interpolate(bracket: _Bracket) -> _Bracket:
+        below, upto = (_approximate(count, dtype) for count in (bracket.below, bracket.upto))
+        inside = upto - below
+        spread = 0.002 + 1 / jnp.sqrt(inside)
+        fraction = (rank - below) / inside + spread * jnp.array([-4.0, -1.0, 1.0, 4.0], dtype)
+        start, end = value(bracket.low), value(bracket.high)
+        return narrow(bracket, start + jnp.clip(fraction, 0, 1) * (end - start))
+
+    zero = jnp.int32(0)
+    bracket = _Bracket(
+        low=jnp.array(-1, integer),
+        high=lax.bitcast_convert_type(jnp.array(jnp.finfo(dtype).max, dtype), integer),
+        below=(zero, zero),
+        upto=(zero + (num_pairs >> _LIMB), zero + num_pairs % (1 << _LIMB)),
+    )
+    stride = -(-pairs.points.shape[0] // _SAMPLE)
+    sample = pairs.points[::stride]
+    sampled = jnp.sort(pairwise.tile_distances((0, 0), sample, sample, diagonal=False).ravel())
+    quantiles = jnp.array([0.3, 0.45, 0.49, 0.51, 0.55, 0.7])
+    bracket = narrow(bracket, sampled[(quantiles * (sampled.size - 1)).astype(jnp.int32)])
+    bracket = lax.while_loop(lambda b: b.high - b.low > 1, interpolate, bracket)
+    return value(bracket.high), bracket.upto
+
+
+def _carried(high: Array, low: Array) -> _Count:
+    return high + (low >> _LIMB), low & ((1 << _LIMB) - 1)
+
+
+def _at_least(count: _Count, rank: int) -> Array:
+    high, low = rank >> _LIMB, rank % (1 << _LIMB)
+    return (count[0] > high) | ((count[0] == high) & (count[1] >= low))
+
+
+def _approximate(count: _Count, dtype: jnp.dtype) -> Array:
+    return count[0].astype(dtype) * (1 << _LIMB) + count[1].astype(dtype)

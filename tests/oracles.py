@@ -1,0 +1,111 @@
+"""Slow float64 statements of the papers' formulas, in loops over pairs, sharing no code with the package."""
+
+import math
+
+import numpy as np
+
+# k(r) of one component with lengthscale l, as a function of the distance r.
+RADIAL = {
+    "rbf_mixture": lambda r, l: math.exp(-(r**2) / (2 * l**2)),
+    "imq_mixture": lambda r, l: 1 / math.sqrt(1 + r**2 / l**2),
+    "rational_quadratic": lambda r, l: 1 / (1 + r**2 / (2 * l**2)),  # alpha = 1
+    "matern32": lambda r, l: (1 + math.sqrt(3) * r / l) * math.exp(-math.sqrt(3) * r / l),
+    "matern52": lambda r, l: (
+        (1 + math.sqrt(5) * r / l + 5 * r**2 / (3 * l**2)) * math.exp(-math.sqrt(5) * r / l)
+    ),
+    "laplace": lambda r, l: math.exp(-r / l),
+}
+
+# dk/dr of one component; 0 at r = 0 by symmetry.
+RADIAL_SLOPE = {
+    "rbf_mixture": lambda r, l: -r / l**2 * math.exp(-(r**2) / (2 * l**2)),
+    "imq_mixture": lambda r, l: -r / l**2 / (1 + r**2 / l**2) ** 1.5,
+    "rational_quadratic": lambda r, l: -r / l**2 / (1 + r**2 / (2 * l**2)) ** 2,
+    "matern32": lambda r, l: -3 * r / l**2 * math.exp(-math.sqrt(3) * r / l),
+    "matern52": lambda r, l: (
+        -5 * r / (3 * l**2) * (1 + math.sqrt(5) * r / l) * math.exp(-math.sqrt(5) * r / l)
+    ),
+    "laplace": lambda r, l: -math.exp(-r / l) / l if r > 0 else 0.0,
+}
+
+
+def kernel(family, x, y, lengthscales, weights=None):
+    """k(x, y) for two points."""
+    lengthscales = np.atleast_1d(np.asarray(lengthscales, np.float64))
+    weights = np.ones(len(lengthscales)) if weights is None else np.asarray(weights, np.float64)
+    r = math.sqrt(sum((float(a) - float(b)) ** 2 for a, b in zip(x, y, strict=True)))
+    return sum(w * RADIAL[family](r, l) for w, l in zip(weights, lengthscales, strict=True))
+
+
+def kernel_gradient(family, x, y, lengthscales, weights=None):
+    """grad_y k(x, y) for two points: dk/dr times the unit vector from x to y."""
+    lengthscales = np.atleast_1d(np.asarray(lengthscales, np.float64))
+    weights = np.ones(len(lengthscales)) if weights is None else np.asarray(weights, np.float64)
+    step = np.asarray(y, np.float64) - np.asarray(x, np.float64)
+    r = math.sqrt(float(np.sum(step**2)))
+    if r == 0:
+        return np.zeros_like(step)
+    slope = sum(w * RADIAL_SLOPE[family](r, l) for w, l in zip(weights, lengthscales, strict=True))
+    return slope * step / r
+
+
+def gram(family, x, y, lengthscales, weights=None):
+    """K_ij = k(x_i, y_j)."""
+    return np.array([[kernel(family, a, b, lengthscales, weights) for b in y] for a in x])
+
+
+def gradient_sum(family, x, y, lengthscales, sum_weights=None, weights=None):
+    """N_i = sum_j w_j grad_{y_j} k(x_i, y_j), the bracket <grad, K> of paper 000 eq. (2)."""
+    sum_weights = np.ones(len(y)) if sum_weights is None else np.asarray(sum_weights, np.float64)
+    return np.array(
+        [
+            sum(
+                w * kernel_gradient(family, a, b, lengthscales, weights)
+                for w, b in zip(sum_weights, y, strict=True)
+            )
+            for a in x
+        ]
+    )
+
+
+def median_squared_distance(points):
+    """Median over pairs i < j by sorting all of them."""
+    points = np.asarray(points, np.float64)
+    pairs = [
+        float(np.sum((points[i] - points[j]) ** 2))
+        for i in range(len(points))
+        for j in range(i + 1, len(points))
+    ]
+    return float(np.median(pairs))
+
+
+def mmd_v(family, x, y, lengthscales, weights=None):
+    """MMD^2, V-statistic: mean K_xx + mean K_yy - 2 mean K_xy."""
+    return (
+        gram(family, x, x, lengthscales, weights).mean()
+        + gram(family, y, y, lengthscales, weights).mean()
+        - 2 * gram(family, x, y, lengthscales, weights).mean()
+    )
+
+
+def mmd_u(family, x, y, lengthscales, weights=None):
+    """MMD^2, U-statistic: the two within-sample means run over i != j."""
+    k_xx = gram(family, x, x, lengthscales, weights)
+    k_yy = gram(family, y, y, lengthscales, weights)
+    n, m = len(x), len(y)
+    within_x = (k_xx.sum() - np.trace(k_xx)) / (n * (n - 1))
+    within_y = (k_yy.sum() - np.trace(k_yy)) / (m * (m - 1))
+    return within_x + within_y - 2 * gram(family, x, y, lengthscales, weights).mean()
+
+
+def stein_score(family, samples, lengthscales, ridge, weights=None):
+    """Paper 000 eq. (2): G = -(K + eta I)^-1 <grad, K>."""
+    k = gram(family, samples, samples, lengthscales, weights)
+    n = gradient_sum(family, samples, samples, lengthscales, weights=weights)
+    return -np.linalg.solve(k + ridge * np.eye(len(samples)), n)
+
+
+def stein_score_at(family, query, samples, lengthscales, ridge, weights=None):
+    """Paper 000 eq. (3) by its definition: the last row of eq. (2) on samples with one query."""
+    everyone = np.concatenate([np.asarray(samples, np.float64), np.asarray(query)[None]])
+    return stein_score(family, everyone, lengthscales, ridge, weights)[-1]
