@@ -1,4 +1,4 @@
-r"""Radial kernels :math:`k(x, y) = \sum_c w_c f(|x - y|^2 / l_c^2)` and rules for their lengthscales.
+r"""Radial kernels :math:`k(x, y) = \sum_c w_c f(|x - y|^2 / l_c^2)` and rules for lengthscales.
 
 Each family is one scalar function f of u = |x - y|^2 / l^2:
 
@@ -153,9 +153,11 @@ def rational_quadratic(
     Raises:
       ValueError: a concrete argument out of its range, or shapes that differ.
     """
-    _checks.positive(lengthscales=lengthscales, alpha=alpha)
-    alpha = jnp.asarray(alpha)
-    return _mixture(_power, jnp.asarray(lengthscales) * jnp.sqrt(2 * alpha), weights, -alpha)
+    _checks.positive(alpha=alpha)
+    alpha = jnp.asarray(alpha, dtype=float)
+    return _mixture(
+        _power, jnp.asarray(lengthscales, dtype=float) * jnp.sqrt(2 * alpha), weights, -alpha
+    )
 
 
 def matern32(lengthscales: Scales, weights: Scales | None = None) -> RadialMixture:

@@ -1,5 +1,6 @@
 """The exact median of all pairwise squared distances, without storing or sorting them."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -55,7 +56,8 @@ def median_squared_distance(
     return jnp.where(jnp.all(jnp.isfinite(everyone)), median, jnp.nan)
 
 
-class _Pairs(NamedTuple):
+@dataclass(frozen=True)
+class _Pairs:
     """The pairs i < j with i among this device's `num_local` points starting at `first`."""
 
     points: Array
@@ -99,8 +101,7 @@ class _Pairs(NamedTuple):
                 cols = lax.dynamic_slice_in_dim(padded, origin + col * size, size)
                 sq_dist = pairwise.tile_distances((0, 0), rows, cols, diagonal=False)
                 i = row * size + lax.broadcasted_iota(jnp.int32, sq_dist.shape, 0)
-                j = i[:, :1] * 0 + origin + col * size
-                j = j + lax.broadcasted_iota(jnp.int32, sq_dist.shape, 1)
+                j = lax.broadcasted_iota(jnp.int32, sq_dist.shape, 1) + (origin + col * size)
                 inside = (i < self.num_local) & (self.first + i < j) & (j < num_points)
                 return add(carry, jnp.where(inside, sq_dist, jnp.inf))
 
@@ -138,19 +139,17 @@ def _order_statistic(pairs: _Pairs, num_pairs: int, rank: int) -> tuple[Array, _
         bits = jnp.concatenate([lax.bitcast_convert_type(pivots, integer), quarters])
         bits = jnp.sort(jnp.clip(bits, low + 1, high - 1))
         counts = pairs.count(value(bits))
-        index = jnp.argmax(
-            jnp.append(_at_least(counts, rank), True)
-        )  # the first pivot that reaches
+        first = jnp.argmax(jnp.append(_at_least(counts, rank), True))
         ends = jnp.concatenate([low[None], bits, high[None]])
         high_limbs, low_limbs = (
             jnp.concatenate([a[None], c, b[None]])
             for a, c, b in zip(below, counts, upto, strict=True)
         )
         return _Bracket(
-            ends[index],
-            ends[index + 1],
-            (high_limbs[index], low_limbs[index]),
-            (high_limbs[index + 1], low_limbs[index + 1]),
+            ends[first],
+            ends[first + 1],
+            (high_limbs[first], low_limbs[first]),
+            (high_limbs[first + 1], low_limbs[first + 1]),
         )
 
     def interpolate(bracket: _Bracket) -> _Bracket:

@@ -20,7 +20,7 @@ from kernelgrad.types import Array, Kernel, PyTree
 TILE_ROWS = 512
 TILE_COLS = 512
 DENSE_PAIRS = 1 << 18
-_DIRECT_DIMENSIONS = 3  # up to here sums of squared differences are as fast as a matmul, and exact
+_DIRECT_DIMENSIONS = 3  # up to here differences are as cheap as a matmul, and exact
 
 _dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
@@ -212,7 +212,7 @@ def _sum_tile(
         origin = (origin[0] + lax.axis_index(axis_name) * num_local, origin[1])
     sq_dist = tile_distances(origin, rows, cols, diagonal=diagonal)
     if gradient_weights is None:
-        return _PairSums(rows=(_dot(kernel.profile(sq_dist), weights), None))
+        return _PairSums(rows=(_dot(kernel.profile(sq_dist), weights), None))  # type: ignore[arg-type]
     value, slope = jax.jvp(kernel.profile, (sq_dist,), (jnp.ones_like(sq_dist),))
     values = None if weights is None else _dot(value, weights)
     force = gradient_weights[:, None]
@@ -287,8 +287,9 @@ def centred(x: Array, y: Array | None) -> tuple[Array, Array]:
 def tile_distances(origin: tuple[Any, Any], rows: Array, cols: Array, *, diagonal: bool) -> Array:
     """Squared distances of one tile; `diagonal` sets those with equal global index to 0."""
     if rows.shape[1] <= _DIRECT_DIMENSIONS:
-        columns = zip(rows.T, cols.T, strict=True)
-        sq_dist = sum(jnp.square(a[:, None] - b[None, :]) for a, b in columns)
+        sq_dist = jnp.zeros((rows.shape[0], cols.shape[0]), rows.dtype)
+        for a, b in zip(rows.T, cols.T, strict=True):
+            sq_dist += jnp.square(a[:, None] - b[None, :])
     else:
         row_norms = jnp.sum(jnp.square(rows), axis=1)[:, None]
         col_norms = jnp.sum(jnp.square(cols), axis=1)[None, :]
@@ -305,7 +306,7 @@ def gather(array: Array | None, axis_name: str | None) -> Any:
     """Returns the union over devices, in device order."""
     if array is None or axis_name is None:
         return array
-    return lax.allgather(array, axis_name, tiled=True)
+    return lax.all_gather(array, axis_name, tiled=True)
 
 
 # ---------------------------------------------------------------------------------- streaming

@@ -35,7 +35,7 @@ class Kernel(Protocol):
 
 
 class TestResult(NamedTuple):
-    """Outcome of a hypothesis test.
+    """The outcome of a hypothesis test.
 
     Attributes:
       statistic: the test statistic; shape ().
@@ -45,4 +45,5 @@ class TestResult(NamedTuple):
     statistic: Array
     p_value: Array
 
-    __test__ = False  # a result, not a test case for pytest to collect
+
+TestResult.__test__ = False  # type: ignore[attr-defined]  # not a test case for pytest

@@ -1,4 +1,4 @@
-"""Slow float64 statements of the papers' formulas, in loops over pairs, sharing no code with the package."""
+"""Slow float64 statements of the papers' formulas, sharing no code with the package."""
 
 import math
 
