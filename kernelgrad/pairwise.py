@@ -275,9 +275,14 @@ def embed(kernel: Kernel, x: Array) -> Array:
     return kernel.features(x) if hasattr(kernel, "features") else x
 
 
+def radial(kernel: Kernel) -> Kernel:
+    """Returns the kernel between embedded points."""
+    return kernel.base if hasattr(kernel, "features") else kernel
+
+
 def centred(x: Array, y: Array | None) -> tuple[Array, Array]:
     """Returns both sets in at least float32, moved so that the mean of the second is 0."""
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.float32
     x = x.astype(dtype)
     y = x if y is None else y.astype(dtype)
     centre = lax.stop_gradient(jnp.mean(y, axis=0, keepdims=True))

@@ -1,0 +1,188 @@
+"""MMD: loop oracles, closed forms, gradient against autodiff, calibration of the test."""
+
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from kernelgrad import kernels, mmd, pairwise
+
+FAMILIES = {
+    "rbf_mixture": kernels.rbf_mixture,
+    "imq_mixture": kernels.imq_mixture,
+    "rational_quadratic": kernels.rational_quadratic,
+    "matern32": kernels.matern32,
+    "matern52": kernels.matern52,
+    "laplace": kernels.laplace,
+}
+LENGTHSCALES = (0.7, 1.5)
+
+
+def _samples(rng, n=9, m=7, d=3):
+    return rng.normal(size=(n, d)), rng.normal(0.4, 1.3, size=(m, d))
+
+
+def _gaussian_mmd(variance_1, variance_2, shift, dim=1):
+    """MMD^2 of N(0, v1 I) and N(D, v2 I) under exp(-r^2 / 2), by Gaussian integrals."""
+
+    def mean_kernel(a, b, distance):
+        total = 1 + a + b
+        return (1 / total) ** (dim / 2) * math.exp(-(distance**2) / (2 * total))
+
+    return (
+        mean_kernel(variance_1, variance_1, 0)
+        + mean_kernel(variance_2, variance_2, 0)
+        - 2 * mean_kernel(variance_1, variance_2, shift)
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_statistics_match_the_loops(rng, family):
+    x, y = _samples(rng)
+    with jax.enable_x64(True):
+        kernel = FAMILIES[family](jnp.array(LENGTHSCALES))
+        v = mmd.mmd_v_statistic(jnp.asarray(x), jnp.asarray(y), kernel)
+        u = mmd.mmd_u_statistic(jnp.asarray(x), jnp.asarray(y), kernel)
+    np.testing.assert_allclose(v, oracles.mmd_v(family, x, y, LENGTHSCALES), rtol=1e-11)
+    np.testing.assert_allclose(u, oracles.mmd_u(family, x, y, LENGTHSCALES), rtol=1e-11)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_is_the_finite_difference_of_the_loops(rng, family):
+    x, y = _samples(rng, n=5, m=4, d=2)
+    with jax.enable_x64(True):
+        kernel = FAMILIES[family](jnp.array(LENGTHSCALES))
+        gradient = mmd.mmd_gradient(jnp.asarray(x), jnp.asarray(y), kernel)
+    step = 1e-5
+    for i in range(5):
+        for a in range(2):
+            bump = np.zeros_like(x)
+            bump[i, a] = step
+            up = oracles.mmd_v(family, x + bump, y, LENGTHSCALES)
+            down = oracles.mmd_v(family, x - bump, y, LENGTHSCALES)
+            np.testing.assert_allclose(gradient[i, a], (up - down) / (2 * step), atol=1e-8)
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_gradient_is_autodiff_of_the_statistic(rng, monkeypatch, tiled):
+    if tiled:
+        monkeypatch.setattr(pairwise, "DENSE_PAIRS", 0)
+        monkeypatch.setattr(pairwise, "TILE_ROWS", 16)
+        monkeypatch.setattr(pairwise, "TILE_COLS", 8)
+    x, y = (jnp.asarray(s, jnp.float32) for s in _samples(rng, n=37, m=29, d=5))
+    kernel = kernels.median_mixture(kernels.imq_mixture, x, y)
+    closed = jax.jit(mmd.mmd_gradient)(x, y, kernel)
+    automatic = jax.jit(jax.grad(mmd.mmd_v_statistic))(x, y, kernel)
+    np.testing.assert_allclose(closed, automatic, atol=2e-6 * float(jnp.abs(automatic).max()))
+
+
+def test_gradient_runs_through_a_feature_map(rng):
+    x, y = _samples(rng)
+    with jax.enable_x64(True):
+        params = jnp.asarray(rng.normal(size=(3, 4)))
+        kernel = kernels.feature_kernel(
+            kernels.imq_mixture(1.0), lambda w, points: jnp.tanh(points @ w), params
+        )
+        closed = mmd.mmd_gradient(jnp.asarray(x), jnp.asarray(y), kernel)
+        automatic = jax.grad(mmd.mmd_v_statistic)(jnp.asarray(x), jnp.asarray(y), kernel)
+    np.testing.assert_allclose(closed, automatic, rtol=1e-9)
+
+
+def test_identical_samples_have_no_discrepancy(rng):
+    x = jnp.asarray(rng.normal(size=(40, 6)), jnp.float32)
+    kernel = kernels.rbf_mixture(2.0)
+    assert abs(float(mmd.mmd_v_statistic(x, x, kernel))) < 5e-7
+    assert float(mmd.mmd_u_statistic(x, x, kernel)) < 0
+    np.testing.assert_allclose(mmd.mmd_gradient(x, x, kernel), 0, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("variance", "shift", "expected"), [(1.0, 1.0, 0.177267635), (4.0, 0.0, 0.094187022)]
+)
+def test_expectations_of_gaussians(rng, variance, shift, expected):
+    np.testing.assert_allclose(_gaussian_mmd(1.0, variance, shift), expected, atol=1e-9)
+    n, repeats = 60, 400
+    x = jnp.asarray(rng.normal(size=(repeats, n, 1)), jnp.float32)
+    y = jnp.asarray(rng.normal(shift, math.sqrt(variance), size=(repeats, n, 1)), jnp.float32)
+    kernel = kernels.rbf_mixture(1.0)
+    within_1, within_2 = (1 + 2 * 1.0) ** -0.5, (1 + 2 * variance) ** -0.5
+    bias = (1 - within_1) / n + (1 - within_2) / n
+    for statistic, mean in (
+        (mmd.mmd_u_statistic, expected),
+        (mmd.mmd_v_statistic, expected + bias),
+    ):
+        values = np.asarray(jax.jit(jax.vmap(statistic, (0, 0, None)))(x, y, kernel), np.float64)
+        error = (values.mean() - mean) / (values.std() / math.sqrt(repeats))
+        assert abs(error) < 5
+
+
+def test_descending_the_gradient_meets_the_data(rng):
+    x, y = (jnp.asarray(s, jnp.float32) for s in _samples(rng, n=50, m=50, d=2))
+    kernel = kernels.median_mixture(kernels.imq_mixture, x, y)
+    start = mmd.mmd_v_statistic(x, y, kernel)
+    moved = x - 50 * mmd.mmd_gradient(x, y, kernel)
+    assert mmd.mmd_v_statistic(moved, y, kernel) < 0.7 * start
+
+
+def test_two_devices_give_the_one_device_answer(rng):
+    x, y = (jnp.asarray(s, jnp.float32) for s in _samples(rng, n=24, m=16, d=4))
+    kernel = kernels.imq_mixture(jnp.array([1.0, 2.0]))
+    shards = [points.reshape(2, -1, 4) for points in (x, y)]
+    for function in (mmd.mmd_v_statistic, mmd.mmd_u_statistic, mmd.mmd_gradient):
+        alone = function(x, y, kernel)
+        spread = jax.pmap(lambda a, b, f=function: f(a, b, kernel, axis_name="i"), axis_name="i")(
+            *shards
+        )
+        whole = spread.reshape(alone.shape) if alone.ndim else spread[0]
+        np.testing.assert_allclose(whole, alone, rtol=1e-5, atol=2e-7)
+
+
+def test_p_values_are_uniform_under_the_null_and_small_under_a_shift(key):
+    sizes, repeats = (12, 8), 2000
+
+    def p_value(key, shift):
+        x_key, y_key, test_key = jax.random.split(key, 3)
+        x = jax.random.normal(x_key, (sizes[0], 2))
+        y = jax.random.normal(y_key, (sizes[1], 2)) + shift
+        kernel = kernels.median_mixture(kernels.rbf_mixture, x, y)
+        return mmd.two_sample_test(test_key, x, y, kernel, num_permutations=99).p_value
+
+    keys = jax.random.split(key, repeats)
+    null = np.asarray(jax.jit(jax.vmap(lambda k: p_value(k, 0.0)))(keys))
+    rejected = np.mean(null <= 0.05)
+    assert 0.032 < rejected < 0.070
+    assert abs(null.mean() - 0.505) < 5 * math.sqrt(1 / 12 / repeats)
+    shifted = np.asarray(jax.jit(jax.vmap(lambda k: p_value(k, 2.0)))(keys[:200]))
+    assert np.mean(shifted <= 0.05) > 0.9
+
+
+def test_p_value_counts_every_permutation(key):
+    x, y = jnp.zeros((4, 1)), jnp.zeros((3, 1))
+    result = mmd.two_sample_test(key, x, y, kernels.rbf_mixture(1.0), num_permutations=150)
+    assert result.p_value == 1.0  # all ties
+    far = mmd.two_sample_test(key, x + jnp.arange(4.0)[:, None], y + 50, kernels.rbf_mixture(1.0))
+    assert 1 / 1000 <= float(far.p_value) < 0.1  # one labelling in 35 ties with the observed one
+
+
+def test_compiles_once_per_shape(rng):
+    x, y = (jnp.asarray(s, jnp.float32) for s in _samples(rng))
+    traced = jax.jit(chex.assert_max_traces(mmd.mmd_v_statistic, n=1))
+    for lengthscale in (1.0, 2.0):
+        traced(x * lengthscale, y, kernels.imq_mixture(lengthscale))
+
+
+def test_bad_input_is_named(key):
+    kernel = kernels.rbf_mixture(1.0)
+    x, y = jnp.zeros((3, 2)), jnp.zeros((4, 3))
+    with pytest.raises(ValueError, match=r"y: got shape \(4, 3\)"):
+        mmd.mmd_v_statistic(x, y, kernel)
+    with pytest.raises(ValueError, match="x: got dtype int32"):
+        mmd.mmd_gradient(x.astype(jnp.int32), x, kernel)
+    with pytest.raises(ValueError, match="number of samples in x: got 1"):
+        mmd.mmd_u_statistic(x[:1], x, kernel)
+    with pytest.raises(ValueError, match="num_permutations: got 0"):
+        mmd.two_sample_test(key, x, x, kernel, num_permutations=0)
