@@ -1,0 +1,284 @@
+"""Trains a generator: any objective on any data set.
+
+    python -m experiments.train --objective=kl --dataset=digits --workdir=runs/digits
+
+The work folder holds config.json, metrics.jsonl, checkpoints/, samples/*.png and curves.png. Run
+the same command again to resume: the newest intact checkpoint is taken up, and the metrics from
+there on are those of an uninterrupted run.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+from tqdm import tqdm
+
+from experiments import data as datasets
+from experiments import feed, networks, plots, runtime, settings
+from experiments.data import Dataset
+from experiments.runtime import Signals, Terminated, UsageError, Workdir
+from experiments.settings import Config
+from kernelgrad import kernels, metrics, mmd, objectives, train
+from kernelgrad.types import Array, Key, PyTree
+
+_MAX_STEPS_PER_CALL = 50
+_EVALUATED_SAMPLES = 500
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; created if missing.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder with the data set's files.")
+_NUM_DEVICES = flags.DEFINE_integer(
+    "num_devices", None, "Devices to use; all by default.", lower_bound=1
+)
+_ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
+    "allow_config_change", False, "Resume although settings differ from the run's config.json."
+)
+
+
+class Model(NamedTuple):
+    """The generator and the pieces of its training that follow from the config."""
+
+    generate: Callable[[PyTree, PyTree, Array], Array]
+    generator: train.Generator
+    optimizer: optax.GradientTransformation
+    sample_latents: Callable[[Key, int], Array]
+    initial_state: Callable[[Key], train.TrainState]
+
+
+def build(config: Config, dataset: Dataset, axis_name: str | None = None) -> Model:
+    """Returns the model of a config: networks, prior and optimizer."""
+    network = networks.generator_for(dataset.sample_shape, config.width, axis_name)
+    optimizer = optax.adam(config.learning_rate, b1=config.b1)
+
+    def sample_latents(key: Key, n: int) -> Array:
+        return settings.PRIORS[config.prior](key, (n, config.latent_dim))
+
+    def generator(params: PyTree, batch_stats: PyTree, latents: Array) -> tuple[Array, PyTree]:
+        variables = {"params": params, "batch_stats": batch_stats}
+        samples, updated = network.apply(variables, latents, train=True, mutable=["batch_stats"])
+        return samples, updated.get("batch_stats", {})
+
+    def generate(params: PyTree, batch_stats: PyTree, latents: Array) -> Array:
+        variables = {"params": params, "batch_stats": batch_stats}
+        return network.apply(variables, latents, train=False)
+
+    def initial_state(key: Key) -> train.TrainState:
+        variables = network.init(key, sample_latents(key, 2), train=False)
+        return train.init(variables["params"], variables.get("batch_stats", {}), optimizer)
+
+    return Model(generate, generator, optimizer, sample_latents, initial_state)
+
+
+def build_objective(config: Config) -> objectives.Objective:
+    """Returns the objective of a config."""
+    make_kernel = functools.partial(
+        kernels.median_mixture, settings.KERNELS[config.kernel], scales=config.kernel_scales
+    )
+    options = {"ridge": config.ridge} if config.objective == "kl" else {}
+    return objectives.OBJECTIVES[config.objective](make_kernel, **options)
+
+
+def run(
+    config: Config,
+    *,
+    workdir: str,
+    data_dir: str | None = None,
+    num_devices: int | None = None,
+    allow_config_change: bool = False,
+) -> dict[str, float]:
+    """Trains to num_steps, resuming what the work folder holds.
+
+    Args:
+      config: the settings.
+      workdir: the folder of the run.
+      data_dir: where the data set's files are.
+      num_devices: devices to use; None: all.
+      allow_config_change: resume although settings differ.
+
+    Returns:
+      The last record of the metrics.
+
+    Raises:
+      UsageError: a setting out of its range, or a work folder with another run.
+      DataError: the data set is unknown, missing or damaged.
+      StorageError: the work folder cannot be used.
+      DivergenceError: a state is not finite.
+      Terminated: SIGTERM came; the state is saved.
+    """
+    devices = jax.local_devices()[:num_devices]
+    if num_devices is not None and num_devices > len(devices):
+        raise UsageError(f"num_devices: got {num_devices}; expected at most {len(devices)}")
+    settings.validate(config, len(devices))
+    dataset = datasets.load(config.dataset, data_dir, seed=config.seed)
+    if len(dataset.train) < config.batch_size:
+        raise UsageError(
+            f"batch_size: got {config.batch_size}; expected at most the {len(dataset.train)} "
+            f"training examples of {config.dataset}"
+        )
+    with (
+        Workdir(
+            workdir,
+            config,
+            free_fields=("num_steps",),
+            allow_config_change=allow_config_change,
+        ) as folder,
+        Signals() as signals,
+    ):
+        return _train(config, dataset, folder, signals, devices)
+
+
+def _train(
+    config: Config, dataset: Dataset, folder: Workdir, signals: Signals, devices: list[jax.Device]
+) -> dict[str, float]:
+    model = build(config, dataset, train.AXIS)
+    init_key, train_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
+    restored = folder.restore(jax.eval_shape(model.initial_state, init_key))
+    step, host_state = restored or (0, jax.jit(model.initial_state)(init_key))
+    if step >= config.num_steps:
+        print(f"{folder.path}: already at step {step} of {config.num_steps}, nothing to do")
+        return folder.history()[-1]
+
+    per_call = steps_per_call(config, step)
+    advance = _make_advance(config, dataset, model, per_call, step, devices)
+    evaluate = _make_evaluate(model, dataset, folder, eval_key, config)
+    state = train.replicate(host_state, devices)
+    description = f"{config.objective} on {config.dataset}"
+    with tqdm(total=config.num_steps, initial=step, desc=description, unit="step") as bar:
+        while step < config.num_steps:
+            state, info = advance(state, train_key)
+            scalars = {name: np.asarray(x) for name, x in train.unreplicate(info).items()}
+            finite = scalars.pop("finite")
+            if not finite.all():
+                raise folder.divergence(step + int(finite.argmin()) + 1, "the state is not finite")
+            step += per_call
+            record = {name: float(values[-1]) for name, values in scalars.items()}
+            bar.update(per_call)
+            bar.set_postfix({name: f"{value:.3g}" for name, value in record.items()})
+            host_state = None
+            if step % config.eval_every == 0 or step >= config.num_steps:
+                host_state = train.unreplicate(state)
+                record |= evaluate(step, host_state)
+            folder.log(step, record)
+            if host_state is not None or signals.stop:
+                folder.save(step, host_state or train.unreplicate(state))
+            if signals.stop:
+                raise Terminated(
+                    f"SIGTERM: saved step {step} in {folder.path}; run the same command to resume"
+                )
+    return {"step": step, **record}
+
+
+def steps_per_call(config: Config, start: int = 0) -> int:
+    """Returns the largest number of steps per call that meets every evaluation exactly."""
+    common = math.gcd(config.num_steps, config.eval_every, start)
+    return max(n for n in range(1, _MAX_STEPS_PER_CALL + 1) if common % n == 0)
+
+
+def _make_advance(
+    config: Config,
+    dataset: Dataset,
+    model: Model,
+    per_call: int,
+    start: int,
+    devices: list[jax.Device],
+) -> Callable[[PyTree, Key], tuple[PyTree, PyTree]]:
+    """Returns (state, key) -> (state, info), `per_call` steps on all devices."""
+    train_step = train.make_train_step(
+        model.generator,
+        build_objective(config),
+        model.optimizer,
+        sample_latents=model.sample_latents,
+        axis_name=train.AXIS,
+    )
+    if dataset.train.nbytes <= config.resident_gib * 2**30:
+        scan = train.scan_resident(
+            train_step, batch_size=config.batch_size, num_steps=per_call, axis_name=train.AXIS
+        )
+        mapped = train.pmap_train_step(scan, devices)
+        resident = train.replicate(dataset.train, devices)
+        return lambda state, key: mapped(state, key, resident)
+
+    mapped = train.pmap_train_step(train.scan_batches(train_step), devices)
+    batches = feed.prefetched(
+        feed.host_batches(
+            dataset.train, config.seed, config.batch_size, per_call, start, len(devices)
+        )
+    )
+    return lambda state, key: mapped(state, key, next(batches))
+
+
+def _make_evaluate(
+    model: Model, dataset: Dataset, folder: Workdir, key: Key, config: Config
+) -> Callable[[int, train.TrainState], dict[str, float]]:
+    """Returns a function that draws samples, writes the pictures and returns held-out metrics."""
+    latents = model.sample_latents(key, _EVALUATED_SAMPLES)
+    held_out = np.asarray(train.as_unit_interval(jnp.asarray(dataset.test[:_EVALUATED_SAMPLES])))
+    test = jnp.asarray(held_out.reshape(len(held_out), -1))
+
+    @jax.jit
+    def generate(state: train.TrainState) -> tuple[Array, Array]:
+        samples = model.generate(state.params, state.batch_stats, latents)
+        flat = samples.reshape(samples.shape[0], -1)
+        kernel = kernels.median_mixture(kernels.imq_mixture, test, scales=config.kernel_scales)
+        return samples, mmd.mmd_u_statistic(flat, test, kernel)
+
+    def evaluate(step: int, state: train.TrainState) -> dict[str, float]:
+        samples, test_mmd = jax.device_get(generate(state))
+        record = {"test_mmd": float(test_mmd)}
+        if dataset.is_image:
+            folder.write_bytes(f"samples/{step:07d}.png", plots.image_grid(samples[:100]))
+            if dataset.train_labels is not None:
+                record |= neighbour_metrics(samples, dataset)
+        elif samples.shape[1] >= 2:
+            title = f"{config.objective} on {config.dataset}, step {step}"
+            picture = plots.points(samples, dataset.test, title)
+            folder.write_bytes(f"samples/{step:07d}.png", picture)
+        history = [*folder.history(), {"step": step, **record}]
+        folder.write_bytes("curves.png", plots.learning_curves(history))
+        return record
+
+    return evaluate
+
+
+def neighbour_metrics(samples: np.ndarray, dataset: Dataset) -> dict[str, float]:
+    """Returns paper 000's two metrics: label entropy and mean l1 distance of nearest neighbours.
+
+    Args:
+      samples: generated images in [0, 1]; shape (n, h, w, c).
+      dataset: images with labels.
+
+    Returns:
+      ``label_entropy`` in nats and ``nearest_l1``, the sum over pixels of intensities in [0, 1].
+    """
+    queries = samples.reshape(len(samples), -1)
+    train_images = dataset.train.reshape(len(dataset.train), -1)
+    index, distance = metrics.nearest_neighbors_l1(queries, train_images)
+    labels = jnp.asarray(dataset.train_labels)[index]
+    return {
+        "label_entropy": float(metrics.label_entropy(labels, dataset.num_classes)),
+        "nearest_l1": float(jnp.mean(distance)),
+    }
+
+
+def main() -> None:
+    """Parses the flags and trains."""
+    flags.mark_flag_as_required("workdir")
+    runtime.main(
+        lambda config: run(
+            config,
+            workdir=_WORKDIR.value,
+            data_dir=_DATA_DIR.value,
+            num_devices=_NUM_DEVICES.value,
+            allow_config_change=_ALLOW_CONFIG_CHANGE.value,
+        ),
+        settings.from_flags,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,366 @@
+r"""How good samples are: scores of a classifier's outputs, and distances to the data.
+
+Every function takes plain arrays: the classifier or the feature map is the caller's. Scores taken
+with different ones do not compare; in particular the Fréchet distance of a small classifier's
+features is not the FID of an Inception network. Sums over pairs go block by block: none holds an
+(n, m) buffer.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy.special import xlogy
+
+from kernelgrad import _checks
+from kernelgrad.types import Array
+
+_BLOCK_ROWS = 256  # of n points against m: 256 m floats at a time
+
+
+def inception_score(probs: Array) -> Array:
+    r"""Returns the inception score of a classifier's probabilities.
+
+    .. math:: \exp\Bigl( \frac1n \sum_i \mathrm{KL}[p_i \,\|\, \bar p] \Bigr), \qquad
+              \bar p = \frac1n \sum_i p_i
+
+    Higher is better: from 1, when all rows agree, to c, when they are one-hot and balanced.
+
+    Args:
+      probs: class probabilities p_i of each sample, >= 0, sum 1; shape (n, c), floating.
+
+    Returns:
+      The score, shape (), in [1, c]; at least float32. It grows with n on average: compare scores
+      at equal n. For the mean over splits, map this function over them.
+
+    Raises:
+      ValueError: wrong rank or dtype, or rows that do not sum to 1 (logits?).
+
+    Cost: O(n c).
+
+    References:
+      Salimans et al. 2016, section 4.
+    """
+    _checks.floating(probs=probs)
+    _checks.shape("probs", probs, ("n", "c"))
+    probs = _at_least_float32(probs)
+    row_sums = jnp.sum(probs, axis=1)
+    _in_range("probs (sums of rows)", row_sums, 0.99, 1.01)
+    marginal = jnp.mean(probs, axis=0, keepdims=True)
+    divergences = jnp.sum(xlogy(probs, probs) - xlogy(probs, marginal), axis=1)
+    return jnp.exp(jnp.mean(divergences))
+
+
+def label_entropy(labels: Array, num_classes: int) -> Array:
+    r"""Returns the entropy of the shares of the classes, in nats.
+
+    .. math:: -\sum_c p_c \log p_c, \qquad p_c = \frac{\#\{ i : \mathrm{label}_i = c \}}{n},
+              \qquad 0 \log 0 = 0
+
+    Higher is more diverse: from 0, one class, to log(num_classes).
+
+    Args:
+      labels: classes in 0..num_classes - 1; shape (n,), integer.
+      num_classes: number of classes, at least 1.
+
+    Returns:
+      The entropy in nats, shape (), float32.
+
+    Raises:
+      ValueError: labels of wrong rank or dtype or out of range; num_classes < 1.
+
+    Cost: O(n + num_classes).
+
+    References:
+      Li 2017, section 3, with the labels of the nearest training images.
+    """
+    _checks.shape("labels", labels, ("n",))
+    if not jnp.issubdtype(jnp.asarray(labels).dtype, jnp.integer):
+        raise ValueError(
+            f"labels: got dtype {jnp.asarray(labels).dtype}; expected an integer dtype"
+        )
+    _checks.at_least("num_classes", num_classes, 1)
+    labels = jnp.asarray(labels)
+    _in_range("labels", labels, 0, num_classes - 1)
+    counts = jnp.bincount(labels, length=num_classes)
+    shares = counts.astype(jnp.float32) / labels.shape[0]
+    return -jnp.sum(xlogy(shares, shares))
+
+
+def frechet_distance(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> Array:
+    r"""Returns the Fréchet (2-Wasserstein) distance, squared, of two Gaussians.
+
+    .. math:: |\mu_1 - \mu_2|^2 + \mathrm{tr}\bigl( \Sigma_1 + \Sigma_2
+              - 2 (\Sigma_1^{1/2} \Sigma_2 \Sigma_1^{1/2})^{1/2} \bigr)
+
+    The trace is computed as :math:`\min_Q |A_1 - A_2 Q|^2` over orthogonal Q, where
+    :math:`A_i A_i^T = \Sigma_i` by eigendecomposition and Q follows from the singular vectors of
+    :math:`A_2^T A_1`. It is never negative, nothing cancels, and singular covariances are no
+    special case. Lower is better; symmetric; 0 for equal arguments.
+
+    In float32 the error is about 1e-6 of the sum of the two traces, 1e-4 of it when just one of the
+    covariances is singular: with n < d samples enable x64 if this matters.
+
+    Args:
+      mean1: :math:`\mu_1`; shape (d,), floating.
+      cov1: :math:`\Sigma_1`, symmetric positive semidefinite; eigenvalues below 0 are taken as
+        rounding errors of 0; shape (d, d).
+      mean2: :math:`\mu_2`; shape (d,).
+      cov2: :math:`\Sigma_2`; shape (d, d).
+
+    Returns:
+      The squared distance, shape (), in squared units of the means; at least float32.
+
+    Raises:
+      ValueError: wrong rank, dtype or mismatched shapes.
+
+    Cost: O(d^3) time, O(d^2) memory.
+
+    References:
+      Heusel et al. 2017, eq. (6), as FID; Dowson & Landau 1982.
+    """
+    _checks.floating(mean1=mean1, cov1=cov1, mean2=mean2, cov2=cov2)
+    _checks.shape("mean1", mean1, ("d",))
+    d = mean1.shape[0]
+    _checks.shape("mean2", mean2, (d,))
+    _checks.shape("cov1", cov1, (d, d))
+    _checks.shape("cov2", cov2, (d, d))
+    root1, root2 = _root(_at_least_float32(cov1)), _root(_at_least_float32(cov2))
+    left, _, right = jnp.linalg.svd(_dot(root2.T, root1))
+    between_roots = root1 - _dot(root2, _dot(left, right))
+    between_means = _at_least_float32(mean1) - _at_least_float32(mean2)
+    return jnp.sum(jnp.square(between_means)) + jnp.sum(jnp.square(between_roots))
+
+
+def _root(cov: Array) -> Array:
+    """Returns A with A A^T = cov."""
+    eigenvalues, eigenvectors = jnp.linalg.eigh(cov)
+    return eigenvectors * jnp.sqrt(jnp.maximum(eigenvalues, 0))[None, :]
+
+
+def kernel_inception_distance(features1: Array, features2: Array) -> Array:
+    r"""Returns the unbiased estimate of MMD^2 with the cubic kernel.
+
+    .. math:: \frac{\sum_{i \neq j} k(x_i, x_j)}{n (n - 1)} + \frac{\sum_{i \neq j} k(y_i, y_j)}
+              {m (m - 1)} - \frac{2 \sum_{i, j} k(x_i, y_j)}{n m}, \qquad
+              k(x, y) = \Bigl( \frac{x^T y}{d} + 1 \Bigr)^3
+
+    Lower is better; the expectation is 0 for equal distributions, so an estimate may be negative.
+    The kernel is not translation invariant, but terms in x alone and in y alone cancel in the
+    estimate: they are left out, so that a common offset of the features costs few digits.
+
+    Args:
+      features1: x_i; shape (n, d), floating, n >= 2.
+      features2: y_j; shape (m, d), m >= 2.
+
+    Returns:
+      The estimate, shape (); at least float32. The literature reports the mean over subsets: map
+      this function over them.
+
+    Raises:
+      ValueError: wrong rank or dtype, mismatched d, or a single row.
+
+    Cost: O((n + m)^2 d) time, O((n + m) d) memory.
+
+    References:
+      Binkowski et al. 2018, section 4; Gretton et al. 2012, eq. (3).
+    """
+    _checks.points(features1=features1, features2=features2)
+    for name, features in (("features1", features1), ("features2", features2)):
+        if features.shape[0] < 2:
+            raise ValueError(f"{name}: got 1 row; expected at least 2, the estimate needs pairs")
+    d = features1.shape[1]
+    x, y = _at_least_float32(features1), _at_least_float32(features2)
+    centre = jnp.mean(jnp.concatenate([x, y]), axis=0)
+    x, y = x - centre[None, :], y - centre[None, :]
+    base = jnp.dot(centre, centre, precision=lax.Precision.HIGHEST) / d + 1
+
+    def mean_kernel(rows: Array, cols: Array, *, same: bool) -> Array:
+        row_shifts, col_shifts = _dot(rows, centre) / d, _dot(cols, centre) / d
+
+        def row_mean(item: tuple[Array, Array, Array]) -> Array:
+            index, row, shift = item
+            inner = _dot(cols, row) / d
+            offset = base + shift + col_shifts
+            # (offset + inner)^3 - (base + shift)^3 - (base + col_shift)^3 + base^3
+            values = inner * (3 * offset * (offset + inner) + jnp.square(inner))
+            values += 3 * shift * col_shifts * (offset + base)
+            if not same:
+                return jnp.mean(values)
+            others = jnp.arange(values.shape[0]) != index
+            return jnp.sum(jnp.where(others, values, 0)) / (values.shape[0] - 1)
+
+        items = (jnp.arange(rows.shape[0]), rows, row_shifts)
+        return jnp.mean(lax.map(row_mean, items, batch_size=_BLOCK_ROWS))
+
+    within = mean_kernel(x, x, same=True) + mean_kernel(y, y, same=True)
+    return within - 2 * mean_kernel(x, y, same=False)
+
+
+class PrecisionRecall(NamedTuple):
+    """Fidelity and diversity of samples by nearest neighbours; each of shape ().
+
+    Attributes:
+      precision: share of the fakes inside the ball of some real point, in [0, 1].
+      recall: share of the real points inside the ball of some fake, in [0, 1].
+      density: number of real balls a fake lies in, over k, on average; >= 0, may exceed 1.
+      coverage: share of the real points with some fake inside their ball, in [0, 1].
+    """
+
+    precision: Array
+    recall: Array
+    density: Array
+    coverage: Array
+
+
+def precision_recall(real: Array, fake: Array, *, k: int = 5) -> PrecisionRecall:
+    r"""Returns improved precision and recall, density and coverage.
+
+    The ball of a point is open; its radius is the distance to the point's k-th nearest neighbour in
+    its own set, itself not counted. Higher is better; `fake` equal to `real` gives 1 four times
+    (without ties). Precision, density and coverage use the balls of the real points, recall those
+    of the fakes.
+
+    Args:
+      real: points of the data, mostly features; shape (n, d), floating, n > k.
+      fake: points of the model; shape (m, d), m > k.
+      k: which neighbour sets the radius.
+
+    Returns:
+      A :class:`PrecisionRecall`; NaN four times where a point is not finite.
+
+    Raises:
+      ValueError: wrong rank or dtype, mismatched d, k < 1, or no more than k points.
+
+    Cost: O((n + m)^2 d) time, O((n + m) d) memory. Distances, centred, are exact to about 1e-6 of
+      the squared diameter of the data: neighbours closer than that are ties.
+
+    References:
+      Kynkäänniemi et al. 2019, eqs. (1)-(2); Naeem et al. 2020, section 3, and their code for the
+      open balls.
+    """
+    _checks.points(real=real, fake=fake)
+    _checks.at_least("k", k, 1)
+    for name, points in (("real", real), ("fake", fake)):
+        if points.shape[0] <= k:
+            raise ValueError(f"{name}: got {points.shape[0]} points; expected more than k = {k}")
+    real, fake = _at_least_float32(real), _at_least_float32(fake)
+    centre = jnp.mean(real, axis=0, keepdims=True)
+    real, fake = real - centre, fake - centre
+    real_sq_radii, fake_sq_radii = _squared_radii(real, k), _squared_radii(fake, k)
+
+    def balls_around(point: Array) -> Array:
+        return jnp.sum(_squared_distances(point, real) < real_sq_radii)
+
+    def recalled_and_covered(item: tuple[Array, Array]) -> tuple[Array, Array]:
+        point, sq_radius = item
+        sq_dist = _squared_distances(point, fake)
+        return jnp.any(sq_dist < fake_sq_radii), jnp.min(sq_dist) < sq_radius
+
+    num_balls = lax.map(balls_around, fake, batch_size=_BLOCK_ROWS)
+    recalled, covered = lax.map(recalled_and_covered, (real, real_sq_radii), batch_size=_BLOCK_ROWS)
+    shares = PrecisionRecall(
+        precision=jnp.mean(num_balls > 0, dtype=real.dtype),
+        recall=jnp.mean(recalled, dtype=real.dtype),
+        density=jnp.mean(num_balls, dtype=real.dtype) / k,
+        coverage=jnp.mean(covered, dtype=real.dtype),
+    )
+    finite = jnp.isfinite(real).all() & jnp.isfinite(fake).all()
+    return jax.tree.map(lambda share: jnp.where(finite, share, jnp.nan), shares)
+
+
+def _squared_distances(point: Array, others: Array) -> Array:
+    """Returns |point - others_j|^2, shape (m,); both centred."""
+    norms = jnp.sum(jnp.square(others), axis=1)
+    return jnp.maximum(jnp.sum(jnp.square(point)) + norms - 2 * _dot(others, point), 0)
+
+
+def _squared_radii(points: Array, k: int) -> Array:
+    """Returns the squared distance of each point to its k-th nearest other point."""
+
+    def sq_radius(item: tuple[Array, Array]) -> Array:
+        index, point = item
+        sq_dist = _squared_distances(point, points)
+        others = jnp.where(jnp.arange(points.shape[0]) == index, jnp.inf, sq_dist)
+
+        def next_larger(_: int, value: Array) -> Array:
+            larger = jnp.min(jnp.where(others > value, others, jnp.inf))
+            return jnp.where(jnp.sum(others <= value) < k, larger, value)
+
+        return lax.fori_loop(0, k, next_larger, jnp.full((), -1, points.dtype))
+
+    return lax.map(sq_radius, (jnp.arange(points.shape[0]), points), batch_size=_BLOCK_ROWS)
+
+
+def nearest_neighbors_l1(queries: Array, data: Array) -> tuple[Array, Array]:
+    r"""Returns the nearest point of the data to each query, and its l1 distance.
+
+    .. math:: \min_j \sum_k |q_{ik} - x_{jk}|
+
+    Uint8 arrays are images: they stand for intensities x / 255 in [0, 1], whatever the dtype of the
+    other argument, and nothing wraps around.
+
+    Args:
+      queries: q_i; shape (n, d), floating or uint8.
+      data: x_j; shape (m, d), floating or uint8.
+
+    Returns:
+      The indices j, shape (n,), int32; of equally near points the first (exactly so between uint8
+      arrays, d <= 65 793). The distances, a sum over coordinates, shape (n,), at least float32; NaN
+      for a query that is not finite, and for all if a point of the data is not.
+
+    Raises:
+      ValueError: wrong rank, dtype or mismatched d.
+
+    Cost: O(n m d) time, O(n) memory beyond the arguments; 500 queries against 60 000 images of 784
+      pixels take 2 seconds on two cores.
+
+    References:
+      Li 2017, section 3.
+    """
+    queries, data = jnp.asarray(queries), jnp.asarray(data)
+    for name, array in (("queries", queries), ("data", data)):
+        if array.dtype != jnp.uint8 and not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(f"{name}: got dtype {array.dtype}; expected floating or uint8")
+    _checks.shape("queries", queries, ("n", "d"))
+    _checks.shape("data", data, ("m", queries.shape[1]))
+    dtype = jnp.promote_types(jnp.promote_types(queries.dtype, data.dtype), jnp.float32)
+    units = 255 if jnp.uint8 in (queries.dtype, data.dtype) else 1
+
+    def in_units(array: Array) -> Array:
+        return array.astype(dtype) * (1 if array.dtype == jnp.uint8 else units)
+
+    finite = jnp.isfinite(queries).all(axis=1) & jnp.isfinite(data).all()
+    queries = in_units(queries)
+    num_rows = min(_BLOCK_ROWS, data.shape[0])
+
+    def merge(best: tuple[Array, Array], start: Array) -> tuple[tuple[Array, Array], None]:
+        points = in_units(lax.dynamic_slice_in_dim(data, start, num_rows))
+        distances = jnp.sum(jnp.abs(queries[:, None, :] - points[None, :, :]), axis=2)
+        indices = start + jnp.argmin(distances, axis=1).astype(jnp.int32)
+        nearest = (indices, jnp.min(distances, axis=1))
+        closer = nearest[1] < best[1]
+        return jax.tree.map(lambda new, old: jnp.where(closer, new, old), nearest, best), None
+
+    starts = jnp.arange(0, data.shape[0], num_rows, dtype=jnp.int32)
+    starts = jnp.minimum(starts, data.shape[0] - num_rows)  # the last block may overlap
+    n = queries.shape[0]
+    best = (jnp.zeros(n, jnp.int32), jnp.full(n, jnp.inf, dtype))
+    (indices, distances), _ = lax.scan(merge, best, starts)
+    return indices, jnp.where(finite, distances / units, jnp.nan)
+
+
+def _at_least_float32(array: Array) -> Array:
+    array = jnp.asarray(array)
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def _dot(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
+def _in_range(name: str, values: Array, low: float, high: float) -> None:
+    """As _checks.in_range, both ends included, naming the extremes instead of all values."""
+    extremes = jnp.stack([jnp.min(values), jnp.max(values)])
+    _checks.in_range(name, extremes, low, high, closed="lr")
