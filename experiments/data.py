@@ -98,13 +98,13 @@ def load(name: str, data_dir: str | None = None, *, seed: int = 0) -> Dataset:
         return _table(name, _find(name, root, "uci", _TABLES[name].file), seed)
     if name == "cifar10_jpeg":
         archive = _find(name, root, "cifar10", "cifar10-jpeg.tar.xz")
-        return _images(name, image_sets.read_cifar10_jpeg(archive, _cache()), seed)
+        return _images(name, image_sets.read_cifar10_jpeg(archive, cache_dir()), seed)
     if name == "mnist":
-        return _images(name, image_sets.read_prepared(_mnist_directory(root), _cache()), seed)
-    for place in [_cache() / "tfds"] if root is None else [root, _cache() / "tfds"]:
+        return _images(name, image_sets.read_prepared(_mnist_directory(root), cache_dir()), seed)
+    for place in [cache_dir() / "tfds"] if root is None else [root, cache_dir() / "tfds"]:
         directory = image_sets.find_prepared(name, place)
         if directory is not None:
-            return _images(name, image_sets.read_prepared(directory, _cache()), seed)
+            return _images(name, image_sets.read_prepared(directory, cache_dir()), seed)
     raise DataError(_unknown(name, root))
 
 
@@ -118,7 +118,8 @@ def _unknown(name: str, root: Path | None) -> str:
     )
 
 
-def _cache() -> Path:
+def cache_dir() -> Path:
+    """Returns the folder for what was decoded, converted or trained once."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(os.environ.get("KERNELGRAD_CACHE") or f"{base}/kernelgrad").expanduser()
 
@@ -342,14 +343,12 @@ def _mnist_directory(root: Path | None) -> Path:
         directory = image_sets.find_prepared("mnist", root)
         if directory is not None:
             return directory
-    return mnist_builder.prepare(source, _cache() / "tfds")
+    return mnist_builder.prepare(source, cache_dir() / "tfds")
 
 
 def _images(name: str, image_set: image_sets.ImageSet, seed: int) -> Dataset:
     """Returns the splits train and test; without the latter, a tenth of the former is held out."""
     splits, num_classes = image_set
-    if "train" not in splits:
-        raise DataError(f"{name}: got the splits {', '.join(splits)}; expected one named train")
     images, labels = splits["train"]
     if "test" in splits:
         test_images, test_labels = splits["test"]

@@ -139,11 +139,12 @@ def read_prepared(directory: Path, cache: Path) -> ImageSet:
       cache: writable folder, created if need be.
 
     Returns:
-      All splits. Labels are None unless the set has a feature "label" that is a ClassLabel.
+      The splits "train" and, if there is one, "test". Labels are None unless the set has a feature
+      "label" that is a ClassLabel and the split is labelled.
 
     Raises:
-      DataError: another file format, no image feature of 8 bits, images of different sizes, or
-        damaged files; or `cache` is not writable.
+      DataError: another file format, no split "train", no image feature of 8 bits, images of
+        different sizes, or damaged files; or `cache` is not writable.
     """
     stamp = hashlib.sha256(str(directory.resolve()).encode())
     for file in sorted(directory.iterdir()):
@@ -164,10 +165,14 @@ def _decode_prepared(directory: Path) -> ImageSet:
         image, shape = _image_feature(features)
         label = features.get("label")
         num_classes = label.num_classes if isinstance(label, tfds.features.ClassLabel) else 0
+        if "train" not in builder.info.splits:
+            raise DataError(f"got the splits {', '.join(builder.info.splits)}; expected train")
         splits = {}
-        for name in builder.info.splits:
-            rows = builder.as_data_source(name, decoders={image: tfds.decode.SkipDecoding()})
-            splits[name] = _read_rows(rows, name, image, shape, num_classes)
+        for name in ("train", "test"):
+            if name in builder.info.splits:
+                rows = builder.as_data_source(name, decoders={image: tfds.decode.SkipDecoding()})
+                splits[name] = _read_rows(rows, name, image, shape, num_classes)
+                shape = splits["train"].images.shape[1:]
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(
@@ -189,8 +194,6 @@ def _image_feature(features: Any) -> tuple[str, _Shape]:
 
 def _read_rows(rows: Any, name: str, image: str, shape: _Shape, num_classes: int) -> Split:
     """Decodes all rows of a data source, a batch at a time."""
-    if not len(rows):
-        raise DataError(f"split {name!r} has no examples; expected at least 1")
     first = _decode(rows[0][image], shape)
     images = np.empty((len(rows), *first.shape), np.uint8)
     labels = np.empty(len(rows), np.int32) if num_classes else None
@@ -202,11 +205,8 @@ def _read_rows(rows: Any, name: str, image: str, shape: _Shape, num_classes: int
                 if labels is not None:
                     labels[index] = row["label"]
             bar.update(len(batch))
-    if labels is not None and not 0 <= labels.min() <= labels.max() < num_classes:
-        raise DataError(
-            f"split {name!r} has labels {labels.min()}..{labels.max()}; "
-            f"expected 0..{num_classes - 1}"
-        )
+    if labels is not None and labels.min() < 0:  # TFDS writes -1 where there is no label
+        labels = None
     return Split(images, labels)
 
 

@@ -86,6 +86,43 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> bytes:
     return _png(figure)
 
 
+def comparison(
+    curves: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
+    seconds_per_step: Mapping[str, float],
+    reference: Mapping[str, float],
+    title: str,
+) -> bytes:
+    """Draws each metric of several methods, over steps above and over training time below.
+
+    Args:
+      curves: by metric and method, steps (t,) and values (seeds, t); a line joins the means and a
+        band spans the seeds.
+      seconds_per_step: by method.
+      reference: values of real data by metric, drawn as a dashed line.
+      title: title of the figure.
+
+    Returns:
+      PNG bytes.
+    """
+    figure, grid = plt.subplots(
+        2, len(curves), figsize=(4.2 * len(curves), 6.5), squeeze=False, layout="constrained"
+    )
+    figure.suptitle(title)
+    for column, (metric, methods) in zip(grid.T, curves.items(), strict=True):
+        for method, (steps, values) in methods.items():
+            for axes, x in zip(column, (steps, steps * seconds_per_step[method]), strict=True):
+                (line,) = axes.plot(x, values.mean(axis=0), marker=".", label=method)
+                low, high = values.min(axis=0), values.max(axis=0)
+                axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2)
+        for axes, label in zip(column, ("step", "training time (s)"), strict=True):
+            if metric in reference:
+                axes.axhline(reference[metric], color="0.4", linestyle="--", label="real images")
+            axes.set(title=metric, xlabel=label)
+            axes.grid(alpha=0.3)
+    grid[0, 0].legend()
+    return _png(figure)
+
+
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)

@@ -543,8 +543,7 @@ def _write_checkpoint(
     (folder / _LEAVES).write_text(json.dumps(specs, indent=2) + "\n")
     for entry in folder.rglob("*"):
         _sync(entry)
-    digests = "".join(f"{digest}  {name}\n" for name, digest in _digests(folder).items())
-    _replace(folder / _MANIFEST, digests.encode())
+    _replace(folder / _MANIFEST, _manifest(_digests(folder)))
 
 
 def _read_checkpoint(folder: pathlib.Path, abstract_state: PyTree) -> PyTree:
@@ -572,21 +571,24 @@ def _brief(error: Exception) -> str:
     return text if len(text) < 170 else f"{text[:60]} ... {text[-100:]}"
 
 
+def _manifest(digests: dict[str, str]) -> bytes:
+    return "".join(f"{digest}  {name}\n" for name, digest in digests.items()).encode()
+
+
 def _damage(folder: pathlib.Path) -> str | None:
+    manifest = folder / _MANIFEST
     try:
-        text = (folder / _MANIFEST).read_text()
-        *lines, end = text.split("\n")
-        if end:
-            raise ValueError("the last line has no end")
-        listed = {line[66:]: line[:64] for line in lines}
-        actual = _digests(folder)
-    except (OSError, ValueError):
-        return f"{folder / _MANIFEST}: got no readable file; expected a list of SHA-256 digests"
+        content, actual = manifest.read_bytes(), _digests(folder)
+    except OSError as error:
+        return f"{manifest}: {error.strerror}"
+    if content == _manifest(actual):
+        return None
+    listed = {line[66:]: line[:64] for line in content.decode(errors="replace").splitlines()}
     for name in sorted(listed.keys() | actual.keys()):
         got, expected = actual.get(name, "no such file"), listed.get(name, "no such file")
         if got != expected:
             return f"{folder / name}: got SHA-256 {got}; expected {expected}"
-    return None
+    return f"{manifest}: got a damaged file; expected a list of SHA-256 digests"
 
 
 def _named_leaves(tree: PyTree) -> dict[str, Any]:

@@ -140,8 +140,8 @@ def validate(config: Config, num_devices: int) -> None:
         raise UsageError(f"b1: got {config.b1}; expected a number in [0, 1)")
     if config.batch_size % num_devices:
         below = config.batch_size // num_devices * num_devices
-        nearest = [size for size in (below, below + num_devices) if size > 0]
+        sizes = [size for size in (below, below + num_devices) if size > 0]
         raise UsageError(
             f"batch_size: got {config.batch_size} for {num_devices} devices; expected a multiple, "
-            f"such as {' or '.join(map(str, nearest))}"
+            f"such as {' or '.join(map(str, sizes))}"
         )

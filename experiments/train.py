@@ -9,7 +9,7 @@ there on are those of an uninterrupted run.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,15 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from experiments import data as datasets
-from experiments import feed, networks, plots, runtime, settings
+from experiments import feed, image_metrics, networks, plots, runtime, settings
 from experiments.data import Dataset
 from experiments.runtime import Signals, Terminated, UsageError, Workdir
 from experiments.settings import Config
-from kernelgrad import kernels, metrics, mmd, objectives, train
+from kernelgrad import kernels, mmd, objectives, train
 from kernelgrad.types import Array, Key, PyTree
+
+ScoreFn = Callable[[Array], dict[str, float]]
 
 _MAX_STEPS_PER_CALL = 50
 _EVALUATED_SAMPLES = 500
@@ -90,6 +93,7 @@ def run(
     data_dir: str | None = None,
     num_devices: int | None = None,
     allow_config_change: bool = False,
+    extra_scores: Sequence[ScoreFn] = (),
 ) -> dict[str, float]:
     """Trains to num_steps, resuming what the work folder holds.
 
@@ -99,6 +103,7 @@ def run(
       data_dir: where the data set's files are.
       num_devices: devices to use; None: all.
       allow_config_change: resume although settings differ.
+      extra_scores: functions of generated samples to metrics, added at every evaluation.
 
     Returns:
       The last record of the metrics.
@@ -128,12 +133,18 @@ def run(
             allow_config_change=allow_config_change,
         ) as folder,
         Signals() as signals,
+        threadpool_limits(1, user_api="blas"),  # LAPACK's threads and XLA's slow each other down
     ):
-        return _train(config, dataset, folder, signals, devices)
+        return _train(config, dataset, folder, signals, devices, extra_scores)
 
 
 def _train(
-    config: Config, dataset: Dataset, folder: Workdir, signals: Signals, devices: list[jax.Device]
+    config: Config,
+    dataset: Dataset,
+    folder: Workdir,
+    signals: Signals,
+    devices: list[jax.Device],
+    extra_scores: Sequence[ScoreFn],
 ) -> dict[str, float]:
     model = build(config, dataset, train.AXIS)
     init_key, train_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
@@ -144,8 +155,8 @@ def _train(
         return folder.history()[-1]
 
     per_call = steps_per_call(config, step)
-    advance = _make_advance(config, dataset, model, per_call, step, devices)
-    evaluate = _make_evaluate(model, dataset, folder, eval_key, config)
+    advance = make_advance(config, dataset, model, per_call, step, devices)
+    evaluate = _make_evaluate(model, dataset, folder, eval_key, config, extra_scores)
     state = train.replicate(host_state, devices)
     description = f"{config.objective} on {config.dataset}"
     with tqdm(total=config.num_steps, initial=step, desc=description, unit="step") as bar:
@@ -164,6 +175,8 @@ def _train(
                 host_state = train.unreplicate(state)
                 record |= evaluate(step, host_state)
             folder.log(step, record)
+            if host_state is not None:
+                folder.write_bytes("curves.png", plots.learning_curves(folder.history()))
             if host_state is not None or signals.stop:
                 folder.save(step, host_state or train.unreplicate(state))
             if signals.stop:
@@ -179,7 +192,7 @@ def steps_per_call(config: Config, start: int = 0) -> int:
     return max(n for n in range(1, _MAX_STEPS_PER_CALL + 1) if common % n == 0)
 
 
-def _make_advance(
+def make_advance(
     config: Config,
     dataset: Dataset,
     model: Model,
@@ -213,56 +226,42 @@ def _make_advance(
 
 
 def _make_evaluate(
-    model: Model, dataset: Dataset, folder: Workdir, key: Key, config: Config
+    model: Model,
+    dataset: Dataset,
+    folder: Workdir,
+    key: Key,
+    config: Config,
+    extra_scores: Sequence[ScoreFn],
 ) -> Callable[[int, train.TrainState], dict[str, float]]:
-    """Returns a function that draws samples, writes the pictures and returns held-out metrics."""
+    """Returns a function that draws samples, writes their picture and returns their metrics."""
+    scores = list(extra_scores)
+    if dataset.is_image and dataset.train_labels is not None:
+        scores.insert(0, image_metrics.neighbours(dataset))
     latents = model.sample_latents(key, _EVALUATED_SAMPLES)
     held_out = np.asarray(train.as_unit_interval(jnp.asarray(dataset.test[:_EVALUATED_SAMPLES])))
     test = jnp.asarray(held_out.reshape(len(held_out), -1))
 
     @jax.jit
-    def generate(state: train.TrainState) -> tuple[Array, Array]:
+    def generate(state: train.TrainState, latents: Array, test: Array) -> tuple[Array, Array]:
         samples = model.generate(state.params, state.batch_stats, latents)
         flat = samples.reshape(samples.shape[0], -1)
         kernel = kernels.median_mixture(kernels.imq_mixture, test, scales=config.kernel_scales)
         return samples, mmd.mmd_u_statistic(flat, test, kernel)
 
     def evaluate(step: int, state: train.TrainState) -> dict[str, float]:
-        samples, test_mmd = jax.device_get(generate(state))
+        samples, test_mmd = jax.device_get(generate(state, latents, test))
         record = {"test_mmd": float(test_mmd)}
+        for score in scores:
+            record |= score(samples)
         if dataset.is_image:
-            folder.write_bytes(f"samples/{step:07d}.png", plots.image_grid(samples[:100]))
-            if dataset.train_labels is not None:
-                record |= neighbour_metrics(samples, dataset)
-        elif samples.shape[1] >= 2:
+            picture = plots.image_grid(samples[:100])
+        else:
             title = f"{config.objective} on {config.dataset}, step {step}"
             picture = plots.points(samples, dataset.test, title)
-            folder.write_bytes(f"samples/{step:07d}.png", picture)
-        history = [*folder.history(), {"step": step, **record}]
-        folder.write_bytes("curves.png", plots.learning_curves(history))
+        folder.write_bytes(f"samples/{step:07d}.png", picture)
         return record
 
     return evaluate
-
-
-def neighbour_metrics(samples: np.ndarray, dataset: Dataset) -> dict[str, float]:
-    """Returns paper 000's two metrics: label entropy and mean l1 distance of nearest neighbours.
-
-    Args:
-      samples: generated images in [0, 1]; shape (n, h, w, c).
-      dataset: images with labels.
-
-    Returns:
-      ``label_entropy`` in nats and ``nearest_l1``, the sum over pixels of intensities in [0, 1].
-    """
-    queries = samples.reshape(len(samples), -1)
-    train_images = dataset.train.reshape(len(dataset.train), -1)
-    index, distance = metrics.nearest_neighbors_l1(queries, train_images)
-    labels = jnp.asarray(dataset.train_labels)[index]
-    return {
-        "label_entropy": float(metrics.label_entropy(labels, dataset.num_classes)),
-        "nearest_l1": float(jnp.mean(distance)),
-    }
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ def floating(**arrays: Array) -> None:
             raise ValueError(f"{name}: got dtype {jnp.asarray(array).dtype}; expected floating")
 
 
-def shape(name: str, array: Array, expected: Sequence[int | str]) -> None:
+def shape(name: str, array: float | Array, expected: Sequence[int | str]) -> None:
     """Raises ValueError unless `array` has the shape; a str entry matches any size >= 1.
 
     >>> shape("x", jnp.zeros((3, 2)), ("n", 2))
@@ -46,17 +46,24 @@ def points(**arrays: Array) -> None:
             )
 
 
-def in_range(name: str, value: float | Array, low: float, high: float, *, closed: str = "") -> None:
+def in_range(
+    name: str,
+    value: float | Sequence[float] | Array,
+    low: float,
+    high: float,
+    *,
+    closed: str = "",
+) -> None:
     """Raises ValueError unless every concrete entry of `value` lies between low and high.
 
     Args:
       name: the argument's name.
-      value: scalar or array; a traced value passes, for it has no number yet.
+      value: scalar, sequence or array; a traced one passes, for it has no number yet.
       low: lower end.
       high: upper end.
       closed: which ends belong to the range: any of "l", "r", "lr", "".
     """
-    if isinstance(value, jax.core.Tracer):
+    if any(isinstance(entry, jax.core.Tracer) for entry in jax.tree.leaves(value)):
         return
     array = np.asarray(value)
     above = array >= low if "l" in closed else array > low
@@ -67,7 +74,7 @@ def in_range(name: str, value: float | Array, low: float, high: float, *, closed
         raise ValueError(f"{name}: got {np.array2string(array)}; expected values in {expected}")
 
 
-def positive(**values: float | Array) -> None:
+def positive(**values: float | Sequence[float] | Array) -> None:
     """Raises ValueError for the first argument with a concrete entry that is not in (0, inf)."""
     for name, value in values.items():
         in_range(name, value, 0.0, math.inf)

@@ -131,8 +131,9 @@ def imq_mixture(
     """
     if isinstance(exponent, float) and exponent == -0.5:
         return _mixture(_imq, lengthscales, weights)
+    _checks.shape("exponent", exponent, ())
     _checks.in_range("exponent", exponent, -math.inf, 0.0)
-    return _mixture(_power, lengthscales, weights, jnp.asarray(exponent))
+    return _mixture(_power, lengthscales, weights, jnp.asarray(exponent, dtype=float))
 
 
 def rational_quadratic(
@@ -153,7 +154,8 @@ def rational_quadratic(
     Raises:
       ValueError: a concrete argument out of its range, or shapes that differ.
     """
-    _checks.positive(alpha=alpha)
+    _checks.shape("alpha", alpha, ())
+    _checks.positive(alpha=alpha, lengthscales=lengthscales)
     alpha = jnp.asarray(alpha, dtype=float)
     return _mixture(
         _power, jnp.asarray(lengthscales, dtype=float) * jnp.sqrt(2 * alpha), weights, -alpha
@@ -279,7 +281,7 @@ def median_lengthscale(x: Array, y: Array | None = None, *, axis_name: str | Non
     pool = lax.stop_gradient(x if y is None else jnp.concatenate([x, y]))
     pool = pairwise.gather(pool, axis_name).astype(median.dtype)
     size = pool.shape[0]
-    mean = 2 * size / (size - 1) * jnp.sum(jnp.var(pool, axis=0))
+    mean = 2 * size / (size - 1) * jnp.sum(jnp.var(pool - pool[:1], axis=0))
     fallback = jnp.where(mean > 0, mean, 1)
     return jnp.sqrt(jnp.where(median == 0, fallback, median))
 
@@ -334,7 +336,7 @@ def median_mixture(
       Li 2017 (approximate KL gradients), section 3: the squares of the bandwidths are the median
       squared distance on the union of samples and data, times [0.5, 1, 2, 4].
     """
-    _checks.positive(scales=jnp.asarray(scales))
+    _checks.positive(scales=scales)
     roots = jnp.asarray([math.sqrt(scale) for scale in scales])
     return family(roots * median_lengthscale(x, y, axis_name=axis_name))
 
@@ -347,11 +349,11 @@ def _mixture(
 ) -> RadialMixture:
     scales = jnp.atleast_1d(jnp.asarray(lengthscales, dtype=float))
     _checks.shape("lengthscales", scales, ("c",))
-    _checks.positive(lengthscales=scales)
+    _checks.positive(lengthscales=lengthscales)
     if weights is not None:
+        _checks.in_range("weights", weights, 0.0, math.inf, closed="l")
         weights = jnp.atleast_1d(jnp.asarray(weights, dtype=float))
         _checks.shape("weights", weights, scales.shape)
-        _checks.in_range("weights", weights, 0.0, math.inf, closed="l")
     return RadialMixture(shape, scales, weights, exponent)
 
 

@@ -10,7 +10,8 @@ from kernelgrad import _checks, pairwise
 from kernelgrad.types import Array
 
 _LIMB = 20  # numbers of pairs exceed int32: counts are (high, low) with low < 2^_LIMB
-_SAMPLE = 200  # points whose pairs place the first pivots
+_SAMPLE = 64  # points whose pairs place the first pivots
+_ROUNDING = 8  # above the error of |a|^2 + |b|^2 - 2 a.b, in units of eps (|a|^2 + |b|^2)
 
 _Count = tuple[Array, Array]
 
@@ -30,12 +31,14 @@ def median_squared_distance(
 
     Returns:
       The median, shape (), in squared units of x; at least float32. It is 0 when more than half
-      of the pairs coincide, and NaN when a point is not finite.
+      of the pairs coincide to rounding, infinity when it overflows, and NaN when a point is not
+      finite.
 
     Raises:
       ValueError: wrong rank or dtype, or fewer than two points.
 
-    Cost: about 5 passes of O((n + m)^2 d / 2) time, at most 17; O((n + m) d) memory.
+    Cost: about 5 passes of O((n + m)^2 d / 2) time, at most 17 (32 in float64); O((n + m) d)
+      memory.
     """
     _checks.points(x=x, **({} if y is None else {"y": y}))
     pool = lax.stop_gradient(x if y is None else jnp.concatenate([x, y]))
@@ -52,7 +55,7 @@ def median_squared_distance(
     if num_pairs % 2 == 0:
         tied = _at_least(upto, num_pairs // 2 + 1)
         upper = lax.cond(tied, lambda: lower, lambda: pairs.smallest_above(lower))
-    median = lower + (upper - lower) / 2
+    median = lower / 2 + upper / 2
     return jnp.where(jnp.all(jnp.isfinite(everyone)), median, jnp.nan)
 
 
@@ -69,8 +72,8 @@ class _Pairs:
         """Counts the pairs at distance <= each pivot, over all devices."""
 
         def add(count: _Count, sq_dist: Array) -> _Count:
-            hits = [jnp.sum(sq_dist <= pivot, dtype=jnp.int32) for pivot in pivots]
-            return _carried(count[0], count[1] + jnp.stack(hits))
+            hits = jnp.sum(sq_dist[None] <= pivots[:, None, None], axis=(1, 2), dtype=jnp.int32)
+            return _carried(count[0], count[1] + hits)
 
         zero = jnp.zeros(pivots.shape, jnp.int32)
         high, low = self._fold(add, (zero, zero))
@@ -99,7 +102,7 @@ class _Pairs:
 
             def add_tile(col, carry):  # type: ignore[no-untyped-def]
                 cols = lax.dynamic_slice_in_dim(padded, origin + col * size, size)
-                sq_dist = pairwise.tile_distances((0, 0), rows, cols, diagonal=False)
+                sq_dist = _distances(rows, cols)
                 i = row * size + lax.broadcasted_iota(jnp.int32, sq_dist.shape, 0)
                 j = lax.broadcasted_iota(jnp.int32, sq_dist.shape, 1) + (origin + col * size)
                 inside = (i < self.num_local) & (self.first + i < j) & (j < num_points)
@@ -108,6 +111,16 @@ class _Pairs:
             return lax.fori_loop(0, -(-(num_points - origin) // size), add_tile, carry)
 
         return lax.fori_loop(0, -(-self.num_local // size), add_row, start)
+
+
+def _distances(rows: Array, cols: Array) -> Array:
+    """Squared distances of one tile, with 0 for those that rounding cannot tell from 0."""
+    sq_dist = pairwise.tile_distances((0, 0), rows, cols, diagonal=False)
+    if rows.shape[1] <= pairwise.DIRECT_DIMENSIONS:
+        return sq_dist
+    row_norms, col_norms = (jnp.sum(jnp.square(side), axis=1) for side in (rows, cols))
+    rounding = _ROUNDING * jnp.finfo(rows.dtype).eps * (row_norms[:, None] + col_norms[None, :])
+    return jnp.where(sq_dist <= rounding, 0, sq_dist)
 
 
 class _Bracket(NamedTuple):
@@ -152,18 +165,22 @@ def _order_statistic(pairs: _Pairs, num_pairs: int, rank: int) -> tuple[Array, _
             (high_limbs[first + 1], low_limbs[first + 1]),
         )
 
-    def interpolate(bracket: _Bracket) -> _Bracket:
+    def interpolated(bracket: _Bracket) -> Array:
         below, upto = (_approximate(count, dtype) for count in (bracket.below, bracket.upto))
         inside = upto - below
-        spread = 0.002 + 1 / jnp.sqrt(inside)
-        fraction = (rank - below) / inside + spread * jnp.array([-4.0, -1.0, 1.0, 4.0], dtype)
+        offsets = jnp.array([-6.0, -2.0, -0.5, 0.5, 2.0, 6.0], dtype)
+        fraction = (float(rank) - below) / inside + (0.002 + 1 / jnp.sqrt(inside)) * offsets
         start, end = value(bracket.low), value(bracket.high)
-        return narrow(bracket, start + jnp.clip(fraction, 0, 1) * (end - start))
+        return start + jnp.clip(fraction, 0, 1) * (end - start)
+
+    def advance(search: tuple[_Bracket, Array]) -> tuple[_Bracket, Array]:
+        bracket = narrow(*search)
+        return bracket, interpolated(bracket)
 
     zero = jnp.int32(0)
     bracket = _Bracket(
         low=jnp.array(-1, integer),
-        high=lax.bitcast_convert_type(jnp.array(jnp.finfo(dtype).max, dtype), integer),
+        high=lax.bitcast_convert_type(jnp.array(jnp.inf, dtype), integer),
         below=(zero, zero),
         upto=(zero + (num_pairs >> _LIMB), zero + num_pairs % (1 << _LIMB)),
     )
@@ -171,8 +188,8 @@ def _order_statistic(pairs: _Pairs, num_pairs: int, rank: int) -> tuple[Array, _
     sample = pairs.points[::stride]
     sampled = jnp.sort(pairwise.tile_distances((0, 0), sample, sample, diagonal=False).ravel())
     quantiles = jnp.array([0.3, 0.45, 0.49, 0.51, 0.55, 0.7])
-    bracket = narrow(bracket, sampled[(quantiles * (sampled.size - 1)).astype(jnp.int32)])
-    bracket = lax.while_loop(lambda b: b.high - b.low > 1, interpolate, bracket)
+    first = sampled[(quantiles * (sampled.size - 1)).astype(jnp.int32)]
+    bracket, _ = lax.while_loop(lambda s: s[0].high - s[0].low > 1, advance, (bracket, first))
     return value(bracket.high), bracket.upto
 
 

@@ -325,7 +325,7 @@ def nearest_neighbors_l1(queries: Array, data: Array) -> tuple[Array, Array]:
             raise ValueError(f"{name}: got dtype {array.dtype}; expected floating or uint8")
     _checks.shape("queries", queries, ("n", "d"))
     _checks.shape("data", data, ("m", queries.shape[1]))
-    dtype = jnp.promote_types(jnp.promote_types(queries.dtype, data.dtype), jnp.float32)
+    dtype = jnp.float64 if jnp.float64 in (queries.dtype, data.dtype) else jnp.float32
     units = 255 if jnp.uint8 in (queries.dtype, data.dtype) else 1
 
     def in_units(array: Array) -> Array:
@@ -353,7 +353,7 @@ def nearest_neighbors_l1(queries: Array, data: Array) -> tuple[Array, Array]:
 
 def _at_least_float32(array: Array) -> Array:
     array = jnp.asarray(array)
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return array if jnp.finfo(array.dtype).bits >= 32 else array.astype(jnp.float32)
 
 
 def _dot(a: Array, b: Array) -> Array:

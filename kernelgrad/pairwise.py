@@ -20,7 +20,7 @@ from kernelgrad.types import Array, Kernel, PyTree
 TILE_ROWS = 512
 TILE_COLS = 512
 DENSE_PAIRS = 1 << 18
-_DIRECT_DIMENSIONS = 3  # up to here differences are as cheap as a matmul, and exact
+DIRECT_DIMENSIONS = 3  # up to here differences are as cheap as a matmul, and exact
 
 _dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
@@ -56,7 +56,7 @@ def squared_distances(x: Array, y: Array | None = None) -> Array:
     Cost: O(n m d) time, O(n m) memory.
     """
     _checks.points(x=x, **({} if y is None else {"y": y}))
-    rows, cols = centred(x, y)
+    rows, cols = centred(*jax.tree.map(jnp.asarray, (x, y)))
     return tile_distances((0, 0), rows, cols, diagonal=y is None)
 
 
@@ -128,7 +128,7 @@ def gradient_sum(
       Li 2017 (approximate KL gradients), eq. (2), where w = 1 and y = x.
     """
     if weights is None:
-        weights = jnp.ones_like(x[:, 0] if y is None else y[:, 0])
+        weights = jnp.ones(jnp.shape(x if y is None else y)[:1], jnp.result_type(x))
     return _sums(kernel, x, y, None, weights, axis_name=axis_name)[1]
 
 
@@ -182,9 +182,12 @@ def _sums(
         _checks.floating(weights=weights)
         _checks.shape("weights", weights, (m, "p"))
     if gradient_weights is not None:
-        _checks.floating(weights=gradient_weights)
-        _checks.shape("weights", gradient_weights, (m,))
+        name = "weights" if weights is None else "gradient_weights"
+        _checks.floating(**{name: gradient_weights})
+        _checks.shape(name, gradient_weights, (m,))
 
+    x, y, weights, gradient_weights = jax.tree.map(jnp.asarray, (x, y, weights, gradient_weights))
+    dtype = x.dtype
     if hasattr(kernel, "features") and gradient_weights is not None:
         return _feature_sums(kernel, x, y, weights, gradient_weights, axis_name=axis_name)
     x, y = embed(kernel, x), None if y is None else embed(kernel, y)
@@ -192,9 +195,12 @@ def _sums(
     others = None if y is None and axis_name is None else gather(x if y is None else y, axis_name)
     rows, cols = centred(x, others)
     tile = functools.partial(_sum_tile, y is None, axis_name, x.shape[0])
-    columns = (cols, gather(weights, axis_name), gather(gradient_weights, axis_name))
-    sums = _stream(tile, kernel, rows, columns).rows
-    return jax.tree.map(lambda s: s.astype(x.dtype), sums)
+    weights, gradient_weights = (
+        None if w is None else gather(w.astype(rows.dtype), axis_name)
+        for w in (weights, gradient_weights)
+    )
+    sums = _stream(tile, radial(kernel), rows, (cols, weights, gradient_weights)).rows
+    return jax.tree.map(lambda s: s.astype(dtype), sums)
 
 
 def _sum_tile(
@@ -231,27 +237,30 @@ def _feature_sums(
 ) -> tuple[Array, Array]:
     r"""Sums for k(phi(x), phi(y)), the gradient pulled back through phi at each y_j.
 
-    With :math:`f_j = \phi(y_j)`, :math:`P_{ij} = 2 k'(r_{ij}^2) w_j` and the Jacobian
-    :math:`J_j`, :math:`N_i = \sum_j P_{ij} J_j^\top f_j - \sum_a e_{ia} \sum_j P_{ij} J_j^\top
-    \mathbf 1_a`: one backward pass and one sum a feature, never an (m, l, d) Jacobian.
+    With :math:`e_i = \phi(x_i)` and :math:`f_j = \phi(y_j)`, both centred,
+    :math:`P_{ij} = 2 k'(r_{ij}^2) w_j` and the Jacobian :math:`J_j`, :math:`N_i = \sum_j P_{ij}
+    J_j^\top f_j - \sum_a e_{ia} \sum_j P_{ij} J_j^\top \mathbf 1_a`: one backward pass and one
+    sum a feature, never an (m, l, d) Jacobian.
     """
-    _, pull = jax.vjp(kernel.features, x if y is None else y)
-    embedded = kernel.features(x)
-    others = None if y is None else kernel.features(y)
-    targets = embedded if others is None else others
-    slope = _Slope(kernel)
+    targets, pull = jax.vjp(kernel.features, x if y is None else y)
+    embedded = targets if y is None else kernel.features(x)
+    rows, cols = centred(embedded, targets, axis_name)
+    slope = _Slope(radial(kernel))
 
     def slope_sum(vectors: Array) -> Array:
-        weighted = 2 * gradient_weights[:, None] * vectors
-        return _sums(slope, embedded, others, weighted, None, axis_name=axis_name)[0]
+        weighted = 2 * gradient_weights[:, None].astype(cols.dtype) * vectors.astype(cols.dtype)
+        others = None if y is None else cols
+        return _sums(slope, rows, others, weighted, None, axis_name=axis_name)[0]
 
-    def add_feature(total: Array, feature: Array) -> tuple[Array, None]:
-        (row,) = pull(jnp.broadcast_to(feature, targets.shape))
-        return total - (embedded @ feature)[:, None] * slope_sum(row), None
+    def add_feature(total: Array, feature: tuple[Array, Array]) -> tuple[Array, None]:
+        direction, coordinate = feature
+        (row,) = pull(jnp.broadcast_to(direction, targets.shape))
+        return total - coordinate[:, None] * slope_sum(row), None
 
-    (own,) = pull(targets)
+    (own,) = pull(cols.astype(targets.dtype))
     basis = jnp.eye(targets.shape[1], dtype=targets.dtype)
-    gradient, _ = lax.scan(add_feature, slope_sum(own), basis)
+    gradient, _ = lax.scan(add_feature, slope_sum(own), (basis, rows.T))
+    gradient = gradient.astype(x.dtype)
     if weights is None:
         return None, gradient  # type: ignore[return-value]
     return _sums(kernel, x, y, weights, None, axis_name=axis_name)[0], gradient
@@ -277,21 +286,25 @@ def embed(kernel: Kernel, x: Array) -> Array:
 
 def radial(kernel: Kernel) -> Kernel:
     """Returns the kernel between embedded points."""
-    return kernel.base if hasattr(kernel, "features") else kernel
+    return getattr(kernel, "base", kernel)
 
 
-def centred(x: Array, y: Array | None) -> tuple[Array, Array]:
+def centred(x: Array, y: Array | None, axis_name: str | None = None) -> tuple[Array, Array]:
     """Returns both sets in at least float32, moved so that the mean of the second is 0."""
     dtype = x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.float32
     x = x.astype(dtype)
     y = x if y is None else y.astype(dtype)
-    centre = lax.stop_gradient(jnp.mean(y, axis=0, keepdims=True))
+    mean = lax.stop_gradient(jnp.mean(y, axis=0, keepdims=True))
+    if axis_name is not None:
+        mean = lax.pmean(mean, axis_name)
+    # Rounded, so that no fused multiply-add of mean and subtraction tells copies of a point apart.
+    centre = lax.reduce_precision(mean, jnp.finfo(dtype).nexp, jnp.finfo(dtype).nmant - 1)
     return x - centre, y - centre
 
 
 def tile_distances(origin: tuple[Any, Any], rows: Array, cols: Array, *, diagonal: bool) -> Array:
     """Squared distances of one tile; `diagonal` sets those with equal global index to 0."""
-    if rows.shape[1] <= _DIRECT_DIMENSIONS:
+    if rows.shape[1] <= DIRECT_DIMENSIONS:
         sq_dist = jnp.zeros((rows.shape[0], cols.shape[0]), rows.dtype)
         for a, b in zip(rows.T, cols.T, strict=True):
             sq_dist += jnp.square(a[:, None] - b[None, :])

@@ -90,7 +90,7 @@ def stein_score(
     if axis_name is not None:
         first = lax.axis_index(axis_name) * samples.shape[0]
         score = lax.dynamic_slice_in_dim(score, first, samples.shape[0])
-    return score.astype(samples.dtype)
+    return _like(score, samples)
 
 
 def stein_score_at(
@@ -145,7 +145,7 @@ def stein_score_at(
         own = pull(weights) - pairwise.gradient_sum(kernel, points, everyone)
     else:
         own = pull(weights + 1)
-    return ((_dot(weights, repulsion) + own) / schur[:, None]).astype(queries.dtype)
+    return _like((_dot(weights, repulsion) + own) / schur[:, None], queries)
 
 
 def rkhs_score_at(queries: Array, samples: Array, kernel: Kernel, *, ridge: float | Array) -> Array:
@@ -183,7 +183,7 @@ def rkhs_score_at(queries: Array, samples: Array, kernel: Kernel, *, ridge: floa
     value, gradient = pairwise.kernel_and_gradient_sum(
         kernel, points, nodes, score, jnp.ones_like(nodes[:, 0])
     )
-    return (-(value + gradient) / _like(ridge, value)).astype(queries.dtype)
+    return _like(-(value + gradient) / _like(ridge, value), queries)
 
 
 # ----------------------------------------------------------------------------------- spectral
@@ -217,7 +217,7 @@ def spectral_score(samples: Array, kernel: Kernel, *, mass_fraction: float | Arr
     """
     _checks.points(samples=samples)
     inverse, repulsion = _spectral_parts(_wide(samples), kernel, mass_fraction)
-    return -_dot(inverse, repulsion).astype(samples.dtype)
+    return _like(-_dot(inverse, repulsion), samples)
 
 
 def spectral_score_at(
@@ -251,13 +251,13 @@ def spectral_score_at(
     points, nodes = _wide(queries), _wide(samples)
     inverse, repulsion = _spectral_parts(nodes, kernel, mass_fraction)
     coefficients = -_dot(inverse, _dot(inverse, repulsion))
-    return pairwise.kernel_sum(kernel, points, nodes, coefficients).astype(queries.dtype)
+    return _like(pairwise.kernel_sum(kernel, points, nodes, coefficients), queries)
 
 
 def _spectral_parts(
     samples: Array, kernel: Kernel, mass_fraction: float | Array
 ) -> tuple[Array, Array]:
-    _checks.shape("mass_fraction", jnp.asarray(mass_fraction), ())
+    _checks.shape("mass_fraction", mass_fraction, ())
     _checks.in_range("mass_fraction", mass_fraction, 0.0, 1.0, closed="r")
     gram, repulsion = _gram_and_repulsion(kernel, samples)
     return _truncated_inverse(gram, _like(mass_fraction, gram)), repulsion
@@ -333,7 +333,7 @@ def nu_method_score(
     """
     _checks.points(samples=samples)
     gram, zeta, coefficients, scale = _nu_iterate(_wide(samples), kernel, num_steps, nu)
-    return (_dot(gram, coefficients) + scale * zeta).astype(samples.dtype)
+    return _like(_dot(gram, coefficients) + scale * zeta, samples)
 
 
 def nu_method_score_at(
@@ -372,7 +372,7 @@ def nu_method_score_at(
     value, gradient = pairwise.kernel_and_gradient_sum(
         kernel, points, nodes, coefficients / peak, weights
     )
-    return (value + gradient).astype(queries.dtype)
+    return _like(value + gradient, queries)
 
 
 def _nu_iterate(
@@ -380,7 +380,7 @@ def _nu_iterate(
 ) -> tuple[Array, Array, Array, Array]:
     """Returns K / k(0), zeta / k(0) at the samples, and c, a of s = K c + a zeta."""
     _checks.at_least("num_steps", num_steps, 1)
-    _checks.shape("nu", jnp.asarray(nu), ())
+    _checks.shape("nu", nu, ())
     _checks.positive(nu=nu)
     gram, repulsion = _gram_and_repulsion(kernel, samples)
     peak, size = _at_zero(kernel, gram), samples.shape[0]
@@ -426,7 +426,7 @@ def kde_score(samples: Array, kernel: Kernel) -> Array:
       Li & Turner 2018, the plug-in estimator.
     """
     _checks.points(samples=samples)
-    return _kde(_wide(samples), None, kernel).astype(samples.dtype)
+    return _like(_kde(_wide(samples), None, kernel), samples)
 
 
 def kde_score_at(queries: Array, samples: Array, kernel: Kernel) -> Array:
@@ -456,7 +456,7 @@ def kde_score_at(queries: Array, samples: Array, kernel: Kernel) -> Array:
       Li & Turner 2018, the plug-in estimator.
     """
     _checks.points(queries=queries, samples=samples)
-    return _kde(_wide(queries), _wide(samples), kernel).astype(queries.dtype)
+    return _like(_kde(_wide(queries), _wide(samples), kernel), queries)
 
 
 def _kde(queries: Array, samples: Array | None, kernel: Kernel) -> Array:
@@ -466,13 +466,12 @@ def _kde(queries: Array, samples: Array | None, kernel: Kernel) -> Array:
 
 def _log_profile(kernel: Kernel, sq_dist: Array) -> Array:
     """Returns log k; for a Gaussian mixture without the detour through k, which underflows."""
-    radial = kernel.base if isinstance(kernel, kernels.FeatureKernel) else kernel
+    radial = pairwise.radial(kernel)
     if isinstance(radial, kernels.RadialMixture) and radial.shape is kernels._rbf:
-        squares = jnp.square(radial.lengthscales).astype(sq_dist.dtype)
-        weights = jnp.ones_like(squares) if radial.weights is None else radial.weights
-        exponents = -sq_dist / (2 * squares[:, None, None])
-        scale = weights.astype(sq_dist.dtype)[:, None, None]
-        return jax.nn.logsumexp(exponents, axis=0, b=scale)
+        lengthscales = _like(radial.lengthscales, sq_dist)
+        weights = jnp.ones_like(lengthscales) if radial.weights is None else radial.weights
+        exponents = -sq_dist[None] / (2 * jnp.square(lengthscales)[:, None, None])
+        return jax.nn.logsumexp(exponents, axis=0, b=_like(weights, sq_dist)[:, None, None])
     value = kernel.profile(sq_dist)
     return jnp.where(value > 0, jnp.log(jnp.where(value > 0, value, 1)), -jnp.inf)
 
@@ -513,6 +512,7 @@ def _factor(gram: Array, ridge: float | Array) -> tuple[Array, bool]:
 
 def _wide(x: Array) -> Array:
     """Returns x in at least float32."""
+    x = jnp.asarray(x)
     return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
 
 
@@ -521,9 +521,9 @@ def _at_zero(kernel: Kernel, like: Array) -> Array:
 
 
 def _like(value: float | Array, like: Array) -> Array:
-    return jnp.asarray(value).astype(like.dtype)
+    return jnp.asarray(value).astype(jnp.result_type(like))
 
 
 def _check_ridge(ridge: float | Array) -> None:
-    _checks.shape("ridge", jnp.asarray(ridge), ())
+    _checks.shape("ridge", ridge, ())
     _checks.positive(ridge=ridge)

@@ -1,0 +1,224 @@
+"""Trains the same generator under several objectives and compares them, as Figure 2 of paper 000.
+
+    python -m experiments.compare --workdir=runs/compare --objectives=kl,mmd --seeds=0,1,2
+
+Every run lives in workdir/<objective>/seed<k> and resumes like one of experiments.train. The table
+(comparison.md) gives each metric at equal steps and at equal training time, with the milliseconds
+per step measured in turns in one process; comparison.png shows the metrics along the way.
+"""
+
+import dataclasses
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from tqdm import trange
+
+from experiments import classifier as classifiers
+from experiments import data as datasets
+from experiments import image_metrics, plots, runtime, settings
+from experiments import train as training
+from experiments.data import Dataset
+from experiments.runtime import UsageError
+from experiments.settings import Config
+from experiments.tables import format_table
+from kernelgrad import train
+
+_TIMED_ROUNDS = 5
+
+_OBJECTIVES = flags.DEFINE_list("objectives", ["kl", "mmd"], "Objectives to compare.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the runs of each objective.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to compare: one config, whose objective and seed vary."""
+
+    config: Config
+    objectives: tuple[str, ...]
+    seeds: tuple[int, ...]
+    workdir: str
+    data_dir: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """The runs of one objective: steps (t,), metrics (seeds, t) by name, milliseconds per step."""
+
+    steps: np.ndarray
+    metrics: dict[str, np.ndarray]
+    ms_per_step: float
+
+    def at_time(self, seconds: float) -> dict[str, np.ndarray]:
+        """Returns the metrics, one value a seed, interpolated at a training time."""
+        step = 1000 * seconds / self.ms_per_step
+        return {
+            name: np.array([np.interp(step, self.steps, seed) for seed in values])
+            for name, values in self.metrics.items()
+        }
+
+
+def run(request: Request) -> dict[str, Curves]:
+    """Trains what is missing, times a step of each objective, writes the table and the figure.
+
+    Args:
+      request: the config, the objectives and the seeds.
+
+    Returns:
+      Curves by objective.
+
+    Raises:
+      UsageError: an unknown objective or a setting out of its range.
+      DataError: the data set is unknown, missing or damaged.
+      StorageError: a work folder cannot be used.
+    """
+    configs = {
+        name: dataclasses.replace(
+            request.config, objective=name, ridge=request.config.ridge if name == "kl" else None
+        )
+        for name in request.objectives
+    }
+    for config in configs.values():
+        settings.validate(config, 1)
+    dataset = datasets.load(request.config.dataset, request.data_dir, seed=request.config.seed)
+    scores: list[training.ScoreFn] = []
+    reference: dict[str, float] = {}
+    if dataset.is_image and dataset.train_labels is not None:
+        classifier = classifiers.train_or_load(dataset, datasets.cache_dir())
+        scores.append(image_metrics.inception(classifier))
+        test = image_metrics.as_images(dataset.test)
+        reference = {**scores[0](test), **image_metrics.neighbours(dataset)(test[:500])}
+
+    root = pathlib.Path(request.workdir)
+    histories: dict[str, list[list[dict[str, float]]]] = {}
+    for name, config in configs.items():
+        histories[name] = []
+        for seed in request.seeds:
+            folder = root / name / f"seed{seed}"
+            training.run(
+                dataclasses.replace(config, seed=seed),
+                workdir=str(folder),
+                data_dir=request.data_dir,
+                num_devices=1,
+                extra_scores=scores,
+            )
+            lines = (folder / "metrics.jsonl").read_text().splitlines()
+            histories[name].append([json.loads(line) for line in lines])
+    times = time_steps(configs, dataset)
+    curves = {name: _curves(runs, times[name]) for name, runs in histories.items()}
+    _report(root, request, curves, reference)
+    return curves
+
+
+def time_steps(configs: dict[str, Config], dataset: Dataset) -> dict[str, float]:
+    """Returns the median milliseconds per step of each config, timed in turns.
+
+    Args:
+      configs: settings by name.
+      dataset: the data that they train on.
+
+    Returns:
+      Milliseconds by name.
+    """
+    device = jax.local_devices()[:1]
+    runs: dict[str, Any] = {}
+    key = jax.random.key(0)
+    for name, config in configs.items():
+        model = training.build(config, dataset, train.AXIS)
+        per_call = training.steps_per_call(config)
+        advance = training.make_advance(config, dataset, model, per_call, 0, device)
+        state, _ = advance(train.replicate(model.initial_state(key), device), key)
+        runs[name] = (advance, jax.block_until_ready(state), per_call)
+    times: dict[str, list[float]] = {name: [] for name in configs}
+    for _ in trange(_TIMED_ROUNDS, desc="Timing the steps"):
+        for name, (advance, state, per_call) in runs.items():
+            start = time.perf_counter()
+            state, _ = advance(state, key)
+            jax.block_until_ready(state)
+            times[name].append(1000 * (time.perf_counter() - start) / per_call)
+            runs[name] = (advance, state, per_call)
+    return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def _curves(runs: list[list[dict[str, float]]], ms_per_step: float) -> Curves:
+    evaluated = [[record for record in records if "test_mmd" in record] for records in runs]
+    names = [name for name in evaluated[0][0] if name not in ("step", "mmd", "direction_rms")]
+    return Curves(
+        np.array([record["step"] for record in evaluated[0]]),
+        {
+            name: np.array([[record[name] for record in records] for records in evaluated])
+            for name in names
+        },
+        ms_per_step,
+    )
+
+
+def _report(
+    root: pathlib.Path, request: Request, curves: dict[str, Curves], reference: dict[str, float]
+) -> None:
+    last = min(int(c.steps[-1]) for c in curves.values())
+    seconds = min(c.steps[-1] * c.ms_per_step / 1000 for c in curves.values())
+    rows: dict[str, dict[str, float | str]] = {}
+    for name, c in curves.items():
+        final = {metric: values[:, c.steps == last][:, 0] for metric, values in c.metrics.items()}
+        rows[f"{name}, step {last}"] = {**_spread(final), "ms per step": f"{c.ms_per_step:.1f}"}
+    for name, c in curves.items():
+        rows[f"{name}, {seconds:.0f} s"] = _spread(c.at_time(seconds))
+    if reference:
+        rows["real test images"] = dict(reference)
+    table = format_table(rows)
+    title = f"{request.config.dataset}, width {request.config.width}, {len(request.seeds)} seed(s)"
+    (root / "comparison.md").write_text(f"{title}; mean and standard deviation\n\n{table}\n")
+    (root / "comparison.png").write_bytes(
+        plots.comparison(
+            {
+                metric: {name: (c.steps, c.metrics[metric]) for name, c in curves.items()}
+                for metric in next(iter(curves.values())).metrics
+            },
+            {name: c.ms_per_step / 1000 for name, c in curves.items()},
+            reference,
+            title,
+        )
+    )
+    print(table)
+    print(f"written to {root}/comparison.md and {root}/comparison.png")
+
+
+def _spread(values: dict[str, np.ndarray]) -> dict[str, float | str]:
+    return {name: f"{np.mean(v):.4g} ± {np.std(v):.2g}" for name, v in values.items()}
+
+
+def request_from_flags() -> Request:
+    """Returns what the flags ask for.
+
+    Raises:
+      UsageError: --objective or --seed in place of their plurals, or seeds that are no integers.
+    """
+    for name in ("objective", "seed"):
+        if flags.FLAGS[name].present:
+            raise UsageError(f"{name}: got --{name}; expected --{name}s, a list to compare")
+    try:
+        seeds = tuple(int(seed) for seed in _SEEDS.value)
+    except ValueError:
+        raise UsageError(f"seeds: got {_SEEDS.value}; expected integers such as 0,1,2") from None
+    return Request(
+        settings.from_flags(),
+        tuple(_OBJECTIVES.value),
+        seeds,
+        flags.FLAGS.workdir,
+        flags.FLAGS.data_dir,
+    )
+
+
+def main() -> None:
+    """Parses the flags and compares."""
+    flags.mark_flag_as_required("workdir")
+    runtime.main(run, request_from_flags)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Judges the images of a trained generator.
+
+    python -m experiments.evaluate --workdir=runs/digits
+
+Draws samples from the newest checkpoint of a run of experiments.train and prints their scores
+beside those of real images; they are written to evaluation.json in the run's folder. The
+classifier behind the scores is trained once for a data set and cached, and its SHA-256 is printed.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from experiments import classifier as classifiers
+from experiments import data as datasets
+from experiments import image_metrics, plots, runtime
+from experiments import train as training
+from experiments.data import Dataset
+from experiments.image_metrics import Scores
+from experiments.runtime import UsageError, Workdir
+from experiments.settings import Config
+from experiments.tables import format_table
+from kernelgrad.types import Array
+
+_BATCH = 500
+_JUDGED_BY_NEIGHBOURS = 500  # as in paper 000
+
+_NUM_SAMPLES = flags.DEFINE_integer(
+    "num_samples", 10_000, "Samples behind the scores of the classifier."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to evaluate."""
+
+    workdir: str
+    data_dir: str | None
+    num_samples: int
+
+
+def run(request: Request) -> dict[str, Scores]:
+    """Scores a run's samples, and real images as if they were samples.
+
+    Args:
+      request: the run's folder, the data and the number of samples.
+
+    Returns:
+      Scores by row: "generated", "real test images" (neighbours in the training set, inception
+      score) and "real training images" (inception score, distances to the test images).
+
+    Raises:
+      UsageError: no run with a checkpoint there, no images with labels, or too few samples.
+      StorageError: the folder cannot be used.
+    """
+    if request.num_samples < _JUDGED_BY_NEIGHBOURS:
+        raise UsageError(
+            f"num_samples: got {request.num_samples}; expected at least {_JUDGED_BY_NEIGHBOURS}"
+        )
+    config = stored_config(request.workdir)
+    dataset = datasets.load(config.dataset, request.data_dir, seed=config.seed)
+    classifier = classifiers.train_or_load(dataset, datasets.cache_dir())
+    with Workdir(request.workdir, config) as folder:
+        samples = _draw(config, dataset, folder, request.num_samples)
+        neighbours = image_metrics.neighbours(dataset)
+        inception = image_metrics.inception(classifier)
+        distances = image_metrics.feature_distances(dataset, classifier)
+        test = image_metrics.as_images(dataset.test[: request.num_samples])
+        known = image_metrics.as_images(dataset.train[: request.num_samples])
+        rows = {
+            "generated": {
+                **neighbours(samples[:_JUDGED_BY_NEIGHBOURS]),
+                **inception(samples),
+                **distances(samples),
+            },
+            "real test images": {
+                **neighbours(test[:_JUDGED_BY_NEIGHBOURS]),
+                **inception(test),
+            },
+            "real training images": {**inception(known), **distances(known)},
+        }
+        report = {
+            "num_samples": request.num_samples,
+            "classifier_test_accuracy": classifier.test_accuracy,
+            "classifier_sha256": classifier.sha256,
+            **rows,
+        }
+        folder.write_bytes("evaluation.json", (json.dumps(report, indent=2) + "\n").encode())
+        folder.write_bytes("samples/evaluated.png", plots.image_grid(np.asarray(samples[:100])))
+    print(format_table(rows))
+    print(
+        f"classifier: test accuracy {100 * classifier.test_accuracy:.2f} %, "
+        f"SHA-256 {classifier.sha256[:16]}; written to {request.workdir}/evaluation.json"
+    )
+    return rows
+
+
+def stored_config(workdir: str) -> Config:
+    """Returns the config of the run in a folder.
+
+    Raises:
+      UsageError: there is no run, or not one of experiments.train.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    try:
+        fields: dict[str, Any] = json.loads(path.read_text())
+        return Config(**{**fields, "kernel_scales": tuple(fields["kernel_scales"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UsageError(
+            f"workdir: got {workdir} without a readable config.json ({error}); expected the folder "
+            "of a run of experiments.train"
+        ) from error
+
+
+def _draw(config: Config, dataset: Dataset, folder: Workdir, num_samples: int) -> Array:
+    model = training.build(config, dataset)
+    key = jax.random.key(config.seed)
+    restored = folder.restore(jax.eval_shape(model.initial_state, key))
+    if restored is None:
+        raise UsageError(f"workdir: got {folder.path} without a checkpoint; train first")
+    step, state = restored
+    generate = jax.jit(model.generate)
+    batches = []
+    for index in tqdm(range(-(-num_samples // _BATCH)), desc=f"Sampling at step {step}"):
+        latents = model.sample_latents(jax.random.fold_in(key, index), _BATCH)
+        batches.append(generate(state.params, state.batch_stats, latents))
+    return jnp.concatenate(batches)[:num_samples]
+
+
+def main() -> None:
+    """Parses the flags and evaluates."""
+    flags.mark_flag_as_required("workdir")
+    runtime.main(
+        run,
+        lambda: Request(flags.FLAGS.workdir, flags.FLAGS.data_dir, num_samples=_NUM_SAMPLES.value),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""Tables for the terminal and for Markdown."""
+
+from collections.abc import Mapping
+
+
+def format_table(rows: Mapping[str, Mapping[str, float | str]]) -> str:
+    """Returns a Markdown table that reads well as plain text, too.
+
+    Args:
+      rows: values by column name, by row name; numbers get four significant digits, a missing
+        value a dash.
+
+    Returns:
+      Lines without a final newline.
+    """
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    cells = [["", *columns]]
+    for name, row in rows.items():
+        cells.append([name, *(_text(row[column]) if column in row else "-" for column in columns)])
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    cells.insert(1, ["-" * width for width in widths])
+    padded = (
+        [cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in cells
+    )
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+
+
+def _text(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"
