@@ -12,8 +12,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import flax.traverse_util
 import jax
@@ -40,7 +40,7 @@ class ClassifierConfig:
       batch_size: images a step.
       num_epochs: passes over the data; more where it takes them to make `min_steps` steps.
       min_steps: least number of steps.
-      learning_rate: its peak, after one epoch.
+      learning_rate: its peak, after 4 % of the steps.
       weight_decay: AdamW's, in units of the learning rate.
     """
 
@@ -122,10 +122,8 @@ def train_or_load(
     if not dataset.is_image or dataset.train_labels is None or dataset.test_labels is None:
         raise DataError(f"dataset: got {dataset.name}; the classifier expects images with labels")
     network = MLPClassifier(dataset.num_classes, config.width, config.dropout_rate)
-    path = (
-        Path(cache_dir)
-        / f"classifier-{dataset.name.replace('/', '-')}-{_key(dataset, config, seed)}.npz"
-    )
+    name = dataset.name.replace("/", "-")
+    path = Path(cache_dir) / f"classifier-{name}-{_key(dataset, config, seed)}.npz"
     params = _load(path)
     if params is None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +133,7 @@ def train_or_load(
         _save(path, params)
     params = jax.tree.map(jnp.asarray, params)
     images = jnp.asarray(dataset.test, jnp.float32) / 255
-    predicted = np.argmax(_probs_and_features(network, params, images)[0], axis=1)
+    predicted = np.asarray(_probs_and_features(network, params, images)[0]).argmax(axis=1)
     accuracy = float(np.mean(predicted == dataset.test_labels))
     return Classifier(network, params, dataset.sample_shape, accuracy, _digest(params))
 
@@ -156,55 +154,69 @@ def _train(dataset: Dataset, network: MLPClassifier, config: ClassifierConfig, s
     batch_size = min(config.batch_size, len(images))
     epoch_steps = len(images) // batch_size
     num_epochs = max(config.num_epochs, math.ceil(config.min_steps / epoch_steps))
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, warmup_steps=epoch_steps, decay_steps=num_epochs * epoch_steps
-    )
-    optimizer = optax.adamw(schedule, weight_decay=config.weight_decay)
+    recipe = _Recipe(network, config, batch_size, num_epochs * epoch_steps)
 
     init_key, key = jax.random.split(jax.random.key(seed))
-    params = network.init(init_key, jnp.zeros((1, *dataset.sample_shape)), train=False)["params"]
-    carry = params, optimizer.init(params)
-    epoch = _make_epoch(network, optimizer, batch_size, config.shift)
+    init = jax.jit(network.init, static_argnames="train")
+    params = init(init_key, jnp.zeros((1, *dataset.sample_shape)), train=False)["params"]
+    carry = params, recipe.optimizer().init(params)
     with tqdm(range(num_epochs), desc=f"Training the classifier of {dataset.name}") as bar:
         for index in bar:
-            carry, loss = epoch(carry, jax.random.fold_in(key, index), images, labels)
+            epoch_key = jax.random.fold_in(key, index)
+            carry, loss = _run_epoch(carry, epoch_key, images, labels, recipe=recipe)
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
     return carry[0]
+
+
+class _Recipe(NamedTuple):
+    """What a compiled epoch is specialised to."""
+
+    network: MLPClassifier
+    config: ClassifierConfig
+    batch_size: int
+    num_steps: int
+
+    def optimizer(self) -> optax.GradientTransformation:
+        schedule = optax.warmup_cosine_decay_schedule(
+            init_value=0.0,
+            peak_value=self.config.learning_rate,
+            warmup_steps=self.num_steps // 25,
+            decay_steps=self.num_steps,
+        )
+        return optax.adamw(schedule, weight_decay=self.config.weight_decay)
+
+    def loss(self, params: PyTree, images: Array, labels: Array, key: Key) -> Array:
+        variables, rngs = {"params": params}, {"dropout": key}
+        logits, _ = self.network.apply(variables, images, train=True, rngs=rngs)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
 _Carry = tuple[PyTree, optax.OptState]
 
 
-def _make_epoch(
-    network: MLPClassifier, optimizer: optax.GradientTransformation, batch_size: int, shift: int
-) -> Callable[[_Carry, Key, Array, Array], tuple[_Carry, Array]]:
-    """Returns one pass over shuffled data as one compiled call; it returns the mean loss too."""
+@functools.partial(jax.jit, static_argnames="recipe", donate_argnames="carry")
+def _run_epoch(
+    carry: _Carry, key: Key, images: Array, labels: Array, *, recipe: _Recipe
+) -> tuple[_Carry, Array]:
+    """Returns parameters and optimizer state after one pass over the images, and its mean loss."""
+    order_key, key = jax.random.split(key)
+    num_steps = len(images) // recipe.batch_size
+    order = jax.random.permutation(order_key, len(images))[: num_steps * recipe.batch_size]
+    optimizer = recipe.optimizer()
 
-    def loss_fn(params: PyTree, images: Array, labels: Array, key: Key) -> Array:
-        variables, rngs = {"params": params}, {"dropout": key}
-        logits, _ = network.apply(variables, images, train=True, rngs=rngs)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    def step(carry: _Carry, item: tuple[Array, Key]) -> tuple[_Carry, Array]:
+        params, opt_state = carry
+        chosen, key = item
+        shift_key, dropout_key = jax.random.split(key)
+        shifted = _shifted(shift_key, images[chosen], recipe.config.shift)
+        batch = shifted.astype(jnp.float32) / 255
+        loss, grads = jax.value_and_grad(recipe.loss)(params, batch, labels[chosen], dropout_key)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), loss
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def epoch(carry: _Carry, key: Key, images: Array, labels: Array) -> tuple[_Carry, Array]:
-        order_key, key = jax.random.split(key)
-        num_steps = len(images) // batch_size
-        order = jax.random.permutation(order_key, len(images))[: num_steps * batch_size]
-
-        def step(carry: _Carry, item: tuple[Array, Key]) -> tuple[_Carry, Array]:
-            params, opt_state = carry
-            chosen, key = item
-            shift_key, dropout_key = jax.random.split(key)
-            batch = _shifted(shift_key, images[chosen], shift).astype(jnp.float32) / 255
-            loss, grads = jax.value_and_grad(loss_fn)(params, batch, labels[chosen], dropout_key)
-            updates, opt_state = optimizer.update(grads, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), loss
-
-        items = order.reshape(num_steps, batch_size), jax.random.split(key, num_steps)
-        carry, losses = lax.scan(step, carry, items)
-        return carry, losses.mean()
-
-    return epoch
+    items = order.reshape(num_steps, recipe.batch_size), jax.random.split(key, num_steps)
+    carry, losses = lax.scan(step, carry, items)
+    return carry, losses.mean()
 
 
 def _shifted(key: Key, images: Array, largest: int) -> Array:
@@ -262,7 +274,7 @@ def _load(path: Path) -> PyTree | None:
     if not path.exists():
         return None
     try:
-        with np.load(path) as file:
+        with open(path, "rb") as stream, np.load(stream) as file:
             arrays = dict(file)
         stored = str(arrays.pop("sha256"))
         params = flax.traverse_util.unflatten_dict(arrays, sep=".")

@@ -19,11 +19,11 @@ from absl import flags
 from tqdm import trange
 
 from experiments import classifier as classifiers
+from experiments import command, image_metrics, plots, settings
 from experiments import data as datasets
-from experiments import image_metrics, plots, runtime, settings
 from experiments import train as training
 from experiments.data import Dataset
-from experiments.runtime import UsageError
+from experiments.errors import UsageError
 from experiments.settings import Config
 from experiments.tables import format_table
 from kernelgrad import train
@@ -217,7 +217,7 @@ def request_from_flags() -> Request:
 def main() -> None:
     """Parses the flags and compares."""
     flags.mark_flag_as_required("workdir")
-    runtime.main(run, request_from_flags)
+    command.main(run, request_from_flags)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,13 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments import classifier as classifiers
+from experiments import command, image_metrics, plots
 from experiments import data as datasets
-from experiments import image_metrics, plots, runtime
 from experiments import train as training
 from experiments.data import Dataset
+from experiments.errors import UsageError
 from experiments.image_metrics import Scores
-from experiments.runtime import UsageError, Workdir
+from experiments.runtime import Workdir
 from experiments.settings import Config
 from experiments.tables import format_table
 from kernelgrad.types import Array
@@ -137,7 +138,7 @@ def _draw(config: Config, dataset: Dataset, folder: Workdir, num_samples: int) -
 def main() -> None:
     """Parses the flags and evaluates."""
     flags.mark_flag_as_required("workdir")
-    runtime.main(
+    command.main(
         run,
         lambda: Request(flags.FLAGS.workdir, flags.FLAGS.data_dir, num_samples=_NUM_SAMPLES.value),
     )

@@ -1,4 +1,4 @@
-"""Everything a run needs to survive: one-line errors, its folder, its checkpoints, its signals.
+"""Everything a run needs to survive: its folder, lock, metrics, checkpoints and signals.
 
 A work folder holds::
 
@@ -12,12 +12,8 @@ A loop that resumes bit for bit restores before its first `Workdir.log`, logs st
 saves step s, and keeps clock times out of the metrics.
 """
 
-import contextlib
 import dataclasses
-import difflib
 import fcntl
-import functools
-import hashlib
 import json
 import math
 import os
@@ -28,116 +24,21 @@ import socket
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, NoReturn, Self
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
-from absl import app, flags, logging
 from jax.experimental import multihost_utils
 
-from experiments.data import DataError
+from experiments import checkpoints, files
+from experiments.errors import DivergenceError, StorageError, UsageError
 from kernelgrad.types import PyTree
-
-_DEBUG = flags.DEFINE_bool(
-    "debug", False, "Show the traceback of every error and all library logs."
-)
 
 _KEPT_CHECKPOINTS = 3
 _MIN_FREE_BYTES = 16 * 2**20
 _LOCK_PATIENCE_SECONDS = 1.0  # a killed owner may take a moment to vanish
-_MANIFEST = "SHA256SUMS"
-_LEAVES = "leaves.json"
-
-
-class UsageError(Exception):
-    """A wrong flag, config or data set; exit code 2."""
-
-
-class StorageError(Exception):
-    """A failure of files, lock or checkpoints; exit code 1."""
-
-
-class DivergenceError(Exception):
-    """A state that is not finite; exit code 3."""
-
-
-class Terminated(Exception):  # noqa: N818 - an order that was obeyed, not an error
-    """SIGTERM arrived and the state was saved; exit code 143."""
-
-
-def main(run: Callable[[Any], Any], make_config: Callable[[], Any]) -> NoReturn:
-    """Runs an experiment binary: parses the flags, calls `run(make_config())`, exits.
-
-    An expected error is one line on stderr, ``kernelgrad: error: ...``. Any other exception is a
-    bug and keeps its traceback; with --debug every error shows one.
-
-    Args:
-      run: the experiment; its result is ignored.
-      make_config: reads the absl flags into a frozen dataclass; a ValueError is a usage error.
-
-    Raises:
-      SystemExit: 0 success; 1 StorageError or OSError; 2 UsageError, a bad flag or bad data;
-        3 DivergenceError; 130 Ctrl-C; 143 Terminated.
-    """
-    sys.exit(app.run(functools.partial(_run, run, make_config), flags_parser=_parse_flags))
-
-
-def _parse_flags(argv: list[str]) -> list[str]:
-    try:
-        positional = flags.FLAGS(argv)[1:]
-        if positional:
-            raise flags.Error(f"argument: got {positional[0]!r}; expected flags only, see --help")
-    except SystemExit:  # --help, which absl ends with 1
-        sys.exit(0)
-    except flags.UnrecognizedFlagError as error:
-        nearest = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1, cutoff=0)[0]
-        message = f"flag: got --{error.flagname}; expected a known flag such as --{nearest}"
-        sys.exit(_report(message, 2))
-    except flags.Error as error:
-        sys.exit(_report(error, 2))
-    if flags.FLAGS["verbosity"].using_default_value and not _DEBUG.value:
-        flags.FLAGS.verbosity = logging.FATAL  # Orbax logs pages about errors that it also raises
-    return positional
-
-
-def _run(run: Callable[[Any], Any], make_config: Callable[[], Any], _: list[str]) -> int:
-    try:
-        try:
-            config = make_config()
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-        run(config)
-    except KeyboardInterrupt:
-        return _report("interrupted; run the same command again to resume", 130)
-    except Exception as error:
-        code = _exit_code(error)
-        if _DEBUG.value:
-            traceback.print_exc()
-        if code is None:
-            raise
-        return _report(error, code)
-    return 0
-
-
-def _exit_code(error: Exception) -> int | None:
-    for kinds, code in (
-        ((UsageError, DataError), 2),
-        ((StorageError, OSError), 1),
-        (DivergenceError, 3),
-        (Terminated, 143),
-    ):
-        if isinstance(error, kinds):
-            return code
-    return None
-
-
-def _report(error: Exception | str, code: int) -> int:
-    print("kernelgrad: error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
-    return code
 
 
 def _warn(message: str) -> None:
@@ -180,7 +81,7 @@ class Workdir:
         self._lock = -1
         if self._writes:
             try:
-                with _storage(f"workdir {self.path}"):
+                with files.storage(f"workdir {self.path}"):
                     self._take_over()
                     self._store_config(config, free_fields, allow_config_change)
             except BaseException:
@@ -206,7 +107,7 @@ class Workdir:
     def samples(self) -> pathlib.Path:
         """The folder of pictures."""
         folder = self.path / "samples"
-        with _storage(str(folder)):
+        with files.storage(str(folder)):
             folder.mkdir(exist_ok=True)
         return folder
 
@@ -225,7 +126,7 @@ class Workdir:
             values = {name: float(value) for name, value in metrics.items()}
             finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
             line = json.dumps(dict(step=int(step), **finite), allow_nan=False) + "\n"
-            with _storage(str(self._metrics)), open(self._metrics, "ab") as file:
+            with files.storage(str(self._metrics)), open(self._metrics, "ab") as file:
                 file.write(line.encode())
                 file.flush()
                 os.fsync(file.fileno())
@@ -256,9 +157,9 @@ class Workdir:
         """
         target = self.path / name
         if self._writes:
-            with _storage(str(target)):
+            with files.storage(str(target)):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _replace(target, content)
+                files.replace(target, content)
         return target
 
     def save(self, step: int, state: PyTree) -> None:
@@ -279,9 +180,9 @@ class Workdir:
         """
         if not self._writes:
             return
-        leaves = _named_leaves(state)
-        specs = {name: _spec(leaf) for name, leaf in leaves.items()}
-        arrays = {name: _to_host(leaf) for name, leaf in leaves.items()}
+        leaves = checkpoints.named_leaves(state)
+        specs = {name: checkpoints.spec(leaf) for name, leaf in leaves.items()}
+        arrays = {name: checkpoints.to_host(leaf) for name, leaf in leaves.items()}
         for name, array in arrays.items():
             if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array).all():
                 raise self.divergence(step, f"leaf {name} of the state is not finite")
@@ -293,20 +194,20 @@ class Workdir:
                 "expected a run that restores first. Resume it or use another workdir"
             )
         if newest == step:
-            if _damage(target) is None:
+            if checkpoints.damage(target) is None:
                 return
             self._set_aside(step)
         size = sum(array.nbytes for array in arrays.values()) / 1e6
         free = shutil.disk_usage(self.path).free / 1e6
         scratch = self._checkpoints / f"tmp-{step}"
         try:
-            with _storage(f"{target}: could not save {size:.1f} MB with {free:.1f} MB free"):
-                _write_checkpoint(scratch, specs, arrays)
+            with files.storage(f"{target}: could not save {size:.1f} MB with {free:.1f} MB free"):
+                checkpoints.write(scratch, specs, arrays)
                 os.rename(scratch, target)
-                _sync(self._checkpoints)
+                files.sync(self._checkpoints)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        with _storage(str(self._checkpoints)):
+        with files.storage(str(self._checkpoints)):
             for old in self._steps()[:-_KEPT_CHECKPOINTS]:
                 self._remove(self._checkpoints / str(old))
 
@@ -328,7 +229,7 @@ class Workdir:
         """
         damaged: dict[int, str] = {}
         for step in reversed(self._steps()):
-            damage = _damage(self._checkpoints / str(step))
+            damage = checkpoints.damage(self._checkpoints / str(step))
             if damage is None:
                 break
             damaged[step] = damage
@@ -342,7 +243,7 @@ class Workdir:
             if self._cut_metrics(-1):
                 _warn(f"{self.path}: no checkpoint yet, so its metrics start anew")
             return None
-        state = _read_checkpoint(self._checkpoints / str(step), abstract_state)
+        state = checkpoints.read(self._checkpoints / str(step), abstract_state)
         for damaged_step in damaged:
             self._set_aside(damaged_step)
         self._cut_metrics(step)
@@ -400,7 +301,7 @@ class Workdir:
                     f"workdir {self.path} holds a run with another config: {'; '.join(changes)}. "
                     "Use the same flags, another workdir, or allow the change of config"
                 )
-        _replace(file, (json.dumps(fields, indent=2) + "\n").encode())
+        files.replace(file, (json.dumps(fields, indent=2) + "\n").encode())
 
     def _steps(self) -> list[int]:
         names = [entry.name for entry in self._checkpoints.iterdir()]
@@ -415,13 +316,13 @@ class Workdir:
         if self._writes:
             folder = self._checkpoints / str(step)
             grave = folder.with_name(f"{step}.damaged")
-            with _storage(str(folder)):
+            with files.storage(str(folder)):
                 if grave.exists():
                     self._remove(grave)
                 os.rename(folder, grave)
 
     def _records(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
-        with _storage(str(self._metrics)):
+        with files.storage(str(self._metrics)):
             content = self._metrics.read_bytes() if self._metrics.exists() else b""
         *lines, _ = content.split(b"\n")
         for number, line in enumerate(lines, start=1):
@@ -437,10 +338,10 @@ class Workdir:
 
     def _cut_metrics(self, step: int) -> int:
         lines = [line for line, record in self._records() if record["step"] <= step]
-        with _storage(str(self._metrics)):
+        with files.storage(str(self._metrics)):
             size = self._metrics.stat().st_size if self._metrics.exists() else 0
             if self._writes and size:
-                _replace(self._metrics, b"".join(lines))
+                files.replace(self._metrics, b"".join(lines))
         return size - sum(map(len, lines))
 
 
@@ -482,134 +383,3 @@ class Signals:
                 if self.stop:
                     os._exit(143)
                 self.stop = True
-
-
-@contextlib.contextmanager
-def _storage(place: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"{place}: {error.strerror or error}") from error
-
-
-def _replace(target: pathlib.Path, content: bytes) -> None:
-    scratch = target.with_name(target.name + ".tmp")
-    with open(scratch, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, target)
-    _sync(target.parent)
-
-
-def _sync(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _digests(folder: pathlib.Path) -> dict[str, str]:
-    digests = {}
-    for file in sorted(folder.rglob("*")):
-        if file.is_file() and file != folder / _MANIFEST:
-            with open(file, "rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            digests[file.relative_to(folder).as_posix()] = digest
-    return digests
-
-
-def _checkpointer() -> ocp.Checkpointer:
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=jax.process_index(), active_processes={jax.process_index()}
-    )
-    return ocp.Checkpointer(ocp.StandardCheckpointHandler(), multiprocessing_options=alone)
-
-
-def _write_checkpoint(
-    folder: pathlib.Path, specs: dict[str, str], arrays: dict[str, np.ndarray]
-) -> None:
-    folder.mkdir()
-    try:
-        with _checkpointer() as orbax:
-            orbax.save(folder / "state", args=ocp.args.StandardSave(arrays))
-            stored = orbax.restore(folder / "state")
-    except Exception as error:
-        raise OSError(_brief(error)) from error
-    for name, array in arrays.items():
-        if stored[name].dtype != array.dtype or stored[name].tobytes() != array.tobytes():
-            raise OSError(f"leaf {name} was read back with another value")
-    (folder / _LEAVES).write_text(json.dumps(specs, indent=2) + "\n")
-    for entry in folder.rglob("*"):
-        _sync(entry)
-    _replace(folder / _MANIFEST, _manifest(_digests(folder)))
-
-
-def _read_checkpoint(folder: pathlib.Path, abstract_state: PyTree) -> PyTree:
-    wanted = _named_leaves(abstract_state)
-    stored = json.loads((folder / _LEAVES).read_text())
-    for name in {**wanted, **stored}:
-        found = stored.get(name, "no such leaf")
-        expected = _spec(wanted[name]) if name in wanted else "no such leaf"
-        if found != expected:
-            raise UsageError(
-                f"checkpoint {folder} is of another model: leaf {name}: got {found}; expected "
-                f"{expected}. Use the flags that the run began with, or another workdir"
-            )
-    try:
-        with _checkpointer() as orbax:
-            arrays = orbax.restore(folder / "state")
-    except Exception as error:
-        raise StorageError(f"checkpoint {folder}: {_brief(error)}") from error
-    leaves = [_from_host(arrays[name], like) for name, like in wanted.items()]
-    return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
-
-
-def _brief(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) < 170 else f"{text[:60]} ... {text[-100:]}"
-
-
-def _manifest(digests: dict[str, str]) -> bytes:
-    return "".join(f"{digest}  {name}\n" for name, digest in digests.items()).encode()
-
-
-def _damage(folder: pathlib.Path) -> str | None:
-    manifest = folder / _MANIFEST
-    try:
-        content, actual = manifest.read_bytes(), _digests(folder)
-    except OSError as error:
-        return f"{manifest}: {error.strerror}"
-    if content == _manifest(actual):
-        return None
-    listed = {line[66:]: line[:64] for line in content.decode(errors="replace").splitlines()}
-    for name in sorted(listed.keys() | actual.keys()):
-        got, expected = actual.get(name, "no such file"), listed.get(name, "no such file")
-        if got != expected:
-            return f"{folder / name}: got SHA-256 {got}; expected {expected}"
-    return f"{manifest}: got a damaged file; expected a list of SHA-256 digests"
-
-
-def _named_leaves(tree: PyTree) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path) or "state": leaf for path, leaf in leaves}
-
-
-def _spec(leaf: Any) -> str:
-    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _to_host(leaf: Any) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-
-
-def _from_host(array: np.ndarray, like: Any) -> Any:
-    if _is_key(like):
-        impl = jax.random.key_impl(jnp.empty((), like.dtype))
-        return jax.random.wrap_key_data(jnp.array(array), impl=impl)
-    return array if isinstance(like, np.ndarray | np.generic) else jnp.array(array)

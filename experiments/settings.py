@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 
 from experiments import data as datasets
-from experiments.runtime import UsageError
+from experiments.errors import UsageError
 from kernelgrad import kernels, objectives
 from kernelgrad.types import Array
 

@@ -20,10 +20,11 @@ from absl import flags
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from experiments import command, feed, image_metrics, networks, plots, settings
 from experiments import data as datasets
-from experiments import feed, image_metrics, networks, plots, runtime, settings
 from experiments.data import Dataset
-from experiments.runtime import Signals, Terminated, UsageError, Workdir
+from experiments.errors import Terminated, UsageError
+from experiments.runtime import Signals, Workdir
 from experiments.settings import Config
 from kernelgrad import kernels, mmd, objectives, train
 from kernelgrad.types import Array, Key, PyTree
@@ -177,9 +178,10 @@ def _train(
             folder.log(step, record)
             if host_state is not None:
                 folder.write_bytes("curves.png", plots.learning_curves(folder.history()))
-            if host_state is not None or signals.stop:
+            stop = signals.stop
+            if host_state is not None or stop:
                 folder.save(step, host_state or train.unreplicate(state))
-            if signals.stop:
+            if stop:
                 raise Terminated(
                     f"SIGTERM: saved step {step} in {folder.path}; run the same command to resume"
                 )
@@ -267,7 +269,7 @@ def _make_evaluate(
 def main() -> None:
     """Parses the flags and trains."""
     flags.mark_flag_as_required("workdir")
-    runtime.main(
+    command.main(
         lambda config: run(
             config,
             workdir=_WORKDIR.value,
