@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import lax
 
 from kernelgrad.types import Array, Key
 
@@ -13,51 +12,6 @@ _KERNEL_INIT = nn.initializers.normal(0.02)
 
 def _scale_init(key: Key, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> Array:
     return 1.0 + _KERNEL_INIT(key, shape, dtype)
-
-
-def _overlap_add(frames: Array, axis: int) -> Array:
-    """Merges frames of length 4, hop 2: (..., h, 4, ...) at `axis` -> (..., 2 h, ...).
-
-    Entry t of frame i lands at 2 i + t - 1; what lands outside is dropped.
-    """
-    size = frames.shape[axis]
-    first, second = jnp.split(frames, 2, axis + 1)
-
-    def pad(halves: Array, before: int, after: int) -> Array:
-        widths = [(0, 0)] * halves.ndim
-        widths[axis] = (before, after)
-        return jnp.pad(halves, widths)
-
-    chunks = pad(first, 0, 1) + pad(second, 1, 0)
-    merged = chunks.reshape(*chunks.shape[:axis], 2 * size + 2, *chunks.shape[axis + 2 :])
-    return lax.slice_in_dim(merged, 1, 2 * size + 1, axis=axis)
-
-
-class Upsample(nn.Module):
-    """Transposed 4 x 4 convolution of stride 2: (n, h, w, c) -> (n, 2 h, 2 w, features).
-
-    y[2 i + a - 1, 2 j + b - 1] += x[i, j] @ kernel[a, b], as one matrix product and two
-    overlap-adds: on a CPU its gradient takes a quarter of the time of ``nn.ConvTranspose``, whose
-    kernel is this one reversed along both image axes.
-
-    Attributes:
-      features: channels of the output.
-      use_bias: whether a bias per channel is added.
-    """
-
-    features: int
-    use_bias: bool = False
-
-    @nn.compact
-    def __call__(self, inputs: Array) -> Array:
-        """Returns the images at twice the height and width."""
-        shape = (4, 4, inputs.shape[-1], self.features)
-        kernel = self.param("kernel", _KERNEL_INIT, shape)
-        frames = jnp.einsum("nhwi,abio->nhawbo", inputs, kernel)
-        outputs = _overlap_add(_overlap_add(frames, 3), 1)
-        if self.use_bias:
-            outputs = outputs + self.param("bias", nn.initializers.zeros, (self.features,))
-        return outputs
 
 
 class DCGAN(nn.Module):
@@ -112,6 +66,11 @@ class DCGAN(nn.Module):
             )
             return nn.relu(norm(hidden))
 
+        def upsample(features: int, use_bias: bool) -> nn.ConvTranspose:
+            return nn.ConvTranspose(
+                features, (4, 4), (2, 2), use_bias=use_bias, kernel_init=_KERNEL_INIT
+            )
+
         features = self.width * 2 ** (upsamplings - 1)
         hidden = nn.Dense(height * width * features, use_bias=False, kernel_init=_KERNEL_INIT)(
             latents
@@ -119,8 +78,8 @@ class DCGAN(nn.Module):
         hidden = norm_relu(hidden.reshape(-1, height, width, features))
         for _ in range(upsamplings - 1):
             features //= 2
-            hidden = norm_relu(Upsample(features)(hidden))
-        return nn.sigmoid(Upsample(channels, use_bias=True)(hidden))
+            hidden = norm_relu(upsample(features, use_bias=False)(hidden))
+        return nn.sigmoid(upsample(channels, use_bias=True)(hidden))
 
 
 class MLPGenerator(nn.Module):
