@@ -28,7 +28,8 @@ from experiments.settings import Config
 from experiments.tables import format_table
 from kernelgrad import train
 
-_TIMED_ROUNDS = 5
+_TIMED_ROUNDS = 7
+_TIMED_STEPS = 50
 
 _OBJECTIVES = flags.DEFINE_list("objectives", ["kl", "mmd"], "Objectives to compare.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the runs of each objective.")
@@ -129,7 +130,7 @@ def time_steps(configs: dict[str, Config], dataset: Dataset) -> dict[str, float]
     key = jax.random.key(0)
     for name, config in configs.items():
         model = training.build(config, dataset, train.AXIS)
-        per_call = training.steps_per_call(config)
+        per_call = training.steps_per_call(training.steps_per_record(config), device)
         advance = training.make_advance(config, dataset, model, per_call, 0, device)
         state, _ = advance(train.replicate(model.initial_state(key), device), key)
         runs[name] = (advance, jax.block_until_ready(state), per_call)
@@ -137,9 +138,11 @@ def time_steps(configs: dict[str, Config], dataset: Dataset) -> dict[str, float]
     for _ in trange(_TIMED_ROUNDS, desc="Timing the steps"):
         for name, (advance, state, per_call) in runs.items():
             start = time.perf_counter()
-            state, _ = advance(state, key)
-            jax.block_until_ready(state)
-            times[name].append(1000 * (time.perf_counter() - start) / per_call)
+            calls = max(1, _TIMED_STEPS // per_call)
+            for _ in range(calls):
+                state, _ = advance(state, key)
+                jax.block_until_ready(state)
+            times[name].append(1000 * (time.perf_counter() - start) / (calls * per_call))
             runs[name] = (advance, state, per_call)
     return {name: float(np.median(values)) for name, values in times.items()}
 

@@ -31,7 +31,7 @@ from kernelgrad.types import Array, Key, PyTree
 
 ScoreFn = Callable[[Array], dict[str, float]]
 
-_MAX_STEPS_PER_CALL = 50
+_MAX_STEPS_PER_RECORD = 50
 _EVALUATED_SAMPLES = 500
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; created if missing.")
@@ -155,21 +155,25 @@ def _train(
         print(f"{folder.path}: already at step {step} of {config.num_steps}, nothing to do")
         return folder.history()[-1]
 
-    per_call = steps_per_call(config, step)
+    per_record = steps_per_record(config, step)
+    per_call = steps_per_call(per_record, devices)
     advance = make_advance(config, dataset, model, per_call, step, devices)
     evaluate = _make_evaluate(model, dataset, folder, eval_key, config, extra_scores)
     state = train.replicate(host_state, devices)
     description = f"{config.objective} on {config.dataset}"
     with tqdm(total=config.num_steps, initial=step, desc=description, unit="step") as bar:
         while step < config.num_steps:
-            state, info = advance(state, train_key)
-            scalars = {name: np.asarray(x) for name, x in train.unreplicate(info).items()}
+            infos = []
+            for _ in range(per_record // per_call):
+                state, info = advance(state, train_key)
+                infos.append(train.unreplicate(jax.block_until_ready(info)))
+                bar.update(per_call)
+            scalars = {name: np.concatenate([info[name] for info in infos]) for name in infos[0]}
             finite = scalars.pop("finite")
             if not finite.all():
                 raise folder.divergence(step + int(finite.argmin()) + 1, "the state is not finite")
-            step += per_call
+            step += per_record
             record = {name: float(values[-1]) for name, values in scalars.items()}
-            bar.update(per_call)
             bar.set_postfix({name: f"{value:.3g}" for name, value in record.items()})
             host_state = None
             if step % config.eval_every == 0 or step >= config.num_steps:
@@ -188,10 +192,15 @@ def _train(
     return {"step": step, **record}
 
 
-def steps_per_call(config: Config, start: int = 0) -> int:
-    """Returns the largest number of steps per call that meets every evaluation exactly."""
+def steps_per_record(config: Config, start: int = 0) -> int:
+    """Returns the largest number of steps between records that meets every evaluation exactly."""
     common = math.gcd(config.num_steps, config.eval_every, start)
-    return max(n for n in range(1, _MAX_STEPS_PER_CALL + 1) if common % n == 0)
+    return max(n for n in range(1, _MAX_STEPS_PER_RECORD + 1) if common % n == 0)
+
+
+def steps_per_call(per_record: int, devices: list[jax.Device]) -> int:
+    """Returns the steps of one compiled call: 1 on a CPU, where XLA's loops slow convolutions."""
+    return 1 if devices[0].platform == "cpu" else per_record
 
 
 def make_advance(

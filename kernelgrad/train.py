@@ -131,13 +131,14 @@ def scan_resident(
 ) -> Callable[[TrainState, Key, Array], tuple[TrainState, Info]]:
     """Returns a function that runs many steps on a data set living on the device.
 
-    Batches are drawn without replacement: each epoch is a permutation that depends on (key, epoch)
-    alone, and the last len(data) % batch_size examples of it are left out.
+    A batch is one example, drawn uniformly, from each of batch_size equal stretches of the data:
+    distinct examples, each as likely as any other, without shuffling anything.
 
     Args:
       train_step: the step, made with the same axis_name.
       batch_size: size of the whole batch, over all devices; static.
-      num_steps: steps per call; static.
+      num_steps: steps per call; static. On a CPU prefer 1: XLA runs convolutions several times
+        slower inside a loop there.
       axis_name: mapped axis over devices, each holding the whole data set.
 
     Returns:
@@ -157,21 +158,17 @@ def scan_resident(
                 f"batch_size: got {batch_size}; expected a multiple of the {devices} device(s), "
                 f"at most the {size} examples"
             )
-        order_key, step_key = jax.random.split(key)
-        per_epoch = size // batch_size
-        first_epoch = state.step // per_epoch
-        epochs = first_epoch + jnp.arange(-(-num_steps // per_epoch) + 1)
-        orders = jax.vmap(lambda e: jax.random.permutation(jax.random.fold_in(order_key, e), size))(
-            epochs
-        )
+        edges = np.arange(batch_size + 1) * size // batch_size
+        low, high = (jnp.asarray(ends, jnp.int32) for ends in (edges[:-1], edges[1:]))
+        batch_key, step_key = jax.random.split(key)
 
-        def body(state: TrainState, _: None) -> tuple[TrainState, Info]:
-            order = orders[state.step // per_epoch - first_epoch]
-            start = state.step % per_epoch * batch_size
-            chosen = _share(lax.dynamic_slice_in_dim(order, start, batch_size), axis_name)
-            return train_step(state, step_key, as_unit_interval(data[chosen]))
+        def body(state: TrainState, _: Array) -> tuple[TrainState, Info]:
+            draw_key = jax.random.fold_in(batch_key, state.step)
+            chosen = jax.random.randint(draw_key, (batch_size,), low, high)
+            batch = as_unit_interval(data[_share(chosen, axis_name)])
+            return train_step(state, step_key, batch)
 
-        return lax.scan(body, state, length=num_steps)
+        return _scan(body, state, jnp.arange(num_steps))
 
     return run
 
@@ -195,7 +192,7 @@ def scan_batches(
         def body(state: TrainState, batch: Array) -> tuple[TrainState, Info]:
             return train_step(state, step_key, as_unit_interval(batch))
 
-        return lax.scan(body, state, batches)
+        return _scan(body, state, batches)
 
     return run
 
@@ -260,6 +257,16 @@ def as_unit_interval(data: Array) -> Array:
       Floating array of the same shape.
     """
     return data.astype(jnp.float32) / 255 if data.dtype == jnp.uint8 else data
+
+
+def _scan(
+    body: Callable[[TrainState, Array], tuple[TrainState, Info]], state: TrainState, items: Array
+) -> tuple[TrainState, Info]:
+    """lax.scan, but a single step stays outside of any loop."""
+    if items.shape[0] > 1:
+        return lax.scan(body, state, items)
+    state, info = body(state, items[0])
+    return state, jax.tree.map(lambda value: value[None], info)
 
 
 def _axis_size(axis_name: str | None) -> int:
