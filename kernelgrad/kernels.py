@@ -371,12 +371,12 @@ def _closed_form(*forms: Callable[[Array], Array]) -> Callable[[Array], Array]:
 
 def _root(u: Array, scale: float) -> Array:
     """Returns sqrt(scale u), with derivative 0 at 0."""
-    return jnp.where(u > 0, jnp.sqrt(scale * jnp.where(u > 0, u, 1)), 0)
+    return _unless_zero(u, lambda s: s, scale)
 
 
 def _unless_zero(u: Array, fn: Callable[[Array], Array], scale: float) -> Array:
     """Returns fn(sqrt(scale u)), 0 at u = 0."""
-    return jnp.where(u > 0, fn(jnp.sqrt(scale * jnp.where(u > 0, u, 1))), 0)
+    return jnp.where(u <= 0, 0, fn(jnp.sqrt(scale * jnp.where(u <= 0, 1, u))))
 
 
 def _rbf(u: Array) -> Array:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from kernelgrad import _checks
@@ -286,20 +287,32 @@ def embed(kernel: Kernel, x: Array) -> Array:
 
 def radial(kernel: Kernel) -> Kernel:
     """Returns the kernel between embedded points."""
-    return getattr(kernel, "base", kernel)
+    return kernel.base if hasattr(kernel, "features") else kernel  # type: ignore[attr-defined]
 
 
 def centred(x: Array, y: Array | None, axis_name: str | None = None) -> tuple[Array, Array]:
-    """Returns both sets in at least float32, moved so that the mean of the second is 0."""
+    """Returns both sets in at least float32, moved so that a middle of the second is 0."""
     dtype = x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.float32
     x = x.astype(dtype)
     y = x if y is None else y.astype(dtype)
-    mean = lax.stop_gradient(jnp.mean(y, axis=0, keepdims=True))
+    centre = lax.stop_gradient(_middle(y))
     if axis_name is not None:
-        mean = lax.pmean(mean, axis_name)
-    # Rounded, so that no fused multiply-add of mean and subtraction tells copies of a point apart.
-    centre = lax.reduce_precision(mean, jnp.finfo(dtype).nexp, jnp.finfo(dtype).nmant - 1)
+        centre = lax.all_gather(centre, axis_name)[0]
     return x - centre, y - centre
+
+
+def _middle(x: Array) -> Array:
+    """The median of three medians of three points in each coordinate; shape (1, d).
+
+    No outlier moves it, as it would the mean. Its coordinates are those of points, so that a
+    fused multiply-add cannot centre two copies of a point differently.
+    """
+
+    def median(a: Array, b: Array, c: Array) -> Array:
+        return jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
+
+    nine = x[np.linspace(0, x.shape[0] - 1, 9).astype(int)]
+    return median(*jnp.split(median(*jnp.split(nine, 3)), 3))
 
 
 def tile_distances(origin: tuple[Any, Any], rows: Array, cols: Array, *, diagonal: bool) -> Array:

@@ -461,7 +461,8 @@ def kde_score_at(queries: Array, samples: Array, kernel: Kernel) -> Array:
 
 def _kde(queries: Array, samples: Array | None, kernel: Kernel) -> Array:
     logits, pull = _pairs(functools.partial(_log_profile, kernel), kernel, queries, samples)
-    return pull(jax.nn.softmax(logits, axis=1))
+    lost = jnp.max(logits, axis=1, keepdims=True) == -jnp.inf
+    return jnp.where(lost, jnp.nan, pull(jax.nn.softmax(logits, axis=1)))
 
 
 def _log_profile(kernel: Kernel, sq_dist: Array) -> Array:

@@ -25,8 +25,8 @@ class ApplyFn(Protocol):
 class Kernel(Protocol):
     """A radial kernel k(x, y) = profile(|x - y|^2), registered as a pytree.
 
-    A kernel that also has ``features(x) -> (n, l)`` stands for
-    k(x, y) = profile(|features(x) - features(y)|^2).
+    A kernel that also has ``features(x) -> (n, l)`` and a radial kernel ``base`` stands for
+    k(x, y) = base.profile(|features(x) - features(y)|^2).
     """
 
     def profile(self, sq_dist: Array) -> Array:

@@ -2,6 +2,7 @@
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 
 # k(r) of one component with lengthscale l, as a function of the distance r.
@@ -26,6 +27,16 @@ RADIAL_SLOPE = {
         -5 * r / (3 * l**2) * (1 + math.sqrt(5) * r / l) * math.exp(-math.sqrt(5) * r / l)
     ),
     "laplace": lambda r, l: -math.exp(-r / l) / l if r > 0 else 0.0,
+}
+
+# The same as functions of u = r^2 / l^2, for autodiff; singular or not, as printed.
+PROFILES = {
+    "rbf_mixture": lambda u: jnp.exp(-u / 2),
+    "imq_mixture": lambda u: 1 / jnp.sqrt(1 + u),
+    "rational_quadratic": lambda u: 1 / (1 + u / 2),
+    "matern32": lambda u: (1 + jnp.sqrt(3 * u)) * jnp.exp(-jnp.sqrt(3 * u)),
+    "matern52": lambda u: (1 + jnp.sqrt(5 * u) + 5 * u / 3) * jnp.exp(-jnp.sqrt(5 * u)),
+    "laplace": lambda u: jnp.exp(-jnp.sqrt(u)),
 }
 
 
@@ -66,6 +77,30 @@ def gradient_sum(family, x, y, lengthscales, sum_weights=None, weights=None):
             for a in x
         ]
     )
+
+
+def fast_gram(family, x, y, lengthscales, weights=None):
+    """gram, without the double loop, from all coordinate differences."""
+    return _all_pairs(RADIAL[family], x, y, lengthscales, weights)[2]
+
+
+def fast_gradient_sum(family, x, y, lengthscales, sum_weights=None, weights=None):
+    """gradient_sum, without the double loop, from all coordinate differences."""
+    sum_weights = np.ones(len(y)) if sum_weights is None else np.asarray(sum_weights, np.float64)
+    distances, steps, slopes = _all_pairs(RADIAL_SLOPE[family], x, y, lengthscales, weights)
+    over_r = np.divide(slopes, distances, out=np.zeros_like(slopes), where=distances > 0)
+    return np.einsum("ij,ijk,j->ik", over_r, steps, sum_weights)
+
+
+def _all_pairs(radial, x, y, lengthscales, weights):
+    """Distances, steps y_j - x_i and the weighted sum of radial(r_ij, l_c)."""
+    lengthscales = np.atleast_1d(np.asarray(lengthscales, np.float64))
+    weights = np.ones(len(lengthscales)) if weights is None else np.asarray(weights, np.float64)
+    steps = np.asarray(y, np.float64)[None] - np.asarray(x, np.float64)[:, None]
+    distances = np.sqrt(np.sum(steps**2, axis=2))
+    scalar = np.vectorize(radial, otypes=[np.float64])
+    parts = sum(w * scalar(distances, l) for w, l in zip(weights, lengthscales, strict=True))
+    return distances, steps, parts
 
 
 def median_squared_distance(points):

@@ -1,6 +1,7 @@
 """The train step: equality with a hand-written loop, resumption, devices, compilation."""
 
 import functools
+import itertools
 
 import chex
 import jax
@@ -87,7 +88,7 @@ def test_batches_are_distinct_examples_each_as_likely(key):
     assert all(len(set(batch)) == 10 for batch in batches)
     counts = np.bincount(batches.ravel(), minlength=43)
     stretches = np.arange(11) * 43 // 10
-    for start, end in zip(stretches[:-1], stretches[1:], strict=True):
+    for start, end in itertools.pairwise(stretches):
         expected = 4000 / (end - start)
         noise = np.sqrt(expected * (1 - 1 / (end - start)))
         assert np.abs(counts[start:end] - expected).max() < 5 * noise

@@ -1,0 +1,76 @@
+"""Every contract says its argument's name, what it got and what it expected, in one line."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernelgrad import _checks
+
+X = np.zeros((3, 2), np.float32)
+
+BAD = {
+    "x: got dtype int32; expected floating": lambda: _checks.floating(x=X.astype(np.int32)),
+    "z: got dtype uint8; expected floating": lambda: _checks.floating(x=X, z=X.astype(np.uint8)),
+    "k: got dtype complex64; expected floating": lambda: _checks.floating(k=X.astype(complex)),
+    "w: got shape (3, 2); expected (3), no size 0": lambda: _checks.shape("w", X, (3,)),
+    "w: got shape (3, 2); expected (3, 1), no size 0": lambda: _checks.shape("w", X, (3, 1)),
+    "w: got shape (0, 2); expected (n, 2), no size 0": lambda: _checks.shape("w", X[:0], ("n", 2)),
+    "w: got shape (); expected (n), no size 0": lambda: _checks.shape("w", 1.0, ("n",)),
+    "x: got dtype bool; expected floating": lambda: _checks.points(x=X > 0),
+    "x: got shape (2,); expected (n, d), no size 0": lambda: _checks.points(x=X[0]),
+    "y: got shape (1, 3, 2); expected (n, d), no size 0": lambda: _checks.points(x=X, y=X[None]),
+    "z: got shape (3, 1); expected (n, 2) like x": lambda: _checks.points(x=X, y=X, z=X[:, :1]),
+    "step: got 0.; expected values in (0, infinity)": lambda: _checks.positive(step=0.0),
+    "step: got nan; expected values in (0, infinity)": lambda: _checks.positive(step=math.nan),
+    "step: got inf; expected values in (0, infinity)": lambda: _checks.positive(step=jnp.inf),
+    "b: got [ 1. -2.]; expected values in (0, infinity)": lambda: _checks.positive(
+        a=1.0, b=[1.0, -2.0]
+    ),
+    "q: got 1.; expected values in (0, 1)": lambda: _checks.in_range("q", 1.0, 0, 1),
+    "q: got 0.; expected values in (0, 1]": lambda: _checks.in_range("q", 0.0, 0, 1, closed="r"),
+    "q: got 1.; expected values in [0, 1)": lambda: _checks.in_range("q", 1.0, 0, 1, closed="l"),
+    "q: got nan; expected values in [0, 1]": lambda: _checks.in_range(
+        "q", math.nan, 0, 1, closed="lr"
+    ),
+    "n: got 1; expected an integer >= 2": lambda: _checks.at_least("n", 1, 2),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_messages(message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        BAD[message]()
+
+
+def test_what_is_allowed_passes():
+    _checks.floating(a=1.0, b=X, c=jnp.zeros(2, jnp.bfloat16))
+    _checks.shape("x", X, ("n", 2))
+    _checks.shape("s", 1.0, ())
+    _checks.points(x=X, y=X[:1])
+    _checks.positive(a=1e-300, b=[1, 2], c=jnp.ones(3))
+    for closed, ends in {"l": [0.0], "r": [1.0], "lr": [0.0, 1.0], "": []}.items():
+        for value in [0.5, *ends]:
+            _checks.in_range("q", value, 0.0, 1.0, closed=closed)
+    _checks.at_least("n", 2, 2)
+
+
+def test_traced_numbers_pass_and_traced_shapes_do_not():
+    @jax.jit
+    def traced(x, scale):
+        _checks.positive(scale=scale, scales=[scale, 2 * scale])
+        _checks.in_range("q", scale, 0.0, 1.0)
+        _checks.points(x=x)
+        return scale
+
+    assert traced(X, -1.0) == -1
+    with pytest.raises(ValueError, match=r"^x: got dtype int32"):
+        traced(X.astype(np.int32), 1.0)
+
+
+def test_concrete_numbers_are_checked_inside_jit():
+    with pytest.raises(ValueError, match=r"^scale: got -1"):
+        jax.jit(lambda x: _checks.positive(scale=-1.0))(X)

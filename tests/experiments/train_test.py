@@ -1,0 +1,214 @@
+"""The training binary: what a run leaves behind, survival, devices, bad input."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments import data as datasets
+from experiments import feed, settings
+from experiments import train as training
+from experiments.runtime import DivergenceError, UsageError
+from experiments.settings import Config
+
+TINY = Config(num_steps=20, eval_every=10, batch_size=20, latent_dim=4, width=4)
+POINTS = dataclasses.replace(TINY, dataset="swiss_roll", width=8)
+TINY_FLAGS = ["--batch_size=20", "--latent_dim=4", "--width=4"]
+SLOW = os.environ.get("KERNELGRAD_SLOW_TESTS") == "1"
+
+
+def _run(config, workdir, **options):
+    return training.run(config, workdir=str(workdir), num_devices=1, **options)
+
+
+def _metrics(workdir):
+    return (workdir / "metrics.jsonl").read_text()
+
+
+def test_a_run_leaves_pictures_metrics_and_checkpoints(tmp_path):
+    last = _run(TINY, tmp_path / "run")
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"config.json", "metrics.jsonl", "curves.png", "samples", "checkpoints"} <= names
+    for picture in ("curves.png", "samples/0000010.png", "samples/0000020.png"):
+        assert (tmp_path / "run" / picture).read_bytes().startswith(b"\x89PNG")
+    records = [json.loads(line) for line in _metrics(tmp_path / "run").splitlines()]
+    assert [record["step"] for record in records] == [10, 20]
+    assert {"mmd", "direction_rms", "test_mmd", "label_entropy", "nearest_l1"} <= set(records[-1])
+    assert records[-1] == last
+
+
+@pytest.mark.parametrize("config", [TINY, dataclasses.replace(POINTS, resident_gib=1e-9)])
+def test_a_resumed_run_is_bit_identical(tmp_path, config):
+    _run(config, tmp_path / "whole")
+    _run(dataclasses.replace(config, num_steps=10), tmp_path / "cut")
+    _run(config, tmp_path / "cut")
+    assert _metrics(tmp_path / "cut") == _metrics(tmp_path / "whole")
+
+
+def test_a_finished_run_is_left_alone(tmp_path, capsys):
+    first = _run(POINTS, tmp_path)
+    assert _run(POINTS, tmp_path) == first
+    assert "already at step 20 of 20" in capsys.readouterr().out
+
+
+def test_two_devices_train_like_one(tmp_path):
+    config = dataclasses.replace(TINY, num_steps=10)
+    alone = _run(config, tmp_path / "one")
+    spread = training.run(config, workdir=str(tmp_path / "two"), num_devices=2)
+    for name in ("mmd", "direction_rms", "test_mmd"):
+        np.testing.assert_allclose(spread[name], alone[name], rtol=1e-3)
+
+
+def test_divergence_names_the_step_and_keeps_the_last_good_state(tmp_path):
+    config = dataclasses.replace(POINTS, learning_rate=1e30, num_steps=40)
+    with pytest.raises(DivergenceError, match=r"step [12]: the state is not finite"):
+        _run(config, tmp_path)
+    assert not any((tmp_path / "checkpoints").iterdir())
+
+
+def _command(workdir, *extra):
+    return [
+        sys.executable, "-m", "experiments.train", f"--workdir={workdir}", "--num_devices=1",
+        *TINY_FLAGS, *extra,
+    ]  # fmt: skip
+
+
+def _environment(tmp_path):
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
+    return {**os.environ, **cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
+
+
+def test_kills_lose_nothing(tmp_path, rng):
+    """kill -9 at random moments; the metrics in the end are those of an uninterrupted run."""
+    kills, every = (20, 50) if SLOW else (2, 50)
+    steps = [f"--num_steps={every * (kills + 2)}", f"--eval_every={every}"]
+    environment = _environment(tmp_path)
+    whole = subprocess.run(
+        _command(tmp_path / "whole", *steps), env=environment, capture_output=True, check=False
+    )
+    assert whole.returncode == 0, whole.stderr
+    checkpoints = tmp_path / "cut" / "checkpoints"
+    for kill in range(kills + 1):
+        process = subprocess.Popen(
+            _command(tmp_path / "cut", *steps),
+            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        if kill < kills:
+            target = checkpoints / str(every * (kill + 1))
+            saving = target.with_name(f"tmp-{target.name}")
+            awaited = (target, saving) if kill % 2 else (target,)
+            while process.poll() is None and not any(path.exists() for path in awaited):
+                time.sleep(0.002)
+            time.sleep(rng.uniform(0, 0.05 if kill % 2 else 0.2))
+            process.kill()
+        _, errors = process.communicate()
+        assert process.returncode == (-signal.SIGKILL if kill < kills else 0), errors
+    assert _metrics(tmp_path / "cut") == _metrics(tmp_path / "whole")
+
+
+def test_sigterm_saves_and_exits_143(tmp_path):
+    environment = _environment(tmp_path)
+    steps = ["--num_steps=100000", "--eval_every=1000"]
+    process = subprocess.Popen(
+        _command(tmp_path / "run", *steps),
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not metrics.exists():
+        time.sleep(0.05)
+    process.terminate()
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 143, errors
+    assert "SIGTERM: saved step" in errors
+    saved = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert json.loads(metrics.read_text().splitlines()[-1])["step"] == saved
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--objective=kll"], 2, "objective: got 'kll'; expected one of kl, mmd. Did you mean kl?"),
+        (["--wdith=3"], 2, "flag: got --wdith; expected a known flag such as --width"),
+        (["--batch_size=21", "--num_devices=2"], 2, "expected a multiple, such as 20 or 22"),
+        (["--workdir=/dev/null"], 1, "/dev/null"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, arguments, code, message):
+    process = subprocess.run(
+        _command(tmp_path / "run", *arguments),
+        capture_output=True, text=True, check=False, env=os.environ,
+    )  # fmt: skip
+    assert process.returncode == code
+    assert message in process.stderr
+    assert process.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_steps", 0),
+        ("width", -1),
+        ("learning_rate", float("nan")),
+        ("ridge", 0.0),
+        ("kernel_scales", (1.0, -1.0)),
+        ("b1", 1.0),
+        ("resident_gib", float("inf")),
+        ("objective", "nothing"),
+    ],
+)
+def test_settings_out_of_range_are_named(field, value):
+    with pytest.raises(UsageError, match=f"^{field}: got "):
+        settings.validate(dataclasses.replace(Config(), **{field: value}), 1)
+
+
+@pytest.mark.parametrize("value", ["digts", "mnist"])
+def test_data_that_is_not_there_is_named(tmp_path, value, monkeypatch):
+    monkeypatch.setenv("KERNELGRAD_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(datasets.DataError, match=value):
+        _run(dataclasses.replace(TINY, dataset=value), tmp_path, data_dir=str(tmp_path))
+
+
+def test_another_config_is_refused(tmp_path):
+    _run(dataclasses.replace(POINTS, num_steps=10), tmp_path)
+    with pytest.raises(UsageError, match="width was 8, now 16"):
+        _run(dataclasses.replace(POINTS, width=16), tmp_path)
+    with pytest.raises(UsageError, match="is of another model"):
+        _run(dataclasses.replace(POINTS, width=16), tmp_path, allow_config_change=True)
+
+
+def test_preset_is_what_paper_000_states():
+    with flagsaver.flagsaver():
+        flags.FLAGS(["train", "--preset=paper000", "--learning_rate=1e-4", "--workdir=w"])
+        config = settings.from_flags()
+    assert config == dataclasses.replace(
+        Config(),
+        dataset="mnist", batch_size=100, latent_dim=50, width=64, learning_rate=1e-4,
+        kernel="imq", kernel_scales=(0.5, 1.0, 2.0, 4.0), num_steps=180_000, eval_every=30_000,
+    )  # fmt: skip
+    assert settings.PRESETS["paper000"]["learning_rate"] == 5e-5
+
+
+def test_host_batches_cover_an_epoch_and_resume(rng):
+    data = rng.normal(size=(13, 2)).astype(np.float32)
+    stream = feed.host_batches(data, 7, 4, 2, 0, 2)
+    first = [next(stream) for _ in range(4)]
+    assert first[0].shape == (2, 2, 2, 2)
+    epoch = np.concatenate([first[0].swapaxes(0, 1), first[1].swapaxes(0, 1)[:1]]).reshape(-1, 2)
+    assert len({tuple(row) for row in epoch}) == 12
+    assert {tuple(row) for row in epoch} <= {tuple(row) for row in data}
+    resumed = feed.host_batches(data, 7, 4, 2, 4, 2)
+    np.testing.assert_array_equal(next(resumed), first[2])
+    ahead = feed.prefetched(feed.host_batches(data, 7, 4, 2, 0, 2))
+    for batch in first:
+        np.testing.assert_array_equal(next(ahead), batch)

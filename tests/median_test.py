@@ -1,0 +1,275 @@
+"""The streaming median against sorting, on data made to break it."""
+
+import functools
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import memory
+import numpy as np
+import oracles
+import pytest
+
+from kernelgrad import median, pairwise
+
+median_squared_distance = jax.jit(median.median_squared_distance, static_argnames="axis_name")
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Four rows of tiles for the 51 or 52 points below; traced anew, for tiles are static."""
+    monkeypatch.setattr(pairwise, "TILE_ROWS", 16)
+    median_squared_distance.clear_cache()
+    yield
+    median_squared_distance.clear_cache()
+
+
+def two_clusters(rng, n, d):
+    centres = np.where(np.arange(n)[:, None] < n // 3, 0.0, 100.0)
+    return centres + 1e-2 * rng.normal(size=(n, d))
+
+
+def duplicates(rng, n, d, share):
+    x = rng.normal(size=(n, d)) + 1
+    x[: int(share * n)] = x[0]
+    return rng.permutation(x)
+
+
+DATA = {
+    "normal": lambda rng, n, d: rng.normal(size=(n, d)),
+    "uniform": lambda rng, n, d: rng.uniform(size=(n, d)),
+    "offset 1e4": lambda rng, n, d: rng.normal(size=(n, d)) + 1e4,
+    "1e-15": lambda rng, n, d: 1e-15 * rng.normal(size=(n, d)),
+    "1e15": lambda rng, n, d: 1e15 * rng.normal(size=(n, d)),
+    "cauchy": lambda rng, n, d: rng.standard_cauchy(size=(n, d)),
+    "log-uniform": lambda rng, n, d: np.exp(rng.uniform(-10, 10, size=(n, d))),
+    "one outlier": lambda rng, n, d: rng.normal(size=(n, d)) + 1e6 * np.eye(n)[:, :1],
+    "sorted": lambda rng, n, d: np.arange(n)[:, None] * np.ones(d),
+    "grid": lambda rng, n, d: rng.integers(0, 3, size=(n, d)),
+    "one-hot": lambda rng, n, d: np.eye(d)[rng.integers(0, d, size=n)],
+    "two clusters": two_clusters,
+    "60 % copies": lambda rng, n, d: duplicates(rng, n, d, 0.6),
+    "90 % copies": lambda rng, n, d: duplicates(rng, n, d, 0.9),
+    "constant": lambda rng, n, d: np.tile(rng.normal(size=d), (n, 1)),
+    "zeros": lambda rng, n, d: np.zeros((n, d)),
+}
+
+
+@pytest.mark.parametrize(("n", "d"), [(51, 2), (52, 5)])  # 1275 and 1326 pairs: odd and even
+def test_any_data_equals_sorting(n, d, rng, small_tiles):
+    for name, draw in DATA.items():
+        x = np.asarray(draw(rng, n, d), np.float32)
+        expected = oracles.median_squared_distance(x)
+        # the matmul form of a distance is exact to rounding in |x|^2, zero included
+        typical = 0 if d <= 3 else np.median(np.sum((x - x.mean(axis=0)) ** 2, axis=1))
+        got = median_squared_distance(x)
+        assert abs(got - expected) <= 1e-6 * (expected + typical), name
+        if expected == 0:
+            assert got == 0, name
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5])  # 1, 3, 6, 10 pairs
+def test_small_grids_are_exact(n, rng):
+    """Ties at, below and above the middle; half-integers where the middle two differ."""
+    halves = 0
+    for _ in range(60):
+        x = rng.integers(0, 4, size=(n, 2)).astype(np.float32)
+        expected = oracles.median_squared_distance(x)
+        assert median_squared_distance(x) == expected
+        halves += expected % 1 == 0.5
+    assert halves > 0 or n < 4
+
+
+def test_float64(rng):
+    with jax.enable_x64(True):
+        for draw in (DATA["normal"], DATA["cauchy"], DATA["grid"]):
+            x = draw(rng, 52, 5).astype(np.float64)
+            got = median_squared_distance(x)
+            assert got.dtype == np.float64
+            np.testing.assert_allclose(got, oracles.median_squared_distance(x), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_low_precision_is_widened(dtype, rng):
+    x = jnp.asarray(rng.normal(size=(12, 5)) + 3, dtype)
+    got = median_squared_distance(x)
+    assert got.dtype == np.float32
+    wide = np.asarray(x.astype(jnp.float32))
+    np.testing.assert_allclose(got, oracles.median_squared_distance(wide), rtol=1e-6)
+
+
+def test_x_and_y_are_pooled(rng):
+    x, y = (rng.normal(size=(n, 3)).astype(np.float32) for n in (7, 12))
+    pooled = oracles.median_squared_distance(np.concatenate([x, y + 2]))
+    np.testing.assert_allclose(median_squared_distance(x, y + 2), pooled, rtol=1e-6)
+
+
+def test_counts_carry_beyond_one_limb(rng):
+    """1 124 250 pairs, more than 2^20, over nine tiles."""
+    assert 1 << median._LIMB < 1500 * 1499 // 2
+    x = rng.normal(size=(1500, 2)).astype(np.float32)
+    first, second = np.triu_indices(1500, 1)
+    sq_dist = np.sum((x[first].astype(np.float64) - x[second]) ** 2, axis=1)
+    np.testing.assert_allclose(median_squared_distance(x), np.median(sq_dist), rtol=1e-6)
+
+
+def test_not_finite_is_nan_and_overflow_is_infinite(rng):
+    x = rng.normal(size=(12, 5)).astype(np.float32)
+    for bad in (np.nan, np.inf, -np.inf):
+        x[3, 2] = bad
+        assert np.isnan(median_squared_distance(x))
+    x[3, 2] = 0
+    assert median_squared_distance(x * np.float32(1e20)) == np.inf
+
+
+def test_vmap_is_a_loop(rng):
+    x = rng.normal(size=(3, 12, 5)).astype(np.float32)
+    x[1, :10] = x[1, 0]
+    batched = jax.jit(jax.vmap(median.median_squared_distance))(x)
+    np.testing.assert_array_equal(batched, [median_squared_distance(row) for row in x])
+
+
+@pytest.mark.parametrize("copies", [0, 10])
+def test_two_devices_are_their_union(copies, rng, small_tiles):
+    """25 points a device, in tiles of 16: each counts the pairs that its own points open."""
+    x = rng.normal(size=(2, 13, 5)).astype(np.float32)
+    y = rng.normal(size=(2, 12, 5)).astype(np.float32)
+    x[:, :copies] = y[:, :copies] = 1.5
+    on_two = jax.pmap(
+        functools.partial(median.median_squared_distance, axis_name="devices"),
+        axis_name="devices",
+    )(x, y)
+    union = np.concatenate([x.reshape(26, 5), y.reshape(24, 5)])
+    expected = oracles.median_squared_distance(union)
+    np.testing.assert_allclose(on_two, [expected, expected], rtol=1e-6, atol=1e-6)
+
+
+# ---------------------------------------------------------------------------- order statistics
+
+
+def limbs(count):
+    size = 1 << median._LIMB
+    return jnp.int32(count // size), jnp.int32(count % size)
+
+
+def test_limbs_compare_and_carry_like_integers(rng):
+    size = 1 << median._LIMB
+    edges = [0, 1, size - 1, size, size + 1, 2**31 - 1, 2**31, 2**32 + 7, 2**45 - 1, 2**50]
+    numbers = edges + [int(number) for number in rng.integers(0, 2**50, size=20)]
+    high, low = (np.array([limbs(a)[part] for a in numbers]) for part in (0, 1))
+    for rank in numbers:
+        got = median._at_least((high, low), rank)
+        np.testing.assert_array_equal(got, [a >= rank for a in numbers])
+    tile = 512 * 512
+    more, rest = median._carried(high, low + tile)
+    assert [int(h) * size + int(l) for h, l in zip(more, rest, strict=True)] == [
+        a + tile for a in numbers
+    ]
+    assert np.max(rest) < size
+    np.testing.assert_allclose(
+        median._approximate((high, low), np.dtype(np.float32)), numbers, rtol=1e-6
+    )
+
+
+class CountedPairs:
+    """Stands in for median._Pairs: pairs whose counts follow from a distribution function."""
+
+    def __init__(self, count_upto, points):
+        self.count_upto, self.points, self.passes = count_upto, points, 0
+
+    def count(self, pivots):
+        self.passes += 1
+        counts = [limbs(self.count_upto(Fraction(float(pivot)))) for pivot in pivots]
+        return tuple(jnp.stack(part) for part in zip(*counts, strict=True))
+
+
+@pytest.mark.parametrize("num_points", [3, 70_000, 100_000, 10_000_000])
+def test_ranks_beyond_int32_are_exact(num_points, rng):
+    """Distances uniform on (0, 1000], up to 5e13 of them: the answer brackets the rank."""
+    num_pairs = num_points * (num_points - 1) // 2
+
+    def count_upto(pivot):
+        return max(0, min(num_pairs, num_pairs * pivot.numerator // (1000 * pivot.denominator)))
+
+    points = jnp.asarray(rng.normal(size=(9, 2)), jnp.float32)
+    for rank in (1, (num_pairs + 1) // 2, num_pairs):
+        with jax.disable_jit():
+            got, upto = median._order_statistic(CountedPairs(count_upto, points), num_pairs, rank)
+        below = np.nextafter(np.float32(got), np.float32(0))
+        assert count_upto(Fraction(float(below))) < rank <= count_upto(Fraction(float(got)))
+        assert [int(part) for part in upto] == [
+            int(part) for part in limbs(count_upto(Fraction(float(got))))
+        ]
+
+
+def test_a_million_points_can_be_traced_and_need_no_array_of_pairs():
+    x = jax.ShapeDtypeStruct((1_000_000, 4), jnp.float32)
+    largest = memory.largest_buffer(median.median_squared_distance, x)
+    assert largest <= 2 * 1_000_000 * 4
+
+
+@memory.needs_proc
+def test_10000_points_take_less_than_a_tenth_of_their_gram():
+    gram = 4 * 10_000**2 / 2**20
+    peak = memory.peak_megabytes("""
+arguments = (jnp.asarray(rng.normal(size=(10_000, 4)), jnp.float32),)
+fn = median.median_squared_distance
+""")
+    assert peak < gram / 10
+
+
+ADVERSARIES = {
+    "tiny and huge": [1e-38] * 500 + [3e38] * 500,
+    "log-uniform": list(np.logspace(-37, 38, 1000)),
+    "steps": sorted(10.0 ** (k % 70 - 35) for k in range(1000)),
+    "constant": [3.0] * 1000,
+    "zeros": [0.0] * 1000,
+    "lonely": [0.0] * 499 + [1e-20] + [7.0] * 500,
+}
+
+
+@pytest.mark.parametrize("name", ADVERSARIES)
+def test_no_data_takes_more_passes_than_promised(name, rng):
+    values = np.asarray(ADVERSARIES[name], np.float32).astype(np.float64)
+    points = jnp.asarray(rng.normal(size=(9, 2)), jnp.float32)
+    for rank in (1, 500, 501):
+        pairs = CountedPairs(lambda pivot: np.searchsorted(values, float(pivot), "right"), points)
+        with jax.disable_jit():
+            got, _ = median._order_statistic(pairs, len(values), rank)
+        assert got == values[rank - 1]
+        assert pairs.passes <= 17
+
+
+def test_smooth_data_takes_few_passes(rng):
+    x = rng.normal(size=(1000, 10))
+    norms, pairs = np.sum(x**2, axis=1), np.triu_indices(1000, 1)
+    values = np.sort((norms[:, None] + norms - 2 * x @ x.T)[pairs].astype(np.float32))
+    pairs = CountedPairs(
+        lambda pivot: np.searchsorted(values, float(pivot), "right"), jnp.asarray(x, jnp.float32)
+    )
+    with jax.disable_jit():
+        got, _ = median._order_statistic(pairs, len(values), len(values) // 2)
+    assert got == values[len(values) // 2 - 1]
+    assert pairs.passes <= 9
+
+
+# -------------------------------------------------------------------------------------- errors
+
+
+X = np.zeros((3, 2), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((X[:1],), "x: got 1 point; expected at least 2"),
+        ((X[:0],), r"x: got shape \(0, 2\)"),
+        ((X[:, :0],), r"x: got shape \(3, 0\)"),
+        ((X[0],), r"x: got shape \(2,\)"),
+        ((X.astype(np.int32),), "x: got dtype int32; expected floating"),
+        ((X, X[:, :1]), r"y: got shape \(3, 1\)"),
+    ],
+)
+def test_errors_name_the_argument(arguments, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        median.median_squared_distance(*arguments)
