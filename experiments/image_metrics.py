@@ -72,6 +72,7 @@ def feature_distances(dataset: Dataset, classifier: Classifier) -> Callable[[Arr
     real = classifier.features(as_images(dataset.test[:_REFERENCE_IMAGES]))
 
     @jax.jit
+    @jax.default_matmul_precision("highest")  # the covariances, on devices that default to less
     def score(fake: Array, real: Array) -> dict[str, Array]:
         moments = [
             moment

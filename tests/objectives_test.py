@@ -90,6 +90,18 @@ def test_kl_direction_estimates_the_difference_of_gaussian_scores(rng):
     np.testing.assert_allclose(direction.mean(axis=0), [-1.0, 0.0], atol=0.3)  # s_q - s_p
 
 
+def test_kl_with_an_infinite_ridge_is_mmd(key, rng):
+    """(2 eta / n) times the KL direction tends to that of MMD: G -> -N / eta, g(x) -> -r / eta."""
+    x, y = _batch(rng, n=9, m=9)
+    lengthscale, ridge = 1.1, 1e7
+    with jax.enable_x64(True):
+        kernel = kernels.imq_mixture(lengthscale)
+        x, y = jnp.asarray(x), jnp.asarray(y)
+        kl = jax.jit(objectives.kl_direction)(x, y, kernel, ridge=ridge)
+        descent, _ = objectives.mmd_v(lambda *_, axis_name: kernel)(key, x, y)
+    np.testing.assert_allclose(2 * ridge / 9 * np.asarray(kl), descent, rtol=1e-5)
+
+
 def test_images_keep_their_shape(key, rng):
     images = jnp.asarray(rng.uniform(size=(6, 4, 4, 1)), jnp.float32)
     data = jnp.asarray(rng.uniform(size=(6, 4, 4, 1)), jnp.float32)
