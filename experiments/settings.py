@@ -133,7 +133,8 @@ def validate(config: Config, num_devices: int) -> None:
         if getattr(config, name) < 1:
             raise UsageError(f"{name}: got {getattr(config, name)}; expected an integer >= 1")
     for name in ("learning_rate", "ridge", "resident_gib", "kernel_scales"):
-        for value in np.atleast_1d(getattr(config, name) or ()):
+        setting = getattr(config, name)
+        for value in np.atleast_1d(() if setting is None else setting):
             if not 0 < value < math.inf:
                 raise UsageError(f"{name}: got {value}; expected a positive, finite number")
     if not 0 <= config.b1 < 1:

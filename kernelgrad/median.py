@@ -50,11 +50,12 @@ def median_squared_distance(
 
     pairs = _Pairs(everyone, first, pool.shape[0], axis_name)
     num_pairs = num_points * (num_points - 1) // 2
-    lower, upto = _order_statistic(pairs, num_pairs, (num_pairs + 1) // 2)
+    lower = _order_statistic(pairs, num_pairs, (num_pairs + 1) // 2)
     upper = lower
     if num_pairs % 2 == 0:
-        tied = _at_least(upto, num_pairs // 2 + 1)
-        upper = lax.cond(tied, lambda: lower, lambda: pairs.smallest_above(lower))
+        # Two passes compiled apart may round one distance differently: closer is equal.
+        upto, above = pairs.beyond(lower * (1 + 4 * jnp.finfo(lower.dtype).eps))
+        upper = jnp.where(_at_least(upto, num_pairs // 2 + 1), lower, above)
     median = lower / 2 + upper / 2
     return jnp.where(jnp.all(jnp.isfinite(everyone)), median, jnp.nan)
 
@@ -81,14 +82,21 @@ class _Pairs:
             high, low = _carried(*lax.psum((high, low), self.axis_name))
         return high, low
 
-    def smallest_above(self, bound: Array) -> Array:
-        """Returns the smallest distance > bound, over all devices."""
+    def beyond(self, bound: Array) -> tuple[_Count, Array]:
+        """Counts the pairs at distance <= bound and finds the smallest other, over all devices."""
 
-        def add(smallest: Array, sq_dist: Array) -> Array:
-            return jnp.minimum(smallest, jnp.min(jnp.where(sq_dist > bound, sq_dist, jnp.inf)))
+        def add(carry: tuple[_Count, Array], sq_dist: Array) -> tuple[_Count, Array]:
+            (high, low), smallest = carry
+            near = sq_dist <= bound
+            smallest = jnp.minimum(smallest, jnp.min(jnp.where(near, jnp.inf, sq_dist)))
+            return _carried(high, low + jnp.sum(near, dtype=jnp.int32)), smallest
 
-        smallest = self._fold(add, jnp.full((), jnp.inf, self.points.dtype))
-        return smallest if self.axis_name is None else lax.pmin(smallest, self.axis_name)
+        zero = jnp.zeros((), jnp.int32)
+        start = ((zero, zero), jnp.full((), jnp.inf, self.points.dtype))
+        count, smallest = self._fold(add, start)
+        if self.axis_name is None:
+            return count, smallest
+        return _carried(*lax.psum(count, self.axis_name)), lax.pmin(smallest, self.axis_name)
 
     def _fold(self, add, start):  # type: ignore[no-untyped-def]
         """Folds `add` over the tiles on and above the diagonal; pairs i >= j are at infinity."""
@@ -132,8 +140,8 @@ class _Bracket(NamedTuple):
     upto: _Count
 
 
-def _order_statistic(pairs: _Pairs, num_pairs: int, rank: int) -> tuple[Array, _Count]:
-    """Returns the `rank`-th smallest pair distance and the count of distances up to it.
+def _order_statistic(pairs: _Pairs, num_pairs: int, rank: int) -> Array:
+    """Returns the `rank`-th smallest pair distance.
 
     Non-negative floats are ordered like their bits, so the search narrows an integer interval
     (low, high] with count(low) < rank <= count(high). Pivots at interpolated values converge in a
@@ -190,7 +198,7 @@ def _order_statistic(pairs: _Pairs, num_pairs: int, rank: int) -> tuple[Array, _
     quantiles = jnp.array([0.3, 0.45, 0.49, 0.51, 0.55, 0.7])
     first = sampled[(quantiles * (sampled.size - 1)).astype(jnp.int32)]
     bracket, _ = lax.while_loop(lambda s: s[0].high - s[0].low > 1, advance, (bracket, first))
-    return value(bracket.high), bracket.upto
+    return value(bracket.high)
 
 
 def _carried(high: Array, low: Array) -> _Count:

@@ -6,6 +6,7 @@ import os
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=2"
 )
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # its threads and XLA's slow each other down
 
 import jax
 import numpy as np

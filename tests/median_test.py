@@ -80,6 +80,15 @@ def test_small_grids_are_exact(n, rng):
     assert halves > 0 or n < 4
 
 
+def test_two_middle_values_are_told_apart_in_any_draw(rng):
+    """In 5 dimensions the passes round distances apart; both middle values must still count."""
+    exact = jax.jit(median.median_squared_distance)
+    for _ in range(200):
+        x = rng.normal(size=(48, 5)).astype(np.float32)
+        expected = oracles.median_squared_distance(x[:48])
+        np.testing.assert_allclose(exact(x), expected, rtol=2e-6)
+
+
 def test_float64(rng):
     with jax.enable_x64(True):
         for draw in (DATA["normal"], DATA["cauchy"], DATA["grid"]):
@@ -194,12 +203,9 @@ def test_ranks_beyond_int32_are_exact(num_points, rng):
     points = jnp.asarray(rng.normal(size=(9, 2)), jnp.float32)
     for rank in (1, (num_pairs + 1) // 2, num_pairs):
         with jax.disable_jit():
-            got, upto = median._order_statistic(CountedPairs(count_upto, points), num_pairs, rank)
+            got = median._order_statistic(CountedPairs(count_upto, points), num_pairs, rank)
         below = np.nextafter(np.float32(got), np.float32(0))
         assert count_upto(Fraction(float(below))) < rank <= count_upto(Fraction(float(got)))
-        assert [int(part) for part in upto] == [
-            int(part) for part in limbs(count_upto(Fraction(float(got))))
-        ]
 
 
 def test_a_million_points_can_be_traced_and_need_no_array_of_pairs():
@@ -235,7 +241,7 @@ def test_no_data_takes_more_passes_than_promised(name, rng):
     for rank in (1, 500, 501):
         pairs = CountedPairs(lambda pivot: np.searchsorted(values, float(pivot), "right"), points)
         with jax.disable_jit():
-            got, _ = median._order_statistic(pairs, len(values), rank)
+            got = median._order_statistic(pairs, len(values), rank)
         assert got == values[rank - 1]
         assert pairs.passes <= 17
 
@@ -248,7 +254,7 @@ def test_smooth_data_takes_few_passes(rng):
         lambda pivot: np.searchsorted(values, float(pivot), "right"), jnp.asarray(x, jnp.float32)
     )
     with jax.disable_jit():
-        got, _ = median._order_statistic(pairs, len(values), len(values) // 2)
+        got = median._order_statistic(pairs, len(values), len(values) // 2)
     assert got == values[len(values) // 2 - 1]
     assert pairs.passes <= 9
 
