@@ -26,13 +26,20 @@ def small_tiles(monkeypatch):
 
 def two_clusters(rng, n, d):
     centres = np.where(np.arange(n)[:, None] < n // 3, 0.0, 100.0)
-    return centres + 1e-2 * rng.normal(size=(n, d))
+    return centres + rng.normal(size=(n, d))
 
 
 def duplicates(rng, n, d, share):
     x = rng.normal(size=(n, d)) + 1
     x[: int(share * n)] = x[0]
     return rng.permutation(x)
+
+
+def copies_off_centre(rng, n, d):
+    """Copies everywhere but at the nine points among which the centre is found."""
+    x = np.tile(rng.normal(size=d), (n, 1))
+    x[np.linspace(0, n - 1, 9).astype(int)] += 10 + rng.normal(size=(9, d))
+    return x
 
 
 DATA = {
@@ -50,6 +57,7 @@ DATA = {
     "two clusters": two_clusters,
     "60 % copies": lambda rng, n, d: duplicates(rng, n, d, 0.6),
     "90 % copies": lambda rng, n, d: duplicates(rng, n, d, 0.9),
+    "copies off centre": copies_off_centre,
     "constant": lambda rng, n, d: np.tile(rng.normal(size=d), (n, 1)),
     "zeros": lambda rng, n, d: np.zeros((n, d)),
 }
@@ -78,6 +86,14 @@ def test_small_grids_are_exact(n, rng):
         assert median_squared_distance(x) == expected
         halves += expected % 1 == 0.5
     assert halves > 0 or n < 4
+
+
+def test_copies_are_at_distance_zero_to_rounding(rng):
+    """Where the matmul form of a distance would leave about eps |x|^2 between most copies."""
+    for _ in range(10):
+        x = copies_off_centre(rng, 52, 64).astype(np.float32)
+        assert oracles.median_squared_distance(x) == 0
+        assert median_squared_distance(x) == 0
 
 
 def test_two_middle_values_are_told_apart_in_any_draw(rng):
@@ -140,15 +156,18 @@ def test_vmap_is_a_loop(rng):
 
 @pytest.mark.parametrize("copies", [0, 10])
 def test_two_devices_are_their_union(copies, rng, small_tiles):
-    """25 points a device, in tiles of 16: each counts the pairs that its own points open."""
+    """26 points a device, in tiles of 16: each counts the pairs that its own points open.
+
+    Their 1326 pairs are an even number: the two middle ones may be on two devices.
+    """
     x = rng.normal(size=(2, 13, 5)).astype(np.float32)
-    y = rng.normal(size=(2, 12, 5)).astype(np.float32)
+    y = rng.normal(size=(2, 13, 5)).astype(np.float32)
     x[:, :copies] = y[:, :copies] = 1.5
     on_two = jax.pmap(
         functools.partial(median.median_squared_distance, axis_name="devices"),
         axis_name="devices",
     )(x, y)
-    union = np.concatenate([x.reshape(26, 5), y.reshape(24, 5)])
+    union = np.concatenate([x.reshape(26, 5), y.reshape(26, 5)])
     expected = oracles.median_squared_distance(union)
     np.testing.assert_allclose(on_two, [expected, expected], rtol=1e-6, atol=1e-6)
 
