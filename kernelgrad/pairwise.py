@@ -73,7 +73,8 @@ def kernel_sum(
 
     .. math:: S_i = \sum_j k(x_i, y_j) w_j
 
-    Differentiable to any order in x, y, weights and the kernel's leaves, in linear memory.
+    Reverse-mode differentiable to any order in x, y, weights and the kernel's leaves, in linear
+    memory.
 
     Args:
       kernel: k; its lengthscales are in units of x.
