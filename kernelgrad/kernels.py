@@ -60,6 +60,12 @@ class RadialMixture:
             total += value if self.weights is None else self.weights[c].astype(dtype) * value
         return total
 
+    def log_slope(self) -> Array | None:
+        """Returns (log k)' where it is constant, for a single Gaussian; None for any other."""
+        if self.shape is not _rbf or self.lengthscales.shape[0] != 1:
+            return None
+        return -0.5 / jnp.square(self.lengthscales[0])
+
 
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=("base", "params"), meta_fields=("apply_fn",)

@@ -9,6 +9,7 @@ from jax import lax
 from kernelgrad import _checks, pairwise
 from kernelgrad.types import Array
 
+_TILE = 512
 _LIMB = 20  # numbers of pairs exceed int32: counts are (high, low) with low < 2^_LIMB
 _SAMPLE = 64  # points whose pairs place the first pivots
 _ROUNDING = 8  # above the error of |a|^2 + |b|^2 - 2 a.b, in units of eps (|a|^2 + |b|^2)
@@ -100,7 +101,7 @@ class _Pairs:
 
     def _fold(self, add, start):  # type: ignore[no-untyped-def]
         """Folds `add` over the tiles on and above the diagonal; pairs i >= j are at infinity."""
-        size = min(pairwise.TILE_ROWS, self.points.shape[0])
+        size = min(_TILE, self.points.shape[0])
         num_points = self.points.shape[0]
         padded = jnp.pad(self.points, ((0, size), (0, 0)))
 
@@ -123,7 +124,7 @@ class _Pairs:
 
 def _distances(rows: Array, cols: Array) -> Array:
     """Squared distances of one tile, with 0 for those that rounding cannot tell from 0."""
-    sq_dist = pairwise.tile_distances((0, 0), rows, cols, diagonal=False)
+    sq_dist = pairwise.tile_distances(rows, cols)
     if rows.shape[1] <= pairwise.DIRECT_DIMENSIONS:
         return sq_dist
     row_norms, col_norms = (jnp.sum(jnp.square(side), axis=1) for side in (rows, cols))
@@ -194,7 +195,7 @@ def _order_statistic(pairs: _Pairs, num_pairs: int, rank: int) -> Array:
     )
     stride = -(-pairs.points.shape[0] // _SAMPLE)
     sample = pairs.points[::stride]
-    sampled = jnp.sort(pairwise.tile_distances((0, 0), sample, sample, diagonal=False).ravel())
+    sampled = jnp.sort(pairwise.tile_distances(sample, sample).ravel())
     quantiles = jnp.array([0.3, 0.45, 0.49, 0.51, 0.55, 0.7])
     first = sampled[(quantiles * (sampled.size - 1)).astype(jnp.int32)]
     bracket, _ = lax.while_loop(lambda s: s[0].high - s[0].low > 1, advance, (bracket, first))

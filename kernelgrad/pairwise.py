@@ -1,9 +1,9 @@
 r"""The engine: sums over all pairs of points, in tiles, differentiable, on one device or many.
 
 Every sum of this package has the form :math:`\sum_j f(x_i, y_j)` with a radial kernel inside.
-:func:`_stream` evaluates it tile by tile, so that neither the sum nor its gradient ever holds an
-(n, m) buffer, let alone (n, m, d): the tiles of the gradient are tiles of the same kind, to any
-order. Below ``DENSE_PAIRS`` pairs one tile is the whole problem.
+:mod:`kernelgrad.tiles` adds them up tile by tile, so that neither the sum nor its gradient ever
+holds an (n, m) buffer, let alone (n, m, d). Where y is x itself, on one device, each pair is
+visited once for both of its points.
 """
 
 import functools
@@ -15,26 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from kernelgrad import _checks
-from kernelgrad.types import Array, Kernel, PyTree
+from kernelgrad import _checks, tiles
+from kernelgrad.types import Array, Kernel
 
-TILE_ROWS = 512
-TILE_COLS = 512
-DENSE_PAIRS = 1 << 18
 DIRECT_DIMENSIONS = 3  # up to here differences are as cheap as a matmul, and exact
 
 _dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
-
-
-class _PairSums(NamedTuple):
-    """What a tile contributes: sums over its columns, over its rows and over both."""
-
-    rows: PyTree = None
-    cols: PyTree = None
-    total: PyTree = None
-
-
-_TileFn = Callable[[PyTree, tuple[Any, Any], PyTree, PyTree], _PairSums]
 
 
 def squared_distances(x: Array, y: Array | None = None) -> Array:
@@ -58,7 +44,7 @@ def squared_distances(x: Array, y: Array | None = None) -> Array:
     """
     _checks.points(x=x, **({} if y is None else {"y": y}))
     rows, cols = centred(*jax.tree.map(jnp.asarray, (x, y)))
-    return tile_distances((0, 0), rows, cols, diagonal=y is None)
+    return tile_distances(rows, cols, 0 if y is None else None)
 
 
 def kernel_sum(
@@ -67,11 +53,12 @@ def kernel_sum(
     y: Array | None,
     weights: Array,
     *,
+    offsets: tuple[Array, Array] | None = None,
     axis_name: str | None = None,
 ) -> Array:
     r"""Returns the kernel-weighted sums over y at each x.
 
-    .. math:: S_i = \sum_j k(x_i, y_j) w_j
+    .. math:: S_i = \sum_j [k(x_i, y_j) - a_i - b_j] w_j
 
     Reverse-mode differentiable to any order in x, y, weights and the kernel's leaves, in linear
     memory.
@@ -81,7 +68,9 @@ def kernel_sum(
       x: points x_i; shape (n, d), floating.
       y: points y_j; shape (m, d). None: x itself, with exactly zero self-distances.
       weights: w_j; shape (m, p).
-      axis_name: if set, j runs over the union of all devices' y and weights.
+      offsets: a and b; shapes (n,) and (m,). None: 0. Where sums are to be subtracted from one
+        another, offsets that bring them near 0 save the digits.
+      axis_name: if set, j runs over the union of all devices' y, weights and b.
 
     Returns:
       Sums, shape (n, p), dtype of x, in units of the weights.
@@ -91,7 +80,11 @@ def kernel_sum(
 
     Cost: O(n m (d + p)) time, O((n + m) (d + p)) memory.
     """
-    return _sums(kernel, x, y, weights, None, axis_name=axis_name)[0]
+    _check_sums(x, y, weights=weights)
+    _check_offsets(x, y, offsets)
+    dtype, x, y = jnp.result_type(x), embed(kernel, x), None if y is None else embed(kernel, y)
+    pairs = _pairs(radial(kernel), x, y, axis_name)
+    return pairs.contract(pairs.gathered(weights), None, offsets)[0].astype(dtype)
 
 
 def gradient_sum(
@@ -131,7 +124,16 @@ def gradient_sum(
     """
     if weights is None:
         weights = jnp.ones(jnp.shape(x if y is None else y)[:1], jnp.result_type(x))
-    return _sums(kernel, x, y, None, weights, axis_name=axis_name)[1]
+    _check_sums(x, y, gradient_weights=weights, name="weights")
+    if hasattr(kernel, "features"):
+        return _feature_gradient_sum(kernel, x, y, weights, axis_name)
+    pairs, rate = _pairs(kernel, x, y, axis_name), _log_slope(kernel)
+    moments = pairs.moments(weights)
+    if rate is None:
+        _, sums = pairs.contract(None, moments)
+    else:
+        sums, _ = pairs.contract(rate * moments, None)
+    return pairs.pulled(sums).astype(jnp.result_type(x))
 
 
 def kernel_and_gradient_sum(
@@ -141,6 +143,7 @@ def kernel_and_gradient_sum(
     weights: Array,
     gradient_weights: Array,
     *,
+    offsets: tuple[Array, Array] | None = None,
     axis_name: str | None = None,
 ) -> tuple[Array, Array]:
     r"""Returns :func:`kernel_sum` and :func:`gradient_sum` from one pass over the pairs.
@@ -151,10 +154,11 @@ def kernel_and_gradient_sum(
       y: points y_j; shape (m, d). None: x itself.
       weights: w_j of the kernel sum; shape (m, p).
       gradient_weights: w_j of the gradient sum; shape (m,).
-      axis_name: if set, j runs over the union of all devices' y and weights.
+      offsets: a and b of :func:`kernel_sum`.
+      axis_name: if set, j runs over the union of all devices' y, weights and b.
 
     Returns:
-      Pair of :math:`\sum_j k(x_i, y_j) w_j`, shape (n, p), and
+      Pair of :math:`\sum_j [k(x_i, y_j) - a_i - b_j] w_j`, shape (n, p), and
       :math:`\sum_j w_j \nabla_{y_j} k(x_i, y_j)`, shape (n, d).
 
     Raises:
@@ -162,97 +166,223 @@ def kernel_and_gradient_sum(
 
     Cost: O(n m (d + p)) time, O((n + m) (d + p)) memory.
     """
-    return _sums(kernel, x, y, weights, gradient_weights, axis_name=axis_name)
+    _check_sums(x, y, weights=weights, gradient_weights=gradient_weights)
+    _check_offsets(x, y, offsets)
+    if hasattr(kernel, "features"):
+        values = kernel_sum(kernel, x, y, weights, offsets=offsets, axis_name=axis_name)
+        return values, gradient_sum(kernel, x, y, gradient_weights, axis_name=axis_name)
+    pairs = _pairs(kernel, x, y, axis_name)
+    columns = pairs.gathered(weights), pairs.moments(gradient_weights)
+    values, sums = pairs.contract(*columns, offsets)
+    return jax.tree.map(lambda s: s.astype(jnp.result_type(x)), (values, pairs.pulled(sums)))
+
+
+def stein_sum(
+    kernel: Kernel,
+    x: Array,
+    y: Array | None,
+    weights: Array,
+    gradient_weights: Array | None = None,
+    *,
+    axis_name: str | None = None,
+) -> Array:
+    r"""Returns the sums of :func:`kernel_and_gradient_sum` added up, as Stein's method needs them.
+
+    .. math:: S_i = \sum_j [k(x_i, y_j) w_j + g_j \nabla_{y_j} k(x_i, y_j)]
+
+    With w_j the score of p at y_j and g = 1 it is the Langevin-Stein operator applied to k(x_i, .)
+    and summed over y: the direction of SVGD, up to 1/m.
+
+    Args:
+      kernel: k; its lengthscales are in units of x.
+      x: points x_i; shape (n, d), floating.
+      y: points y_j; shape (m, d). None: x itself.
+      weights: w_j, in 1/units of x; shape (m, d).
+      gradient_weights: g_j; shape (m,). None: all 1.
+      axis_name: if set, j runs over the union of all devices' y and weights.
+
+    Returns:
+      Sums, shape (n, d), dtype of x, in 1/units of x.
+
+    Raises:
+      ValueError: wrong rank, dtype or mismatched shapes.
+
+    Cost: O(n m d) time, O((n + m) d) memory: 4 n m d operations in matmuls for a single Gaussian,
+      6 n m d for any other radial kernel, and three quarters or two thirds of it where y is None;
+      features as in :func:`gradient_sum`.
+
+    References:
+      Liu & Wang 2016, eq. (8); Wang & Liu 2016 (amortized SVGD), eq. (7).
+    """
+    others = x if y is None else y
+    if gradient_weights is None:
+        gradient_weights = jnp.ones(jnp.shape(others)[:1], jnp.result_type(x))
+    _check_sums(x, y, weights=weights, gradient_weights=gradient_weights)
+    _checks.shape("weights", weights, jnp.shape(others))
+    if hasattr(kernel, "features"):
+        values = kernel_sum(kernel, x, y, weights, axis_name=axis_name)
+        return values + gradient_sum(kernel, x, y, gradient_weights, axis_name=axis_name)
+    pairs, rate = _pairs(kernel, x, y, axis_name), _log_slope(kernel)
+    weights, moments = pairs.gathered(weights), pairs.moments(gradient_weights)
+    if rate is None:
+        values, sums = pairs.contract(weights, moments)
+        return (values + pairs.pulled(sums)).astype(jnp.result_type(x))
+    sums, _ = pairs.contract((rate * moments).at[:, :-1].add(weights), None)
+    return pairs.pulled(sums).astype(jnp.result_type(x))
+
+
+def _check_sums(
+    x: Array, y: Array | None, *, name: str = "gradient_weights", **weights: Array
+) -> None:
+    _checks.points(x=x, **({} if y is None else {"y": y}))
+    m = jnp.shape(x if y is None else y)[0]
+    for key, value in weights.items():
+        key, expected = ("weights", (m, "p")) if key == "weights" else (name, (m,))
+        _checks.floating(**{key: value})
+        _checks.shape(key, value, expected)
+
+
+def _check_offsets(x: Array, y: Array | None, offsets: tuple[Array, Array] | None) -> None:
+    if offsets is None:
+        return
+    for offset, points in zip(offsets, (x, x if y is None else y), strict=True):
+        _checks.floating(offsets=offset)
+        _checks.shape("offsets", offset, jnp.shape(points)[:1])
 
 
 # ------------------------------------------------------------------------------------- sums
 
 
-def _sums(
-    kernel: Kernel,
-    x: Array,
-    y: Array | None,
-    weights: Array | None,
-    gradient_weights: Array | None,
-    *,
-    axis_name: str | None,
-) -> tuple[Array, Array]:
-    """Returns the value sums and the gradient sums, an empty slot for absent weights."""
-    _checks.points(x=x, **({} if y is None else {"y": y}))
-    m = x.shape[0] if y is None else y.shape[0]
-    if weights is not None:
-        _checks.floating(weights=weights)
-        _checks.shape("weights", weights, (m, "p"))
-    if gradient_weights is not None:
-        name = "weights" if weights is None else "gradient_weights"
-        _checks.floating(**{name: gradient_weights})
-        _checks.shape(name, gradient_weights, (m,))
+class _Side(NamedTuple):
+    """The points on one side of the pairs, and what they weigh in the other side's sums."""
 
-    x, y, weights, gradient_weights = jax.tree.map(jnp.asarray, (x, y, weights, gradient_weights))
-    dtype = x.dtype
-    if hasattr(kernel, "features") and gradient_weights is not None:
-        return _feature_sums(kernel, x, y, weights, gradient_weights, axis_name=axis_name)
-    x, y = embed(kernel, x), None if y is None else embed(kernel, y)
+    points: Array
+    sq_norms: Array
+    offset: Array | None = None
+    of_values: Array | None = None
+    of_slopes: Array | None = None
 
+
+class _Pairs(NamedTuple):
+    r"""Points between which a radial kernel is to be summed, centred and gathered.
+
+    As :math:`\sum_j g_j \nabla_{y_j} k = 2 \sum_j k'_{ij} g_j y_j - 2 x_i \sum_j k'_{ij} g_j`, sums
+    of values and of gradients are products of k and k' with columns known beforehand.
+    """
+
+    kernel: Kernel
+    rows: Array
+    cols: Array
+    axis_name: str | None
+    same: bool  # rows are (among) the columns
+
+    def gathered(self, array: Array) -> Array:
+        """Returns what belongs to the columns, of all devices."""
+        return gather(jnp.asarray(array).astype(self.rows.dtype), self.axis_name)
+
+    def moments(self, gradient_weights: Array) -> Array:
+        """Returns the columns 2 g y and 2 g, whose products with k' make up the gradient sums."""
+        force = 2 * self.gathered(gradient_weights)[:, None]
+        return jnp.concatenate([force * self.cols, force], axis=1)
+
+    def pulled(self, sums: Array) -> Array:
+        """Returns the gradient sums from the sums of the moments."""
+        return sums[:, :-1] - self.rows * sums[:, -1:]
+
+    def contract(
+        self,
+        of_values: Array | None,
+        of_slopes: Array | None,
+        offsets: tuple[Array, Array] | None = None,
+    ) -> tuple[Array, Array]:
+        """Returns the sums of (k - a - b) times some columns, and of k' times others."""
+        above, beside = (None, None) if offsets is None else offsets
+        beside = None if beside is None else self.gathered(beside)
+        side = _Side(self.cols, sq_norms(self.cols), beside, of_values, of_slopes)
+        if self.same and self.axis_name is None:
+            return tiles.stream_symmetric(_mirrored_tile, self.kernel, side).rows
+        above = None if above is None else jnp.asarray(above).astype(self.rows.dtype)
+        here = _Side(self.rows, sq_norms(self.rows), above)
+        own = None
+        if self.same and self.axis_name is not None:
+            own = (self.axis_name, self.rows.shape[0])
+        return tiles.stream(functools.partial(_tile, own), self.kernel, here, side).rows
+
+
+def _pairs(kernel: Kernel, x: Array, y: Array | None, axis_name: str | None) -> _Pairs:
+    x, y = jax.tree.map(jnp.asarray, (x, y))
     others = None if y is None and axis_name is None else gather(x if y is None else y, axis_name)
-    rows, cols = centred(x, others)
-    tile = functools.partial(_sum_tile, y is None, axis_name, x.shape[0])
-    weights, gradient_weights = (
-        None if w is None else gather(w.astype(rows.dtype), axis_name)
-        for w in (weights, gradient_weights)
-    )
-    sums = _stream(tile, radial(kernel), rows, (cols, weights, gradient_weights)).rows
-    return jax.tree.map(lambda s: s.astype(dtype), sums)
+    return _Pairs(kernel, *centred(x, others), axis_name, same=y is None)
 
 
-def _sum_tile(
-    diagonal: bool,
-    axis_name: str | None,
-    num_local: int,
-    kernel: Kernel,
-    origin: tuple[Any, Any],
-    rows: Array,
-    columns: tuple[Array, Array | None, Array | None],
-) -> _PairSums:
-    """Sums k w and w grad k over one tile's columns; linear in w, so zero padding is silent."""
-    cols, weights, gradient_weights = columns
-    if axis_name is not None:
-        origin = (origin[0] + lax.axis_index(axis_name) * num_local, origin[1])
-    sq_dist = tile_distances(origin, rows, cols, diagonal=diagonal)
-    if gradient_weights is None:
-        return _PairSums(rows=(_dot(kernel.profile(sq_dist), weights), None))  # type: ignore[arg-type]
-    value, slope = jax.jvp(kernel.profile, (sq_dist,), (jnp.ones_like(sq_dist),))
-    values = None if weights is None else _dot(value, weights)
-    force = gradient_weights[:, None]
-    pulled = _dot(slope, jnp.concatenate([force * cols, force], axis=1))
-    return _PairSums(rows=(values, 2 * (pulled[:, :-1] - rows * pulled[:, -1:])))
+def _tile(
+    own: tuple[str, int] | None, kernel: Kernel, shift: Any, rows: _Side, cols: _Side
+) -> tiles.PairSums:
+    """The sums at the rows; `own` gives the axis and the share of it if rows are among columns."""
+    shift = None if own is None else shift + lax.axis_index(own[0]) * own[1]
+    value, slope = _profile(kernel, shift, rows, cols)
+    return tiles.PairSums(rows=_products(_dot, value, slope, cols))
 
 
-def _feature_sums(
-    kernel: Any,
-    x: Array,
-    y: Array | None,
-    weights: Array | None,
-    gradient_weights: Array,
-    *,
-    axis_name: str | None,
-) -> tuple[Array, Array]:
-    r"""Sums for k(phi(x), phi(y)), the gradient pulled back through phi at each y_j.
+def _mirrored_tile(kernel: Kernel, shift: Any, rows: _Side, cols: _Side) -> tiles.PairSums:
+    """The sums at the rows, and, unless they are the columns, at the columns."""
+    value, slope = _profile(kernel, shift, rows, cols)
+    sums = _products(_dot, value, slope, cols)
+    if shift is not None:
+        return tiles.PairSums(rows=sums, cols=jax.tree.map(jnp.zeros_like, sums))
+    return tiles.PairSums(rows=sums, cols=_products(_transposed_dot, value, slope, rows))
+
+
+def _profile(kernel: Kernel, shift: Any, rows: _Side, cols: _Side) -> tuple[Array, Array | None]:
+    """Returns k less its offsets and, where they are asked for, its derivatives in sq_dist."""
+    sq_dist = tile_distances(rows.points, cols.points, shift, (rows.sq_norms, cols.sq_norms))
+    if cols.of_slopes is None:
+        value, slope = kernel.profile(sq_dist), None
+    else:
+        value, slope = jax.jvp(kernel.profile, (sq_dist,), (jnp.ones_like(sq_dist),))
+    if rows.offset is not None and cols.offset is not None:
+        value -= rows.offset[:, None] + cols.offset[None, :]
+    return value, slope
+
+
+def _products(
+    dot: Callable[[Array, Array], Array], value: Array, slope: Array | None, others: _Side
+) -> tuple[Array | None, Array | None]:
+    """Sums over one tile; linear in what the others weigh, so zero padding is silent."""
+    values = None if others.of_values is None else dot(value, others.of_values)
+    slopes = None if slope is None else dot(slope, others.of_slopes)  # type: ignore[arg-type]
+    return values, slopes
+
+
+def _transposed_dot(matrix: Array, vectors: Array) -> Array:
+    """Returns matrix^T vectors; without the barriers, XLA for CPU takes four times as long."""
+    rows = lax.optimization_barrier(vectors.T)
+    return lax.optimization_barrier(_dot(rows, matrix)).T
+
+
+def _log_slope(kernel: Kernel) -> Array | None:
+    return kernel.log_slope() if hasattr(kernel, "log_slope") else None
+
+
+def _feature_gradient_sum(
+    kernel: Any, x: Array, y: Array | None, weights: Array, axis_name: str | None
+) -> Array:
+    r"""Gradient sums for k(phi(x), phi(y)), the gradient pulled back through phi at each y_j.
 
     With :math:`e_i = \phi(x_i)` and :math:`f_j = \phi(y_j)`, both centred,
     :math:`P_{ij} = 2 k'(r_{ij}^2) w_j` and the Jacobian :math:`J_j`, :math:`N_i = \sum_j P_{ij}
     J_j^\top f_j - \sum_a e_{ia} \sum_j P_{ij} J_j^\top \mathbf 1_a`: one backward pass and one
     sum a feature, never an (m, l, d) Jacobian.
     """
+    x, y, weights = jax.tree.map(jnp.asarray, (x, y, weights))
     targets, pull = jax.vjp(kernel.features, x if y is None else y)
     embedded = targets if y is None else kernel.features(x)
     rows, cols = centred(embedded, targets, axis_name)
-    slope = _Slope(radial(kernel))
+    pairs = _pairs(_Slope(radial(kernel)), rows, None if y is None else cols, axis_name)
 
     def slope_sum(vectors: Array) -> Array:
-        weighted = 2 * gradient_weights[:, None].astype(cols.dtype) * vectors.astype(cols.dtype)
-        others = None if y is None else cols
-        return _sums(slope, rows, others, weighted, None, axis_name=axis_name)[0]
+        weighted = 2 * weights[:, None].astype(cols.dtype) * vectors.astype(cols.dtype)
+        return pairs.contract(pairs.gathered(weighted), None)[0]
 
     def add_feature(total: Array, feature: tuple[Array, Array]) -> tuple[Array, None]:
         direction, coordinate = feature
@@ -262,10 +392,7 @@ def _feature_sums(
     (own,) = pull(cols.astype(targets.dtype))
     basis = jnp.eye(targets.shape[1], dtype=targets.dtype)
     gradient, _ = lax.scan(add_feature, slope_sum(own), (basis, rows.T))
-    gradient = gradient.astype(x.dtype)
-    if weights is None:
-        return None, gradient  # type: ignore[return-value]
-    return _sums(kernel, x, y, weights, None, axis_name=axis_name)[0], gradient
+    return gradient.astype(x.dtype)
 
 
 class _Slope(NamedTuple):
@@ -316,22 +443,46 @@ def _middle(x: Array) -> Array:
     return median(*jnp.split(median(*jnp.split(nine, 3)), 3))
 
 
-def tile_distances(origin: tuple[Any, Any], rows: Array, cols: Array, *, diagonal: bool) -> Array:
-    """Squared distances of one tile; `diagonal` sets those with equal global index to 0."""
+def tile_distances(
+    rows: Array,
+    cols: Array,
+    shift: int | Array | None = None,
+    norms: tuple[Array, Array] | None = None,
+) -> Array:
+    """Returns squared distances between centred points, full precision and never negative.
+
+    Args:
+      rows: points; shape (n, d), at least float32.
+      cols: points; shape (m, d).
+      shift: row a and column a + shift are one point, at distance 0. None: no point is in both.
+      norms: :func:`sq_norms` of both, where they are at hand; shapes (n,) and (m,).
+
+    Returns:
+      Squared distances, shape (n, m).
+    """
     if rows.shape[1] <= DIRECT_DIMENSIONS:
         sq_dist = jnp.zeros((rows.shape[0], cols.shape[0]), rows.dtype)
         for a, b in zip(rows.T, cols.T, strict=True):
-            sq_dist += jnp.square(a[:, None] - b[None, :])
+            sq_dist += jnp.square(_differences(a, b))
     else:
-        row_norms = jnp.sum(jnp.square(rows), axis=1)[:, None]
-        col_norms = jnp.sum(jnp.square(cols), axis=1)[None, :]
-        sq_dist = row_norms + col_norms - 2 * _dot(rows, cols.T)
+        row_norms, col_norms = (sq_norms(rows), sq_norms(cols)) if norms is None else norms
+        sq_dist = row_norms[:, None] + col_norms[None, :] - 2 * _dot(rows, cols.T)
         sq_dist += lax.stop_gradient(jnp.maximum(sq_dist, 0) - sq_dist)  # keeps d/dx at coincidence
-    if not diagonal:
+    if shift is None:
         return sq_dist
     index = [lax.broadcasted_iota(jnp.int32, sq_dist.shape, axis) for axis in (0, 1)]
-    same = index[0] + origin[0] == index[1] + origin[1]
-    return jnp.where(same, 0, sq_dist)
+    return jnp.where(index[0] + shift == index[1], 0, sq_dist)
+
+
+def sq_norms(points: Array) -> Array:
+    """Returns :math:`|x_i|^2`, shape (n,)."""
+    return jnp.sum(jnp.square(points), axis=1)
+
+
+def _differences(a: Array, b: Array) -> Array:
+    """Returns a_i - b_j by a matmul of inner dimension 2: exact, and faster than broadcasts."""
+    left, right = jnp.stack([a, jnp.ones_like(a)], axis=1), jnp.stack([jnp.ones_like(b), -b])
+    return _dot(left, right)
 
 
 def gather(array: Array | None, axis_name: str | None) -> Any:
@@ -339,104 +490,3 @@ def gather(array: Array | None, axis_name: str | None) -> Any:
     if array is None or axis_name is None:
         return array
     return lax.all_gather(array, axis_name, tiled=True)
-
-
-# ---------------------------------------------------------------------------------- streaming
-
-
-def _stream(fn: _TileFn, shared: PyTree, rows: PyTree, cols: PyTree) -> _PairSums:
-    """Adds up fn(shared, origin, row_tile, col_tile) over all tiles.
-
-    Tiles at the edge are padded with zeros: `fn` must give zero where all row inputs or all
-    column inputs that weigh a pair are zero.
-    """
-    n, m = (jax.tree.leaves(side)[0].shape[0] for side in (rows, cols))
-    if n * m <= DENSE_PAIRS:
-        return fn(shared, (0, 0), rows, cols)
-    return _stream_tiles(fn, shared, rows, cols)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _stream_tiles(fn: _TileFn, shared: PyTree, rows: PyTree, cols: PyTree) -> _PairSums:
-    n, m = (jax.tree.leaves(side)[0].shape[0] for side in (rows, cols))
-    row_tiles, col_tiles = split_tiles(rows, TILE_ROWS), split_tiles(cols, TILE_COLS)
-    size = [jax.tree.leaves(tiles)[0].shape[1] for tiles in (row_tiles, col_tiles)]
-
-    def first_tile(tiles: PyTree) -> PyTree:
-        return jax.tree.map(lambda t: t[0], tiles)
-
-    shapes = jax.eval_shape(
-        lambda s, r, c: fn(s, (0, 0), r, c), shared, first_tile(row_tiles), first_tile(col_tiles)
-    )
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-    def add_row(carry: PyTree, row_tile: PyTree) -> tuple[PyTree, PyTree]:
-        row_index, col_sums, total = carry
-
-        def add_tile(carry: PyTree, col_tile: PyTree) -> tuple[PyTree, PyTree]:
-            col_index, row_sums, total = carry
-            origin = (row_index * size[0], col_index * size[1])
-            part = fn(shared, origin, row_tile, col_tile)
-            added = _add((row_sums, total), (part.rows, part.total))
-            return (col_index + 1, *added), part.cols
-
-        start = (jnp.int32(0), zeros.rows, total)
-        (_, row_sums, total), parts = lax.scan(add_tile, start, col_tiles)
-        return (row_index + 1, _add(col_sums, parts), total), row_sums
-
-    num_col_tiles = jax.tree.leaves(col_tiles)[0].shape[0]
-    col_zeros = jax.tree.map(lambda z: jnp.broadcast_to(z, (num_col_tiles, *z.shape)), zeros.cols)
-    start = (jnp.int32(0), col_zeros, zeros.total)
-    (_, col_sums, total), row_sums = lax.scan(add_row, start, row_tiles)
-    return _PairSums(_untiled(row_sums, n), _untiled(col_sums, m), total)
-
-
-def _stream_forward(
-    fn: _TileFn, shared: PyTree, rows: PyTree, cols: PyTree
-) -> tuple[_PairSums, PyTree]:
-    return _stream_tiles(fn, shared, rows, cols), (shared, rows, cols)
-
-
-def _stream_backward(fn: _TileFn, residuals: PyTree, cotangent: _PairSums) -> PyTree:
-    shared, rows, cols = residuals
-    back = _stream_tiles(
-        functools.partial(_transposed_tile, fn),
-        (shared, cotangent.total),
-        (rows, cotangent.rows),
-        (cols, cotangent.cols),
-    )
-    return back.total[0], back.rows[0], back.cols[0]
-
-
-def _transposed_tile(
-    fn: _TileFn, shared: PyTree, origin: tuple[Any, Any], rows: PyTree, cols: PyTree
-) -> _PairSums:
-    """The cotangents of one tile of `fn`: again a tile, so that the gradient streams as well."""
-    (shared, total_bar), (rows, rows_bar), (cols, cols_bar) = shared, rows, cols
-    _, pull = jax.vjp(lambda s, r, c: fn(s, origin, r, c), shared, rows, cols)
-    shared_bar, rows_bar, cols_bar = pull(_PairSums(rows_bar, cols_bar, total_bar))
-    return _PairSums(rows=(rows_bar,), cols=(cols_bar,), total=(shared_bar,))
-
-
-_stream_tiles.defvjp(_stream_forward, _stream_backward)
-
-
-def split_tiles(tree: PyTree, largest: int) -> PyTree:
-    """Splits leading axes into equal tiles of at most `largest`, padded with zeros."""
-    size = jax.tree.leaves(tree)[0].shape[0]
-    count = -(-size // largest)
-    width = -(-size // count)
-
-    def split(array: Array) -> Array:
-        padding = [(0, count * width - size)] + [(0, 0)] * (array.ndim - 1)
-        return jnp.pad(array, padding).reshape(count, width, *array.shape[1:])
-
-    return jax.tree.map(split, tree)
-
-
-def _untiled(tree: PyTree, size: int) -> PyTree:
-    return jax.tree.map(lambda t: t.reshape(-1, *t.shape[2:])[:size], tree)
-
-
-def _add(a: PyTree, b: PyTree) -> PyTree:
-    return jax.tree.map(jnp.add, a, b)

@@ -180,10 +180,8 @@ def rkhs_score_at(queries: Array, samples: Array, kernel: Kernel, *, ridge: floa
     _checks.points(queries=queries, samples=samples)
     points, nodes = _wide(queries), _wide(samples)
     score = stein_score(nodes, kernel, ridge=ridge)
-    value, gradient = pairwise.kernel_and_gradient_sum(
-        kernel, points, nodes, score, jnp.ones_like(nodes[:, 0])
-    )
-    return _like(-(value + gradient) / _like(ridge, value), queries)
+    witness = pairwise.stein_sum(kernel, points, nodes, score)
+    return _like(-witness / _like(ridge, witness), queries)
 
 
 # ----------------------------------------------------------------------------------- spectral
@@ -369,10 +367,7 @@ def nu_method_score_at(
     gram, _, coefficients, scale = _nu_iterate(nodes, kernel, num_steps, nu)
     peak = _at_zero(kernel, gram)
     weights = jnp.broadcast_to(scale / (nodes.shape[0] * peak), nodes.shape[:1])
-    value, gradient = pairwise.kernel_and_gradient_sum(
-        kernel, points, nodes, coefficients / peak, weights
-    )
-    return _like(value + gradient, queries)
+    return _like(pairwise.stein_sum(kernel, points, nodes, coefficients / peak, weights), queries)
 
 
 def _nu_iterate(
@@ -492,7 +487,7 @@ def _pairs(
 
     def values(x: Array) -> Array:
         rows, cols = pairwise.centred(pairwise.embed(kernel, x), targets)
-        return profile(pairwise.tile_distances((0, 0), rows, cols, diagonal=samples is None))
+        return profile(pairwise.tile_distances(rows, cols, 0 if samples is None else None))
 
     value, pull = jax.vjp(values, queries)
     return value, lambda weights: pull(weights)[0]

@@ -17,6 +17,7 @@ ROWS = [
     {"__init__"},
     {"types"},
     {"_checks"},
+    {"tiles", "_markov"},
     {"pairwise"},
     {"median"},
     {"kernels"},

@@ -10,7 +10,7 @@ import numpy as np
 import oracles
 import pytest
 
-from kernelgrad import median, pairwise
+from kernelgrad import median
 
 median_squared_distance = jax.jit(median.median_squared_distance, static_argnames="axis_name")
 
@@ -18,7 +18,7 @@ median_squared_distance = jax.jit(median.median_squared_distance, static_argname
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Four rows of tiles for the 51 or 52 points below; traced anew, for tiles are static."""
-    monkeypatch.setattr(pairwise, "TILE_ROWS", 16)
+    monkeypatch.setattr(median, "_TILE", 16)
     median_squared_distance.clear_cache()
     yield
     median_squared_distance.clear_cache()

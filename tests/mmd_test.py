@@ -9,7 +9,7 @@ import numpy as np
 import oracles
 import pytest
 
-from kernelgrad import kernels, mmd, pairwise
+from kernelgrad import kernels, mmd, tiles
 
 FAMILIES = {
     "rbf_mixture": kernels.rbf_mixture,
@@ -70,14 +70,42 @@ def test_gradient_is_the_finite_difference_of_the_loops(rng, family):
 @pytest.mark.parametrize("tiled", [False, True])
 def test_gradient_is_autodiff_of_the_statistic(rng, monkeypatch, tiled):
     if tiled:
-        monkeypatch.setattr(pairwise, "DENSE_PAIRS", 0)
-        monkeypatch.setattr(pairwise, "TILE_ROWS", 16)
-        monkeypatch.setattr(pairwise, "TILE_COLS", 8)
+        monkeypatch.setattr(tiles, "DENSE_PAIRS", 0)
+        monkeypatch.setattr(tiles, "TILE_ROWS", 16)
+        monkeypatch.setattr(tiles, "TILE_COLS", 8)
     x, y = (jnp.asarray(s, jnp.float32) for s in _samples(rng, n=37, m=29, d=5))
     kernel = kernels.median_mixture(kernels.imq_mixture, x, y)
     closed = jax.jit(mmd.mmd_gradient)(x, y, kernel)
-    automatic = jax.jit(jax.grad(mmd.mmd_v_statistic))(x, y, kernel)
-    np.testing.assert_allclose(closed, automatic, atol=2e-6 * float(jnp.abs(automatic).max()))
+    value, with_value = jax.jit(mmd.mmd_value_and_gradient)(x, y, kernel)
+    expected, automatic = jax.jit(jax.value_and_grad(mmd.mmd_v_statistic))(x, y, kernel)
+    for gradient in (closed, with_value):
+        np.testing.assert_allclose(gradient, automatic, atol=2e-6 * float(jnp.abs(automatic).max()))
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.2])
+@pytest.mark.parametrize("shape", [(1000, 700, 50), (2000, 1500, 5)])
+def test_float32_value_keeps_its_digits(rng, shift, shape):
+    """The three means agree in their first two to five digits; few of the others are lost."""
+    n, m, d = shape
+    x, y = rng.normal(size=(n, d)), rng.normal(shift, 1, size=(m, d))
+    x, y = (points.astype(np.float32) for points in (x, y))
+    lengthscales = np.sqrt(d) * np.array([1.0, 1.4, 2.0, 2.8])
+    kernel = kernels.imq_mixture(lengthscales)
+    got = (
+        jax.jit(mmd.mmd_v_statistic)(x, y, kernel),
+        jax.jit(mmd.mmd_value_and_gradient)(x, y, kernel)[0],
+    )
+    squares = np.square(lengthscales.astype(np.float32).astype(np.float64))
+
+    def mean(a, b):
+        norms = np.sum(a**2, axis=1)[:, None] + np.sum(b**2, axis=1)[None, :]
+        sq_dist = np.maximum(norms - 2 * a @ b.T, 0)
+        return np.mean(sum((1 + sq_dist / square) ** -0.5 for square in squares))
+
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    expected = mean(x, x) + mean(y, y) - 2 * mean(x, y)
+    np.testing.assert_allclose(got, (expected, expected), rtol=1e-6 if shift else 2e-5)
 
 
 def test_gradient_runs_through_a_feature_map(rng):
@@ -88,8 +116,10 @@ def test_gradient_runs_through_a_feature_map(rng):
             kernels.imq_mixture(1.0), lambda w, points: jnp.tanh(points @ w), params
         )
         closed = mmd.mmd_gradient(jnp.asarray(x), jnp.asarray(y), kernel)
-        automatic = jax.grad(mmd.mmd_v_statistic)(jnp.asarray(x), jnp.asarray(y), kernel)
-    np.testing.assert_allclose(closed, automatic, rtol=1e-9)
+        both = mmd.mmd_value_and_gradient(jnp.asarray(x), jnp.asarray(y), kernel)
+        automatic = jax.value_and_grad(mmd.mmd_v_statistic)(jnp.asarray(x), jnp.asarray(y), kernel)
+    np.testing.assert_allclose(closed, automatic[1], rtol=1e-9)
+    chex.assert_trees_all_close(both, automatic, rtol=1e-9)
 
 
 def test_identical_samples_have_no_discrepancy(rng):

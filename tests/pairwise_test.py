@@ -13,7 +13,7 @@ import oracles
 import pytest
 from jax.test_util import check_grads
 
-from kernelgrad import kernels, pairwise
+from kernelgrad import kernels, pairwise, tiles
 
 FAMILIES = {name: getattr(kernels, name) for name in oracles.RADIAL}
 
@@ -22,13 +22,13 @@ quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimizati
 
 
 @pytest.fixture
-def tiles(monkeypatch):
+def small_tiles(monkeypatch):
     """Call it for small tiles of unequal sides: a small problem has many, the last ones padded."""
 
     def shrink(rows=16, cols=8):
-        monkeypatch.setattr(pairwise, "DENSE_PAIRS", 0)
-        monkeypatch.setattr(pairwise, "TILE_ROWS", rows)
-        monkeypatch.setattr(pairwise, "TILE_COLS", cols)
+        monkeypatch.setattr(tiles, "DENSE_PAIRS", 0)
+        monkeypatch.setattr(tiles, "TILE_ROWS", rows)
+        monkeypatch.setattr(tiles, "TILE_COLS", cols)
 
     return shrink
 
@@ -84,7 +84,9 @@ def engine_sums(params, x, y, weights, gradient_weights):
 
 
 @pytest.mark.parametrize(("others", "d"), [("y", 5), (None, 2)])
-def test_sums_and_two_orders_of_gradients_equal_autodiff_of_the_definition(others, d, rng, tiles):
+def test_sums_and_two_orders_of_gradients_equal_autodiff_of_the_definition(
+    others, d, rng, small_tiles
+):
     """In x, y, both weights, lengthscales, mixture weights and exponent, dense and tiled."""
     n, m = (37, 37) if others is None else (37, 53)
     x, y = rng.normal(size=(n, d)) + 3, rng.normal(size=(m, d)) + 3
@@ -96,15 +98,65 @@ def test_sums_and_two_orders_of_gradients_equal_autodiff_of_the_definition(other
         )
         expected = two_orders(dense_definition, projections)(*arguments)
         dense = two_orders(engine_sums, projections)(*arguments)
-        tiles()
+        small_tiles()
         tiled = two_orders(engine_sums, projections)(*arguments)
     chex.assert_trees_all_close(dense, expected, rtol=1e-9, atol=1e-9)
     chex.assert_trees_all_close(tiled, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_check_grads_to_second_order_through_the_tiles(rng, tiles):
+@pytest.mark.parametrize("others", ["y", None])
+@pytest.mark.parametrize("family", ["rbf_mixture", "two rbf", "imq_mixture"])
+def test_stein_sum_adds_up_what_autodiff_of_the_definition_gives(family, others, rng, small_tiles):
+    """For a single Gaussian too, where one matmul does for both; and its gradients."""
+    n, m, d = (37, 37, 5) if others is None else (37, 53, 5)
+    x, y = rng.normal(size=(n, d)) + 3, rng.normal(size=(m, d)) + 3
+    weights, force = rng.normal(size=(m, d)), rng.normal(size=m)
+    projection = rng.normal(size=(n, d))
+    make, lengthscales = {
+        "rbf_mixture": (kernels.rbf_mixture, [1.3]),
+        "two rbf": (kernels.rbf_mixture, [1.3, 0.8]),
+        "imq_mixture": (kernels.imq_mixture, [1.3]),
+    }[family]
+
+    def definition(lengthscales, x, y, weights, force):
+        same = np.eye(n, dtype=bool) if others is None else False
+        y = x if others is None else y
+
+        def gram(copies, x):
+            sq_dist = jnp.where(same, 0, jnp.sum((x[:, None] - copies) ** 2, axis=2))
+            shape = jnp.exp if "rbf" in family else lambda t: (1 - 2 * t) ** -0.5
+            return sum(shape(-sq_dist / (2 * l**2)) for l in lengthscales)
+
+        copies = jnp.broadcast_to(y, (n, *y.shape))
+        gradients = jax.grad(lambda copies: jnp.sum(gram(copies, x)))(copies)
+        return gram(copies, x) @ weights + jnp.einsum("ijk,j->ik", gradients, force)
+
+    def engine(lengthscales, x, y, weights, force):
+        others_ = None if others is None else y
+        return pairwise.stein_sum(make(lengthscales), x, others_, weights, force)
+
+    def value_and_gradients(fn, arguments):
+        total = lambda *arguments: jnp.sum(fn(*arguments) * projection)  # noqa: E731
+        return fn(*arguments), quick_jit(jax.grad(total, argnums=range(5)))(*arguments)
+
+    with jax.enable_x64(True):
+        arguments = [jnp.asarray(a) for a in (lengthscales, x, y, weights, force)]
+        expected = value_and_gradients(definition, arguments)
+        dense = value_and_gradients(engine, arguments)
+        small_tiles()
+        tiled = value_and_gradients(engine, arguments)
+        ones = pairwise.stein_sum(
+            make(arguments[0]), x, None if others is None else arguments[2], arguments[3]
+        )
+        unweighted = engine(*arguments[:4], jnp.ones(m))
+    chex.assert_trees_all_close(dense, expected, rtol=1e-9, atol=1e-9)
+    chex.assert_trees_all_close(tiled, expected, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(ones, unweighted, rtol=1e-12)
+
+
+def test_check_grads_to_second_order_through_the_tiles(rng, small_tiles):
     """Finite differences, where the test above trusts autodiff of the definition."""
-    tiles(4, 3)
+    small_tiles(4, 3)
     with jax.enable_x64(True):
         x, w = jnp.asarray(rng.normal(size=(7, 4))), jnp.asarray(rng.normal(size=(7, 1)))
 
@@ -125,7 +177,7 @@ class SumOfTheSingular(NamedTuple):
         return laplace.profile(sq_dist) + matern32.profile(sq_dist)
 
 
-def test_second_gradients_of_singular_profiles_are_finite_and_the_same_in_tiles(rng, tiles):
+def test_second_gradients_of_singular_profiles_are_finite_and_the_same_in_tiles(rng, small_tiles):
     """At copies in y, at copies of copies, and in the zeros that pad the tiles."""
     x = rng.normal(size=(19, 5)).astype(np.float32)
     copies = np.concatenate([x[:16], x[:2], np.mean(x, axis=0, keepdims=True)])
@@ -139,7 +191,7 @@ def test_second_gradients_of_singular_profiles_are_finite_and_the_same_in_tiles(
         return quick_jit(jax.grad(total, argnums=(0, 1)))(SumOfTheSingular(jnp.float32(1)), x, y)
 
     dense = gradients(x, None)
-    tiles()
+    small_tiles()
     tiled, with_copies = gradients(x, None), gradients(x, copies)
     chex.assert_trees_all_close(tiled, dense, rtol=1e-3, atol=1e-3)
     chex.assert_tree_all_finite(with_copies)
@@ -194,11 +246,11 @@ SHAPES = {"one tile": (17, 13, 2), "padded tiles": (35, 21, 3), "high dimension"
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_fuzz_against_float64(shape, rng, tiles):
+def test_fuzz_against_float64(shape, rng, small_tiles):
     """100 configurations a shape for each family: offset, unit, scales, weights, tails, copies."""
     n, m, d = SHAPES[shape]
     if shape != "one tile":
-        tiles()
+        small_tiles()
     every_family.clear_cache()
     for _ in range(100):
         pool = rng.standard_t(rng.choice([3, 100]), size=(n + m, d))
@@ -224,8 +276,8 @@ def test_fuzz_against_float64(shape, rng, tiles):
         assert_sums_match(sums, *arguments, value=2e-6, gradient=1e-4)
 
 
-def test_float64_sums_are_exact_to_1e_12(rng, tiles):
-    tiles()
+def test_float64_sums_are_exact_to_1e_12(rng, small_tiles):
+    small_tiles()
     every_family.clear_cache()
     x, y = rng.normal(size=(20, 4)), rng.normal(size=(17, 4))
     weights, force = rng.normal(size=(len(y), 2)), rng.normal(size=len(y))
@@ -291,7 +343,7 @@ def test_the_three_sums_agree(rng):
     chex.assert_trees_all_close(alone(x, y), (values, gradients, plain), atol=1e-6)
 
 
-def test_y_none_is_x_itself(rng, tiles):
+def test_y_none_is_x_itself(rng, small_tiles):
     x = jnp.asarray(rng.normal(size=(21, 4)) + 30, jnp.float32)
     weights, force = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((21, 2), (21,)))
 
@@ -300,7 +352,7 @@ def test_y_none_is_x_itself(rng, tiles):
 
     expected = quick_jit(sums)(x, x)
     chex.assert_trees_all_close(quick_jit(sums)(x, None), expected, atol=1e-5)
-    tiles()
+    small_tiles()
     chex.assert_trees_all_close(quick_jit(sums)(x, None), expected, atol=1e-5)
 
 
@@ -328,9 +380,9 @@ def test_rotation_scale_and_order_of_the_points(rng):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 30), (30, 1), (16, 8), (17, 9)])
-def test_tiles_cover_every_pair_once(shape, rng, tiles):
+def test_tiles_cover_every_pair_once(shape, rng, small_tiles):
     """A kernel of 1 everywhere sums the weights, whatever the padding."""
-    tiles()
+    small_tiles()
     x, y = (jnp.asarray(rng.normal(size=(n, 2)), jnp.float32) for n in shape)
     weights = jnp.asarray(rng.integers(1, 9, size=(shape[1], 1)), jnp.float32)
     got = quick_jit(pairwise.kernel_sum)(kernels.rbf_mixture(1e9), x, y, weights)
@@ -340,7 +392,7 @@ def test_tiles_cover_every_pair_once(shape, rng, tiles):
 @pytest.mark.parametrize(("size", "largest"), [(1, 5), (5, 5), (6, 5), (11, 5), (53, 8)])
 def test_split_tiles_pads_the_last_with_zeros(size, largest):
     array = np.arange(1, size + 1)
-    (got,) = jax.tree.leaves(pairwise.split_tiles({"a": jnp.asarray(array)}, largest))
+    (got,) = jax.tree.leaves(tiles.split({"a": jnp.asarray(array)}, largest))
     assert got.shape[1] <= largest
     assert got.size - size < got.shape[0]  # equal tiles, less than one row of padding each
     np.testing.assert_array_equal(np.ravel(got)[:size], array)
@@ -395,8 +447,8 @@ def test_one_compilation_a_shape_and_jit_is_eager(rng):
         chex.assert_trees_all_close(sums(*arguments), eager, atol=1e-6)
 
 
-def test_vmap_is_a_loop(rng, tiles):
-    tiles(4, 3)
+def test_vmap_is_a_loop(rng, small_tiles):
+    small_tiles(4, 3)
     x, y, weights = (
         jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((3, 9, 4), (3, 7, 4), (3, 7, 2))
     )
@@ -440,9 +492,9 @@ def joined(tree):
 
 
 @pytest.mark.parametrize("others", ["y", None])
-def test_two_devices_are_their_union(others, rng, tiles):
+def test_two_devices_are_their_union(others, rng, small_tiles):
     """Values and gradients; those in the leaves add up over devices."""
-    tiles()
+    small_tiles()
     n, m, d = 18, 18 if others is None else 14, 4
     x, y, weights, force, a, b = (
         jnp.asarray(rng.normal(size=s), jnp.float32)
@@ -469,9 +521,9 @@ def test_two_devices_are_their_union(others, rng, tiles):
 
 
 @pytest.mark.parametrize("others", ["y", None])
-def test_feature_sums_of_two_devices_are_those_of_their_union(others, rng, tiles):
+def test_feature_sums_of_two_devices_are_those_of_their_union(others, rng, small_tiles):
     """The features are centred by the mean over both."""
-    tiles()
+    small_tiles()
     x, y, weights, force = (
         jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((18, 4), (18, 4), (18, 2), (18,))
     )
@@ -489,9 +541,9 @@ def test_feature_sums_of_two_devices_are_those_of_their_union(others, rng, tiles
 
 
 @pytest.mark.parametrize("others", ["y", None])
-def test_feature_gradients_equal_the_jacobian_by_brute_force(others, rng, tiles):
+def test_feature_gradients_equal_the_jacobian_by_brute_force(others, rng, small_tiles):
     """w_j grad_{y_j} k(phi(x_i), phi(y_j)) for every pair, and the derivatives of their sum."""
-    tiles(4, 3)
+    small_tiles(4, 3)
 
     def pair(kernel, x, y):
         step = kernel.features(x[None]) - kernel.features(y[None])
@@ -545,7 +597,7 @@ def test_the_identity_as_feature_map_changes_nothing(others, rng):
         chex.assert_trees_all_close(got, expected, atol=1e-5)
 
 
-def test_feature_parameters_need_not_be_floating(rng, tiles):
+def test_feature_parameters_need_not_be_floating(rng, small_tiles):
     params = {"columns": jnp.arange(2), "scale": jnp.float32(2)}
     kernel = kernels.feature_kernel(
         kernels.rbf_mixture(1.0), lambda p, x: p["scale"] * x[:, p["columns"]], params
@@ -557,7 +609,7 @@ def test_feature_parameters_need_not_be_floating(rng, tiles):
 
     gradient = jax.grad(total, argnums=(0, 1), allow_int=True)
     expected = quick_jit(gradient)(kernel, x)
-    tiles(4, 3)
+    small_tiles(4, 3)
     got = quick_jit(gradient)(kernel, x)
     np.testing.assert_allclose(got[1], expected[1], atol=1e-5)
     np.testing.assert_allclose(got[0].params["scale"], expected[0].params["scale"], rtol=1e-5)

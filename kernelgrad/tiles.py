@@ -1,0 +1,230 @@
+r"""Adding up tiles of pairs: memory linear in the points, differentiable to any order.
+
+A tile function sees some rows and some columns and returns what their pairs contribute. Both
+traversals below carry a custom VJP: the cotangents of a tile are again a tile, so that a gradient
+streams like the sum it belongs to. At most ``DENSE_PAIRS`` pairs are one tile, in plain JAX.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from kernelgrad.types import Array, PyTree
+
+TILE_ROWS = 512
+TILE_COLS = 512
+DENSE_PAIRS = 1 << 18
+
+
+class PairSums(NamedTuple):
+    """What a tile contributes: sums over its columns, over its rows and over both."""
+
+    rows: PyTree = None
+    cols: PyTree = None
+    total: PyTree = None
+
+
+# fn(shared, shift, rows, cols): row a is the point of column a + shift; shift None: no shared point
+TileFn = Callable[[PyTree, Any, PyTree, PyTree], PairSums]
+
+
+def stream(fn: TileFn, shared: PyTree, rows: PyTree, cols: PyTree) -> PairSums:
+    """Adds up `fn` over all tiles of rows x columns.
+
+    Tiles at the edge are padded with zeros: `fn` must give zero where all row inputs or all
+    column inputs that weigh a pair are zero.
+
+    Args:
+      fn: the tile function; a pure function of arrays alone. Its shift is the index of a tile's
+        first row minus that of its first column.
+      shared: what every tile needs, such as a kernel; a pytree.
+      rows: what belongs to the rows; a pytree of arrays of shape (n, ...).
+      cols: what belongs to the columns; a pytree of arrays of shape (m, ...).
+
+    Returns:
+      Row sums of shape (n, ...), column sums of shape (m, ...) and totals.
+
+    Cost: that of `fn` on all pairs, thrice for a gradient; memory of rows, columns, sums and some
+      tiles.
+    """
+    n, m = _size(rows), _size(cols)
+    if n * m <= DENSE_PAIRS:
+        return fn(shared, 0, rows, cols)
+    return _stream(fn, shared, rows, cols)
+
+
+def stream_symmetric(fn: TileFn, shared: PyTree, points: PyTree) -> PairSums:
+    """Adds up `fn` over the tiles on and above the diagonal of points x points.
+
+    A tile of a set with itself (shift 0) must return in its rows, and not in its columns, what its
+    pairs contribute; any other (shift None) stands for its mirror image too.
+
+    Args:
+      fn: the tile function; see :func:`stream` for padding. Its row and column sums have one shape.
+      shared: what every tile needs; a pytree.
+      points: what belongs to the points; a pytree of arrays of shape (n, ...).
+
+    Returns:
+      Row sums of shape (n, ...), in which the column sums are included, and totals.
+
+    Cost: about half of :func:`stream`'s.
+    """
+    if _size(points) ** 2 <= DENSE_PAIRS:
+        part = fn(shared, 0, points, points)
+        return PairSums(rows=_add(part.rows, part.cols), total=part.total)
+    return _stream_symmetric(fn, shared, points)
+
+
+def split(tree: PyTree, largest: int) -> PyTree:
+    """Splits leading axes into equal tiles of at most `largest`, padded with zeros.
+
+    Args:
+      tree: pytree of arrays of shape (n, ...).
+      largest: most entries of a tile.
+
+    Returns:
+      Pytree of arrays of shape (number of tiles, size of a tile, ...).
+    """
+    size = _size(tree)
+    count = -(-size // largest)
+    width = -(-size // count)
+
+    def split_array(array: Array) -> Array:
+        padding = [(0, count * width - size)] + [(0, 0)] * (array.ndim - 1)
+        return jnp.pad(array, padding).reshape(count, width, *array.shape[1:])
+
+    return jax.tree.map(split_array, tree)
+
+
+# -------------------------------------------------------------------------------- rows x columns
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _stream(fn: TileFn, shared: PyTree, rows: PyTree, cols: PyTree) -> PairSums:
+    n, m = _size(rows), _size(cols)
+    row_tiles, col_tiles = split(rows, TILE_ROWS), split(cols, TILE_COLS)
+    height, width = (jax.tree.leaves(tiles)[0].shape[1] for tiles in (row_tiles, col_tiles))
+    zeros = _zero_sums(fn, shared, row_tiles, col_tiles)
+
+    def add_row(carry: PyTree, row_tile: PyTree) -> tuple[PyTree, PyTree]:
+        first_row, col_sums, total = carry
+
+        def add_tile(carry: PyTree, col_tile: PyTree) -> tuple[PyTree, PyTree]:
+            first_col, row_sums, total = carry
+            part = fn(shared, first_row - first_col, row_tile, col_tile)
+            added = _add((row_sums, total), (part.rows, part.total))
+            return (first_col + width, *added), part.cols
+
+        start = (jnp.int32(0), zeros.rows, total)
+        (_, row_sums, total), parts = lax.scan(add_tile, start, col_tiles)
+        return (first_row + height, _add(col_sums, parts), total), row_sums
+
+    num_col_tiles = jax.tree.leaves(col_tiles)[0].shape[0]
+    col_zeros = jax.tree.map(lambda z: jnp.broadcast_to(z, (num_col_tiles, *z.shape)), zeros.cols)
+    start = (jnp.int32(0), col_zeros, zeros.total)
+    (_, col_sums, total), row_sums = lax.scan(add_row, start, row_tiles)
+    return PairSums(_joined(row_sums, n), _joined(col_sums, m), total)
+
+
+def _stream_forward(
+    fn: TileFn, shared: PyTree, rows: PyTree, cols: PyTree
+) -> tuple[PairSums, PyTree]:
+    return _stream(fn, shared, rows, cols), (shared, rows, cols)
+
+
+def _stream_backward(fn: TileFn, residuals: PyTree, cotangent: PairSums) -> PyTree:
+    shared, rows, cols = residuals
+    back = _stream(
+        functools.partial(_transposed, fn),
+        (shared, cotangent.total),
+        (rows, cotangent.rows),
+        (cols, cotangent.cols),
+    )
+    return back.total[0], back.rows[0], back.cols[0]
+
+
+_stream.defvjp(_stream_forward, _stream_backward)
+
+
+# ------------------------------------------------------------------------------- points x points
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _stream_symmetric(fn: TileFn, shared: PyTree, points: PyTree) -> PairSums:
+    tiles = split(points, TILE_ROWS)
+    num_tiles = jax.tree.leaves(tiles)[0].shape[0]
+    zeros = _zero_sums(fn, shared, tiles, tiles)
+
+    def tile(index: Array) -> PyTree:
+        return jax.tree.map(lambda t: lax.dynamic_index_in_dim(t, index, keepdims=False), tiles)
+
+    def add_row(i: Array, carry: PyTree) -> PyTree:
+        sums, total = carry
+        rows = tile(i)
+        own = fn(shared, 0, rows, rows)
+
+        def add_tile(j: Array, carry: PyTree) -> PyTree:
+            sums, row_sums, total = carry
+            part = fn(shared, None, rows, tile(j))
+            return _add_at(sums, j, part.cols), *_add((row_sums, total), (part.rows, part.total))
+
+        start = (sums, _add(own.rows, own.cols), _add(total, own.total))
+        sums, row_sums, total = lax.fori_loop(i + 1, num_tiles, add_tile, start)
+        return _add_at(sums, i, row_sums), total
+
+    start = jax.tree.map(lambda z: jnp.broadcast_to(z, (num_tiles, *z.shape)), zeros.rows)
+    sums, total = lax.fori_loop(0, num_tiles, add_row, (start, zeros.total))
+    return PairSums(rows=_joined(sums, _size(points)), total=total)
+
+
+def _symmetric_forward(fn: TileFn, shared: PyTree, points: PyTree) -> tuple[PairSums, PyTree]:
+    return _stream_symmetric(fn, shared, points), (shared, points)
+
+
+def _symmetric_backward(fn: TileFn, residuals: PyTree, cotangent: PairSums) -> PyTree:
+    shared, points = residuals
+    back = _stream_symmetric(
+        functools.partial(_transposed, fn), (shared, cotangent.total), (points, cotangent.rows)
+    )
+    return back.total[0], back.rows[0]
+
+
+_stream_symmetric.defvjp(_symmetric_forward, _symmetric_backward)
+
+
+# ----------------------------------------------------------------------------------------- both
+
+
+def _transposed(fn: TileFn, shared: PyTree, shift: Any, rows: PyTree, cols: PyTree) -> PairSums:
+    """The cotangents of one tile of `fn`: again a tile, so that the gradient streams as well."""
+    (shared, total_bar), (rows, rows_bar), (cols, cols_bar) = shared, rows, cols
+    _, pull = jax.vjp(lambda s, r, c: fn(s, shift, r, c), shared, rows, cols)
+    shared_bar, rows_bar, cols_bar = pull(PairSums(rows_bar, cols_bar, total_bar))
+    return PairSums(rows=(rows_bar,), cols=(cols_bar,), total=(shared_bar,))
+
+
+def _zero_sums(fn: TileFn, shared: PyTree, row_tiles: PyTree, col_tiles: PyTree) -> PairSums:
+    """Zeros shaped like what `fn` returns for one tile."""
+    rows, cols = jax.tree.map(lambda t: t[0], (row_tiles, col_tiles))
+    shapes = jax.eval_shape(lambda s, r, c: fn(s, 0, r, c), shared, rows, cols)
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+
+def _size(tree: PyTree) -> int:
+    return jax.tree.leaves(tree)[0].shape[0]
+
+
+def _joined(tree: PyTree, size: int) -> PyTree:
+    return jax.tree.map(lambda t: t.reshape(-1, *t.shape[2:])[:size], tree)
+
+
+def _add(a: PyTree, b: PyTree) -> PyTree:
+    return jax.tree.map(jnp.add, a, b)
+
+
+def _add_at(stack: PyTree, index: Array, tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda s, t: s.at[index].add(t), stack, tree)
