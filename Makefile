@@ -1,10 +1,11 @@
-# make run | test | check: each sets up .venv once and is quick afterwards.
+# make run | test | check | bench: each sets up .venv once and is quick afterwards.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/digits
+ROWS ?=
 
-.PHONY: run test check format clean
+.PHONY: run test check bench format clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -13,6 +14,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[experiments,dev]'
+	touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[experiments,bench]'
 	touch $@
 
 run: $(VENV)/.installed ## train a generator on the embedded digits, about two minutes
@@ -25,6 +30,9 @@ check: $(VENV)/.installed-dev ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(VENV)/.installed-bench ## speed and memory against peers; ROWS=svgd,mmd-1000x50 for a part
+	$(BIN)/python -m benchmarks --rows=$(ROWS)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -98,7 +98,8 @@ def kl(make_kernel: MakeKernel, *, ridge: float | None = None) -> Objective:
         size = x.shape[0] * (1 if axis_name is None else lax.axis_size(axis_name))
         eta = score.default_ridge(size, kernel) if ridge is None else ridge
         direction = kl_direction(x, y, kernel, ridge=eta, axis_name=axis_name)
-        return direction.reshape(samples.shape), _info(direction, x, y, kernel, axis_name)
+        value = mmd.mmd_v_statistic(x, y, kernel, axis_name=axis_name)
+        return direction.reshape(samples.shape), _info(direction, value, axis_name)
 
     return objective
 
@@ -123,8 +124,9 @@ def mmd_v(make_kernel: MakeKernel) -> Objective:
         x, y = _flat(samples), _flat(data)
         kernel = make_kernel(x, y, axis_name=axis_name)
         size = x.shape[0] * (1 if axis_name is None else lax.axis_size(axis_name))
-        direction = size * mmd.mmd_gradient(x, y, kernel, axis_name=axis_name)
-        return direction.reshape(samples.shape), _info(direction, x, y, kernel, axis_name)
+        value, gradient = mmd.mmd_value_and_gradient(x, y, kernel, axis_name=axis_name)
+        direction = size * gradient
+        return direction.reshape(samples.shape), _info(direction, value, axis_name)
 
     return objective
 
@@ -136,11 +138,8 @@ def _flat(points: Array) -> Array:
     return points.reshape(points.shape[0], -1)
 
 
-def _info(direction: Array, x: Array, y: Array, kernel: Kernel, axis_name: str | None) -> Info:
+def _info(direction: Array, mmd_value: Array, axis_name: str | None) -> Info:
     mean_square = jnp.mean(jnp.sum(jnp.square(direction), axis=1))
     if axis_name is not None:
         mean_square = lax.pmean(mean_square, axis_name)
-    return {
-        "mmd": mmd.mmd_v_statistic(x, y, kernel, axis_name=axis_name),
-        "direction_rms": jnp.sqrt(mean_square),
-    }
+    return {"mmd": mmd_value, "direction_rms": jnp.sqrt(mean_square)}

@@ -1,0 +1,193 @@
+r"""Stein variational gradient descent: particles that move together towards a density.
+
+.. math:: \phi(x_i) = \frac1n \sum_j [ k(x_j, x_i)\, s_p(x_j) + \nabla_{x_j} k(x_j, x_i) ]
+
+The first term carries every particle uphill on log p, the second keeps them apart. One particle
+alone ascends log p, k(0) times as fast. Variants are compositions, with s = score_fn(x):
+
+- Annealed: ``svgd_direction(x, gamma * s, kernel)``, gamma(t) rising to 1, repulsion unscaled.
+- Minibatch: ``step(state, lambda x: score_fn(x, batch), kernel, optimizer)``.
+- A lengthscale that follows the particles:
+  ``step(state, score_fn, rbf_mixture(svgd_lengthscale(state.particles)), optimizer)``.
+- Stochastic: ``x + epsilon * svgd_direction(x, s, kernel)
+  + sqrt(2 * epsilon / n) * kernel_noise(key, x, kernel)``.
+- Matrix kernel :math:`Q^{-1} k(|Q^{1/2} (x - y)|^2)` with a constant Q: with R the symmetric root
+  of Q, ``solve(R, svgd_direction(x @ R, solve(R, s.T).T, kernel).T).T``.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from kernelgrad import _checks, kernels, pairwise
+from kernelgrad.types import Array, Kernel, Key
+
+
+class SVGDState(NamedTuple):
+    """The particles and what moves them.
+
+    Attributes:
+      particles: x_i; shape (n, d).
+      opt_state: the state of the Optax optimizer.
+    """
+
+    particles: Array
+    opt_state: optax.OptState
+
+
+class SVGDInfo(NamedTuple):
+    """What one step did.
+
+    Attributes:
+      direction_rms: root mean square over particles of the norm of phi; shape (), in 1/units of
+        particles. It falls to 0 at a fixed point.
+      finite: whether phi and the new particles are finite, on all devices; shape (), bool.
+    """
+
+    direction_rms: Array
+    finite: Array
+
+
+def svgd_direction(
+    particles: Array, score: Array, kernel: Kernel, *, axis_name: str | None = None
+) -> Array:
+    r"""Returns the SVGD direction at each particle.
+
+    .. math:: \phi(x_i) = \frac1n \sum_j [ k(x_j, x_i) s_j + \nabla_{x_j} k(x_j, x_i) ]
+
+    Ascent direction: a small step along it lowers KL(q || p). Negate it before handing it to
+    Optax or to a pull-back. A feature kernel repels through its features.
+
+    Args:
+      particles: x_i; shape (n, d), floating.
+      score: s_j = grad log p(x_j), in 1/units of particles; shape (n, d).
+      kernel: k; its lengthscales are in units of particles.
+      axis_name: if set, j runs over the union of all devices' particles.
+
+    Returns:
+      Directions, shape (n, d), dtype of particles, in 1/units of particles.
+
+    Raises:
+      ValueError: wrong rank, dtype or mismatched shapes.
+
+    Cost: O(n^2 d) time, O(n d) memory; with a feature kernel as
+      :func:`kernelgrad.pairwise.gradient_sum`.
+
+    References:
+      Wang & Liu 2016, eq. (7); Liu & Wang 2016, eq. (8).
+    """
+    _checks.points(particles=particles)
+    _checks.floating(score=score)
+    _checks.shape("score", score, particles.shape)
+    sums = pairwise.stein_sum(kernel, particles, None, score, axis_name=axis_name)
+    num_devices = 1 if axis_name is None else lax.axis_size(axis_name)
+    return sums / (particles.shape[0] * num_devices)
+
+
+def kernel_noise(key: Key, particles: Array, kernel: Kernel) -> Array:
+    r"""Returns Gaussian noise that is correlated between particles as the kernel is.
+
+    .. math:: \zeta = L \xi, \quad L L^\top = K + n \epsilon\, k(0) I, \quad \xi_{ia} \sim N(0, 1)
+
+    with the machine epsilon, which keeps the Cholesky factor real where particles coincide.
+    Columns are independent. The step :math:`x + \varepsilon \phi + \sqrt{2 \varepsilon / n}\,
+    \zeta` is stochastic SVGD: Langevin dynamics of all particles jointly, preconditioned by K / n,
+    whose time average is unbiased for any n as epsilon goes to 0.
+
+    Args:
+      key: random key.
+      particles: x_i; shape (n, d), floating.
+      kernel: k; its lengthscales are in units of particles.
+
+    Returns:
+      Noise, shape (n, d), dtype of particles, in units of sqrt(k).
+
+    Raises:
+      ValueError: wrong rank or dtype.
+
+    Cost: O(n^3 / 3 + n^2 d) time, O(n^2) memory.
+
+    References:
+      Gallego & Rios Insua 2018, Stochastic gradient MCMC with repulsive forces.
+    """
+    _checks.points(particles=particles)
+    gram = kernels.gram(kernel, particles)
+    jitter = particles.shape[0] * jnp.finfo(gram.dtype).eps * jnp.diagonal(gram)
+    factor = jnp.linalg.cholesky(gram + jnp.diag(jitter))
+    noise = jax.random.normal(key, particles.shape, gram.dtype)
+    return jnp.matmul(factor, noise, precision=lax.Precision.HIGHEST).astype(particles.dtype)
+
+
+def init(particles: Array, optimizer: optax.GradientTransformation) -> SVGDState:
+    """Returns the state before the first step.
+
+    Args:
+      particles: x_i; shape (n, d), floating.
+      optimizer: the Optax optimizer that will be stepped.
+
+    Returns:
+      The state; under axis_name, that of this device's particles.
+
+    Raises:
+      ValueError: wrong rank or dtype, or concrete particles that are not finite.
+    """
+    _checks.points(particles=particles)
+    if not isinstance(particles, jax.core.Tracer) and not jnp.all(jnp.isfinite(particles)):
+        bad = np.argwhere(~np.isfinite(np.asarray(particles)))
+        raise ValueError(
+            f"particles: got {len(bad)} non-finite entries, the first at index "
+            f"{tuple(bad[0].tolist())}; expected finite values"
+        )
+    return SVGDState(jnp.asarray(particles), optimizer.init(particles))
+
+
+def step(
+    state: SVGDState,
+    score_fn: Callable[[Array], Array],
+    kernel: Kernel,
+    optimizer: optax.GradientTransformation,
+    *,
+    axis_name: str | None = None,
+) -> tuple[SVGDState, SVGDInfo]:
+    r"""Moves the particles by one optimizer step along :func:`svgd_direction`.
+
+    .. math:: x \leftarrow x + \mathrm{optimizer}(-\phi(x))
+
+    The sign is taken care of: the optimizer descends, phi is to be ascended.
+
+    Args:
+      state: the particles and the optimizer's state.
+      score_fn: maps particles (n, d) to grad log p at each of them, (n, d); exact, or a minibatch
+        estimate closed over its batch or key.
+      kernel: k; its lengthscales are in units of particles.
+      optimizer: any Optax optimizer, the one of :func:`init`. Transformations that look at the
+        whole gradient (global norms) see one device's particles at a time.
+      axis_name: if set, the particles are the union over all devices.
+
+    Returns:
+      The next state and the info. One score that is not finite spreads to all particles through
+      the sum, and ``info.finite`` says so.
+
+    Raises:
+      ValueError: wrong dtype, or a score shaped unlike the particles.
+
+    Cost: one call of score_fn, and that of :func:`svgd_direction`.
+
+    References:
+      Wang & Liu 2016, eqs. (1), (7).
+    """
+    score = score_fn(state.particles)
+    direction = svgd_direction(state.particles, score, kernel, axis_name=axis_name)
+    updates, opt_state = optimizer.update(-direction, state.opt_state, state.particles)
+    particles = optax.apply_updates(state.particles, updates)
+    mean_square = jnp.mean(jnp.sum(jnp.square(direction), axis=1))
+    finite = jnp.all(jnp.isfinite(direction) & jnp.isfinite(particles))
+    if axis_name is not None:
+        mean_square = lax.pmean(mean_square, axis_name)
+        finite = lax.pmin(finite.astype(jnp.int32), axis_name) == 1
+    return SVGDState(particles, opt_state), SVGDInfo(jnp.sqrt(mean_square), finite)
