@@ -54,8 +54,7 @@ def median_squared_distance(
     lower = _order_statistic(pairs, num_pairs, (num_pairs + 1) // 2)
     upper = lower
     if num_pairs % 2 == 0:
-        # Two passes compiled apart may round one distance differently: closer is equal.
-        upto, above = pairs.beyond(lower * (1 + 4 * jnp.finfo(lower.dtype).eps))
+        upto, above = pairs.beyond(lower)
         upper = jnp.where(_at_least(upto, num_pairs // 2 + 1), lower, above)
     median = lower / 2 + upper / 2
     return jnp.where(jnp.all(jnp.isfinite(everyone)), median, jnp.nan)
@@ -73,7 +72,8 @@ class _Pairs:
     def count(self, pivots: Array) -> _Count:
         """Counts the pairs at distance <= each pivot, over all devices."""
 
-        def add(count: _Count, sq_dist: Array) -> _Count:
+        def add(count: _Count, sq_dist: Array, rounding: Array) -> _Count:
+            del rounding
             hits = jnp.sum(sq_dist[None] <= pivots[:, None, None], axis=(1, 2), dtype=jnp.int32)
             return _carried(count[0], count[1] + hits)
 
@@ -84,11 +84,16 @@ class _Pairs:
         return high, low
 
     def beyond(self, bound: Array) -> tuple[_Count, Array]:
-        """Counts the pairs at distance <= bound and finds the smallest other, over all devices."""
+        """Counts the pairs at distance <= bound and finds the smallest other, over all devices.
 
-        def add(carry: tuple[_Count, Array], sq_dist: Array) -> tuple[_Count, Array]:
+        Two passes compiled apart may round one distance differently: closer than that is equal.
+        """
+
+        def add(
+            carry: tuple[_Count, Array], sq_dist: Array, rounding: Array
+        ) -> tuple[_Count, Array]:
             (high, low), smallest = carry
-            near = sq_dist <= bound
+            near = sq_dist <= bound + rounding
             smallest = jnp.minimum(smallest, jnp.min(jnp.where(near, jnp.inf, sq_dist)))
             return _carried(high, low + jnp.sum(near, dtype=jnp.int32)), smallest
 
@@ -111,25 +116,25 @@ class _Pairs:
 
             def add_tile(col, carry):  # type: ignore[no-untyped-def]
                 cols = lax.dynamic_slice_in_dim(padded, origin + col * size, size)
-                sq_dist = _distances(rows, cols)
+                sq_dist, rounding = _distances(rows, cols)
                 i = row * size + lax.broadcasted_iota(jnp.int32, sq_dist.shape, 0)
                 j = lax.broadcasted_iota(jnp.int32, sq_dist.shape, 1) + (origin + col * size)
                 inside = (i < self.num_local) & (self.first + i < j) & (j < num_points)
-                return add(carry, jnp.where(inside, sq_dist, jnp.inf))
+                return add(carry, jnp.where(inside, sq_dist, jnp.inf), rounding)
 
             return lax.fori_loop(0, -(-(num_points - origin) // size), add_tile, carry)
 
         return lax.fori_loop(0, -(-self.num_local // size), add_row, start)
 
 
-def _distances(rows: Array, cols: Array) -> Array:
-    """Squared distances of one tile, with 0 for those that rounding cannot tell from 0."""
+def _distances(rows: Array, cols: Array) -> tuple[Array, Array]:
+    """Squared distances of one tile, 0 where rounding may have made them, and that rounding."""
     sq_dist = pairwise.tile_distances(rows, cols)
+    unit = _ROUNDING * jnp.finfo(rows.dtype).eps
     if rows.shape[1] <= pairwise.DIRECT_DIMENSIONS:
-        return sq_dist
-    row_norms, col_norms = (jnp.sum(jnp.square(side), axis=1) for side in (rows, cols))
-    rounding = _ROUNDING * jnp.finfo(rows.dtype).eps * (row_norms[:, None] + col_norms[None, :])
-    return jnp.where(sq_dist <= rounding, 0, sq_dist)
+        return sq_dist, unit * sq_dist
+    rounding = unit * (pairwise.sq_norms(rows)[:, None] + pairwise.sq_norms(cols)[None, :])
+    return jnp.where(sq_dist <= rounding, 0, sq_dist), rounding
 
 
 class _Bracket(NamedTuple):
