@@ -84,3 +84,16 @@ def at_least(name: str, value: int, minimum: int) -> None:
     """Raises ValueError for a static integer below `minimum`."""
     if value < minimum:
         raise ValueError(f"{name}: got {value}; expected an integer >= {minimum}")
+
+
+def finite(**arrays: Array) -> None:
+    """Raises ValueError for the first concrete array with an entry that is not finite."""
+    for name, array in arrays.items():
+        if isinstance(array, jax.core.Tracer):
+            continue
+        bad = np.argwhere(~np.isfinite(np.asarray(array, np.float64)))
+        if len(bad):
+            raise ValueError(
+                f"{name}: got {len(bad)} non-finite entries, the first at index "
+                f"{tuple(bad[0].tolist())}; expected finite values"
+            )

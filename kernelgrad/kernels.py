@@ -39,7 +39,8 @@ class RadialMixture:
 
     Attributes:
       shape: f, a scalar function of u = |x - y|^2 / l^2 with f(0) = 1.
-      lengthscales: l_c, in units of x; shape (c,). A traced leaf.
+      lengthscales: l_c, in units of x; shape (c,). A traced leaf. That of rational_quadratic is
+        its lengthscale times sqrt(2 alpha).
       weights: w_c; shape (c,), or None for a plain sum. A traced leaf.
       exponent: second argument of f in the families that have one; shape (). A traced leaf.
     """
@@ -65,6 +66,16 @@ class RadialMixture:
         if self.shape is not _rbf or self.lengthscales.shape[0] != 1:
             return None
         return -0.5 / jnp.square(self.lengthscales[0])
+
+    def log_profile(self, sq_dist: Array) -> Array | None:
+        """Returns log k of a Gaussian mixture, by way of no k that underflows; None for others."""
+        if self.shape is not _rbf:
+            return None
+        dtype = sq_dist.dtype
+        column = (-1,) + (1,) * sq_dist.ndim
+        halves = (0.5 / jnp.square(self.lengthscales)).astype(dtype).reshape(column)
+        weights = None if self.weights is None else self.weights.astype(dtype).reshape(column)
+        return jax.nn.logsumexp(-sq_dist[None] * halves, axis=0, b=weights)
 
 
 @functools.partial(
@@ -100,7 +111,7 @@ def rbf_mixture(lengthscales: Scales, weights: Scales | None = None) -> RadialMi
 
     Args:
       lengthscales: l_c > 0, in units of x; scalar or shape (c,).
-      weights: w_c >= 0; scalar or shape (c,). None: all 1, so that k(x, x) = c.
+      weights: w_c >= 0; shape (c,), or a scalar where c = 1. None: all 1, so that k(x, x) = c.
 
     Returns:
       The kernel, a pytree whose leaves may be traced, swept and learned.
@@ -121,7 +132,7 @@ def imq_mixture(
 
     Args:
       lengthscales: l_c > 0, in units of x; scalar or shape (c,).
-      weights: w_c >= 0; scalar or shape (c,). None: all 1, so that k(x, x) = c.
+      weights: w_c >= 0; shape (c,), or a scalar where c = 1. None: all 1, so that k(x, x) = c.
       exponent: e < 0. The default -1/2 is evaluated by a reciprocal square root; any other value,
         traced values included, by exp and log1p, which is several times slower.
 
@@ -151,7 +162,7 @@ def rational_quadratic(
 
     Args:
       lengthscales: l_c > 0, in units of x; scalar or shape (c,).
-      weights: w_c >= 0; scalar or shape (c,). None: all 1.
+      weights: w_c >= 0; shape (c,), or a scalar where c = 1. None: all 1.
       alpha: tail exponent > 0; the limit at infinity is the Gaussian kernel.
 
     Returns:
@@ -175,7 +186,7 @@ def matern32(lengthscales: Scales, weights: Scales | None = None) -> RadialMixtu
 
     Args:
       lengthscales: l_c > 0, in units of x; scalar or shape (c,).
-      weights: w_c >= 0; scalar or shape (c,). None: all 1.
+      weights: w_c >= 0; shape (c,), or a scalar where c = 1. None: all 1.
 
     Returns:
       The kernel. Its profile has slope -3 / (2 l^2) at 0; the second derivative in |x - y|^2,
@@ -194,7 +205,7 @@ def matern52(lengthscales: Scales, weights: Scales | None = None) -> RadialMixtu
 
     Args:
       lengthscales: l_c > 0, in units of x; scalar or shape (c,).
-      weights: w_c >= 0; scalar or shape (c,). None: all 1.
+      weights: w_c >= 0; shape (c,), or a scalar where c = 1. None: all 1.
 
     Returns:
       The kernel.
@@ -211,11 +222,13 @@ def laplace(lengthscales: Scales, weights: Scales | None = None) -> RadialMixtur
     .. math:: k(x, y) = \sum_c w_c \exp(-|x - y| / l_c)
 
     Not differentiable where x = y: the gradient there is set to 0, the mean of its directions.
-    Without a second derivative at 0 it cannot carry a kernelized Stein discrepancy.
+    Without a second derivative at 0 it cannot carry a kernelized Stein discrepancy. The root
+    magnifies rounding: between near-copies in more than 3 dimensions float32 gives the kernel to
+    about 1e-3, and second derivatives there are noise.
 
     Args:
       lengthscales: l_c > 0, in units of x; scalar or shape (c,).
-      weights: w_c >= 0; scalar or shape (c,). None: all 1.
+      weights: w_c >= 0; shape (c,), or a scalar where c = 1. None: all 1.
 
     Returns:
       The kernel.

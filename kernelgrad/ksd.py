@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from kernelgrad import _checks, kernels, pairwise, tiles
-from kernelgrad.types import Array, Kernel
+from kernelgrad.types import Array, Kernel, Key, ScoreFn, TestResult
+
+_SIGNS_AT_ONCE = 256
 
 _dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
@@ -43,7 +45,9 @@ def stein_gram(particles: Array, score: Array, kernel: Kernel) -> Array:
     return _stein_tile(kernel, 0, side, side)
 
 
-def ksd_v_statistic(particles: Array, score: Array, kernel: Kernel) -> Array:
+def ksd_v_statistic(
+    particles: Array, score: Array, kernel: Kernel, *, axis_name: str | None = None
+) -> Array:
     r"""Returns the V-statistic of KSD^2.
 
     .. math:: \frac1{n^2} \sum_{ij} u_p(x_i, x_j)
@@ -55,6 +59,7 @@ def ksd_v_statistic(particles: Array, score: Array, kernel: Kernel) -> Array:
       particles: x_i; shape (n, d), floating.
       score: s_i = grad log p(x_i), in 1/units of particles; shape (n, d).
       kernel: k, radial, twice differentiable at 0; its lengthscales are in units of particles.
+      axis_name: if set, the particles are the union over all devices.
 
     Returns:
       KSD^2, shape (), dtype of particles, in 1/units of particles squared.
@@ -62,24 +67,29 @@ def ksd_v_statistic(particles: Array, score: Array, kernel: Kernel) -> Array:
     Raises:
       ValueError: wrong rank, dtype or mismatched shapes, a feature kernel, or laplace.
 
-    Cost: O(n^2 d) time over the upper triangle of tiles, O(n d) memory.
+    Cost: O(n^2 d) time over the upper triangle of tiles, O(n d) memory; with axis_name over all
+      tiles of this device's rows.
 
     References:
       Liu, Lee & Jordan 2016, eq. (6) and section 3.
     """
-    n = jnp.shape(particles)[0]
-    return (_row_shares(particles, score, kernel, own=True) / n).astype(jnp.result_type(particles))
+    n = jnp.shape(particles)[0] * _num_devices(axis_name)
+    shares = _row_shares(particles, score, kernel, axis_name, own=True)
+    return (shares / n).astype(jnp.result_type(particles))
 
 
-def ksd_u_statistic(particles: Array, score: Array, kernel: Kernel) -> Array:
+def ksd_u_statistic(
+    particles: Array, score: Array, kernel: Kernel, *, axis_name: str | None = None
+) -> Array:
     r"""Returns the U-statistic of KSD^2, unbiased and therefore sometimes negative.
 
     .. math:: \frac1{n(n-1)} \sum_{i \ne j} u_p(x_i, x_j)
 
     Args:
-      particles: x_i; shape (n, d), n >= 2, floating.
+      particles: x_i; shape (n, d), n >= 2 over all devices, floating.
       score: s_i = grad log p(x_i), in 1/units of particles; shape (n, d).
       kernel: k, radial, twice differentiable at 0; its lengthscales are in units of particles.
+      axis_name: if set, the particles are the union over all devices.
 
     Returns:
       KSD^2, shape (), dtype of particles, in 1/units of particles squared.
@@ -93,19 +103,163 @@ def ksd_u_statistic(particles: Array, score: Array, kernel: Kernel) -> Array:
     References:
       Liu, Lee & Jordan 2016, eq. (14).
     """
-    n = jnp.shape(particles)[0]
+    n = jnp.shape(particles)[0] * _num_devices(axis_name)
     _checks.at_least("number of particles", n, 2)
-    shares = _row_shares(particles, score, kernel, own=False)
+    shares = _row_shares(particles, score, kernel, axis_name, own=False)
     return (shares / (n - 1)).astype(jnp.result_type(particles))
 
 
+def ksd_gradient(particles: Array, score_fn: ScoreFn, kernel: Kernel) -> Array:
+    r"""Returns the gradient of :func:`ksd_v_statistic` in the particles, whose scores move along.
+
+    .. math:: \nabla_{x_i} \frac1{n^2} \sum_{jk} u_p(x_j, x_k)
+        = \frac2{n^2} \sum_j \nabla_2 u_p(x_j, x_i)
+
+    Descend it: KSD descent. Each particle's step in that paper is n / 2 times this gradient. With
+    scores held fixed, take ``jax.grad(ksd_v_statistic)`` instead.
+
+    Args:
+      particles: x_i; shape (n, d), floating.
+      score_fn: maps particles (n, d) to grad log p at each of them, (n, d); differentiable.
+      kernel: k, radial, three times differentiable (four for a gradient of this gradient); its
+        lengthscales are in units of particles and held fixed.
+
+    Returns:
+      Gradient, shape (n, d), dtype of particles, in 1/units of particles cubed.
+
+    Raises:
+      ValueError: as :func:`ksd_v_statistic`.
+
+    Cost: about three statistics, one call of score_fn and one of its transpose; O(n d) memory.
+
+    References:
+      Korba, Aubin-Frankowski, Majewski & Ablin 2021, section 3.
+    """
+    _checks.points(particles=particles)
+    return jax.grad(lambda x: ksd_v_statistic(x, score_fn(x), kernel))(jnp.asarray(particles))
+
+
+def goodness_of_fit_test(
+    key: Key,
+    particles: Array,
+    score: Array,
+    kernel: Kernel,
+    *,
+    num_bootstrap: int = 999,
+    block_length: int | Array = 1,
+    num_chains: int = 1,
+) -> TestResult:
+    r"""Tests whether the particles come from p, by a wild bootstrap of the V-statistic.
+
+    .. math:: B = \frac1{n^2} \sum_{ij} w_i w_j\, u_p(x_i, x_j)
+
+    with signs w of mean 0. The statistic itself is B with all signs +1. Under the null hypothesis
+    both have the same limit: independent signs if the particles are independent, and one sign for
+    a whole block of consecutive particles if they are the states of a Markov chain, with blocks
+    much longer than the chain remembers and some ten of them or more. A bootstrapped statistic
+    that equals the observed one up to rounding counts as a tie.
+
+    Args:
+      key: random key of the signs.
+      particles: x_i; shape (n, d), floating, in the order of the chain.
+      score: s_i = grad log p(x_i), in 1/units of particles; shape (n, d).
+      kernel: k, radial, twice differentiable at 0; its lengthscales are in units of particles.
+      num_bootstrap: B >= 1, static.
+      block_length: consecutive particles that share a sign, 1 to n / num_chains; may be traced.
+        See :func:`kernelgrad.chains.stein_test` for one that follows the autocorrelation.
+      num_chains: chains of equal length, one after another; static. No block spans two of them.
+
+    Returns:
+      statistic KSD^2, and p_value = (1 + #{bootstrapped >= observed}) / (1 + B); NaN, both, where
+      a particle or score is not finite.
+
+    Raises:
+      ValueError: as :func:`ksd_v_statistic`, concrete particles or scores that are not finite,
+        B < 1, chains that do not divide n, or blocks longer than a chain.
+
+    Cost: O(n^2 (d B / 256 + B)) time over the upper triangle of tiles, O(n (d + 256)) memory.
+
+    References:
+      Chwialkowski, Strathmann & Gretton 2016, section 2, with block signs for its Markov chain of
+      signs; Phipson & Smyth 2010 for the p-value.
+    """
+    side = _side(particles, score, kernel)
+    _checks.finite(particles=particles, score=score)
+    _checks.at_least("num_bootstrap", num_bootstrap, 1)
+    n, dtype = side.points.shape[0], side.points.dtype
+    blocks = _blocks(n, num_chains, block_length)
+    batches = -(-num_bootstrap // _SIGNS_AT_ONCE)
+    width = -(-num_bootstrap // batches)
+
+    def forms(key: Key) -> Array:
+        signs = jax.random.rademacher(key, (n, width), dtype)[blocks]
+        weights = jnp.concatenate([jnp.ones((n, 1), dtype), signs], axis=1) / n
+        return tiles.stream_symmetric(_form_tile, kernel, (side, weights)).total
+
+    values = lax.map(forms, jax.random.split(key, batches))
+    observed, null = values[0, 0], values[:, 1:].ravel()[:num_bootstrap]
+    rounding = 32 * jnp.finfo(dtype).eps * jnp.max(jnp.abs(values))
+    exceeded = jnp.sum(null >= observed - rounding)
+    p_value = (1 + exceeded).astype(dtype) / (1 + num_bootstrap)
+    p_value = jnp.where(jnp.isfinite(observed), p_value, jnp.nan)
+    return TestResult(observed.astype(jnp.result_type(particles)), p_value)
+
+
+def stein_thinning(particles: Array, score: Array, kernel: Kernel, *, num_points: int) -> Array:
+    r"""Returns the particles that greedily keep the KSD of those chosen so far smallest.
+
+    .. math:: \pi_m = \arg\min_i\; \tfrac12 u_p(x_i, x_i)
+        + \sum_{l < m} u_p(x_{\pi_l}, x_i)
+
+    Burn-in, duplicates and the bias of an approximate sampler are left out to the extent that the
+    kernel sees them. A particle may be chosen again; the first of equally good ones is taken.
+
+    Args:
+      particles: x_i, for example all states of a chain; shape (n, d), floating.
+      score: s_i = grad log p(x_i), in 1/units of particles; shape (n, d).
+      kernel: k, radial, twice differentiable at 0; its lengthscales are in units of particles.
+      num_points: how many to choose, >= 1, static; it may exceed n.
+
+    Returns:
+      Indices into the particles in the order of choice, shape (num_points,), int32.
+
+    Raises:
+      ValueError: as :func:`ksd_v_statistic`, concrete particles or scores that are not finite, or
+        num_points < 1.
+
+    Cost: O(n d num_points) time, O(n d) memory: one column of the gram a choice.
+
+    References:
+      Riabiz et al. 2022 (Optimal thinning of MCMC output), Algorithm 1.
+    """
+    side = _side(particles, score, kernel)
+    _checks.finite(particles=particles, score=score)
+    _checks.at_least("num_points", num_points, 1)
+
+    def choose(potential: Array, _: None) -> tuple[Array, Array]:
+        index = jnp.argmin(potential).astype(jnp.int32)
+        chosen = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, index, 1), side)
+        return potential + _stein_tile(kernel, -index, side, chosen)[:, 0], index
+
+    alone = jax.tree.map(lambda a: a[:, None], side)
+    own = jax.vmap(lambda one: _stein_tile(kernel, 0, one, one))(alone)[:, 0, 0]
+    return lax.scan(choose, own / 2, None, length=num_points)[1]
+
+
 class _Side(NamedTuple):
-    """The particles on one side of the pairs, and what their pairs need of each."""
+    r"""The particles on one side of the pairs, and what their pairs need of each.
+
+    With :math:`t = s / \sqrt c` and :math:`p = \sqrt c\, x + t`, the mixed term is a difference of
+    squared distances, :math:`2 (x - y)^\top (s' - s) = c r^2 + |t - t'|^2 - |p - p'|^2`. So a pair
+    costs three inner products of length d, and the c that balances x and s keeps their digits.
+    """
 
     points: Array
     sq_norms: Array
-    score: Array
-    inner: Array
+    score: Array  # t
+    left: Array  # (2 p, |t|^2 - |p|^2 - d, 1), whose product with
+    right: Array  # (p, 1, |t|^2 - |p|^2 - d) is |t - t'|^2 - |p - p'|^2 + 2 t.t' - 2 d
+    scale: Array  # c, one number for all
     weight: Array
 
 
@@ -119,15 +273,54 @@ def _side(particles: Array, score: Array, kernel: Kernel) -> _Side:
         raise ValueError("kernel: got laplace, not differentiable at 0; expected matern32 or IMQ")
     points, _ = pairwise.centred(jnp.asarray(particles), None)
     score = jnp.asarray(score).astype(points.dtype)
-    inner = jnp.sum(points * score, axis=1)
-    return _Side(points, pairwise.sq_norms(points), score, inner, jnp.ones_like(inner))
+    sq_norms = pairwise.sq_norms(points)
+    root = _balance(sq_norms, pairwise.sq_norms(score))
+    score = score / root
+    mixed = root * points + score
+    excess = pairwise.sq_norms(score) - pairwise.sq_norms(mixed) - points.shape[1]
+    ones = jnp.ones_like(excess)
+    left = jnp.concatenate([2 * mixed, excess[:, None], ones[:, None]], axis=1)
+    right = jnp.concatenate([mixed, ones[:, None], excess[:, None]], axis=1)
+    return _Side(points, sq_norms, score, left, right, root**2 * ones, ones)
 
 
-def _row_shares(particles: Array, score: Array, kernel: Kernel, *, own: bool) -> Array:
+def _balance(point_norms: Array, score_norms: Array) -> Array:
+    """Returns sqrt(c) = (median |s|^2 / median |x|^2)^(1/4), which no outlier moves."""
+    points, scores = lax.stop_gradient((jnp.median(point_norms), jnp.median(score_norms)))
+    known = (points > 0) & (scores > 0)
+    return jnp.where(known, scores, 1) ** 0.25 / jnp.where(known, points, 1) ** 0.25
+
+
+def _row_shares(
+    particles: Array, score: Array, kernel: Kernel, axis_name: str | None, *, own: bool
+) -> Array:
     """Mean over i of sums over j, in which a pair counts for both of its points."""
-    side = _side(particles, score, kernel)
-    tile = functools.partial(_share_tile, own)
-    return jnp.mean(tiles.stream_symmetric(tile, kernel, side).rows)
+    if axis_name is None:
+        side = _side(particles, score, kernel)
+        tile = functools.partial(_share_tile, own)
+        return jnp.mean(tiles.stream_symmetric(tile, kernel, side).rows)
+    n = jnp.shape(particles)[0]
+    particles, score = (pairwise.gather(a, axis_name) for a in (particles, score))
+    everyone = _side(particles, score, kernel)
+    first = lax.axis_index(axis_name) * n
+    here = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, first, n), everyone)
+    rows = tiles.stream(functools.partial(_row_tile, own), (kernel, first), here, everyone).rows
+    return lax.pmean(jnp.mean(rows), axis_name)
+
+
+def _row_tile(
+    own: bool, shared: tuple[Kernel, Array], shift: Array, rows: _Side, cols: _Side
+) -> tiles.PairSums:
+    """Sums over some of the columns; this device's first row is the column `first`."""
+    kernel, first = shared
+    gram = _stein_tile(kernel, shift + first, rows, cols)
+    if not own:
+        gram = jnp.where(pairwise.same_point(gram, shift + first), 0, gram)
+    return tiles.PairSums(rows=_dot(gram, cols.weight) * rows.weight)
+
+
+def _num_devices(axis_name: str | None) -> int:
+    return 1 if axis_name is None else lax.axis_size(axis_name)
 
 
 def _share_tile(
@@ -135,13 +328,13 @@ def _share_tile(
 ) -> tiles.PairSums:
     gram = _stein_tile(kernel, shift, rows, cols)
     if shift is not None and not own:
-        gram *= 1 - jnp.eye(gram.shape[0], dtype=gram.dtype)
-    shares = jnp.sum(gram * cols.weight[None, :], axis=1) * rows.weight
+        gram = jnp.where(pairwise.same_point(gram, shift), 0, gram)
+    shares = _dot(gram, cols.weight) * rows.weight
     shares *= 2 if shift is None else 1
     return tiles.PairSums(rows=shares, cols=jnp.zeros_like(shares))
 
 
-def _stein_tile(kernel: Kernel, shift: int | None, rows: _Side, cols: _Side) -> Array:
+def _stein_tile(kernel: Kernel, shift: int | Array | None, rows: _Side, cols: _Side) -> Array:
     norms = (rows.sq_norms, cols.sq_norms)
     sq_dist = pairwise.tile_distances(rows.points, cols.points, shift, norms)
     ones = jnp.ones_like(sq_dist)
@@ -149,10 +342,26 @@ def _stein_tile(kernel: Kernel, shift: int | None, rows: _Side, cols: _Side) -> 
     slope, curvature = jax.jvp(
         lambda r: jax.jvp(kernel.profile, (r,), (ones,))[1], (sq_dist,), (ones,)
     )
-    left = jnp.concatenate([rows.points, rows.score], axis=1)
-    right = jnp.concatenate([cols.score, cols.points], axis=1)
-    # (x - y).(s' - s) = x.s' + s.y - x.s - y.s'
-    across = _dot(left, right.T) - rows.inner[:, None] - cols.inner[None, :]
-    dimension = rows.points.shape[1]
-    drift = value * _dot(rows.score, cols.score.T)
-    return drift + 2 * slope * (across - dimension) - 4 * curvature * sq_dist
+    scale, inner = rows.scale[:, None], _dot(rows.score, cols.score.T)
+    mixed = scale * sq_dist - 2 * inner + _dot(rows.left, cols.right.T)
+    if shift is not None:
+        mixed = jnp.where(pairwise.same_point(mixed, shift), -2 * rows.points.shape[1], mixed)
+    return scale * value * inner + slope * mixed - 4 * curvature * sq_dist
+
+
+def _blocks(n: int, num_chains: int, block_length: int | Array) -> Array:
+    """Returns which sign each particle has; shape (n,)."""
+    _checks.at_least("num_chains", num_chains, 1)
+    if n % num_chains:
+        raise ValueError(f"num_chains: got {num_chains}; expected a divisor of {n} particles")
+    _checks.in_range("block_length", block_length, 1, n // num_chains, closed="lr")
+    chain, step = jnp.divmod(jnp.arange(n), n // num_chains)
+    return chain * (n // num_chains) + step // block_length
+
+
+def _form_tile(
+    kernel: Kernel, shift: int | None, rows: tuple[_Side, Array], cols: tuple[_Side, Array]
+) -> tiles.PairSums:
+    gram = _stein_tile(kernel, shift, rows[0], cols[0])
+    forms = jnp.sum(rows[1] * _dot(gram, cols[1]), axis=0)
+    return tiles.PairSums(total=forms * (2 if shift is None else 1))

@@ -19,13 +19,14 @@ ROWS = [
     {"_checks"},
     {"tiles", "_markov"},
     {"pairwise"},
-    {"median"},
+    {"median", "_gram"},
+    {"_solve"},
     {"kernels"},
     {
         *{"score", "mmd", "ksd", "svgd", "ratio", "kale", "adversarial", "hmc", "langevin"},
-        "metrics",
+        *{"metrics", "score_peers", "fssd"},
     },
-    {"latent", "pullback", "objectives"},
+    {"latent", "pullback", "objectives", "chains"},
     {"train"},
 ]
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}

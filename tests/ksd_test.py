@@ -1,10 +1,12 @@
 """KSD: the Stein kernel by autodiff in float64, closed forms, tiles, transforms, errors."""
 
+import itertools
 import math
 
 import chex
 import jax
 import jax.numpy as jnp
+import memory
 import numpy as np
 import pytest
 
@@ -117,3 +119,221 @@ def test_bad_input_is_named(rng):
         ksd.stein_gram(x, x, kernels.laplace(1.0))
     with pytest.raises(ValueError, match="feature kernel"):
         ksd.stein_gram(x, x, kernels.feature_kernel(kernel, lambda p, z: z * p, jnp.float32(1)))
+
+
+def dense_v_statistic(particles, score_fn):
+    """The V-statistic of an IMQ mixture in its own formula, pair by pair."""
+    score, d = score_fn(particles), particles.shape[1]
+
+    def u(x, y, s, t):
+        r2, total = jnp.sum((x - y) ** 2), 0.0
+        for l in LENGTHSCALES:
+            base = 1 + r2 / l**2
+            slope, curvature = -0.5 / l**2 * base**-1.5, 0.75 / l**4 * base**-2.5
+            total += base**-0.5 * s @ t + 2 * slope * ((x - y) @ (t - s) - d) - 4 * curvature * r2
+        return total
+
+    rows = jax.vmap(u, (None, 0, None, 0))
+    return jnp.mean(jax.vmap(rows, (0, None, 0, None))(particles, particles, score, score))
+
+
+def curved_score(x):
+    return -x - 0.7 * jnp.roll(x, 1, axis=1) * jnp.cos(x)
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_gradient_is_the_finite_difference_with_the_scores_moving_along(rng, monkeypatch, tiled):
+    if tiled:
+        monkeypatch.setattr(tiles, "DENSE_PAIRS", 0)
+        monkeypatch.setattr(tiles, "TILE_ROWS", 8)
+    with jax.enable_x64(True):
+        x = jnp.asarray(rng.normal(0.5, 1.3, size=(11, 2)))
+        kernel = kernels.imq_mixture(jnp.array(LENGTHSCALES))
+        gradient = np.asarray(jax.jit(lambda x: ksd.ksd_gradient(x, curved_score, kernel))(x))
+        step, expected = 1e-5, np.zeros(x.shape)
+        statistic = jax.jit(lambda x: dense_v_statistic(x, curved_score))
+        for index in np.ndindex(*x.shape):
+            up, down = (statistic(x.at[index].add(sign * step)) for sign in (1, -1))
+            expected[index] = (up - down) / (2 * step)
+    np.testing.assert_allclose(gradient, expected, atol=2e-9)
+
+
+def test_descending_the_gradient_reaches_the_target(rng):
+    """KSD descent on N(0, I) from a shifted start: mean 0, and a lower discrepancy."""
+    x = jnp.asarray(rng.normal(2.0, 0.5, size=(30, 2)), jnp.float32)
+    kernel = kernels.imq_mixture(1.5)
+
+    def step(x, _):
+        return x - 0.5 * len(x) * ksd.ksd_gradient(x, jnp.negative, kernel), None
+
+    moved, _ = jax.jit(lambda x: jax.lax.scan(step, x, length=300))(x)
+    before, after = (ksd.ksd_v_statistic(p, -p, kernel) for p in (x, moved))
+    assert after < 0.02 * before
+    np.testing.assert_allclose(jnp.mean(moved, axis=0), 0, atol=0.05)
+    assert 0.6 < float(jnp.var(moved)) < 1.2
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_two_devices_give_the_one_device_answer(rng, monkeypatch, tiled):
+    x, score = (array.astype(jnp.float32) for array in problem(rng, n=22))
+    kernel = kernels.imq_mixture(jnp.array(LENGTHSCALES))
+    alone = [f(x, score, kernel) for f in (ksd.ksd_v_statistic, ksd.ksd_u_statistic)]
+    if tiled:
+        for name, value in (("DENSE_PAIRS", 0), ("TILE_ROWS", 4), ("TILE_COLS", 3)):
+            monkeypatch.setattr(tiles, name, value)
+    shards = x.reshape(2, -1, 3), score.reshape(2, -1, 3)
+    for function, expected in zip((ksd.ksd_v_statistic, ksd.ksd_u_statistic), alone, strict=True):
+        spread = jax.pmap(lambda x, s, f=function: f(x, s, kernel, axis_name="i"), axis_name="i")
+        np.testing.assert_allclose(spread(*shards), [expected] * 2, rtol=1e-5)
+
+
+# The test of fit.
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.parametrize(
+    ("num_chains", "block_length", "blocks"),
+    [
+        (1, 2, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]),
+        (2, 4, [0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 3]),
+        (3, 4, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]),
+    ],
+)
+def test_p_value_is_the_share_of_all_sign_patterns(
+    key, rng, monkeypatch, num_chains, block_length, blocks, tiled
+):
+    if tiled:
+        monkeypatch.setattr(tiles, "DENSE_PAIRS", 0)
+        monkeypatch.setattr(tiles, "TILE_ROWS", 5)
+    particles = jnp.asarray(rng.normal(0.4, 1, size=(12, 2)), jnp.float32)
+    kernel = kernels.imq_mixture(1.0)
+    gram = np.asarray(ksd.stein_gram(particles, -particles, kernel), np.float64)
+    patterns = np.array(list(itertools.product([1, -1], repeat=blocks[-1] + 1)))[:, blocks]
+    forms = np.einsum("pi,ij,pj->p", patterns, gram, patterns) / len(gram) ** 2
+    share = np.mean(forms >= forms[0] * (1 - 1e-5))
+    num_bootstrap = 4000
+    got = jax.jit(
+        lambda b: ksd.goodness_of_fit_test(
+            key,
+            particles,
+            -particles,
+            kernel,
+            num_bootstrap=num_bootstrap,
+            block_length=b,
+            num_chains=num_chains,
+        )
+    )(block_length)
+    np.testing.assert_allclose(got.statistic, forms[0], rtol=1e-5)
+    error = abs(float(got.p_value) - share) / math.sqrt(share * (1 - share) / num_bootstrap)
+    assert error < 5
+
+
+@pytest.mark.parametrize("num_bootstrap", [1, 256, 301])
+def test_p_value_counts_every_bootstrap_and_ties(key, rng, num_bootstrap):
+    x = jnp.asarray(rng.normal(3.0, 1, size=(40, 2)), jnp.float32)
+    kernel, options = kernels.imq_mixture(1.0), {"num_bootstrap": num_bootstrap}
+    far = ksd.goodness_of_fit_test(key, x, -x, kernel, **options)
+    np.testing.assert_allclose(far.p_value, 1 / (1 + num_bootstrap), rtol=1e-6)
+    tied = ksd.goodness_of_fit_test(key, x, -x, kernel, block_length=40, **options)
+    assert tied.p_value == 1.0
+
+
+def test_p_values_are_uniform_for_the_right_density_and_small_for_another(key):
+    repeats, kernel = 1000, kernels.imq_mixture(1.5)
+
+    def p_value(key, shift):
+        particle_key, test_key = jax.random.split(key)
+        x = jax.random.normal(particle_key, (60, 2)) + shift * jnp.array([[1.0, 0.0]])
+        return ksd.goodness_of_fit_test(test_key, x, -x, kernel, num_bootstrap=99).p_value
+
+    p_values = jax.jit(jax.vmap(p_value, (0, None)))
+    null = np.asarray(p_values(jax.random.split(key, repeats), 0.0))
+    assert 0.025 < np.mean(null <= 0.05) < 0.079
+    assert abs(null.mean() - 0.505) < 5 * math.sqrt(1 / 12 / repeats)
+    assert np.mean(np.asarray(p_values(jax.random.split(key, 200), 0.6)) <= 0.05) > 0.9
+
+
+def test_a_traced_score_that_is_not_finite_gives_nan(key, rng):
+    x = jnp.asarray(rng.normal(size=(20, 2)), jnp.float32)
+    kernel = kernels.imq_mixture(1.0)
+    got = jax.jit(lambda s: ksd.goodness_of_fit_test(key, x, s, kernel))(x.at[3, 1].set(jnp.nan))
+    assert np.isnan(got.statistic)
+    assert np.isnan(got.p_value)
+
+
+# Stein thinning.
+
+
+def test_thinning_is_greedy(rng):
+    """Each choice minimises the V-statistic of all chosen points, by trying every particle."""
+    with jax.enable_x64(True):
+        particles, score = problem(rng, n=15)
+        gram = np.asarray(ksd.stein_gram(particles, score, kernels.imq_mixture(LENGTHSCALES)))
+        got = jax.jit(
+            lambda x, s: ksd.stein_thinning(x, s, kernels.imq_mixture(LENGTHSCALES), num_points=25)
+        )(particles, score)
+    chosen = []
+    for _ in range(25):
+        sets = [[*chosen, i] for i in range(15)]
+        chosen = min(sets, key=lambda chosen: gram[np.ix_(chosen, chosen)].sum())
+    assert got.tolist() == chosen
+    assert got.dtype == jnp.int32
+    assert len(set(chosen)) < 25
+
+
+def test_thinning_leaves_burn_in_out(rng):
+    chain = np.concatenate([np.linspace(20, 4, 60)[:, None], rng.normal(size=(300, 1))])
+    x = jnp.asarray(chain, jnp.float32)
+    kernel = kernels.imq_mixture(1.0)
+    chosen = x[ksd.stein_thinning(x, -x, kernel, num_points=20)]
+    assert float(jnp.max(jnp.abs(chosen))) < 4
+    middle = x[60:][:: 300 // 20][:20]
+    assert ksd.ksd_v_statistic(chosen, -chosen, kernel) < 0.2 * ksd.ksd_v_statistic(
+        middle, -middle, kernel
+    )
+
+
+def test_memory_is_linear(key):
+    n, kernel = 3000, kernels.imq_mixture(1.0)
+    x = jnp.zeros((n, 4))
+    functions = (
+        lambda x: ksd.goodness_of_fit_test(key, x, x, kernel).p_value,
+        lambda x: ksd.ksd_gradient(x, jnp.negative, kernel),
+        lambda x: ksd.stein_thinning(x, x, kernel, num_points=50),
+    )
+    assert memory.largest_buffer(lambda x: ksd.stein_gram(x, x, kernel), x) >= n**2
+    for function in functions:
+        assert memory.largest_buffer(function, x) < n**2 / 8
+
+
+BAD_TESTS = {
+    "num_bootstrap: got 0": {"num_bootstrap": 0},
+    "block_length: got 0": {"block_length": 0},
+    r"block_length: got 4; expected values in \[1, 3\]": {"block_length": 4, "num_chains": 2},
+    "num_chains: got 4; expected a divisor of 6 particles": {"num_chains": 4},
+    "num_chains: got 0": {"num_chains": 0},
+}
+
+
+@pytest.mark.parametrize("message", BAD_TESTS)
+def test_a_bad_test_is_named(key, message):
+    x, kernel = jnp.ones((6, 2)), kernels.imq_mixture(1.0)
+    with pytest.raises(ValueError, match=message):
+        ksd.goodness_of_fit_test(key, x, x, kernel, **BAD_TESTS[message])
+
+
+def test_bad_particles_and_numbers_of_points_are_named(key):
+    x, kernel = jnp.ones((6, 2)), kernels.imq_mixture(1.0)
+    broken = x.at[2, 1].set(jnp.inf).at[4, 0].set(jnp.nan)
+    with pytest.raises(ValueError, match=r"particles: got 2 non-finite .* index \(2, 1\)"):
+        ksd.goodness_of_fit_test(key, broken, x, kernel)
+    with pytest.raises(ValueError, match=r"score: got 2 non-finite .* index \(2, 1\)"):
+        ksd.stein_thinning(x, broken, kernel, num_points=2)
+    with pytest.raises(ValueError, match="num_points: got 0"):
+        ksd.stein_thinning(x, x, kernel, num_points=0)
+    with pytest.raises(ValueError, match="feature kernel"):
+        ksd.goodness_of_fit_test(
+            key, x, x, kernels.feature_kernel(kernel, lambda p, z: z * p, jnp.float32(1))
+        )
+    with pytest.raises(ValueError, match=r"score: got shape \(6, 1\); expected \(6, 2\)"):
+        ksd.ksd_gradient(x, lambda x: x[:, :1], kernel)

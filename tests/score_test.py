@@ -13,15 +13,15 @@ import pytest
 from jax.test_util import check_grads
 from scipy.special import eval_jacobi
 
-from kernelgrad import kernels, score
+from kernelgrad import kernels, score, score_peers
 
 # In-sample function, out-of-sample function, hyperparameters.
 ESTIMATORS = {
     "stein": (score.stein_score, score.stein_score_at, {"ridge": 0.3}),
     "rkhs": (score.stein_score, score.rkhs_score_at, {"ridge": 0.3}),
-    "spectral": (score.spectral_score, score.spectral_score_at, {"mass_fraction": 0.9}),
-    "nu_method": (score.nu_method_score, score.nu_method_score_at, {"num_steps": 9}),
-    "kde": (score.kde_score, score.kde_score_at, {}),
+    "spectral": (score_peers.spectral_score, score_peers.spectral_score_at, {"mass_fraction": 0.9}),
+    "nu_method": (score_peers.nu_method_score, score_peers.nu_method_score_at, {"num_steps": 9}),
+    "kde": (score_peers.kde_score, score_peers.kde_score_at, {}),
 }
 every_estimator = pytest.mark.parametrize("name", ESTIMATORS)
 
@@ -333,7 +333,9 @@ def test_kde_of_normal_samples_tends_to_the_smoothed_score(key):
     """x ~ N(0, 1), RBF of lengthscale l: the limit is -x / (1 + l^2)."""
     queries = jnp.array([[-1.0], [0.5], [1.5]])
     samples = jax.random.normal(key, (32, 2000, 1))
-    run = jax.jit(jax.vmap(lambda x: score.kde_score_at(queries, x, kernels.rbf_mixture(0.8))))
+    run = jax.jit(
+        jax.vmap(lambda x: score_peers.kde_score_at(queries, x, kernels.rbf_mixture(0.8)))
+    )
     got = np.asarray(run(samples), np.float64)[..., 0]
     error = got.mean(0) - np.asarray(-queries[:, 0] / 1.64)
     assert np.all(np.abs(error) < 4 * got.std(0) / math.sqrt(32) + 1e-3)
@@ -423,7 +425,7 @@ def default_estimates(x, queries):
         "stein": (x, score.stein_score(x, kernel, ridge=ridge)),
         "stein_at": (queries, score.stein_score_at(queries, x, kernel, ridge=ridge)),
         "rkhs_at": (queries, score.rkhs_score_at(queries, x, kernel, ridge=ridge)),
-        "nu_method": (x, score.nu_method_score(x, kernel, num_steps=num_steps)),
+        "nu_method": (x, score_peers.nu_method_score(x, kernel, num_steps=num_steps)),
     }
 
 
@@ -445,14 +447,18 @@ def test_error_falls_with_the_number_of_samples(key):
 
 def smooth_estimates(x, queries):
     kernel, hyper = kernels.rbf_mixture(4 * MEDIAN), {"ridge": 0.5}
+    share, steps = {"mass_fraction": 0.99}, {"num_steps": 40}
     return {
         "stein": (x, score.stein_score(x, kernel, **hyper)),
         "stein_at": (queries, score.stein_score_at(queries, x, kernel, **hyper)),
         "rkhs_at": (queries, score.rkhs_score_at(queries, x, kernel, **hyper)),
-        "spectral": (x, score.spectral_score(x, kernel, mass_fraction=0.99)),
-        "spectral_at": (queries, score.spectral_score_at(queries, x, kernel, mass_fraction=0.99)),
-        "nu_method": (x, score.nu_method_score(x, kernel, num_steps=40)),
-        "nu_method_at": (queries, score.nu_method_score_at(queries, x, kernel, num_steps=40)),
+        "spectral": (x, score_peers.spectral_score(x, kernel, **share)),
+        "spectral_at": (
+            queries,
+            score_peers.spectral_score_at(queries, x, kernel, **share),
+        ),
+        "nu_method": (x, score_peers.nu_method_score(x, kernel, **steps)),
+        "nu_method_at": (queries, score_peers.nu_method_score_at(queries, x, kernel, **steps)),
     }
 
 
@@ -466,7 +472,7 @@ def test_normal_score_from_256_samples(key):
 
 def test_kde_points_the_right_way_with_the_smoothing_bias_of_its_lengthscale(key):
     def estimate(x, queries):
-        return {"kde": (queries, score.kde_score_at(queries, x, kernels.rbf_mixture(0.6)))}
+        return {"kde": (queries, score_peers.kde_score_at(queries, x, kernels.rbf_mixture(0.6)))}
 
     _, cosines, slopes = normal_errors(key, estimate, n=256, draws=32)["kde"]
     cosine, noise = mean_and_noise(cosines)
@@ -489,7 +495,7 @@ def test_kde_draws_a_far_query_to_its_nearest_sample():
     x = jnp.array([[0.0, 0.0], [0.0, 10.0], [0.0, -30.0]])
     queries = jnp.array([[500.0, 10.0], [0.0, -900.0]])
     expected = np.array([[-500.0, 0.0], [0.0, 870.0]])
-    at = jax.jit(score.kde_score_at)
+    at = jax.jit(score_peers.kde_score_at)
     single = at(queries, x, kernels.rbf_mixture(0.5))
     np.testing.assert_allclose(single, expected / 0.25, rtol=1e-5)
     mixture = at(queries, x, kernels.rbf_mixture([0.5, 2.0, 0.1], [1.0, 1.0, 0.0]))
@@ -501,7 +507,7 @@ def test_kde_draws_a_far_query_to_its_nearest_sample():
 def test_kde_of_an_underflowing_kernel_is_nan_only_where_all_samples_are_lost():
     x = jnp.array([[0.0], [5.0], [1e4]])
     kernel = kernels.laplace(1.0)
-    got = score.kde_score_at(jnp.array([[2.0], [5000.0]]), x, kernel)
+    got = score_peers.kde_score_at(jnp.array([[2.0], [5000.0]]), x, kernel)
     expected = (-math.exp(-2) + math.exp(-3)) / (math.exp(-2) + math.exp(-3))
     np.testing.assert_allclose(got, [[expected], [np.nan]], rtol=1e-5)
 
@@ -636,7 +642,7 @@ def test_gradients(name, rng):
 @pytest.mark.usefixtures("x64")
 def test_spectral_gradient_where_eigenvalues_coincide(rng):
     def total(scale, x):
-        got = score.spectral_score(x, kernels.rbf_mixture(scale), mass_fraction=1.0)
+        got = score_peers.spectral_score(x, kernels.rbf_mixture(scale), mass_fraction=1.0)
         return jnp.sum(jnp.square(got))
 
     x, _ = clouds(rng, n=5)

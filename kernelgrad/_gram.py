@@ -1,0 +1,55 @@
+"""What the score estimators share: the gram of the samples, the sums of its gradients, dtypes."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from kernelgrad import pairwise
+from kernelgrad.types import Array, Kernel
+
+dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+
+
+def pairs(
+    profile: Callable[[Array], Array], kernel: Kernel, queries: Array, samples: Array | None
+) -> tuple[Array, Callable[[Array], Array]]:
+    r"""Returns p(r_ij^2) for all pairs, and :math:`W \mapsto \sum_j W_{ij} \nabla_{x_i} p`.
+
+    The gradient is in the queries alone. Samples None stands for the queries themselves, held
+    still, with exactly zero self-distances.
+    """
+    targets = pairwise.embed(kernel, queries if samples is None else samples)
+
+    def values(x: Array) -> Array:
+        rows, cols = pairwise.centred(pairwise.embed(kernel, x), targets)
+        return profile(pairwise.tile_distances(rows, cols, 0 if samples is None else None))
+
+    value, pull = jax.vjp(values, queries)
+    return value, lambda weights: pull(weights)[0]
+
+
+def gram_and_repulsion(kernel: Kernel, samples: Array) -> tuple[Array, Array]:
+    """Returns K and N of the samples; one distance matrix serves both where k is radial."""
+    gram, pull = pairs(kernel.profile, kernel, samples, None)
+    if hasattr(kernel, "features"):
+        return gram, pairwise.gradient_sum(kernel, samples, None)
+    return gram, -pull(jnp.ones_like(gram))
+
+
+def at_zero(kernel: Kernel, other: Array) -> Array:
+    """Returns k(0) in the dtype of `other`."""
+    return kernel.profile(jnp.zeros((), dtype=other.dtype))
+
+
+def wide(x: Array) -> Array:
+    """Returns x in at least float32."""
+    x = jnp.asarray(x)
+    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
+
+
+def like(value: float | Array, other: Array) -> Array:
+    """Returns the value in the dtype of `other`."""
+    return jnp.asarray(value).astype(jnp.result_type(other))

@@ -1,0 +1,317 @@
+r"""Scores from samples by other means than Stein's ridge: the peers of :mod:`kernelgrad.score`.
+
+Every estimator comes as ``f_score(samples, kernel, *, ...)``, at the samples, and as
+``f_score_at(queries, samples, kernel, *, ...)``, anywhere. They differ in how they regularise one
+linear problem. Let :math:`K_{ij} = k(x_i, x_j)`, :math:`N_i = \sum_j \nabla_{x_j} k(x_i, x_j)` and
+G hold the scores in rows: Stein's identity says :math:`K G \approx -N`.
+
+=========== ====================================== ===========================================
+estimator   at the samples                         at queries
+=========== ====================================== ===========================================
+spectral    :math:`-K^+ N`, largest eigenvalues    the span of the kept eigenfunctions
+nu_method   a polynomial in K/n of degree T        the smooth function through these values
+kde         :math:`\nabla \log \sum_j k(., x_j)`   itself; no linear problem
+=========== ====================================== ===========================================
+
+Far from all samples the estimates of the first two decay to 0: there is no restoring force.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from kernelgrad import _checks, _gram, pairwise
+from kernelgrad.types import Array, Kernel
+
+_Iterate = tuple[Array, Array, Array, Array]
+
+
+# ----------------------------------------------------------------------------------- spectral
+
+
+def spectral_score(samples: Array, kernel: Kernel, *, mass_fraction: float | Array) -> Array:
+    r"""Returns the spectral estimate (SSGE) of the samples' own score, at each sample.
+
+    .. math:: G = -\sum_{c \le J} \frac{1}{\lambda_c} u_c u_c^\top N
+
+    with the eigenpairs of K by falling eigenvalue. Equal to
+    :func:`kernelgrad.score.stein_score` as its ridge goes to 0 if all are kept.
+
+    Args:
+      samples: x_i, draws of q; shape (n, d), floating.
+      kernel: k; its lengthscales are in units of samples.
+      mass_fraction: J is the least number of eigenvalues whose sum is at least this share of all;
+        in (0, 1], 0.9 to 0.99 as a rule. Eigenvalues below n eps times the largest never count.
+
+    Returns:
+      Scores, shape (n, d), dtype of samples, in 1/units of samples. Differentiable while J stays
+      and the J-th eigenvalue is simple; coinciding eigenvalues within the kept do no harm.
+
+    Raises:
+      ValueError: wrong rank or dtype, or a concrete mass_fraction outside its range.
+
+    Cost: O(n^3 + n^2 d) time, an eigendecomposition; O(n^2 + n d) memory.
+
+    References:
+      Shi, Sun & Zhu 2018 (SSGE); Zhou, Shi & Zhu 2020, Theorem 3.2 and Example 3.6.
+    """
+    _checks.points(samples=samples)
+    inverse, repulsion = _spectral_parts(_gram.wide(samples), kernel, mass_fraction)
+    return _gram.like(-_gram.dot(inverse, repulsion), samples)
+
+
+def spectral_score_at(
+    queries: Array, samples: Array, kernel: Kernel, *, mass_fraction: float | Array
+) -> Array:
+    r"""Returns the spectral estimate (SSGE) of the samples' score, at any point.
+
+    .. math:: s(x) = -\sum_{c \le J} \frac{1}{\lambda_c^2}\, b(x)^\top u_c u_c^\top N,
+        \quad b_j(x) = k(x, y_j)
+
+    Equal to :func:`spectral_score` at the samples.
+
+    Args:
+      queries: points x; shape (q, d), floating.
+      samples: y_j, draws of the density whose score is wanted; shape (n, d).
+      kernel: k; its lengthscales are in units of samples.
+      mass_fraction: as in :func:`spectral_score`.
+
+    Returns:
+      Scores, shape (q, d), dtype of queries, in 1/units of samples.
+
+    Raises:
+      ValueError: wrong rank, dtype or dimension, or a concrete mass_fraction outside its range.
+
+    Cost: that of :func:`spectral_score`, then O(q n d) time and O((n + q) d) memory.
+
+    References:
+      As :func:`spectral_score`.
+    """
+    _checks.points(queries=queries, samples=samples)
+    points, nodes = _gram.wide(queries), _gram.wide(samples)
+    inverse, repulsion = _spectral_parts(nodes, kernel, mass_fraction)
+    coefficients = -_gram.dot(inverse, _gram.dot(inverse, repulsion))
+    return _gram.like(pairwise.kernel_sum(kernel, points, nodes, coefficients), queries)
+
+
+def _spectral_parts(
+    samples: Array, kernel: Kernel, mass_fraction: float | Array
+) -> tuple[Array, Array]:
+    _checks.shape("mass_fraction", mass_fraction, ())
+    _checks.in_range("mass_fraction", mass_fraction, 0.0, 1.0, closed="r")
+    gram, repulsion = _gram.gram_and_repulsion(kernel, samples)
+    return _truncated_inverse(gram, _gram.like(mass_fraction, gram)), repulsion
+
+
+@jax.custom_jvp
+def _truncated_inverse(gram: Array, mass_fraction: Array) -> Array:
+    """Returns the inverse of a positive semidefinite matrix on its leading eigenvectors."""
+    _, vectors, inverse = _kept_spectrum(gram, mass_fraction)
+    return _gram.dot(vectors * inverse[None, :], vectors.T)
+
+
+@_truncated_inverse.defjvp
+def _truncated_inverse_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """Daleckii-Krein: divided differences of 1/lambda, whole where eigenvalues coincide."""
+    values, vectors, inverse = _kept_spectrum(*primals)
+    kept = inverse > 0
+    crosses = kept[:, None] != kept[None, :]
+    gap = jnp.where(crosses, jnp.abs(values[:, None] - values[None, :]), 1)
+    across = (inverse[:, None] + inverse[None, :]) / gap
+    within = -inverse[:, None] * inverse[None, :]
+    rotated = _gram.dot(vectors.T, _gram.dot(tangents[0], vectors)) * jnp.where(
+        crosses, across, within
+    )
+    return (
+        _gram.dot(vectors * inverse[None, :], vectors.T),
+        _gram.dot(vectors, _gram.dot(rotated, vectors.T)),
+    )
+
+
+def _kept_spectrum(gram: Array, mass_fraction: Array) -> tuple[Array, Array, Array]:
+    """Returns eigenvalues, eigenvectors, and 1/eigenvalue where it is kept, 0 elsewhere."""
+    values, vectors = jnp.linalg.eigh(gram)
+    mass_above = jnp.cumsum(values[::-1])[::-1] - values
+    floor = gram.shape[0] * jnp.finfo(gram.dtype).eps * values[-1]
+    kept = (values > floor) & (mass_above < mass_fraction * jnp.sum(values))
+    return values, vectors, jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
+
+
+# ---------------------------------------------------------------------------------- nu-method
+
+
+def nu_method_score(
+    samples: Array, kernel: Kernel, *, num_steps: int, nu: float | Array = 1.0
+) -> Array:
+    r"""Returns the nu-method estimate of the samples' own score, at each sample.
+
+    Accelerated gradient descent on Stein's identity :math:`L s = -\zeta`, with
+    :math:`L s = \frac1n \sum_j k(\cdot, x_j) s(x_j)` and :math:`\zeta = \frac1n \sum_j
+    \nabla_{x_j} k(\cdot, x_j)`, both divided by k(0) so that :math:`\|L\| \le 1`:
+
+    .. math:: s_t = s_{t-1} + u_t (s_{t-1} - s_{t-2}) - w_t (\zeta + L s_{t-1})
+
+    Stopping early is the regulariser.
+
+    Args:
+      samples: x_i, draws of q; shape (n, d), floating.
+      kernel: k; its lengthscales are in units of samples.
+      num_steps: T >= 1, the number of iterations; static. It acts like the ridge n k(0) / T^2:
+        T = 3 n^(1/4) corresponds to :func:`kernelgrad.score.default_ridge`.
+      nu: qualification of the method, > 0.
+
+    Returns:
+      Scores, shape (n, d), dtype of samples, in 1/units of samples.
+
+    Raises:
+      ValueError: wrong rank or dtype, num_steps below 1, or a concrete nu that is not positive.
+
+    Cost: O(T n^2 d) time, O(n^2 + n d) memory (T n d under reverse-mode differentiation).
+
+    References:
+      Zhou, Shi & Zhu 2020, Example C.4; Engl, Hanke & Neubauer 1996, section 6.3 for u_t, w_t.
+    """
+    _checks.points(samples=samples)
+    gram, zeta, coefficients, scale = _nu_iterate(_gram.wide(samples), kernel, num_steps, nu)
+    return _gram.like(_gram.dot(gram, coefficients) + scale * zeta, samples)
+
+
+def nu_method_score_at(
+    queries: Array, samples: Array, kernel: Kernel, *, num_steps: int, nu: float | Array = 1.0
+) -> Array:
+    r"""Returns the nu-method estimate of the samples' score, at any point.
+
+    .. math:: s(x) = \sum_j k(x, y_j) c_j + a\, \zeta(x)
+
+    with c and a from the recursion of :func:`nu_method_score`, which it equals at the samples.
+
+    Args:
+      queries: points x; shape (q, d), floating.
+      samples: y_j, draws of the density whose score is wanted; shape (n, d).
+      kernel: k; its lengthscales are in units of samples.
+      num_steps: as in :func:`nu_method_score`.
+      nu: as in :func:`nu_method_score`.
+
+    Returns:
+      Scores, shape (q, d), dtype of queries, in 1/units of samples.
+
+    Raises:
+      ValueError: wrong rank, dtype or dimension, num_steps below 1, or a concrete nu that is not
+        positive.
+
+    Cost: that of :func:`nu_method_score`, then O(q n d) time and O((n + q) d) memory.
+
+    References:
+      Zhou, Shi & Zhu 2020, Example C.4.
+    """
+    _checks.points(queries=queries, samples=samples)
+    points, nodes = _gram.wide(queries), _gram.wide(samples)
+    gram, _, coefficients, scale = _nu_iterate(nodes, kernel, num_steps, nu)
+    peak = _gram.at_zero(kernel, gram)
+    weights = jnp.broadcast_to(scale / (nodes.shape[0] * peak), nodes.shape[:1])
+    return _gram.like(
+        pairwise.stein_sum(kernel, points, nodes, coefficients / peak, weights), queries
+    )
+
+
+def _nu_iterate(
+    samples: Array, kernel: Kernel, num_steps: int, nu: float | Array
+) -> tuple[Array, Array, Array, Array]:
+    """Returns K / k(0), zeta / k(0) at the samples, and c, a of s = K c + a zeta."""
+    _checks.at_least("num_steps", num_steps, 1)
+    _checks.shape("nu", nu, ())
+    _checks.positive(nu=nu)
+    gram, repulsion = _gram.gram_and_repulsion(kernel, samples)
+    peak, size = _gram.at_zero(kernel, gram), samples.shape[0]
+    gram, zeta, nu = gram / peak, repulsion / (size * peak), _gram.like(nu, gram)
+
+    def step(carry: _Iterate, t: Array) -> tuple[_Iterate, None]:
+        c, c_before, a, a_before = carry
+        below = (t + 2 * nu - 1) * (2 * t + 4 * nu - 1)
+        u = (t - 1) * (2 * t - 3) * (2 * t + 2 * nu - 1) / (below * (2 * t + 2 * nu - 3))
+        w = 4 * (2 * t + 2 * nu - 1) * (t + nu - 1) / below
+        c_next = c + u * (c - c_before) - w / size * (_gram.dot(gram, c) + a * zeta)
+        return (c_next, c, a + u * (a - a_before) - w, a), None
+
+    nothing = jnp.zeros_like(zeta)
+    start = (nothing, nothing, -(4 * nu + 2) / (4 * nu + 1), jnp.zeros_like(nu))
+    times = jnp.arange(2, num_steps + 1, dtype=gram.dtype)
+    (coefficients, _, scale, _), _ = lax.scan(step, start, times)
+    return gram, zeta, coefficients, scale
+
+
+# ---------------------------------------------------------------------------------------- KDE
+
+
+def kde_score(samples: Array, kernel: Kernel) -> Array:
+    r"""Returns the score of the samples' kernel density estimate, at each sample.
+
+    .. math:: s(x_i) = \nabla_x \log \sum_j k(x, x_j) \big|_{x = x_i}
+
+    Args:
+      samples: x_j; shape (n, d), floating.
+      kernel: k >= 0; its lengthscales are in units of samples. It smooths: for Gaussian samples
+        of variance v and an RBF of lengthscale l the limit is -x / (v + l^2).
+
+    Returns:
+      Scores, shape (n, d), dtype of samples, in 1/units of samples.
+
+    Raises:
+      ValueError: wrong rank or dtype.
+
+    Cost: O(n^2 d) time, O(n^2) memory.
+
+    References:
+      Li & Turner 2018, the plug-in estimator.
+    """
+    _checks.points(samples=samples)
+    return _gram.like(_kde(_gram.wide(samples), None, kernel), samples)
+
+
+def kde_score_at(queries: Array, samples: Array, kernel: Kernel) -> Array:
+    r"""Returns the score of the samples' kernel density estimate, at any point.
+
+    .. math:: s(x) = \nabla_x \log \sum_j k(x, y_j)
+
+    Gaussian mixtures are summed in logarithms: however far the query, it is drawn to its nearest
+    samples by (y - x) / l^2. Other kernels must not underflow: the Laplace and Matern kernels do
+    so beyond 50 to 90 lengthscales in float32, the inverse multiquadric never does.
+
+    Args:
+      queries: points x; shape (q, d), floating.
+      samples: y_j; shape (n, d).
+      kernel: k >= 0; its lengthscales are in units of samples.
+
+    Returns:
+      Scores, shape (q, d), dtype of queries, in 1/units of samples. NaN in the rows where
+      every k(x, y_j) underflows.
+
+    Raises:
+      ValueError: wrong rank, dtype or dimension.
+
+    Cost: O(q n d) time, O(q n) memory.
+
+    References:
+      Li & Turner 2018, the plug-in estimator.
+    """
+    _checks.points(queries=queries, samples=samples)
+    return _gram.like(_kde(_gram.wide(queries), _gram.wide(samples), kernel), queries)
+
+
+def _kde(queries: Array, samples: Array | None, kernel: Kernel) -> Array:
+    logits, pull = _gram.pairs(functools.partial(_log_profile, kernel), kernel, queries, samples)
+    lost = jnp.max(logits, axis=1, keepdims=True) == -jnp.inf
+    return jnp.where(lost, jnp.nan, pull(jax.nn.softmax(logits, axis=1)))
+
+
+def _log_profile(kernel: Kernel, sq_dist: Array) -> Array:
+    radial = pairwise.radial(kernel)
+    logarithm = radial.log_profile(sq_dist) if hasattr(radial, "log_profile") else None
+    if logarithm is not None:
+        return logarithm
+    value = kernel.profile(sq_dist)
+    return jnp.where(value > 0, jnp.log(jnp.where(value > 0, value, 1)), -jnp.inf)

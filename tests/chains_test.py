@@ -1,0 +1,194 @@
+"""Chains: the Stein test on pytrees of draws, and the block length from the autocorrelation."""
+
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from kernelgrad import chains, hmc, kernels, ksd
+
+KERNEL = kernels.imq_mixture(2.0)
+
+
+def autoregressive(key, coefficient, num_chains, num_draws, dimension):
+    """Stationary N(0, I) chains; shape (num_chains, num_draws, dimension)."""
+    start_key, noise_key = jax.random.split(key)
+    start = jax.random.normal(start_key, (num_chains, dimension))
+    noise = jax.random.normal(noise_key, (num_draws, num_chains, dimension))
+
+    def step(x, xi):
+        x = coefficient * x + math.sqrt(1 - coefficient**2) * xi
+        return x, x
+
+    return jnp.swapaxes(lax.scan(step, start, noise)[1], 0, 1)
+
+
+def log_density(position):
+    """N(0, 1) for a and N(1, 4 I) for b, of another shape each."""
+    return -0.5 * position["a"] ** 2 - jnp.sum((position["b"] - 1) ** 2) / 8
+
+
+def positions_of(draws):
+    return {"a": draws[..., 0], "b": 1 + 2 * draws[..., 1:].reshape(*draws.shape[:-1], 2, 1)}
+
+
+@pytest.mark.parametrize("chain_axis", [None, 0, 1])
+def test_a_pytree_is_tested_like_its_raveled_draws(key, chain_axis):
+    draws = autoregressive(key, 0.5, 2, 40, 3)
+    if chain_axis is None:
+        draws = draws.reshape(80, 3)
+    num_chains = 1 if chain_axis is None else 2
+    vectors = draws.reshape(80, 3) * jnp.array([[1.0, 2.0, 2.0]]) + jnp.array([[0.0, 1.0, 1.0]])
+    score = jnp.concatenate([-vectors[:, :1], (1 - vectors[:, 1:]) / 4], axis=1)
+    positions = positions_of(jnp.swapaxes(draws, 0, 1) if chain_axis == 1 else draws)
+    options = {"num_bootstrap": 50, "block_length": 7}
+    expected = ksd.goodness_of_fit_test(
+        key, vectors, score, KERNEL, num_chains=num_chains, **options
+    )
+    got = jax.jit(
+        lambda p: chains.stein_test(key, p, log_density, KERNEL, chain_axis=chain_axis, **options)
+    )(positions)
+    np.testing.assert_allclose(got.statistic, expected.statistic, rtol=1e-5)
+    assert got.p_value == expected.p_value
+    assert got.block_length == 7
+
+
+def test_defaults_are_the_median_and_the_autocorrelation(key):
+    x = autoregressive(key, 0.7, 2, 60, 2)
+    vectors = x.reshape(120, 2)
+    kernel = kernels.imq_mixture(kernels.median_lengthscale(vectors))
+    length = chains.stein_block_length(vectors, -vectors, num_chains=2)
+    got = chains.stein_test(key, x, lambda x: -0.5 * jnp.sum(x**2), chain_axis=0)
+    expected = chains.stein_test(
+        key, x, lambda x: -0.5 * jnp.sum(x**2), kernel, chain_axis=0, block_length=length
+    )
+    chex.assert_trees_all_equal(got, expected)
+    assert got.block_length == length
+
+
+def slow_block_length(particles, score, num_chains):
+    """The rule with every autocovariance as a sum over draws, in float64."""
+    particles, score = (np.asarray(array, np.float64) for array in (particles, score))
+    n = len(particles)
+    spread = particles - particles.mean(axis=0)
+    slowest = 1.0
+    for function in np.concatenate([score, score * spread], axis=1).T:
+        rows = function.reshape(num_chains, -1)
+        rows = rows - rows.mean(axis=1, keepdims=True)
+        num_draws = rows.shape[1]
+        covariance = [
+            np.mean([row[: num_draws - h] @ row[h:] for row in rows]) for h in range(num_draws)
+        ]
+        for window in range(num_draws):
+            time = 1 + 2 * sum(covariance[1 : window + 1]) / covariance[0]
+            if window >= 5 * time:
+                break
+        slowest = max(slowest, time)
+    length = math.ceil(3 * n ** (1 / 3) * ((slowest - 1 / slowest) / 2) ** (2 / 3))
+    return min(max(length, 1), n // num_chains, n // 8)
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 0.5, 0.95])
+def test_block_length_matches_the_sums(key, coefficient):
+    x = autoregressive(key, coefficient, 3, 200, 2).reshape(600, 2)
+    score = -x - 0.1 * x**3
+    got = jax.jit(lambda x, s: chains.stein_block_length(x, s, num_chains=3))(x, score)
+    assert got.dtype == jnp.int32
+    assert abs(int(got) - slow_block_length(x, score, 3)) <= 1
+
+
+def test_block_length_of_a_long_chain_is_that_of_its_coefficient(key):
+    coefficient, n = 0.8, 100_000
+    x = autoregressive(key, coefficient, 1, n, 1)[0]
+    expected = 3 * (2 * coefficient / (1 - coefficient**2)) ** (2 / 3) * n ** (1 / 3)
+    assert abs(int(chains.stein_block_length(x, -x)) / expected - 1) < 0.1
+
+
+@pytest.mark.parametrize("num_draws", [1, 2, 5])
+def test_a_handful_of_draws_still_has_blocks(key, num_draws):
+    x = jnp.ones((num_draws, 2))
+    result = chains.stein_test(key, x, lambda x: -jnp.sum(x**2), KERNEL, num_bootstrap=9)
+    assert result.block_length == 1
+    assert np.isfinite(result.p_value)
+
+
+def run_hmc(key, density, num_chains, num_draws):
+    """Chains that start where {"a": N(0, 1), "b": N(1, 4)} puts them; leaves (draws, chains)."""
+    start_key, key = jax.random.split(key)
+    start = positions_of(jax.random.normal(start_key, (num_chains, 3)))
+
+    def step(states, key):
+        keys = jax.random.split(key, num_chains)
+        states, _ = jax.vmap(
+            lambda k, s: hmc.step(k, s, density, step_size=0.6, num_leapfrog_steps=3)
+        )(keys, states)
+        return states, states.position
+
+    states = jax.vmap(lambda p: hmc.init(p, density))(start)
+    return lax.scan(step, states, jax.random.split(key, num_draws))[1]
+
+
+def test_hmc_is_calibrated_and_another_target_rejected(key):
+    def wrong(position):
+        return 3 * log_density(position)
+
+    def p_value(key, density):
+        run_key, test_key = jax.random.split(key)
+        positions = run_hmc(run_key, log_density, 2, 80)
+        return chains.stein_test(
+            test_key, positions, density, KERNEL, chain_axis=1, num_bootstrap=39
+        ).p_value
+
+    keys = jax.random.split(key, 300)
+    null = np.asarray(jax.jit(jax.vmap(lambda k: p_value(k, log_density)))(keys))
+    assert abs(np.mean(null <= 0.05) - 0.06) < 5 * math.sqrt(0.06 * 0.94 / 300)
+    assert abs(null.mean() - 0.5) < 0.1
+    other = np.asarray(jax.jit(jax.vmap(lambda k: p_value(k, wrong)))(keys[:50]))
+    assert np.mean(other <= 0.05) > 0.8
+
+
+def test_blackjax_draws_can_be_tested(key):
+    """Single-chain draws of its HMC pass for their density and fail for another."""
+    blackjax = pytest.importorskip("blackjax")
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        inverse_mass = jnp.array([1.0, 4.0, 4.0])
+        sampler = blackjax.hmc(log_density, 0.5, inverse_mass, num_integration_steps=4)
+        state = sampler.init({"a": jnp.zeros(()), "b": jnp.ones((2, 1))})
+
+        def step(state, key):
+            state, _ = sampler.step(key, state)
+            return state, state.position
+
+        _, positions = lax.scan(step, state, jax.random.split(key, 500))
+    right = chains.stein_test(key, positions, log_density)
+    wrong = chains.stein_test(key, positions, lambda p: 2 * log_density(p))
+    assert right.p_value > 1e-3
+    assert wrong.p_value < 0.01
+    assert right.block_length < 60
+
+
+@pytest.mark.parametrize(
+    ("positions", "options", "message"),
+    [
+        (jnp.ones(5, jnp.int32), {}, "position: got dtype int32; expected floating"),
+        ({"a": jnp.ones(5), "b": jnp.ones((4, 2))}, {}, r"leading axes \[\(4,\), \(5,\)\]"),
+        (jnp.ones(5), {"chain_axis": 0}, r"leading axes \[\(5,\)\]; expected one 2-tuple"),
+        (jnp.ones((0, 2)), {}, "no size 0"),
+        (jnp.ones(5), {"chain_axis": 2}, "chain_axis: got 2; expected None, 0 or 1"),
+        (jnp.ones((5, 2)), {"block_length": 6}, "block_length: got 6"),
+        (jnp.ones((5, 2)), {"num_bootstrap": 0}, "num_bootstrap: got 0"),
+        (jnp.array([[1.0], [jnp.nan]]), {}, r"positions: got 1 non-finite .* index \(1, 0\)"),
+    ],
+)
+def test_bad_input_is_named(key, positions, options, message):
+    with pytest.raises(ValueError, match=message):
+        chains.stein_test(key, positions, lambda x: -jnp.sum(x**2), KERNEL, **options)
+
+
+def test_a_log_density_of_many_is_named(key):
+    with pytest.raises(ValueError, match=r"log_density_fn\(position\): got shape \(2,\)"):
+        chains.stein_test(key, jnp.ones((5, 2)), lambda x: -(x**2), KERNEL)
