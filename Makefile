@@ -1,11 +1,11 @@
-# make run | test | check | bench: each sets up .venv once and is quick afterwards.
+# make run | test | check | bench | test-statistical: each sets up .venv once and is quick afterwards.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/digits
 ROWS ?=
 
-.PHONY: run test check bench format clean
+.PHONY: run test test-statistical check bench format clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,10 @@ run: $(VENV)/.installed ## train a generator on the embedded digits, about two m
 
 test: $(VENV)/.installed-dev ## every test, under ten minutes on two cores
 	$(BIN)/python -m pytest --numprocesses=2
+
+test-statistical: $(VENV)/.installed-dev ## calibration and invariance figures at full length, printed
+	KERNELGRAD_SLOW_TESTS=1 $(BIN)/python -m pytest -svv tests/statistical_test.py
+	$(BIN)/python -m pytest -svv tests/hmc_test.py tests/langevin_test.py -k "exact or law or mixes"
 
 check: $(VENV)/.installed-dev ## ruff and mypy
 	$(BIN)/ruff check .

@@ -195,8 +195,9 @@ def verdict(goal: Goal, result: Result) -> Verdict:
         return Verdict(against, f"{wording}: reached")
     if goal.bound == 0:
         return Verdict(against, f"{wording}: missed, {reached:g}")
-    excess = goal.bound / reached if goal.kind == "faster" else reached / goal.bound
-    return Verdict(against, f"{wording}: missed by {100 * (excess - 1):.0f} %")
+    miss = goal.bound / reached if goal.kind == "faster" else reached / goal.bound
+    percent = 100 * (miss - 1)
+    return Verdict(against, f"{wording}: missed by {percent:{'.0f' if percent >= 1 else '.1g'}} %")
 
 
 def median(values: tuple[float, ...]) -> float:

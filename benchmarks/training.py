@@ -126,6 +126,7 @@ def importing(modules: str) -> Callable[[None], Call]:
         del problem
         command = [sys.executable, "-c", f"import {modules}"]
         environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages have their bytecode
         return lambda: subprocess.run(command, check=True, env=environment) and None
 
     return build

@@ -1,15 +1,39 @@
-"""Every picture of the experiments. Each function draws one figure and returns it as PNG bytes."""
+"""Pictures of the experiments. Each function returns the bytes of one PNG or GIF."""
 
 import io
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from PIL import Image
+
+_LEVELS = (0.003, 0.03, 0.1, 0.25, 0.45, 0.7, 1.001)  # of a density over its maximum
+_FRAME_MS, _LAST_FRAME_MS = 120, 2500
+
+
+class Backdrop(NamedTuple):
+    """What samples in the plane are drawn over: a density on a grid, or draws of it.
+
+    Attributes:
+      bounds: ((low, high), (low, high)) of the axes.
+      labels: of the two axes.
+      log_density: (rows, columns), rows from low to high x_2; None where draws stand in for it.
+      draws: (m, 2), or None.
+    """
+
+    bounds: tuple[tuple[float, float], tuple[float, float]]
+    labels: tuple[str, str]
+    log_density: np.ndarray | None = None
+    draws: np.ndarray | None = None
 
 
 def image_grid(images: np.ndarray) -> bytes:
@@ -56,6 +80,91 @@ def points(samples: np.ndarray, data: np.ndarray, title: str) -> bytes:
     axes.set(title=title, xlabel="$x_1$", ylabel="$x_2$")
     axes.legend(loc="upper right", markerscale=3)
     return _png(figure)
+
+
+def sample_panels(samples: Mapping[str, np.ndarray], backdrop: Backdrop) -> bytes:
+    """Draws sets of points side by side, each over the same density.
+
+    Args:
+      samples: (n, 2) by title.
+      backdrop: the density.
+
+    Returns:
+      PNG bytes.
+    """
+    figure, _ = _panels(samples, backdrop, 3.6)
+    return _png(figure)
+
+
+def evolution(frames: Mapping[str, np.ndarray], steps: Sequence[int], backdrop: Backdrop) -> bytes:
+    """Draws sets of points that move, side by side, each over the same density.
+
+    Args:
+      frames: (t, n, 2) by title.
+      steps: the t steps that the frames belong to.
+      backdrop: the density.
+
+    Returns:
+      Bytes of a GIF that loops and rests on its last frame.
+    """
+    figure, clouds = _panels({name: moving[0] for name, moving in frames.items()}, backdrop, 2.6)
+    canvas = FigureCanvasAgg(figure)
+    pictures = []
+    for index, step in enumerate(steps):
+        for cloud, moving in zip(clouds, frames.values(), strict=True):
+            cloud.set_offsets(moving[index])
+        figure.suptitle(f"step {step}", x=0.01, horizontalalignment="left", fontsize="medium")
+        canvas.draw()
+        picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+        pictures.append(picture.quantize(64, dither=Image.Dither.NONE))
+    plt.close(figure)
+    buffer = io.BytesIO()
+    durations = [_FRAME_MS] * (len(pictures) - 1) + [_LAST_FRAME_MS]
+    pictures[0].save(
+        buffer, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0
+    )
+    return buffer.getvalue()
+
+
+def _panels(
+    samples: Mapping[str, np.ndarray], backdrop: Backdrop, size: float
+) -> tuple[Figure, list[PathCollection]]:
+    figure, grid = plt.subplots(
+        1,
+        len(samples),
+        figsize=(size * len(samples), size + 0.4),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
+    )
+    clouds = []
+    for axes, (title, points) in zip(grid[0], samples.items(), strict=True):
+        _draw_backdrop(axes, backdrop)
+        clouds.append(
+            axes.scatter(
+                points[:, 0], points[:, 1], s=2 * size, color="C3", alpha=0.7, linewidths=0
+            )
+        )
+        axes.set(
+            title=title, xlabel=backdrop.labels[0], xlim=backdrop.bounds[0], ylim=backdrop.bounds[1]
+        )
+    grid[0, 0].set_ylabel(backdrop.labels[1])
+    return figure, clouds
+
+
+def _draw_backdrop(axes: Axes, backdrop: Backdrop) -> None:
+    if backdrop.draws is not None:
+        axes.scatter(
+            backdrop.draws[:, 0], backdrop.draws[:, 1], s=3, color="C0", alpha=0.3, linewidths=0
+        )
+    if backdrop.log_density is not None:
+        rows, columns = backdrop.log_density.shape
+        x, y = (
+            np.linspace(*side, count)
+            for side, count in zip(backdrop.bounds, (columns, rows), strict=True)
+        )
+        relative = np.exp(backdrop.log_density - backdrop.log_density.max())
+        axes.contourf(x, y, relative, levels=_LEVELS, cmap="Blues", alpha=0.5)
 
 
 def learning_curves(history: Sequence[Mapping[str, float]]) -> bytes:

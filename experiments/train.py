@@ -17,10 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
-from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from experiments import command, feed, image_metrics, networks, plots, settings
+from experiments import command, feed, image_metrics, networks, plots, settings, threads
 from experiments import data as datasets
 from experiments.data import Dataset
 from experiments.errors import Terminated, UsageError
@@ -134,7 +133,7 @@ def run(
             allow_config_change=allow_config_change,
         ) as folder,
         Signals() as signals,
-        threadpool_limits(1, user_api="blas"),  # LAPACK's threads and XLA's slow each other down
+        threads.one_for_blas(),
     ):
         return _train(config, dataset, folder, signals, devices, extra_scores)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import pairwise
+from kernelgrad import distances, pairwise
 from kernelgrad.types import Array, Kernel
 
 dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
@@ -24,8 +24,8 @@ def pairs(
     targets = pairwise.embed(kernel, queries if samples is None else samples)
 
     def values(x: Array) -> Array:
-        rows, cols = pairwise.centred(pairwise.embed(kernel, x), targets)
-        return profile(pairwise.tile_distances(rows, cols, 0 if samples is None else None))
+        rows, cols = distances.centred(pairwise.embed(kernel, x), targets)
+        return profile(distances.tile_distances(rows, cols, 0 if samples is None else None))
 
     value, pull = jax.vjp(values, queries)
     return value, lambda weights: pull(weights)[0]

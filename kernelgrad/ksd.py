@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, kernels, pairwise, tiles
+from kernelgrad import _checks, distances, kernels, pairwise, tiles
 from kernelgrad.types import Array, Kernel, Key, ScoreFn, TestResult
 
 _SIGNS_AT_ONCE = 256
@@ -271,13 +271,13 @@ def _side(particles: Array, score: Array, kernel: Kernel) -> _Side:
         raise ValueError("kernel: got a feature kernel; expected a radial kernel of the particles")
     if isinstance(kernel, kernels.RadialMixture) and kernel.shape is kernels._laplace:
         raise ValueError("kernel: got laplace, not differentiable at 0; expected matern32 or IMQ")
-    points, _ = pairwise.centred(jnp.asarray(particles), None)
+    points, _ = distances.centred(jnp.asarray(particles), None)
     score = jnp.asarray(score).astype(points.dtype)
-    sq_norms = pairwise.sq_norms(points)
-    root = _balance(sq_norms, pairwise.sq_norms(score))
+    sq_norms = distances.sq_norms(points)
+    root = _balance(sq_norms, distances.sq_norms(score))
     score = score / root
     mixed = root * points + score
-    excess = pairwise.sq_norms(score) - pairwise.sq_norms(mixed) - points.shape[1]
+    excess = distances.sq_norms(score) - distances.sq_norms(mixed) - points.shape[1]
     ones = jnp.ones_like(excess)
     left = jnp.concatenate([2 * mixed, excess[:, None], ones[:, None]], axis=1)
     right = jnp.concatenate([mixed, ones[:, None], excess[:, None]], axis=1)
@@ -315,7 +315,7 @@ def _row_tile(
     kernel, first = shared
     gram = _stein_tile(kernel, shift + first, rows, cols)
     if not own:
-        gram = jnp.where(pairwise.same_point(gram, shift + first), 0, gram)
+        gram = jnp.where(distances.same_point(gram, shift + first), 0, gram)
     return tiles.PairSums(rows=_dot(gram, cols.weight) * rows.weight)
 
 
@@ -328,7 +328,7 @@ def _share_tile(
 ) -> tiles.PairSums:
     gram = _stein_tile(kernel, shift, rows, cols)
     if shift is not None and not own:
-        gram = jnp.where(pairwise.same_point(gram, shift), 0, gram)
+        gram = jnp.where(distances.same_point(gram, shift), 0, gram)
     shares = _dot(gram, cols.weight) * rows.weight
     shares *= 2 if shift is None else 1
     return tiles.PairSums(rows=shares, cols=jnp.zeros_like(shares))
@@ -336,7 +336,7 @@ def _share_tile(
 
 def _stein_tile(kernel: Kernel, shift: int | Array | None, rows: _Side, cols: _Side) -> Array:
     norms = (rows.sq_norms, cols.sq_norms)
-    sq_dist = pairwise.tile_distances(rows.points, cols.points, shift, norms)
+    sq_dist = distances.tile_distances(rows.points, cols.points, shift, norms)
     ones = jnp.ones_like(sq_dist)
     value = kernel.profile(sq_dist)
     slope, curvature = jax.jvp(
@@ -345,7 +345,7 @@ def _stein_tile(kernel: Kernel, shift: int | Array | None, rows: _Side, cols: _S
     scale, inner = rows.scale[:, None], _dot(rows.score, cols.score.T)
     mixed = scale * sq_dist - 2 * inner + _dot(rows.left, cols.right.T)
     if shift is not None:
-        mixed = jnp.where(pairwise.same_point(mixed, shift), -2 * rows.points.shape[1], mixed)
+        mixed = jnp.where(distances.same_point(mixed, shift), -2 * rows.points.shape[1], mixed)
     return scale * value * inner + slope * mixed - 4 * curvature * sq_dist
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, pairwise
+from kernelgrad import _checks, distances, pairwise
 from kernelgrad.types import Array
 
 _TILE = 512
@@ -44,7 +44,7 @@ def median_squared_distance(
     _checks.points(x=x, **({} if y is None else {"y": y}))
     pool = lax.stop_gradient(x if y is None else jnp.concatenate([x, y]))
     first = 0 if axis_name is None else lax.axis_index(axis_name) * pool.shape[0]
-    everyone, _ = pairwise.centred(pairwise.gather(pool, axis_name), None)
+    everyone, _ = distances.centred(pairwise.gather(pool, axis_name), None)
     num_points = everyone.shape[0]
     if num_points < 2:
         raise ValueError(f"x: got {num_points} point; expected at least 2, a median needs a pair")
@@ -129,11 +129,11 @@ class _Pairs:
 
 def _distances(rows: Array, cols: Array) -> tuple[Array, Array]:
     """Squared distances of one tile, 0 where rounding may have made them, and that rounding."""
-    sq_dist = pairwise.tile_distances(rows, cols)
+    sq_dist = distances.tile_distances(rows, cols)
     unit = _ROUNDING * jnp.finfo(rows.dtype).eps
-    if rows.shape[1] <= pairwise.DIRECT_DIMENSIONS:
+    if rows.shape[1] <= distances.DIRECT_DIMENSIONS:
         return sq_dist, unit * sq_dist
-    rounding = unit * (pairwise.sq_norms(rows)[:, None] + pairwise.sq_norms(cols)[None, :])
+    rounding = unit * (distances.sq_norms(rows)[:, None] + distances.sq_norms(cols)[None, :])
     return jnp.where(sq_dist <= rounding, 0, sq_dist), rounding
 
 
@@ -200,7 +200,7 @@ def _order_statistic(pairs: _Pairs, num_pairs: int, rank: int) -> Array:
     )
     stride = -(-pairs.points.shape[0] // _SAMPLE)
     sample = pairs.points[::stride]
-    sampled = jnp.sort(pairwise.tile_distances(sample, sample).ravel())
+    sampled = jnp.sort(distances.tile_distances(sample, sample).ravel())
     quantiles = jnp.array([0.3, 0.45, 0.49, 0.51, 0.55, 0.7])
     first = sampled[(quantiles * (sampled.size - 1)).astype(jnp.int32)]
     bracket, _ = lax.while_loop(lambda s: s[0].high - s[0].low > 1, advance, (bracket, first))

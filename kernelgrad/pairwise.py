@@ -12,13 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from kernelgrad import _checks, tiles
+from kernelgrad import _checks, distances, tiles
 from kernelgrad.types import Array, Kernel
-
-DIRECT_DIMENSIONS = 3  # up to here differences are as cheap as a matmul, and exact
 
 _dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
@@ -43,8 +40,8 @@ def squared_distances(x: Array, y: Array | None = None) -> Array:
     Cost: O(n m d) time, O(n m) memory.
     """
     _checks.points(x=x, **({} if y is None else {"y": y}))
-    rows, cols = centred(*jax.tree.map(jnp.asarray, (x, y)))
-    return tile_distances(rows, cols, 0 if y is None else None)
+    rows, cols = distances.centred(*jax.tree.map(jnp.asarray, (x, y)))
+    return distances.tile_distances(rows, cols, 0 if y is None else None)
 
 
 def kernel_sum(
@@ -298,11 +295,11 @@ class _Pairs(NamedTuple):
         """Returns the sums of (k - a - b) times some columns, and of k' times others."""
         above, beside = (None, None) if offsets is None else offsets
         beside = None if beside is None else self.gathered(beside)
-        side = _Side(self.cols, sq_norms(self.cols), beside, of_values, of_slopes)
+        side = _Side(self.cols, distances.sq_norms(self.cols), beside, of_values, of_slopes)
         if self.same and self.axis_name is None:
             return tiles.stream_symmetric(_mirrored_tile, self.kernel, side).rows
         above = None if above is None else jnp.asarray(above).astype(self.rows.dtype)
-        here = _Side(self.rows, sq_norms(self.rows), above)
+        here = _Side(self.rows, distances.sq_norms(self.rows), above)
         own = None
         if self.same and self.axis_name is not None:
             own = (self.axis_name, self.rows.shape[0])
@@ -312,7 +309,7 @@ class _Pairs(NamedTuple):
 def _pairs(kernel: Kernel, x: Array, y: Array | None, axis_name: str | None) -> _Pairs:
     x, y = jax.tree.map(jnp.asarray, (x, y))
     others = None if y is None and axis_name is None else gather(x if y is None else y, axis_name)
-    return _Pairs(kernel, *centred(x, others), axis_name, same=y is None)
+    return _Pairs(kernel, *distances.centred(x, others), axis_name, same=y is None)
 
 
 def _tile(
@@ -335,7 +332,9 @@ def _mirrored_tile(kernel: Kernel, shift: Any, rows: _Side, cols: _Side) -> tile
 
 def _profile(kernel: Kernel, shift: Any, rows: _Side, cols: _Side) -> tuple[Array, Array | None]:
     """Returns k less its offsets and, where they are asked for, its derivatives in sq_dist."""
-    sq_dist = tile_distances(rows.points, cols.points, shift, (rows.sq_norms, cols.sq_norms))
+    sq_dist = distances.tile_distances(
+        rows.points, cols.points, shift, (rows.sq_norms, cols.sq_norms)
+    )
     if cols.of_slopes is None:
         value, slope = kernel.profile(sq_dist), None
     else:
@@ -377,7 +376,7 @@ def _feature_gradient_sum(
     x, y, weights = jax.tree.map(jnp.asarray, (x, y, weights))
     targets, pull = jax.vjp(kernel.features, x if y is None else y)
     embedded = targets if y is None else kernel.features(x)
-    rows, cols = centred(embedded, targets, axis_name)
+    rows, cols = distances.centred(embedded, targets, axis_name)
     pairs = _pairs(_Slope(radial(kernel)), rows, None if y is None else cols, axis_name)
 
     def slope_sum(vectors: Array) -> Array:
@@ -405,94 +404,37 @@ class _Slope(NamedTuple):
         return jax.jvp(self.kernel.profile, (sq_dist,), (jnp.ones_like(sq_dist),))[1]
 
 
-# -------------------------------------------------------------------------------- distances
+# ----------------------------------------------------------------------------------- points
 
 
 def embed(kernel: Kernel, x: Array) -> Array:
-    """Returns the points between which the kernel measures distances: features, or x itself."""
+    """Returns the points between which the kernel measures distances: features, or x itself.
+
+    Args:
+      kernel: radial, or with a method `features`.
+      x: points; shape (n, d).
+
+    Returns:
+      Points, shape (n, l), or x.
+    """
     return kernel.features(x) if hasattr(kernel, "features") else x
 
 
 def radial(kernel: Kernel) -> Kernel:
-    """Returns the kernel between embedded points."""
+    """Returns the radial kernel between embedded points: a feature kernel's base, or itself."""
     return kernel.base if hasattr(kernel, "features") else kernel  # type: ignore[attr-defined]
 
 
-def centred(x: Array, y: Array | None, axis_name: str | None = None) -> tuple[Array, Array]:
-    """Returns both sets in at least float32, moved so that a middle of the second is 0."""
-    dtype = x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.float32
-    x = x.astype(dtype)
-    y = x if y is None else y.astype(dtype)
-    centre = lax.stop_gradient(_middle(y))
-    if axis_name is not None:
-        centre = lax.all_gather(centre, axis_name)[0]
-    return x - centre, y - centre
-
-
-def _middle(x: Array) -> Array:
-    """The median of three medians of three points in each coordinate; shape (1, d).
-
-    No outlier moves it, as it would the mean. Its coordinates are those of points, so that a
-    fused multiply-add cannot centre two copies of a point differently.
-    """
-
-    def median(a: Array, b: Array, c: Array) -> Array:
-        return jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
-
-    nine = x[np.linspace(0, x.shape[0] - 1, 9).astype(int)]
-    return median(*jnp.split(median(*jnp.split(nine, 3)), 3))
-
-
-def tile_distances(
-    rows: Array,
-    cols: Array,
-    shift: int | Array | None = None,
-    norms: tuple[Array, Array] | None = None,
-) -> Array:
-    """Returns squared distances between centred points, full precision and never negative.
+def gather(array: Array | None, axis_name: str | None) -> Any:
+    """Returns the union over devices, in device order.
 
     Args:
-      rows: points; shape (n, d), at least float32.
-      cols: points; shape (m, d).
-      shift: row a and column a + shift are one point, at distance 0. None: no point is in both.
-      norms: :func:`sq_norms` of both, where they are at hand; shapes (n,) and (m,).
+      array: this device's share; shape (n, ...). None: returned as it is.
+      axis_name: of the devices; None: the share is all there is.
 
     Returns:
-      Squared distances, shape (n, m).
+      Array of shape (devices * n, ...).
     """
-    if rows.shape[1] <= DIRECT_DIMENSIONS:
-        sq_dist = jnp.zeros((rows.shape[0], cols.shape[0]), rows.dtype)
-        for a, b in zip(rows.T, cols.T, strict=True):
-            sq_dist += jnp.square(_differences(a, b))
-    else:
-        row_norms, col_norms = (sq_norms(rows), sq_norms(cols)) if norms is None else norms
-        left = [-2 * rows, row_norms[:, None], jnp.ones_like(row_norms)[:, None]]
-        right = [cols, jnp.ones_like(col_norms)[:, None], col_norms[:, None]]
-        # the norms inside of the matmul: a fifth less time than adding them to its result
-        sq_dist = _dot(jnp.concatenate(left, axis=1), jnp.concatenate(right, axis=1).T)
-        sq_dist += lax.stop_gradient(jnp.maximum(sq_dist, 0) - sq_dist)  # keeps d/dx at coincidence
-    return sq_dist if shift is None else jnp.where(same_point(sq_dist, shift), 0, sq_dist)
-
-
-def same_point(tile: Array, shift: int | Array) -> Array:
-    """Returns where row a and column a + shift of a tile meet, as booleans of its shape."""
-    rows, cols = (lax.broadcasted_iota(jnp.int32, tile.shape, axis) for axis in (0, 1))
-    return rows + shift == cols
-
-
-def sq_norms(points: Array) -> Array:
-    """Returns :math:`|x_i|^2`, shape (n,)."""
-    return jnp.sum(jnp.square(points), axis=1)
-
-
-def _differences(a: Array, b: Array) -> Array:
-    """Returns a_i - b_j by a matmul of inner dimension 2: exact, and faster than broadcasts."""
-    left, right = jnp.stack([a, jnp.ones_like(a)], axis=1), jnp.stack([jnp.ones_like(b), -b])
-    return _dot(left, right)
-
-
-def gather(array: Array | None, axis_name: str | None) -> Any:
-    """Returns the union over devices, in device order."""
     if array is None or axis_name is None:
         return array
     return lax.all_gather(array, axis_name, tiled=True)

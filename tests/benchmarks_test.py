@@ -274,6 +274,7 @@ def _result(**changes):
         (Goal("slower", 0.04, "peer"), "at most 0.04x peer: missed by 25 %"),
         (Goal("floor", 1.3), "at most 1.3x floor: reached"),
         (Goal("floor", 1.25), "at most 1.25x floor: missed by 4 %"),
+        (Goal("floor", 1.297), "at most 1.297x floor: missed by 0.2 %"),
         (Goal("milliseconds", 1.3), "at most 1.3 ms: reached"),
         (Goal("megabytes", 150), "at most 150 MB: missed by 12 %"),
         (Goal("error", 1e-6), "error at most 1e-06: missed by 100 %"),

@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 
 from kernelgrad import hmc
@@ -31,21 +32,6 @@ def _wall(outside, x):
 
 def _quartic(x):
     return -jnp.sum(x["a"] ** 4) - 0.5 * jnp.sum((x["b"] - x["a"][0]) ** 2)
-
-
-def _moments_z(samples, covariance):
-    """z-scores of mean, variance, covariance and fourth moment, with the exact standard errors."""
-    white = np.linalg.solve(np.linalg.cholesky(covariance), np.asarray(samples, np.float64).T)
-    n = white.shape[1]
-    pairs = [white[a] * white[b] for a in range(len(white)) for b in range(a)]
-    return np.concatenate(
-        [
-            white.mean(1) * np.sqrt(n),
-            (white**2 - 1).mean(1) * np.sqrt(n / 2),
-            (white**4 - 3).mean(1) * np.sqrt(n / 96),
-            np.array([np.mean(pair) for pair in pairs]) * np.sqrt(n),
-        ]
-    )
 
 
 def _run(key, positions, density, data, **options):
@@ -189,7 +175,7 @@ def test_exact_start_stays_exact(key, rng, covariance, step_size, num_leapfrog_s
     )
     assert 0.5 < infos.acceptance_probability.mean() < 0.95
     for after in (1, NUM_STEPS):
-        assert np.abs(_moments_z(states.position[after], covariance)).max() < 5
+        assert np.abs(oracles.moments_z(states.position[after], covariance)).max() < 5
     weights = np.exp(-np.asarray(infos.energy_error[0], np.float64))
     assert abs(weights.mean() - 1) < 5 * weights.std() / np.sqrt(CHAINS)
 
@@ -205,7 +191,7 @@ def test_overdispersed_start_mixes(key, rng):
         num_leapfrog_steps=4,
         inverse_mass=jnp.ones(2),
     )
-    assert np.abs(_moments_z(states.position[-1], CORRELATED)).max() < 5
+    assert np.abs(oracles.moments_z(states.position[-1], CORRELATED)).max() < 5
 
 
 def test_exact_start_stays_exact_on_a_pytree(key, rng):
@@ -226,7 +212,7 @@ def test_exact_start_stays_exact_on_a_pytree(key, rng):
     )
     assert 0.5 < infos.acceptance_probability.mean() < 0.95
     samples = np.concatenate([states.position["a"][-1], states.position["b"][-1]], axis=1)
-    assert np.abs(_moments_z(samples, np.diag([0.25, 0.25, 4.0, 4.0]))).max() < 5
+    assert np.abs(oracles.moments_z(samples, np.diag([0.25, 0.25, 4.0, 4.0]))).max() < 5
 
 
 # One step: its energy, its units, its rejections, its divergence.

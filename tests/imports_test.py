@@ -17,7 +17,7 @@ ROWS = [
     {"__init__"},
     {"types"},
     {"_checks"},
-    {"tiles", "_markov"},
+    {"tiles", "distances", "_markov"},
     {"pairwise"},
     {"median", "_gram"},
     {"_solve"},

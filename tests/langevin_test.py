@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 
 from kernelgrad import langevin
@@ -71,21 +72,6 @@ def _scan(keys, positions, name, density, data, options):
     return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, states), infos
 
 
-def _moments_z(samples, covariance):
-    """z-scores of mean, variance, covariance and fourth moment, with the exact standard errors."""
-    white = np.linalg.solve(np.linalg.cholesky(covariance), np.asarray(samples, np.float64).T)
-    n = white.shape[1]
-    pairs = [white[a] * white[b] for a in range(len(white)) for b in range(a)]
-    return np.concatenate(
-        [
-            white.mean(1) * np.sqrt(n),
-            (white**2 - 1).mean(1) * np.sqrt(n / 2),
-            (white**4 - 3).mean(1) * np.sqrt(n / 96),
-            np.array([np.mean(pair) for pair in pairs]) * np.sqrt(n),
-        ]
-    )
-
-
 def _stationary(drift, noise):
     """Solves S = drift S drift^T + noise."""
     size = len(drift)
@@ -110,7 +96,7 @@ def test_ula_moves_by_its_formula(key):
         drift = end(key, jnp.ones(1)) - end(key, jnp.zeros(1))
     np.testing.assert_allclose(drift, 1 - step_size * inverse_mass, rtol=1e-12)
     variance = np.array([[2 * step_size * inverse_mass]])
-    assert np.abs(_moments_z(noises, variance)).max() < 5
+    assert np.abs(oracles.moments_z(noises, variance)).max() < 5
 
 
 @pytest.mark.parametrize(
@@ -138,8 +124,8 @@ def test_ula_keeps_its_own_biased_law(key, rng, covariance, step_size, inverse_m
         inverse_mass=jnp.array(inverse_mass),
     )
     assert np.all(infos.finite)
-    assert np.abs(_moments_z(states.position[-1], biased)).max() < 5
-    assert np.abs(_moments_z(states.position[-1], covariance)).max() > 8
+    assert np.abs(oracles.moments_z(states.position[-1], biased)).max() < 5
+    assert np.abs(oracles.moments_z(states.position[-1], covariance)).max() > 8
 
 
 @pytest.mark.parametrize(("step_size", "friction"), [(0.3, 1.0), (1.2, 0.2), (1.9, 5.0)])
@@ -199,7 +185,7 @@ def test_underdamped_positions_are_exact_on_a_gaussian(
     )
     joint = np.concatenate([moved.position, moved.velocity], axis=1)
     covariance_of_both = np.block([[covariance, np.zeros((2, 2))], [np.zeros((2, 2)), law]])
-    assert np.abs(_moments_z(joint, covariance_of_both)).max() < 5
+    assert np.abs(oracles.moments_z(joint, covariance_of_both)).max() < 5
 
 
 def test_first_velocity_has_the_inverse_mass_as_variance(key):
@@ -211,7 +197,7 @@ def test_first_velocity_has_the_inverse_mass_as_variance(key):
         return langevin.underdamped_init(key, jnp.ones(2), _normal, inverse_mass=inverse_mass)
 
     states = first(jax.random.split(key, CHAINS))
-    assert np.abs(_moments_z(states.velocity, np.diag(inverse_mass))).max() < 5
+    assert np.abs(oracles.moments_z(states.velocity, np.diag(inverse_mass))).max() < 5
 
 
 # MALA is exact.
@@ -240,7 +226,7 @@ def test_mala_exact_start_stays_exact(key, rng, covariance, step_size, inverse_m
     )
     assert 0.5 < infos.acceptance_probability.mean() < 0.97
     for after in (1, NUM_STEPS):
-        assert np.abs(_moments_z(states.position[after], covariance)).max() < 5
+        assert np.abs(oracles.moments_z(states.position[after], covariance)).max() < 5
     weights = np.exp(-np.asarray(infos.energy_error[0], np.float64))
     assert abs(weights.mean() - 1) < 5 * weights.std() / np.sqrt(CHAINS)
 
@@ -264,7 +250,7 @@ def test_positions_stay_exact_on_a_pytree(key, rng, name, step_size):
         inverse_mass={"a": 0.25, "b": jnp.array([4.0, 4.0])},
     )
     samples = np.concatenate([states.position["a"][-1], states.position["b"][-1]], axis=1)
-    assert np.abs(_moments_z(samples, np.diag([0.25, 0.25, 4.0, 4.0]))).max() < 5
+    assert np.abs(oracles.moments_z(samples, np.diag([0.25, 0.25, 4.0, 4.0]))).max() < 5
 
 
 def _quartic_run(key, start, name, unit=(1.0, 1.0)):
@@ -361,7 +347,7 @@ def test_overdispersed_start_mixes(key, rng, name, step_size):
             inverse_mass=jnp.ones(2),
         )
         positions = states.position[-1]
-    assert np.abs(_moments_z(positions, CORRELATED)).max() < 5
+    assert np.abs(oracles.moments_z(positions, CORRELATED)).max() < 5
 
 
 # Broken proposals.

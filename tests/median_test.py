@@ -10,7 +10,7 @@ import numpy as np
 import oracles
 import pytest
 
-from kernelgrad import median, pairwise
+from kernelgrad import distances, median
 
 median_squared_distance = jax.jit(median.median_squared_distance, static_argnames="axis_name")
 
@@ -108,23 +108,23 @@ def test_two_middle_values_are_told_apart_in_any_draw(rng):
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_middle_values_among_large_norms_survive_passes_that_round_apart(sign, rng, monkeypatch):
     """The last pass rounds by eps |x|^2 against the others, far more than eps of the median."""
-    signs, exact = [-sign], pairwise.tile_distances
+    signs, exact = [-sign], distances.tile_distances
 
     def rounded(rows, cols):
-        norms = pairwise.sq_norms(rows)[:, None] + pairwise.sq_norms(cols)[None, :]
+        norms = distances.sq_norms(rows)[:, None] + distances.sq_norms(cols)[None, :]
         return exact(rows, cols) + signs[-1] * 2 * jnp.finfo(norms.dtype).eps * norms
 
     def beyond(pairs, bound, last_pass=median._Pairs.beyond):
         signs.append(sign)
         return last_pass(pairs, bound)
 
-    monkeypatch.setattr(pairwise, "tile_distances", rounded)
+    monkeypatch.setattr(distances, "tile_distances", rounded)
     monkeypatch.setattr(median._Pairs, "beyond", beyond)
     x = 100 * np.ones((13, 5)) + rng.normal(size=(13, 5))
     x[[0, 1, 4, 6]] = 0.001 * rng.normal(size=(4, 5))  # the centre is among these
     x = x.astype(np.float32)
-    distances = np.sort(np.sum((x[:, None] - x[None]) ** 2, axis=2)[np.triu_indices(13, 1)])
-    lower, upper = distances[38:40]
+    ordered = np.sort(np.sum((x[:, None] - x[None]) ** 2, axis=2)[np.triu_indices(13, 1)])
+    lower, upper = ordered[38:40]
     assert upper - lower > 0.3  # 8 eps of the largest norms are 0.1
     got = median.median_squared_distance(jnp.asarray(x))
     assert abs(got - (lower + upper) / 2) < 0.06

@@ -144,3 +144,23 @@ def stein_score_at(family, query, samples, lengthscales, ridge, weights=None):
     """Paper 000 eq. (3) by its definition: the last row of eq. (2) on samples with one query."""
     everyone = np.concatenate([np.asarray(samples, np.float64), np.asarray(query)[None]])
     return stein_score(family, everyone, lengthscales, ridge, weights)[-1]
+
+
+def moments_z(samples, covariance):
+    """z-scores of a Gaussian's moments up to order 4, by their exact standard errors; printed.
+
+    In turn: means, variances, fourth moments and covariances of the whitened samples (n, d).
+    """
+    white = np.linalg.solve(np.linalg.cholesky(covariance), np.asarray(samples, np.float64).T)
+    n = white.shape[1]
+    pairs = [white[a] * white[b] for a in range(len(white)) for b in range(a)]
+    z = np.concatenate(
+        [
+            white.mean(1) * np.sqrt(n),
+            (white**2 - 1).mean(1) * np.sqrt(n / 2),
+            (white**4 - 3).mean(1) * np.sqrt(n / 96),
+            np.array([np.mean(pair) for pair in pairs]) * np.sqrt(n),
+        ]
+    )
+    print(f"z of {len(z)} moments of {n} samples: largest {np.abs(z).max():.2f}")
+    return z

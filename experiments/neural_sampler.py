@@ -1,0 +1,393 @@
+"""Trains networks to draw samples from an unnormalised density: amortized SVGD, four ways.
+
+    python -m experiments.neural_sampler --target=ring --workdir=runs/ring
+    python -m experiments.neural_sampler --target=logistic_regression --workdir=runs/wine \
+        --step_size=0.05 --data_dir=<the folder that holds uci>
+
+The targets are those of :mod:`experiments.targets`, and rbm, which hands over to
+:mod:`experiments.rbm` with its defaults. The samples of a network follow a direction in sample
+space, and an update rule makes that a step of the network's parameters:
+
+=============  ===================================================================================
+chain_rule     SVGD's direction, pulled back by the chain rule, then Adam: eq. (10)
+regression     SVGD's direction; inner momentum steps regress the samples onto their moved
+               selves, and Adam follows where they lead: eq. (8)
+gauss_newton   SVGD's direction; the damped least squares step in the parameters, taken as it
+               is: eq. (9)
+stein_score    score of the target minus Stein estimate of the samples' own score, in place of
+               SVGD's direction; chain rule and Adam: eq. (11)
+=============  ===================================================================================
+
+(Equations of Wang & Liu 2016.) All start from one network and see the same latents. The score of
+the target is scaled by a factor that rises to 1 over the first part of the run, so that the samples
+spread before the modes take hold of them.
+
+The table gives the U-statistics of KSD^2, against the target's score, and of MMD^2, against exact
+draws or a long Hamiltonian chain, at equal steps and at equal training time. The last row is what
+fresh draws of the target reach: below its mean plus a few of its standard deviations nothing is
+left to gain. Every rule lives in workdir/<rule> and resumes from its last evaluation.
+"""
+
+import dataclasses
+import difflib
+import functools
+import io
+import math
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+from jax import lax
+from tqdm import tqdm, trange
+
+from experiments import command, networks, rbm, sampler_report, targets, threads
+from experiments.errors import Terminated, UsageError
+from experiments.runtime import Signals, Workdir
+from experiments.sampler_report import Record, Rows
+from experiments.targets import Target
+from kernelgrad import kernels, pullback, score, svgd, train
+from kernelgrad.train import TrainState
+from kernelgrad.types import Array, Key, PyTree
+
+UPDATES = ("chain_rule", "regression", "gauss_newton", "stein_score")
+
+_DEPTH = 3
+_LAST_SHARE = 0.05  # of a learning rate or step size, at the end
+_FIRST_FACTOR = 0.02  # of the target's score
+_STEIN_SCALES = (0.01, 0.05, 0.25, 1.0)
+_STEIN_RIDGE = 0.02  # of score.default_ridge
+_NUM_DRAWN = 500
+_TIMED_ROUNDS, _TIMED_STEPS = 7, 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that decides the runs, but for where they are stored."""
+
+    target: str = "ring"
+    updates: tuple[str, ...] = UPDATES
+    num_steps: int = 2000
+    eval_every: int = 50
+    batch_size: int = 300
+    latent_dim: int | None = None
+    width: int = 64
+    learning_rate: float = 2e-3
+    step_size: float = 0.3
+    inner_steps: int = 10
+    inner_learning_rate: float = 0.02
+    damping: float = 1e-3
+    cg_iterations: int = 20
+    annealing: float = 0.5
+    seed: int = 0
+
+
+# ---------------------------------------------------------------------------------- the samplers
+
+
+class Sampler(NamedTuple):
+    """A network and the way that it is trained."""
+
+    initial_state: Callable[[], TrainState]
+    advance: Callable[[TrainState, int], tuple[TrainState, Array]]
+    samples: Callable[[TrainState], Array]
+
+
+def make_sampler(key: Key, config: Config, update: str, target: Target) -> Sampler:
+    """Returns start, training and samples (n, d), the same latents every time, of one rule.
+
+    `advance` makes n steps and also returns whether all of them were finite. What is random in
+    step t is a function of (key, t).
+    """
+    init_key, train_key, latent_key = jax.random.split(key, 3)
+    latent_dim = config.latent_dim or 2 * target.dimension
+    network = networks.MLPGenerator((target.dimension,), config.width, _DEPTH)
+    optimizer, pull_back = _rule(config, update)
+    direction = make_direction(config, update, target)
+
+    def sample_latents(key: Key, n: int) -> Array:
+        return jax.random.normal(key, (n, latent_dim))
+
+    def generate(params: PyTree, latents: Array) -> Array:
+        return network.apply({"params": params}, latents, train=True)
+
+    @jax.jit
+    def initial_state() -> TrainState:
+        params = network.init(init_key, jnp.zeros((1, latent_dim)), train=False)["params"]
+        return train.init(params, {}, optimizer)
+
+    def step(state: TrainState) -> tuple[TrainState, Array]:
+        key = jax.random.fold_in(train_key, state.step)
+        generator_fn = functools.partial(generate, latents=sample_latents(key, config.batch_size))
+        descent = direction(state.step, generator_fn(state.params))
+        gradient = pull_back(generator_fn, state.params, descent)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        finite = jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)])
+        return TrainState(state.step + 1, params, {}, opt_state), jnp.all(finite)
+
+    @jax.jit
+    def advance(state: TrainState, num_steps: int) -> tuple[TrainState, Array]:
+        def body(_: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
+            state, finite = step(carry[0])
+            return state, carry[1] & finite
+
+        return lax.fori_loop(0, num_steps, body, (state, jnp.array(True)))
+
+    latents = sample_latents(latent_key, sampler_report.NUM_EVALUATED)
+    return Sampler(initial_state, advance, jax.jit(lambda state: generate(state.params, latents)))
+
+
+def make_direction(config: Config, update: str, target: Target) -> Callable[[Array, Array], Array]:
+    """Returns (step, samples) -> direction to descend, both (n, d)."""
+    score_fn = jax.vmap(jax.grad(target.log_density_fn))
+    ramp = max(1.0, config.annealing * config.num_steps)
+
+    def annealed_score(step: Array, samples: Array) -> Array:
+        return jnp.clip(step / ramp, _FIRST_FACTOR, 1.0) * score_fn(samples)
+
+    def smoothed(step: Array, samples: Array) -> Array:
+        kernel = kernels.rbf_mixture(kernels.svgd_lengthscale(samples))
+        return -svgd.svgd_direction(samples, annealed_score(step, samples), kernel)
+
+    def direct(step: Array, samples: Array) -> Array:
+        kernel = kernels.median_mixture(kernels.imq_mixture, samples, scales=_STEIN_SCALES)
+        ridge = _STEIN_RIDGE * score.default_ridge(len(samples), kernel)
+        own = score.stein_score(samples, kernel, ridge=ridge)
+        return own - annealed_score(step, samples)
+
+    return direct if update == "stein_score" else smoothed
+
+
+def _rule(
+    config: Config, update: str
+) -> tuple[optax.GradientTransformation, Callable[..., PyTree]]:
+    """Returns the outer optimizer and the pull-back of a rule."""
+    adam, sgd = (
+        make(optax.cosine_decay_schedule(first, config.num_steps, _LAST_SHARE))
+        for make, first in ((optax.adam, config.learning_rate), (optax.sgd, config.step_size))
+    )
+    if update == "gauss_newton":
+        return sgd, functools.partial(
+            pullback.gauss_newton, damping=config.damping, max_iterations=config.cg_iterations
+        )
+    if update == "regression":
+        return adam, functools.partial(
+            pullback.regression,
+            optimizer=optax.sgd(config.inner_learning_rate, momentum=0.9, nesterov=True),
+            step_size=config.step_size,
+            num_steps=config.inner_steps,
+        )
+    return adam, pullback.chain_rule
+
+
+# -------------------------------------------------------------------------------------- training
+
+
+def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
+    """Trains a sampler by each update rule, and compares them; resumes what is there.
+
+    Args:
+      config: the settings; those of the target rbm are the defaults of :mod:`experiments.rbm`.
+      workdir: the folder of all runs, and of table and pictures.
+      data_dir: where the files of a target with data are.
+
+    Returns:
+      The rows of the table. For the target rbm a row for each direction.
+
+    Raises:
+      UsageError: a setting out of its range, or a work folder with another run.
+      DataError: a file is missing or damaged.
+      StorageError: the work folder cannot be used.
+      DivergenceError: a network is not finite.
+      Terminated: SIGTERM came; the last evaluation is saved.
+    """
+    validate(config)
+    if config.target == "rbm":
+        values = rbm.run(rbm.Config(), workdir=workdir, data_dir=data_dir)
+        return {name: {"test log-likelihood": float(np.mean(v))} for name, v in values.items()}
+    target = targets.load(config.target, data_dir, seed=config.seed)
+    root = pathlib.Path(workdir)
+    key, reference_key = jax.random.split(jax.random.key(config.seed))
+    with (
+        Workdir(root, config, free_fields=("updates",)) as folder,
+        Signals() as signals,
+        threads.one_for_blas(),
+    ):
+        reference = sampler_report.make_reference(reference_key, target)
+        measure = sampler_report.make_measure(target, reference)
+        samplers = {name: make_sampler(key, config, name, target) for name in config.updates}
+        histories: dict[str, list[Record]] = {}
+        frames: dict[str, np.ndarray] = {}
+        for name, sampler in samplers.items():
+            one = dataclasses.replace(config, updates=(name,))
+            with Workdir(root / name, one) as own:
+                histories[name] = _train(one, sampler, measure, own, signals)
+                frames[name] = _frames(own, histories[name])
+        times = time_steps(samplers)
+        summary = sampler_report.Summary(
+            config.num_steps, histories, times, sampler_report.spread(reference, measure)
+        )
+        rows = sampler_report.table(summary, reference.kind)
+        sampler_report.draw(folder, target, reference, histories, frames)
+        sampler_report.write(folder, config.target, rows, summary)
+    return rows
+
+
+def _train(
+    config: Config,
+    sampler: Sampler,
+    measure: Callable[[Array], dict[str, Array]],
+    folder: Workdir,
+    signals: Signals,
+) -> list[Record]:
+    """Trains to num_steps from what the folder holds, and returns all records."""
+
+    def record(step: int, state: TrainState) -> Record:
+        samples = sampler.samples(state)
+        values = {name: float(value) for name, value in measure(samples).items()}
+        array = io.BytesIO()
+        np.save(array, np.asarray(samples[:_NUM_DRAWN]))
+        folder.write_bytes(_frame_name(step), array.getvalue())
+        folder.log(step, values)
+        return values
+
+    restored = folder.restore(jax.eval_shape(sampler.initial_state))
+    step, state = restored or (0, sampler.initial_state())
+    if not restored:
+        record(0, state)
+    with tqdm(total=config.num_steps, initial=step, desc=config.updates[0], unit="step") as bar:
+        while step < config.num_steps:
+            count = min(config.eval_every - step % config.eval_every, config.num_steps - step)
+            state, finite = sampler.advance(state, count)
+            if not finite:
+                raise folder.divergence(
+                    step + count, f"{config.updates[0]}: the network is not finite"
+                )
+            step += count
+            bar.update(count)
+            bar.set_postfix({n: f"{value:.3g}" for n, value in record(step, state).items()})
+            folder.save(step, state)
+            if signals.stop:
+                raise Terminated(
+                    f"SIGTERM: saved step {step} in {folder.path}; run the same command to resume"
+                )
+    return folder.history()
+
+
+def _frame_name(step: int) -> str:
+    return f"frames/{step:07d}.npy"
+
+
+def _frames(folder: Workdir, history: list[Record]) -> np.ndarray:
+    return np.stack([np.load(folder.path / _frame_name(int(r["step"]))) for r in history])
+
+
+def time_steps(samplers: dict[str, Sampler]) -> dict[str, float]:
+    """Returns the median milliseconds of a training step of each rule, timed in turns."""
+    states = {name: sampler.initial_state() for name, sampler in samplers.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in samplers}
+    for name, sampler in samplers.items():
+        jax.block_until_ready(sampler.advance(states[name], 1))
+    for _ in trange(_TIMED_ROUNDS, desc="Timing the steps"):
+        for name, sampler in samplers.items():
+            start = time.perf_counter()
+            states[name], _ = jax.block_until_ready(sampler.advance(states[name], _TIMED_STEPS))
+            seconds[name].append(time.perf_counter() - start)
+    return {name: 1000 * float(np.median(v)) / _TIMED_STEPS for name, v in seconds.items()}
+
+
+# ------------------------------------------------------------------------------------- the binary
+
+
+def validate(config: Config) -> None:
+    """Raises UsageError for the first setting out of its range, before anything is compiled."""
+    known = (*targets.NAMES, "rbm")
+    if config.target not in known:
+        raise UsageError(_unknown("target", config.target, known))
+    for name in config.updates or ("",):
+        if name not in UPDATES:
+            raise UsageError(_unknown("update", name, (*UPDATES, "all")))
+    lowest = {"seed": 0, "batch_size": 2}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, int) and value < lowest.get(field.name, 1):
+            low = lowest.get(field.name, 1)
+            raise UsageError(f"{field.name}: got {value}; expected an integer >= {low}")
+    for name in ("learning_rate", "step_size", "inner_learning_rate", "damping"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise UsageError(f"{name}: got {getattr(config, name)}; expected a number > 0")
+    if not 0 <= config.annealing <= 1:
+        raise UsageError(f"annealing: got {config.annealing}; expected a number in [0, 1]")
+
+
+def _unknown(flag: str, value: str, known: tuple[str, ...]) -> str:
+    nearest = difflib.get_close_matches(value, known, n=1, cutoff=0)[0]
+    return f"{flag}: got {value!r}; expected one of {', '.join(known)}. Did you mean {nearest}?"
+
+
+def _define_flags() -> None:
+    defaults = Config()
+    flags.DEFINE_string("workdir", None, "Folder of the runs; created if missing.")
+    flags.DEFINE_string(
+        "data_dir",
+        os.environ.get("KERNELGRAD_DATA_DIR"),
+        "Folder with the files of logistic_regression (uci) and rbm (mnist); KERNELGRAD_DATA_DIR "
+        "by default.",
+    )
+    flags.DEFINE_string(
+        "target", defaults.target, f"Density to draw from: {', '.join(targets.NAMES)} or rbm."
+    )
+    flags.DEFINE_string("update", "all", f"Update rule: {', '.join(UPDATES)}, or all of them.")
+    flags.DEFINE_integer("num_steps", defaults.num_steps, "Updates of each network.")
+    flags.DEFINE_integer("eval_every", defaults.eval_every, "Steps between frames and records.")
+    flags.DEFINE_integer("batch_size", defaults.batch_size, "Samples per step.")
+    flags.DEFINE_integer(
+        "latent_dim", None, "Dimension of the latents; by default twice the target's."
+    )
+    flags.DEFINE_integer("width", defaults.width, "Units of each of the three hidden layers.")
+    flags.DEFINE_float(
+        "learning_rate", defaults.learning_rate, "Adam's, for all rules but gauss_newton."
+    )
+    flags.DEFINE_float(
+        "step_size",
+        defaults.step_size,
+        "epsilon of gauss_newton and regression, in units of x^2: smaller for narrower targets.",
+    )
+    flags.DEFINE_integer("inner_steps", defaults.inner_steps, "Inner steps of regression.")
+    flags.DEFINE_float(
+        "inner_learning_rate", defaults.inner_learning_rate, "Rate of its inner momentum steps."
+    )
+    flags.DEFINE_float("damping", defaults.damping, "lambda of gauss_newton.")
+    flags.DEFINE_integer("cg_iterations", defaults.cg_iterations, "Its most CG iterations.")
+    flags.DEFINE_float(
+        "annealing", defaults.annealing, "Share of the steps in which the target's score grows."
+    )
+    flags.DEFINE_integer("seed", defaults.seed, "Seed of everything random.")
+
+
+def _config_from_flags() -> Config:
+    names = {field.name for field in dataclasses.fields(Config)} - {"updates"}
+    update = flags.FLAGS.update
+    updates = UPDATES if update == "all" else (update,)
+    return Config(updates=updates, **{name: flags.FLAGS[name].value for name in names})
+
+
+def main() -> None:
+    """Parses the flags, trains and compares."""
+    _define_flags()
+    flags.mark_flag_as_required("workdir")
+    command.main(
+        lambda config: run(config, workdir=flags.FLAGS.workdir, data_dir=flags.FLAGS.data_dir),
+        _config_from_flags,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,489 @@
+"""SVGD on a Bayesian logistic regression, judged by a long Hamiltonian chain.
+
+    python -m experiments.svgd_posterior --workdir=runs/svgd --data_dir=<the folder that holds uci>
+
+The posterior is that of :mod:`experiments.posteriors`: red wine, quality >= 6. For every number of
+particles, and two rules for the RBF kernel's lengthscale, the table has the test accuracy and
+log-likelihood of the averaged prediction; the kernelized Stein discrepancy, beside that of as many
+draws of the chain; the errors of the moments, in units of the posterior's own; and the
+milliseconds of a step by SVGD's rule, beside BlackJAX's where it is installed. The runs resume
+from their last evaluation.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import itertools
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+from tqdm import tqdm, trange
+
+from experiments import command, long_chains, plots, posteriors, summary_plots
+from experiments.errors import Terminated, UsageError
+from experiments.long_chains import Chains
+from experiments.posteriors import LogisticPosterior
+from experiments.runtime import Signals, Workdir
+from experiments.summary_plots import Panel
+from experiments.tables import format_table
+from kernelgrad import kernels, ksd, svgd
+from kernelgrad.svgd import SVGDState
+from kernelgrad.types import Array, Kernel, Key
+
+OPTIMIZERS = {"adam": optax.adam, "adagrad": optax.adagrad}
+LENGTHSCALES = {"svgd": kernels.svgd_lengthscale, "median": kernels.median_lengthscale}
+_SUBSETS = 10  # of the chain's draws, behind each of its discrepancies
+_TIMED_ROUNDS = 7
+_SAMPLE_SECONDS = 0.2
+_MOST_PEER_PARTICLES = 2000  # BlackJAX holds several (n, n, d) arrays
+
+Record = dict[str, float]
+Scalars = dict[str, Array]
+Histories = dict[tuple[str, int], list[Record]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that decides the runs, but for where they are stored."""
+
+    num_particles: tuple[int, ...] = (100, 500, 2000, 5000)
+    lengthscales: tuple[str, ...] = ("svgd", "median")
+    num_steps: int = 300
+    eval_every: int = 20
+    optimizer: str = "adam"
+    learning_rate: float = 0.3
+    batch_size: int | None = None
+    prior_precision: float = 1.0
+    num_chains: int = 64
+    num_warmup: int = 500
+    num_draws: int = 1000
+    seed: int = 0
+
+
+def run(
+    config: Config, *, workdir: str, data_dir: str | None = None
+) -> dict[str, dict[str, float | str]]:
+    """Draws the chain, moves each number of particles, and compares; resumes what is there.
+
+    Args:
+      config: the settings.
+      workdir: the folder of all runs, and of table and pictures.
+      data_dir: where the table of wines is.
+
+    Returns:
+      The rows of the table.
+
+    Raises:
+      UsageError: a setting out of its range, or a work folder with another run.
+      DataError: the table is missing or damaged.
+      StorageError: the work folder cannot be used.
+      DivergenceError: particles are not finite.
+      Terminated: SIGTERM came; the last evaluation is saved.
+    """
+    validate(config)
+    posterior = posteriors.red_wine(
+        data_dir, seed=config.seed, prior_precision=config.prior_precision
+    )
+    if config.batch_size is not None and config.batch_size > len(posterior.labels):
+        raise UsageError(
+            f"batch_size: got {config.batch_size}; expected at most the {len(posterior.labels)} "
+            "training rows"
+        )
+    start_key, chain_key, subset_key = jax.random.split(jax.random.key(config.seed), 3)
+    root = pathlib.Path(workdir)
+    with (
+        Workdir(root, config, free_fields=("num_particles", "lengthscales")) as folder,
+        Signals() as signals,
+    ):
+        starts = _prior_draws(start_key, config, config.num_chains, posterior.dimension)
+        chains = long_chains.run(
+            chain_key,
+            starts,
+            posterior.log_density,
+            num_warmup=config.num_warmup,
+            num_draws=config.num_draws,
+        )
+        reference = make_reference(chains.pooled)
+        histories: Histories = {}
+        for rule, n in itertools.product(config.lengthscales, config.num_particles):
+            one = dataclasses.replace(config, lengthscales=(rule,), num_particles=(n,))
+            with Workdir(root / rule / f"particles{n}", one) as own:
+                histories[rule, n] = _move(one, posterior, reference, own, signals)
+        ksd_of_n = {
+            n: ksd_of_draws(subset_key, posterior, reference, n) for n in config.num_particles
+        }
+        rows = _rows(config, posterior, chains, reference, histories, ksd_of_n)
+        _report(folder, rows, chains, histories, ksd_of_n)
+    return rows
+
+
+class Reference(NamedTuple):
+    """What a set of particles is compared with.
+
+    Attributes:
+      draws: of the chain; shape (m, d).
+      mean: of the draws; shape (d,).
+      covariance: of the draws; shape (d, d).
+      kernel: of the discrepancy: IMQ, its lengthscale the median distance of 5000 draws.
+    """
+
+    draws: Array
+    mean: Array
+    covariance: Array
+    kernel: Kernel
+
+
+def make_reference(draws: np.ndarray) -> Reference:
+    """Returns what draws (m, d) of a chain say about its density."""
+    kernel = kernels.imq_mixture(kernels.median_lengthscale(jnp.asarray(draws[:5000])))
+    covariance = np.cov(draws.astype(np.float64), rowvar=False)
+    return Reference(
+        jnp.asarray(draws),
+        jnp.asarray(draws.mean(axis=0, dtype=np.float64), jnp.float32),
+        jnp.asarray(covariance, jnp.float32),
+        kernel,
+    )
+
+
+def measure(posterior: LogisticPosterior, reference: Reference, particles: Array) -> Scalars:
+    """Returns the figures of particles (n, d), n >= 2, by name; each of shape ()."""
+    predictive = posterior.predictive(particles)
+    variances = jnp.diagonal(reference.covariance)
+    covariance = jnp.cov(particles.T)
+    errors = (jnp.mean(particles, axis=0) - reference.mean) / jnp.sqrt(variances)
+    miss = jnp.linalg.norm(covariance - reference.covariance)
+    return {
+        "ksd": root_ksd(posterior, reference, particles),
+        "test_accuracy": predictive.accuracy,
+        "test_log_likelihood": predictive.log_likelihood,
+        "mean_error": jnp.sqrt(jnp.mean(jnp.square(errors))),
+        "variance_ratio": jnp.mean(jnp.diagonal(covariance) / variances),
+        "covariance_error": miss / jnp.linalg.norm(reference.covariance),
+    }
+
+
+def root_ksd(posterior: LogisticPosterior, reference: Reference, particles: Array) -> Array:
+    """Returns the root of the V-statistic of KSD^2 of particles (n, d)."""
+    square = ksd.ksd_v_statistic(particles, posterior.score(particles), reference.kernel)
+    return jnp.sqrt(jnp.maximum(square, 0))
+
+
+def ksd_of_draws(key: Key, posterior: LogisticPosterior, reference: Reference, n: int) -> float:
+    """Returns the KSD of n draws of the chain, the mean over ten subsets."""
+    of_subset = jax.jit(functools.partial(root_ksd, posterior, reference))
+    subsets = (jax.random.choice(k, reference.draws, (n,)) for k in jax.random.split(key, _SUBSETS))
+    return float(np.mean([of_subset(subset) for subset in subsets]))
+
+
+def make_step(
+    posterior: LogisticPosterior, config: Config
+) -> Callable[[SVGDState, Key], tuple[SVGDState, svgd.SVGDInfo]]:
+    """Returns (state, key) -> (state, info) for the one rule of the lengthscale in a config."""
+    (rule,) = config.lengthscales
+    optimizer = _optimizer(config)
+
+    def score_fn(particles: Array, key: Key) -> Array:
+        if config.batch_size is None:
+            return posterior.score(particles)
+        rows = jax.random.choice(key, len(posterior.labels), (config.batch_size,), replace=False)
+        return jax.vmap(jax.grad(posterior.minibatch_log_density), (0, None))(particles, rows)
+
+    def step(state: SVGDState, key: Key) -> tuple[SVGDState, svgd.SVGDInfo]:
+        kernel = kernels.rbf_mixture(LENGTHSCALES[rule](state.particles))
+        return svgd.step(state, lambda particles: score_fn(particles, key), kernel, optimizer)
+
+    return step
+
+
+def _optimizer(config: Config) -> optax.GradientTransformation:
+    schedule = optax.cosine_decay_schedule(config.learning_rate, config.num_steps)
+    return OPTIMIZERS[config.optimizer](schedule)
+
+
+def _move(
+    config: Config,
+    posterior: LogisticPosterior,
+    reference: Reference,
+    folder: Workdir,
+    signals: Signals,
+) -> list[Record]:
+    """Moves particles from the prior, of one number by one rule, and returns the records."""
+    (rule,), (n,) = config.lengthscales, config.num_particles
+    start_key, step_key = jax.random.split(jax.random.key(config.seed))
+
+    def start(key: Key) -> SVGDState:
+        particles = _prior_draws(key, config, n, posterior.dimension)
+        return svgd.init(particles, _optimizer(config))
+
+    advance = jax.jit(make_step(posterior, config))
+    judge = jax.jit(functools.partial(measure, posterior, reference))
+
+    def record_of(state: SVGDState) -> Record:
+        return {name: float(value) for name, value in judge(state.particles).items()}
+
+    restored = folder.restore(jax.eval_shape(start, start_key))
+    step, state = restored or (0, start(start_key))
+    if not restored:
+        folder.log(0, record_of(state))
+    with tqdm(
+        total=config.num_steps, initial=step, desc=f"{rule} rule, {n} particles", unit="step"
+    ) as bar:
+        while step < config.num_steps:
+            state, info = advance(state, jax.random.fold_in(step_key, step))
+            if not info.finite:
+                raise folder.divergence(step, "the particles are not finite")
+            step += 1
+            bar.update()
+            if step % config.eval_every == 0 or step == config.num_steps or signals.stop:
+                record = record_of(state)
+                bar.set_postfix(ksd=f"{record['ksd']:.3g}")
+                folder.log(step, record)
+                folder.save(step, state)
+                folder.write_bytes("curves.png", plots.learning_curves(folder.history()))
+            if signals.stop:
+                raise Terminated(
+                    f"SIGTERM: saved step {step} in {folder.path}; run the same command to resume"
+                )
+    return folder.history()
+
+
+def _prior_draws(key: Key, config: Config, n: int, dimension: int) -> Array:
+    return jax.random.normal(key, (n, dimension)) / math.sqrt(config.prior_precision)
+
+
+# ----------------------------------------------------------------------------------- step times
+
+
+def time_steps(posterior: LogisticPosterior, config: Config, n: int) -> dict[str, float | str]:
+    """Returns the milliseconds of a step with n particles, SVGD's rule and full score included.
+
+    Both libraries step in turns, from the same particles by plain gradient ascent.
+
+    Args:
+      posterior: what is sampled.
+      config: for prior and seed.
+      n: number of particles.
+
+    Returns:
+      Milliseconds by library, or why there are none.
+    """
+    particles = _prior_draws(jax.random.key(config.seed), config, n, posterior.dimension) / 10
+    calls: dict[str, Callable[[], Any]] = {}
+    times: dict[str, float | str] = {}
+    optimizer = optax.sgd(1e-6)
+
+    @jax.jit
+    def ours(state: SVGDState) -> Array:
+        kernel = kernels.rbf_mixture(kernels.svgd_lengthscale(state.particles))
+        return svgd.step(state, posterior.score, kernel, optimizer)[0].particles
+
+    calls["kernelgrad"] = functools.partial(ours, svgd.init(particles, optimizer))
+    if importlib.util.find_spec("blackjax") is None:
+        times["blackjax"] = "not installed"
+    elif n > _MOST_PEER_PARTICLES:
+        times["blackjax"] = "not timed: O(n^2 d) memory"
+    else:
+        calls["blackjax"] = _blackjax_step(posterior, particles, optimizer)
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        jax.block_until_ready(call())
+    for _ in trange(_TIMED_ROUNDS, desc=f"Timing {n} particles"):
+        for name, call in calls.items():
+            samples[name].append(1000 * _seconds(call))
+    return {name: float(np.median(values)) for name, values in samples.items()} | times
+
+
+def _blackjax_step(
+    posterior: LogisticPosterior, particles: Array, optimizer: optax.GradientTransformation
+) -> Callable[[], Any]:
+    from blackjax.vi import svgd as peer
+
+    move = peer.build_kernel(optimizer)
+    gradient = jax.grad(posterior.log_density)
+
+    @jax.jit
+    def step(state: Any) -> Array:
+        return move(peer.update_median_heuristic(state), gradient, peer.rbf_kernel).particles
+
+    return functools.partial(step, peer.init(particles, {"length_scale": 1.0}, optimizer))
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    """Returns the mean duration of a call, repeated until it lasts a fifth of a second."""
+    start = time.perf_counter()
+    count = 0
+    while (elapsed := time.perf_counter() - start) < _SAMPLE_SECONDS or count == 0:
+        jax.block_until_ready(call())
+        count += 1
+    return elapsed / count
+
+
+# ---------------------------------------------------------------------------------- the summary
+
+
+def _rows(
+    config: Config,
+    posterior: LogisticPosterior,
+    chains: Chains,
+    reference: Reference,
+    histories: Histories,
+    ksd_of_n: dict[int, float],
+) -> dict[str, dict[str, float | str]]:
+    rows: dict[str, dict[str, float | str]] = {}
+    times = {n: time_steps(posterior, config, n) for n in config.num_particles}
+    for (rule, n), history in histories.items():
+        figures = {name: value for name, value in history[-1].items() if name != "step"}
+        rows[f"{rule} rule, {n}"] = {
+            **figures,
+            "ksd of n draws": ksd_of_n[n],
+            **{f"ms, {name}": value for name, value in times[n].items()},
+        }
+    chain = posterior.predictive(reference.draws)
+    rows[f"HMC, {len(reference.draws)} draws"] = {
+        "test_accuracy": float(chain.accuracy),
+        "test_log_likelihood": float(chain.log_likelihood),
+        "mean_error": f"{chains.effective_draws**-0.5:.2g} (expected)",
+    }
+    return rows
+
+
+def _report(
+    folder: Workdir,
+    rows: dict[str, dict[str, float | str]],
+    chains: Chains,
+    histories: Histories,
+    ksd_of_n: dict[int, float],
+) -> None:
+    figures = {name: value for name, value in chains._asdict().items() if name != "draws"}
+    results = {"svgd": rows, "chain": figures}
+    folder.write_bytes("results.json", (json.dumps(results, indent=2) + "\n").encode())
+    table = format_table(rows)
+    trust = "HMC: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+    folder.write_bytes("table.md", f"{table}\n\n{trust}\n".encode())
+
+    (chain,) = (row for name, row in rows.items() if name.startswith("HMC"))
+    likelihood = float(chain["test_log_likelihood"])
+    draws = {f"{n} particles": value for n, value in ksd_of_n.items()}
+
+    def panel(rule: str, name: str, title: str, references: Record, yscale: str) -> Panel:
+        curves = {
+            f"{n} particles": (
+                np.array([record["step"] for record in history]),
+                np.array([[record[name] for record in history]]),
+            )
+            for (of, n), history in histories.items()
+            if of == rule
+        }
+        return Panel(f"{rule} rule: {title}", "step", curves, references, yscale=yscale)
+
+    drawn = [
+        [
+            panel(rule, "ksd", "KSD (dashed: as many draws of HMC)", draws, "log"),
+            panel(rule, "variance_ratio", "variance / that of HMC", {"HMC": 1.0}, "log"),
+            panel(rule, "test_log_likelihood", "test log-lik.", {"HMC": likelihood}, "linear"),
+        ]
+        for rule in dict.fromkeys(rule for rule, _ in histories)
+    ]
+    folder.write_bytes("curves.png", summary_plots.panels(drawn))
+    print(table)
+    print(trust)
+    print(f"written to {folder.path}/results.json, table.md and curves.png")
+
+
+# ----------------------------------------------------------------------------------- the binary
+
+
+def validate(config: Config) -> None:
+    """Raises UsageError for the first setting out of its range, before anything is compiled."""
+    counts = config.num_particles
+    if not counts or min(counts) < 2 or len(set(counts)) < len(counts):
+        raise UsageError(f"num_particles: got {list(counts)}; expected distinct integers >= 2")
+    lowest = {"num_chains": 2, "num_warmup": 2, "num_draws": 4, "seed": 0}
+    for name in ("num_steps", "eval_every", *lowest):
+        low = lowest.get(name, 1)
+        if getattr(config, name) < low:
+            raise UsageError(f"{name}: got {getattr(config, name)}; expected an integer >= {low}")
+    most = config.num_chains * config.num_draws
+    if max(counts) > most:
+        raise UsageError(
+            f"num_particles: got {max(counts)}; expected at most the {most} draws of the chains, "
+            "num_chains x num_draws"
+        )
+    if config.batch_size is not None and config.batch_size < 1:
+        raise UsageError(f"batch_size: got {config.batch_size}; expected an integer >= 1")
+    rules = config.lengthscales
+    if not rules or not set(rules) <= set(LENGTHSCALES) or len(set(rules)) < len(rules):
+        raise UsageError(
+            f"lengthscales: got {list(rules)}; expected distinct ones of {', '.join(LENGTHSCALES)}"
+        )
+    if config.optimizer not in OPTIMIZERS:
+        raise UsageError(
+            f"optimizer: got {config.optimizer!r}; expected one of {', '.join(OPTIMIZERS)}"
+        )
+    for name in ("learning_rate", "prior_precision"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise UsageError(f"{name}: got {getattr(config, name)}; expected a number > 0")
+
+
+def _define_flags() -> None:
+    defaults = Config()
+    flags.DEFINE_string("workdir", None, "Folder of the runs; created if missing.")
+    flags.DEFINE_string(
+        "data_dir",
+        os.environ.get("KERNELGRAD_DATA_DIR"),
+        "Folder with uci/winequality-red.csv; KERNELGRAD_DATA_DIR by default.",
+    )
+    flags.DEFINE_list("num_particles", [str(n) for n in defaults.num_particles], "Set sizes.")
+    flags.DEFINE_integer("num_steps", defaults.num_steps, "Steps of SVGD in all.")
+    flags.DEFINE_integer("eval_every", defaults.eval_every, "Steps between evaluations.")
+    flags.DEFINE_enum("optimizer", defaults.optimizer, sorted(OPTIMIZERS), "Optax optimizer.")
+    flags.DEFINE_float(
+        "learning_rate", defaults.learning_rate, "Its first rate, which decays as a cosine."
+    )
+    flags.DEFINE_list(
+        "lengthscales",
+        list(defaults.lengthscales),
+        "Rules of the RBF's lengthscale: svgd, median / (2 log(n + 1)), or median; both squared.",
+    )
+    flags.DEFINE_integer("batch_size", None, "Rows behind a score; all of them by default.")
+    flags.DEFINE_float("prior_precision", defaults.prior_precision, "alpha of N(0, I / alpha).")
+    flags.DEFINE_integer("num_chains", defaults.num_chains, "Chains of HMC.")
+    flags.DEFINE_integer("num_warmup", defaults.num_warmup, "Their steps thrown away.")
+    flags.DEFINE_integer("num_draws", defaults.num_draws, "Their steps kept.")
+    flags.DEFINE_integer("seed", defaults.seed, "Seed of the split and of everything random.")
+
+
+def _config_from_flags() -> Config:
+    values = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Config)}
+    try:
+        counts = tuple(int(n) for n in values["num_particles"])
+    except ValueError:
+        raise UsageError(
+            f"num_particles: got {values['num_particles']}; expected integers such as 100,500"
+        ) from None
+    rules = tuple(values["lengthscales"])
+    return Config(**values | {"num_particles": counts, "lengthscales": rules})
+
+
+def main() -> None:
+    """Parses the flags and compares."""
+    _define_flags()
+    flags.mark_flag_as_required("workdir")
+    command.main(
+        lambda config: run(config, workdir=flags.FLAGS.workdir, data_dir=flags.FLAGS.data_dir),
+        _config_from_flags,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,312 @@
+"""Targets against their formulas, directions by loops, what runs leave behind, bad input."""
+
+import dataclasses
+import io
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+from scipy.special import logsumexp
+
+from experiments import data as datasets
+from experiments import neural_sampler, posteriors, rbm, sampler_report, targets
+from experiments.errors import DivergenceError, UsageError
+from experiments.neural_sampler import Config
+from experiments.targets import Target
+
+PLANE = ("ring", "banana", "mixture", "swiss_roll")
+TINY = Config(
+    updates=("chain_rule", "regression"),
+    num_steps=4,
+    eval_every=2,
+    batch_size=20,
+    latent_dim=2,
+    width=8,
+    inner_steps=2,
+    cg_iterations=2,
+)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Fewer samples behind every figure."""
+    for name, value in {"_NUM_DRAWN": 50, "_TIMED_ROUNDS": 2}.items():
+        monkeypatch.setattr(neural_sampler, name, value)
+    fewer = {"NUM_EVALUATED": 60, "_CHAINS": 20, "_WARMUP": 40, "_DRAWS": 50, "_GRID": 30}
+    for name, value in fewer.items():
+        monkeypatch.setattr(sampler_report, name, value)
+
+
+# ----------------------------------------------------------------------------------- the targets
+
+
+def density_by_formula(name, x):
+    """Returns log p at points (n, 2), in float64, from the table of the module."""
+    x = np.asarray(x, np.float64)
+    if name == "ring":
+        square = np.sum(x**2, axis=1)
+        return stats.truncnorm(-5, np.inf, loc=1, scale=0.2).logpdf(square) - np.log(np.pi)
+    if name == "banana":
+        second = stats.norm((x[:, 0] ** 2 - 1) / 2, 0.3)
+        return stats.norm.logpdf(x[:, 0]) + second.logpdf(x[:, 1])
+    if name == "mixture":
+        angle = np.pi / 4 * np.arange(8)
+        centres, width = 2 * np.stack([np.cos(angle), np.sin(angle)], axis=1), 0.25
+    else:
+        centres, width = datasets.load("swiss_roll", seed=3).train[:500].astype(np.float64), 0.07
+    logs = [stats.norm(c, width).logpdf(x).sum(axis=1) for c in centres]
+    return logsumexp(logs, axis=0) - np.log(len(centres))
+
+
+@pytest.mark.parametrize("name", PLANE)
+def test_log_density_is_the_formula(name, rng):
+    target = targets.load(name, seed=3)
+    (left, right), (bottom, top) = target.bounds
+    x = rng.uniform((left, bottom), (right, top), (200, 2)).astype(np.float32)
+    got = jax.vmap(target.log_density_fn)(jnp.asarray(x))
+    np.testing.assert_allclose(got, density_by_formula(name, x), rtol=2e-5, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", PLANE)
+def test_density_adds_up_to_1_and_draws_have_its_moments(name, key):
+    """The grid's spacing is at most half the narrowest width, so its sums are exact to 1e-4."""
+    target = targets.load(name, seed=3)
+    (left, right), (bottom, top) = target.bounds
+    x1, x2 = np.linspace(left - 1, right + 1, 220), np.linspace(bottom - 1, top + 4, 420)
+    grid = np.stack(np.meshgrid(x1, x2), axis=-1).reshape(-1, 2).astype(np.float32)
+    log_density = jax.jit(lambda x: jax.lax.map(target.log_density_fn, x, batch_size=2000))
+    cell = (x1[1] - x1[0]) * (x2[1] - x2[0])
+    weights = np.exp(np.asarray(log_density(grid), np.float64)) * cell
+    np.testing.assert_allclose(weights.sum(), 1, atol=1e-3)
+
+    draws = target.exact_samples(key, 20_000)
+    assert draws.shape == (20_000, 2)
+
+    def features(points):
+        a, b = np.asarray(points, np.float64).T
+        logs = np.asarray(log_density(points), np.float64)
+        return np.stack([a, b, a**2, b**2, a * b, a**2 * b, logs], axis=1)
+
+    at_grid = features(grid)
+    mean = weights @ at_grid
+    deviation = np.sqrt(weights @ (at_grid - mean) ** 2)
+    z = (features(draws).mean(axis=0) - mean) / (deviation / math.sqrt(20_000))
+    assert np.all(np.abs(z) < 5), z
+
+
+@pytest.mark.parametrize("name", PLANE)
+def test_score_is_finite_at_odd_points(name):
+    target = targets.load(name)
+    odd = jnp.array([[0.0, 0.0], [1e3, -1e3], [2.0, 0.0], [1e-30, 0.0], [-50.0, 60.0]])
+    assert jnp.all(jnp.isfinite(jax.vmap(jax.grad(target.log_density_fn))(odd)))
+
+
+# -------------------------------------------------------------------------------- the directions
+
+
+def gaussian_target(mean, deviation):
+    mean = jnp.asarray(mean)
+    return Target(
+        "gaussian",
+        lambda x: -jnp.sum(jnp.square(x - mean)) / (2 * deviation**2),
+        2,
+        lambda key, n: mean + deviation * jax.random.normal(key, (n, 2)),
+        ((-3.0, 3.0), (-3.0, 3.0)),
+    )
+
+
+def descent_by_loops(update, x, score):
+    """Returns what lowers KL at points (n, 2): eq. (7), or score of the samples minus score."""
+    n = len(x)
+    pairs = x[:, None] - x[None]
+    square = np.sum(pairs**2, axis=2)
+    median = np.median(square[np.triu_indices(n, 1)])
+    if update != "stein_score":
+        width2 = median / (2 * np.log(n + 1))
+        gram = np.exp(-square / (2 * width2))
+        return -(gram @ score + np.einsum("ij,ijd->id", gram, pairs) / width2) / n
+    gram, repulsion = np.zeros((n, n)), np.zeros((n, 2))
+    for scale in (0.01, 0.05, 0.25, 1.0):
+        base = 1 + square / (scale * median)
+        gram += base**-0.5
+        repulsion += np.einsum("ij,ijd->id", base**-1.5, pairs) / (scale * median)
+    ridge = 0.02 * 0.1 * math.sqrt(n) * 4
+    return -np.linalg.solve(gram + ridge * np.eye(n), repulsion) - score
+
+
+@pytest.mark.parametrize("update", ["gauss_newton", "stein_score"])
+@pytest.mark.parametrize(("step", "factor"), [(0, 0.02), (10, 0.25), (60, 1.0)])
+def test_direction_is_that_of_the_loops(update, step, factor, rng):
+    config = dataclasses.replace(TINY, num_steps=80, annealing=0.5)
+    direction = neural_sampler.make_direction(config, update, gaussian_target([1.0, -1.0], 0.5))
+    x = rng.normal(size=(9, 2))
+    expected = descent_by_loops(update, x, factor * (np.array([1.0, -1.0]) - x) / 0.25)
+    got = jax.jit(direction)(jnp.array(step), jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(got, expected, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("update", neural_sampler.UPDATES)
+def test_every_rule_moves_the_samples_to_the_target(update, key):
+    """Mean and standard deviation come within a quarter; a sign or a scale gone wrong does not."""
+    config = Config(
+        num_steps=150, batch_size=64, latent_dim=2, width=16, annealing=0.2, learning_rate=1e-2
+    )
+    sampler = neural_sampler.make_sampler(key, config, update, gaussian_target([1.0, -1.0], 0.7))
+    state, finite = sampler.advance(sampler.initial_state(), 150)
+    samples = np.asarray(sampler.samples(state))
+    assert finite
+    assert int(state.step) == 150
+    np.testing.assert_allclose(samples.mean(axis=0), [1, -1], atol=0.25)
+    np.testing.assert_allclose(samples.std(axis=0), 0.7, atol=0.25)
+
+
+# -------------------------------------------------------------------------------------- the runs
+
+
+def test_a_run_leaves_everything_and_resumes_bit_for_bit(tmp_path, small, capsys):
+    config = dataclasses.replace(TINY, updates=("chain_rule", "stein_score"))
+    rows = neural_sampler.run(config, workdir=str(tmp_path))
+    assert list(rows)[:2] == ["chain_rule, step 4", "stein_score, step 4"]
+    assert list(rows)[-1] == "fresh draws, exact"
+    assert json.loads((tmp_path / "results.json").read_text()) == rows
+    table = (tmp_path / "table.md").read_text().split("\n", 2)[2].strip()
+    assert table in capsys.readouterr().out
+    assert json.loads((tmp_path / "config.json").read_text())["target"] == "ring"
+    for picture in ("samples.png", "curves.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    with Image.open(io.BytesIO((tmp_path / "evolution.gif").read_bytes())) as gif:
+        assert gif.n_frames == 3
+    whole = {}
+    for name in config.updates:
+        whole[name] = (tmp_path / name / "metrics.jsonl").read_bytes()
+        records = [json.loads(line) for line in whole[name].splitlines()]
+        assert [record["step"] for record in records] == [0, 2, 4]
+        assert records[-1]["ksd2"] == rows[f"{name}, step 4"]["KSD^2"]
+        frame = np.load(tmp_path / name / "frames" / "0000004.npy", allow_pickle=False)
+        assert frame.shape == (50, 2)
+
+    shutil.rmtree(tmp_path / "chain_rule" / "checkpoints" / "4")
+    stamps = _frame_stamps(tmp_path)
+    neural_sampler.run(config, workdir=str(tmp_path))
+    for name in config.updates:
+        assert (tmp_path / name / "metrics.jsonl").read_bytes() == whole[name]
+    changed = {path for path, stamp in _frame_stamps(tmp_path).items() if stamp != stamps[path]}
+    assert changed == {tmp_path / "chain_rule" / "frames" / "0000004.npy"}
+
+
+def _frame_stamps(workdir):
+    return {path: path.stat().st_mtime_ns for path in workdir.glob("*/frames/*.npy")}
+
+
+def test_a_target_without_draws_is_judged_by_a_chain(tmp_path, small, monkeypatch, rng):
+    features = jnp.asarray(np.insert(rng.normal(size=(30, 2)), 0, 1, axis=1), jnp.float32)
+    labels = jnp.asarray(rng.integers(2, size=30), jnp.float32)
+    posterior = posteriors.LogisticPosterior(features, labels, features, labels, 1.0)
+    monkeypatch.setattr(posteriors, "red_wine", lambda *_, **__: posterior)
+    config = dataclasses.replace(TINY, target="logistic_regression", updates=("chain_rule",))
+    rows = neural_sampler.run(config, workdir=str(tmp_path))
+    assert list(rows)[-1] == "fresh draws, HMC"
+    assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
+    frame = np.load(tmp_path / "chain_rule" / "frames" / "0000004.npy", allow_pickle=False)
+    assert frame.shape == (50, 3)
+
+
+def test_rbm_is_handed_over(tmp_path, monkeypatch):
+    seen = []
+
+    def run(config, *, workdir, data_dir):
+        seen.append((config, workdir, data_dir))
+        return {"svgd": [-1.0, -3.0]}
+
+    monkeypatch.setattr(rbm, "run", run)
+    config = dataclasses.replace(TINY, target="rbm")
+    rows = neural_sampler.run(config, workdir=str(tmp_path), data_dir="here")
+    assert rows == {"svgd": {"test log-likelihood": -2.0}}
+    assert seen == [(rbm.Config(), str(tmp_path), "here")]
+
+
+def test_equal_time_is_that_of_the_fastest_rule():
+    histories = {
+        name: [{"step": s, "ksd2": a * s, "mmd2": 100.0 - s} for s in (0, 50, 100)]
+        for name, a in (("quick", 1.0), ("slow", 2.0))
+    }
+    noise = {"ksd2": (0.0, 1.0), "mmd2": (0.5, 2.0)}
+    summary = sampler_report.Summary(100, histories, {"quick": 20.0, "slow": 80.0}, noise)
+    rows = sampler_report.table(summary, "exact")
+    assert rows == {
+        "quick, step 100": {"KSD^2": 100.0, "MMD^2": 0.0, "ms per step": 20.0},
+        "slow, step 100": {"KSD^2": 200.0, "MMD^2": 0.0, "ms per step": 80.0},
+        "quick, 2.0 s": {"KSD^2": 100.0, "MMD^2": 0.0},
+        "slow, 2.0 s": {"KSD^2": 50.0, "MMD^2": 75.0},
+        "fresh draws, exact": {"KSD^2": "0 ± 1", "MMD^2": "0.5 ± 2"},
+    }
+
+
+def test_divergence_names_the_rule(tmp_path, small):
+    config = dataclasses.replace(TINY, learning_rate=1e30, updates=("chain_rule",))
+    with pytest.raises(DivergenceError, match=r"step [24]: chain_rule: the network is not finite"):
+        neural_sampler.run(config, workdir=str(tmp_path))
+
+
+# --------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("target", "rign"),
+        ("num_steps", 0),
+        ("eval_every", -1),
+        ("batch_size", 1),
+        ("latent_dim", 0),
+        ("width", 0),
+        ("inner_steps", 0),
+        ("cg_iterations", 0),
+        ("seed", -1),
+        ("learning_rate", 0.0),
+        ("step_size", math.inf),
+        ("inner_learning_rate", math.nan),
+        ("damping", -1.0),
+        ("annealing", 1.5),
+    ],
+)
+def test_settings_out_of_range_are_named(field, value):
+    with pytest.raises(UsageError, match=f"^{field}: got "):
+        neural_sampler.validate(dataclasses.replace(Config(), **{field: value}))
+
+
+@pytest.mark.parametrize("updates", [(), ("chain_rule", "gauss")])
+def test_an_unknown_rule_is_named(updates):
+    with pytest.raises(UsageError, match=r"^update: got .* expected one of chain_rule, regressi"):
+        neural_sampler.validate(dataclasses.replace(Config(), updates=updates))
+
+
+def test_an_unknown_target_of_the_loader_is_named():
+    with pytest.raises(UsageError, match=r"^target: got 'banan'; .* Did you mean banana\?"):
+        targets.load("banan")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target=swis_roll"], "target: got 'swis_roll'; expected one of ring, banana, mixture,"),
+        (["--num_steps=0"], "num_steps: got 0; expected an integer >= 1"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, arguments, message):
+    process = subprocess.run(
+        [sys.executable, "-m", "experiments.neural_sampler", f"--workdir={tmp_path}", *arguments],
+        capture_output=True, text=True, check=False, env=os.environ,
+    )  # fmt: skip
+    assert process.returncode == 2
+    assert message in process.stderr
+    assert process.stderr.count("\n") == 1

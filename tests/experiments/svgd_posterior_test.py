@@ -1,0 +1,191 @@
+"""SVGD on the posterior: figures by loops, what runs leave behind, survival, bad input."""
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import long_chains, svgd_posterior
+from experiments.errors import UsageError
+from experiments.posteriors import LogisticPosterior
+from experiments.runtime import Workdir
+from experiments.svgd_posterior import Config
+from kernelgrad import svgd
+from tests.experiments.posteriors_test import write_wines
+
+TINY = Config(
+    num_particles=(20, 30),
+    lengthscales=("median",),
+    num_steps=120,
+    eval_every=60,
+    num_chains=8,
+    num_warmup=200,
+    num_draws=60,
+)
+
+
+@pytest.fixture
+def posterior(rng):
+    """Forty training and five test rows in three dimensions."""
+    features = jnp.asarray(rng.normal(size=(45, 3)), jnp.float32)
+    labels = jnp.asarray(rng.random(45) < 0.5, jnp.float32)
+    return LogisticPosterior(features[:40], labels[:40], features[40:], labels[40:], 1.0)
+
+
+def test_measured_moments_and_discrepancy_are_those_of_the_loops(posterior, rng):
+    draws = rng.normal(size=(200, 3)) @ rng.normal(size=(3, 3))
+    x = rng.normal(size=(6, 3))
+    reference = svgd_posterior.make_reference(draws.astype(np.float32))
+    found = svgd_posterior.measure(posterior, reference, jnp.asarray(x, jnp.float32))
+
+    deviations = draws.std(axis=0, ddof=1)
+    errors = (x.mean(axis=0) - draws.mean(axis=0)) / deviations
+    np.testing.assert_allclose(found["mean_error"], np.sqrt(np.mean(errors**2)), rtol=1e-4)
+    ratios = x.var(axis=0, ddof=1) / deviations**2
+    np.testing.assert_allclose(found["variance_ratio"], ratios.mean(), rtol=1e-4)
+    cov = np.cov(draws.T)
+    miss = np.linalg.norm(np.cov(x.T) - cov) / np.linalg.norm(cov)
+    np.testing.assert_allclose(found["covariance_error"], miss, rtol=1e-4)
+
+    distances = np.linalg.norm(draws[:, None] - draws[None], axis=2)
+    square = np.median(distances[np.triu_indices(200, 1)] ** 2)
+    scores = np.asarray(posterior.score(jnp.asarray(x, jnp.float32)), np.float64)
+    total = 0.0
+    for i in range(6):
+        for j in range(6):
+            difference = x[i] - x[j]
+            u = difference @ difference / square
+            value, slope = (1 + u) ** -0.5, -((1 + u) ** -1.5) / (2 * square)
+            curvature = 0.75 * (1 + u) ** -2.5 / square**2
+            total += value * scores[i] @ scores[j] + 2 * slope * difference @ (
+                scores[j] - scores[i]
+            )
+            total -= 4 * curvature * difference @ difference + 2 * 3 * slope
+    np.testing.assert_allclose(found["ksd"], np.sqrt(total / 36), rtol=1e-3)
+
+
+def test_discrepancy_of_draws_falls_as_their_number_grows(key, rng):
+    flat = LogisticPosterior(
+        jnp.zeros((1, 3)), jnp.zeros(1), jnp.zeros((1, 3)), jnp.zeros(1), 1.0
+    )  # a row of zeros says nothing: the posterior is the prior, N(0, I)
+    reference = svgd_posterior.make_reference(rng.normal(size=(4000, 3)).astype(np.float32))
+    few, many = (svgd_posterior.ksd_of_draws(key, flat, reference, n) for n in (30, 480))
+    assert 2.8 < few / many < 5.6  # the square root of 16, ten subsets each
+
+
+def test_a_minibatch_of_all_rows_steps_as_without_minibatches(posterior, key):
+    particles = jax.random.normal(key, (8, 3))
+    moved = []
+    for batch_size in (None, len(posterior.labels)):
+        config = Config(lengthscales=("svgd",), batch_size=batch_size, num_steps=10)
+        state = svgd.init(particles, svgd_posterior._optimizer(config))
+        step = jax.jit(svgd_posterior.make_step(posterior, config))
+        moved.append(step(state, key)[1].direction_rms)
+    np.testing.assert_allclose(moved[0], moved[1], rtol=1e-4)
+    assert moved[0] > 0
+
+
+def _metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def _assert_same(found, expected):
+    """Equal up to the order in which threads add up a matrix product."""
+    assert [record["step"] for record in found] == [record["step"] for record in expected]
+    for got, wanted in zip(found, expected, strict=True):
+        assert got == pytest.approx(wanted, rel=1e-2)
+
+
+def test_a_run_leaves_its_files_and_an_interrupted_one_ends_the_same(
+    tmp_path, rng, monkeypatch, capsys
+):
+    write_wines(tmp_path, rng)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "blackjax" else find_spec(name)
+    )
+    chains, draw = [], long_chains.run
+
+    def draw_once(*args, **options):
+        chains.append(chains[0] if chains else draw(*args, **options))
+        return chains[0]
+
+    monkeypatch.setattr(long_chains, "run", draw_once)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    rows = svgd_posterior.run(TINY, workdir=str(whole), data_dir=str(tmp_path))
+    save, saved = Workdir.save, []
+
+    def recorded(self, step, state):
+        save(self, step, state)
+        saved.append(step)
+
+    def interrupted(self, step, state):
+        recorded(self, step, state)
+        raise KeyboardInterrupt
+
+    one = dataclasses.replace(TINY, num_particles=(20,))
+    monkeypatch.setattr(Workdir, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        svgd_posterior.run(one, workdir=str(cut), data_dir=str(tmp_path))
+    monkeypatch.setattr(Workdir, "save", recorded)
+    svgd_posterior.run(one, workdir=str(cut), data_dir=str(tmp_path))
+    metrics = _metrics(whole / "median/particles20")
+    _assert_same(_metrics(cut / "median/particles20"), metrics)
+    assert saved == [60, 120]
+    assert [record["step"] for record in metrics] == [0, 60, 120]
+
+    assert list(rows) == ["median rule, 20", "median rule, 30", "HMC, 480 draws"]
+    first, last = metrics[0], metrics[-1]
+    assert last["ksd"] < first["ksd"] / 5
+    assert last["mean_error"] < 0.5
+    chain = rows["HMC, 480 draws"]
+    assert abs(last["test_log_likelihood"] - chain["test_log_likelihood"]) < 0.02
+    assert rows["median rule, 20"]["ms, kernelgrad"] > 0
+    assert rows["median rule, 20"]["ms, blackjax"] == "not installed"
+    for name in ("config.json", "table.md", "curves.png", "median/particles30/curves.png"):
+        assert (whole / name).stat().st_size > 0
+    stored = json.loads((whole / "results.json").read_text())
+    assert stored["svgd"] == rows
+    assert stored["chain"]["r_hat"] < 1.2
+    assert "| median rule, 20" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_particles": ()}, r"num_particles: got \[\]; expected distinct integers >= 2"),
+        ({"num_particles": (1,)}, r"num_particles: got \[1\]; expected distinct integers >= 2"),
+        ({"num_particles": (481,)}, "num_particles: got 481; expected at most the 480 draws"),
+        ({"lengthscales": ("mean",)}, r"lengthscales: got \['mean'\]; expected distinct ones of"),
+        ({"optimizer": "sgd"}, "optimizer: got 'sgd'; expected one of adam, adagrad"),
+        ({"num_steps": 0}, "num_steps: got 0; expected an integer >= 1"),
+        ({"num_chains": 1}, "num_chains: got 1; expected an integer >= 2"),
+        ({"batch_size": 0}, "batch_size: got 0; expected an integer >= 1"),
+        ({"batch_size": 1282}, "batch_size: got 1282; expected at most the 1281 training rows"),
+        ({"learning_rate": -1.0}, "learning_rate: got -1.0; expected a number > 0"),
+        ({"prior_precision": 0.0}, "prior_precision: got 0.0; expected a number > 0"),
+    ],
+)
+def test_bad_settings_are_named(tmp_path, rng, change, message):
+    write_wines(tmp_path, rng)
+    config = dataclasses.replace(TINY, **change)
+    with pytest.raises(UsageError, match=message):
+        svgd_posterior.run(config, workdir=str(tmp_path / "run"), data_dir=str(tmp_path))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_binary_names_the_absent_table(tmp_path):
+    command = [sys.executable, "-m", "experiments.svgd_posterior", f"--workdir={tmp_path}/run"]
+    done = subprocess.run(
+        [*command, f"--data_dir={tmp_path}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("kernelgrad: error: red_wine: ")
+    assert "winequality-red.csv" in line
