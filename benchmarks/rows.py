@@ -10,10 +10,9 @@ import re
 from collections.abc import Callable
 from typing import Any, Literal
 
-from threadpoolctl import threadpool_limits
-
 from benchmarks import floors, ours, peers, problems, training
 from benchmarks.timing import Call
+from experiments import threads
 
 OURS = "kernelgrad"
 DENSE = "dense JAX"
@@ -49,7 +48,7 @@ class Task:
       error_limit: the largest n for which the truth takes seconds.
       comparable: whether all contestants compute the same.
       isolated: whether each runs in a fresh process first, which measures its memory.
-      blas_threads: limit of the threads of BLAS and LAPACK.
+      one_blas_thread: whether LAPACK runs on one thread.
     """
 
     title: str
@@ -60,7 +59,7 @@ class Task:
     error_limit: int = 1_000_000
     comparable: bool = True
     isolated: bool = True
-    blas_threads: int | None = None
+    one_blas_thread: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +105,7 @@ class Row:
 
     def threads(self) -> contextlib.AbstractContextManager[Any]:
         """Returns the context in which the task runs."""
-        limit = self.task.blas_threads
-        return threadpool_limits(limit, user_api="blas") if limit else contextlib.nullcontext()
+        return threads.one_for_blas() if self.task.one_blas_thread else contextlib.nullcontext()
 
 
 def _no_problem(n: int, d: int) -> None:
@@ -120,7 +118,7 @@ def _training(title: str, ours_step: Callable[[Any], Call]) -> Task:
         Contestant("bare step", training.bare_step),
         Contestant("vmapped MMD", training.vmapped_mmd_step),
     )
-    return Task(title, training.images, contestants, comparable=False, blas_threads=1)
+    return Task(title, training.images, contestants, comparable=False, one_blas_thread=True)
 
 
 def _importing(title: str, modules: str) -> Task:
@@ -209,7 +207,7 @@ TASKS = {
         _no_problem,
         (Contestant(OURS, training.first_run),),
         comparable=False,
-        blas_threads=1,
+        one_blas_thread=True,
     ),
 }
 

@@ -338,3 +338,21 @@ def test_bad_particles_and_numbers_of_points_are_named(key):
         )
     with pytest.raises(ValueError, match=r"score: got shape \(6, 1\); expected \(6, 2\)"):
         ksd.ksd_gradient(x, lambda x: x[:, :1], kernel)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e3])
+def test_an_outlier_with_a_bounded_score_costs_no_digits(unit, rng):
+    """Particles and scores are mixed on one scale, which must not be that of the outlier."""
+    x = rng.normal(size=(100, 20))
+    x[0] *= 1e4
+    x = (unit * x).astype(np.float32)
+    z = x.astype(np.float64) / unit
+    score = (-z / (1 + np.sum(z**2, axis=1, keepdims=True) / 20) / unit).astype(np.float32)
+    kernel = kernels.imq_mixture(4 * unit)
+    steps = z[:, None] - z[None]
+    sq_dist, s = np.sum(steps**2, axis=2), unit * score.astype(np.float64)
+    root = 1 / np.sqrt(1 + sq_dist / 16)
+    mixed = np.einsum("ijd,ijd->ij", steps, s[None] - s[:, None]) - 20
+    expected = root * (s @ s.T) - root**3 / 16 * mixed - 3 * root**5 / 256 * sq_dist
+    gram = unit**2 * ksd.stein_gram(x, score, kernel)
+    np.testing.assert_allclose(gram, expected, atol=2e-6 * np.abs(expected).max())
