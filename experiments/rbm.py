@@ -35,7 +35,7 @@ import optax
 from absl import flags
 from tqdm import tqdm
 
-from experiments import boltzmann, command, networks, plots, summary_plots
+from experiments import boltzmann, command, networks, plots
 from experiments import data as datasets
 from experiments.boltzmann import RBMParams
 from experiments.data import Dataset
@@ -398,7 +398,7 @@ def _report(
             rows[name]["published"] = f"{_PUBLISHED[name]:.1f}"
     rows |= {name: {"mean": f"{value:.1f}"} for name, value in references.items()}
     table = format_table(rows)
-    panel = summary_plots.Panel(
+    panel = plots.CurvePanel(
         "exact test log-likelihood (nats)",
         "epoch",
         {
@@ -412,10 +412,10 @@ def _report(
     )
     folder.write_bytes("table.md", (table + "\n").encode())
     folder.write_bytes("results.json", (json.dumps(rows, indent=2) + "\n").encode())
-    folder.write_bytes("curves.png", summary_plots.panels([[panel]]))
+    folder.write_bytes("curves.png", plots.curve_panels([[panel]]))
     folder.write_bytes(
         "samples.png",
-        summary_plots.image_rows(
+        plots.image_rows(
             {"data": dataset.test[:_NUM_SHOWN] / 255.0}
             | {
                 f"{name}: {kind}": images[:_NUM_SHOWN]

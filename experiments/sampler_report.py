@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import long_chains, plots, summary_plots
-from experiments.plots import Backdrop
+from experiments import long_chains, plots
+from experiments.plots import Backdrop, CurvePanel
 from experiments.runtime import Workdir
-from experiments.summary_plots import Panel
 from experiments.tables import format_table
 from experiments.targets import Target
 from kernelgrad import kernels, ksd, mmd
@@ -139,7 +138,7 @@ def write(folder: Workdir, target: str, rows: Rows, summary: Summary) -> None:
     text = format_table(rows)
     folder.write_bytes("table.md", f"{target}\n\n{text}\n".encode())
 
-    def panel(metric: str, xlabel: str) -> Panel:
+    def panel(metric: str, xlabel: str) -> CurvePanel:
         curves = {}
         for name, history in histories.items():
             steps = np.array([record["step"] for record in history])
@@ -147,10 +146,10 @@ def write(folder: Workdir, target: str, rows: Rows, summary: Summary) -> None:
             values = np.array([[max(record[metric], noise[metric][1]) for record in history]])
             curves[name] = (unit * steps, values)
         references = {"standard deviation of fresh draws; less is drawn there": noise[metric][1]}
-        return Panel(_TITLES[metric], xlabel, curves, references, yscale="log")
+        return CurvePanel(_TITLES[metric], xlabel, curves, references, yscale="log")
 
     drawn = [[panel(metric, x) for metric in noise] for x in ("step", "training time (s)")]
-    folder.write_bytes("curves.png", summary_plots.panels(drawn))
+    folder.write_bytes("curves.png", plots.curve_panels(drawn))
     print(text)
     print(f"written to {folder.path}: results.json, table.md, {', '.join(_PICTURES)}")
 

@@ -29,12 +29,12 @@ import optax
 from absl import flags
 from tqdm import tqdm, trange
 
-from experiments import command, long_chains, plots, posteriors, summary_plots
+from experiments import command, long_chains, plots, posteriors
 from experiments.errors import Terminated, UsageError
 from experiments.long_chains import Chains
+from experiments.plots import CurvePanel
 from experiments.posteriors import LogisticPosterior
 from experiments.runtime import Signals, Workdir
-from experiments.summary_plots import Panel
 from experiments.tables import format_table
 from kernelgrad import kernels, ksd, svgd
 from kernelgrad.svgd import SVGDState
@@ -375,7 +375,7 @@ def _report(
     likelihood = float(chain["test_log_likelihood"])
     draws = {f"{n} particles": value for n, value in ksd_of_n.items()}
 
-    def panel(rule: str, name: str, title: str, references: Record, yscale: str) -> Panel:
+    def panel(rule: str, name: str, title: str, references: Record, yscale: str) -> CurvePanel:
         curves = {
             f"{n} particles": (
                 np.array([record["step"] for record in history]),
@@ -384,7 +384,7 @@ def _report(
             for (of, n), history in histories.items()
             if of == rule
         }
-        return Panel(f"{rule} rule: {title}", "step", curves, references, yscale=yscale)
+        return CurvePanel(f"{rule} rule: {title}", "step", curves, references, yscale=yscale)
 
     drawn = [
         [
@@ -394,7 +394,7 @@ def _report(
         ]
         for rule in dict.fromkeys(rule for rule, _ in histories)
     ]
-    folder.write_bytes("curves.png", summary_plots.panels(drawn))
+    folder.write_bytes("curves.png", plots.curve_panels(drawn))
     print(table)
     print(trust)
     print(f"written to {folder.path}/results.json, table.md and curves.png")
