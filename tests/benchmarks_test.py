@@ -5,7 +5,6 @@ import functools
 import importlib.util
 import json
 import math
-import os
 import time
 
 import jax
@@ -310,29 +309,16 @@ def test_of_several_variants_the_fastest_that_ran_is_timed():
     assert compete._fastest(alone)["peer"].variant == "b"
 
 
-LONG = [
-    "svgd-5000x784",
-    "svgd-20000x50",
-    "svgd-20000x2",
-    "mmd-5000x784",
-    "ksd-50000x50",
-    "stein-8000x50",
-]
-SHORT = [
-    "svgd-1000x50",
-    "svgd-5000x50",
-    "median-5000x50",
-    "mmd-100x784",
-    "mmd-1000x50",
-    "mmd-5000x50",
-]
+SHORT = ["svgd-1000x50", "svgd-5000x50", "median-5000x50", "mmd-100x784", "mmd-5000x50"]
 SHORT += ["ksd-1000x50", "ksd-5000x50", "stein-1000x50"]
+LONG = ["svgd-5000x784", "svgd-20000x50", "svgd-20000x2", "mmd-1000x50", "mmd-5000x784"]
+LONG += ["ksd-50000x50", "stein-8000x50"]
 
 
-@pytest.mark.parametrize("name", SHORT + LONG)
+@pytest.mark.parametrize(
+    "name", [*SHORT, *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)]
+)
 def test_results_at_the_benchmarked_sizes_are_those_of_float64(name):
-    if name in LONG and os.environ.get("KERNELGRAD_SLOW_TESTS") != "1":
-        pytest.skip("takes half a minute: set KERNELGRAD_SLOW_TESTS=1")
     row = rows.find(name)
     problem = row.problem()
     bound = {"svgd": 2e-5, "median": 1e-6, "mmd": 1e-6, "ksd": 1e-5, "stein": 1e-5}

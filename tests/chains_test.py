@@ -137,6 +137,7 @@ def run_hmc(key, density, num_chains, num_draws):
     return lax.scan(step, states, jax.random.split(key, num_draws))[1]
 
 
+@pytest.mark.slow
 def test_hmc_is_calibrated_and_another_target_rejected(key):
     @jax.jit
     def p_values(keys, factor):

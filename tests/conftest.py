@@ -13,6 +13,12 @@ import numpy as np
 import pytest
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what is marked as slow."""
+    if item.get_closest_marker("slow") and os.environ.get("KERNELGRAD_SLOW_TESTS") != "1":
+        pytest.skip("slow: set KERNELGRAD_SLOW_TESTS=1")
+
+
 def _seed(request: pytest.FixtureRequest) -> int:
     return int.from_bytes(hashlib.sha256(request.node.name.encode()).digest()[:4], "big")
 

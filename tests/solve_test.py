@@ -137,7 +137,7 @@ def deep_kernel():
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("deep", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_estimators_and_their_gradients_do_not_depend_on_the_way(deep, rng, monkeypatch):
     x, queries = map(jnp.asarray, clouds(rng))
     kernel = deep_kernel() if deep else kernels.rbf_mixture([0.9, 1.6], [1.0, 2.0])

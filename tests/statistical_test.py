@@ -6,7 +6,6 @@ repeated 2000 times and must lie in [3.2, 7.0] %, where a share of 5 % lies but 
 
 import functools
 import math
-import os
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +15,7 @@ from jax import lax
 
 from kernelgrad import chains, fssd, hmc, kernels, ksd
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("KERNELGRAD_SLOW_TESTS") != "1", reason="set KERNELGRAD_SLOW_TESTS=1"
-)
+pytestmark = pytest.mark.slow
 
 REPEATS = 2000
 WINDOW = (0.032, 0.070)

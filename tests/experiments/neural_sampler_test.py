@@ -207,6 +207,7 @@ def _frame_stamps(workdir):
     return {path: path.stat().st_mtime_ns for path in workdir.glob("*/frames/*.npy")}
 
 
+@pytest.mark.slow
 def test_a_target_without_draws_is_judged_by_a_chain(tmp_path, small, monkeypatch, rng):
     features = jnp.asarray(np.insert(rng.normal(size=(30, 2)), 0, 1, axis=1), jnp.float32)
     labels = jnp.asarray(rng.integers(2, size=30), jnp.float32)

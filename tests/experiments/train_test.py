@@ -60,6 +60,7 @@ def test_a_finished_run_is_left_alone(tmp_path, capsys):
     assert "already at step 20 of 20" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_devices_train_like_one(tmp_path):
     config = dataclasses.replace(TINY, num_steps=10)
     alone = _run(config, tmp_path / "one")
