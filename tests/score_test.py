@@ -429,6 +429,7 @@ def default_estimates(x, queries):
     }
 
 
+@pytest.mark.slow
 def test_error_falls_with_the_number_of_samples(key):
     coarse, middle, fine = (
         normal_errors(key, default_estimates, n=n, draws=draws)

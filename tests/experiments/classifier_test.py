@@ -70,6 +70,7 @@ def test_second_call_loads_the_same_classifier(digits, cache, trained, trainings
     np.testing.assert_array_equal(loaded.probs(images), trained.probs(images))
 
 
+@pytest.mark.slow
 def test_training_is_a_function_of_the_seed(digits, tmp_path):
     runs = [train_or_load(digits, tmp_path / str(i), config=QUICK) for i in range(2)]
     assert runs[0].sha256 == runs[1].sha256

@@ -102,6 +102,7 @@ def _assert_same(found, expected):
         assert got == pytest.approx(wanted, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_files_and_an_interrupted_one_ends_the_same(
     tmp_path, rng, monkeypatch, capsys
 ):

@@ -45,6 +45,7 @@ def test_a_run_leaves_pictures_metrics_and_checkpoints(tmp_path):
     assert records[-1] == last
 
 
+@pytest.mark.slow
 def test_a_resumed_run_fed_by_the_host_is_bit_identical(tmp_path):
     """The runs that are killed below have their data on the device."""
     config = dataclasses.replace(POINTS, resident_gib=1e-9)
