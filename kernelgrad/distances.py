@@ -79,13 +79,28 @@ def tile_distances(
 
 
 def same_point(tile: Array, shift: int | Array) -> Array:
-    """Returns where row a and column a + shift of a tile meet, as booleans of its shape."""
+    """Returns where the row and the column of a tile are one point.
+
+    Args:
+      tile: of shape (n, m); only its shape counts.
+      shift: row a and column a + shift are one point.
+
+    Returns:
+      Booleans, shape (n, m).
+    """
     rows, cols = (lax.broadcasted_iota(jnp.int32, tile.shape, axis) for axis in (0, 1))
     return rows + shift == cols
 
 
 def sq_norms(points: Array) -> Array:
-    """Returns :math:`|x_i|^2`, shape (n,)."""
+    r"""Returns the squared norms :math:`|x_i|^2`.
+
+    Args:
+      points: x_i; shape (n, d).
+
+    Returns:
+      Squared norms, shape (n,), in squared units of the points.
+    """
     return jnp.sum(jnp.square(points), axis=1)
 
 

@@ -324,7 +324,7 @@ def svgd_lengthscale(x: Array, *, axis_name: str | None = None) -> Array:
     References:
       Liu & Wang 2016, section 5: h = median^2 / log n, with exp(-|x - y|^2 / h).
     """
-    size = x.shape[0] if axis_name is None else x.shape[0] * lax.axis_size(axis_name)
+    size = x.shape[0] * pairwise.num_devices(axis_name)
     return median_lengthscale(x, axis_name=axis_name) / math.sqrt(2 * math.log(size + 1))
 
 

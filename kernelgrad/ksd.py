@@ -73,7 +73,7 @@ def ksd_v_statistic(
     References:
       Liu, Lee & Jordan 2016, eq. (6) and section 3.
     """
-    n = jnp.shape(particles)[0] * _num_devices(axis_name)
+    n = jnp.shape(particles)[0] * pairwise.num_devices(axis_name)
     shares = _row_shares(particles, score, kernel, axis_name, own=True)
     return (shares / n).astype(jnp.result_type(particles))
 
@@ -103,7 +103,7 @@ def ksd_u_statistic(
     References:
       Liu, Lee & Jordan 2016, eq. (14).
     """
-    n = jnp.shape(particles)[0] * _num_devices(axis_name)
+    n = jnp.shape(particles)[0] * pairwise.num_devices(axis_name)
     _checks.at_least("number of particles", n, 2)
     shares = _row_shares(particles, score, kernel, axis_name, own=False)
     return (shares / (n - 1)).astype(jnp.result_type(particles))
@@ -317,10 +317,6 @@ def _row_tile(
     if not own:
         gram = jnp.where(distances.same_point(gram, shift + first), 0, gram)
     return tiles.PairSums(rows=_dot(gram, cols.weight) * rows.weight)
-
-
-def _num_devices(axis_name: str | None) -> int:
-    return 1 if axis_name is None else lax.axis_size(axis_name)
 
 
 def _share_tile(

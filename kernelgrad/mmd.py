@@ -74,7 +74,7 @@ def mmd_u_statistic(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None
     x, y, base, a, b = _samples(x, y, kernel, axis_name)
     within = []
     for name, points, offset in (("x", x, a), ("y", y, b)):
-        size = points.shape[0] * _num_devices(axis_name)
+        size = points.shape[0] * pairwise.num_devices(axis_name)
         _checks.at_least(f"number of samples in {name}", size, 2)
         diagonal = base.profile(jnp.zeros((), x.dtype))
         diagonal -= 2 * _over_devices(jnp.mean(offset), axis_name)
@@ -113,7 +113,7 @@ def mmd_gradient(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None = 
     base = pairwise.radial(kernel)
     embedded, pull = jax.vjp(lambda points: pairwise.embed(kernel, points), x)
     targets = pairwise.embed(kernel, y)
-    n, m = (points.shape[0] * _num_devices(axis_name) for points in (x, y))
+    n, m = (points.shape[0] * pairwise.num_devices(axis_name) for points in (x, y))
     within = pairwise.gradient_sum(base, embedded, None, axis_name=axis_name)
     between = pairwise.gradient_sum(base, embedded, targets, axis_name=axis_name)
     (gradient,) = pull(-2 / n * (within / n - between / m))
@@ -147,7 +147,7 @@ def mmd_value_and_gradient(
     _checks.points(x=x, y=y)
     embedded, pull = jax.vjp(lambda points: pairwise.embed(kernel, points), x)
     _, targets, base, a, b = _samples(x, y, kernel, axis_name)
-    n, m = (points.shape[0] * _num_devices(axis_name) for points in (x, y))
+    n, m = (points.shape[0] * pairwise.num_devices(axis_name) for points in (x, y))
 
     def means(others: Array | None, offset: Array, size: int) -> tuple[Array, Array]:
         weights = jnp.full(offset.shape, 1 / size, x.dtype)
@@ -260,14 +260,10 @@ def _mean(
 ) -> Array:
     """Mean of a radial k, less offsets, over all pairs of x and y, or of x with itself."""
     size = x.shape[0] if y is None else y.shape[0]
-    weights = jnp.full((size, 1), 1 / (size * _num_devices(axis_name)), x.dtype)
+    weights = jnp.full((size, 1), 1 / (size * pairwise.num_devices(axis_name)), x.dtype)
     sums = pairwise.kernel_sum(kernel, x, y, weights, offsets=offsets, axis_name=axis_name)
     return _over_devices(jnp.mean(sums), axis_name)
 
 
 def _over_devices(mean: Array, axis_name: str | None) -> Array:
     return mean if axis_name is None else lax.pmean(mean, axis_name)
-
-
-def _num_devices(axis_name: str | None) -> int:
-    return 1 if axis_name is None else lax.axis_size(axis_name)

@@ -10,7 +10,7 @@ from typing import Protocol
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, mmd, score
+from kernelgrad import _checks, mmd, pairwise, score
 from kernelgrad.types import Array, Kernel, Key
 
 Info = dict[str, Array]
@@ -95,7 +95,7 @@ def kl(make_kernel: MakeKernel, *, ridge: float | None = None) -> Objective:
         del key
         x, y = _flat(samples), _flat(data)
         kernel = make_kernel(x, y, axis_name=axis_name)
-        size = x.shape[0] * (1 if axis_name is None else lax.axis_size(axis_name))
+        size = x.shape[0] * pairwise.num_devices(axis_name)
         eta = score.default_ridge(size, kernel) if ridge is None else ridge
         direction = kl_direction(x, y, kernel, ridge=eta, axis_name=axis_name)
         value = mmd.mmd_v_statistic(x, y, kernel, axis_name=axis_name)
@@ -123,7 +123,7 @@ def mmd_v(make_kernel: MakeKernel) -> Objective:
         del key
         x, y = _flat(samples), _flat(data)
         kernel = make_kernel(x, y, axis_name=axis_name)
-        size = x.shape[0] * (1 if axis_name is None else lax.axis_size(axis_name))
+        size = x.shape[0] * pairwise.num_devices(axis_name)
         value, gradient = mmd.mmd_value_and_gradient(x, y, kernel, axis_name=axis_name)
         direction = size * gradient
         return direction.reshape(samples.shape), _info(direction, value, axis_name)

@@ -421,8 +421,27 @@ def embed(kernel: Kernel, x: Array) -> Array:
 
 
 def radial(kernel: Kernel) -> Kernel:
-    """Returns the radial kernel between embedded points: a feature kernel's base, or itself."""
+    """Returns the radial kernel between embedded points.
+
+    Args:
+      kernel: radial, or with a method `features` and an attribute `base`.
+
+    Returns:
+      The base of a feature kernel, or the kernel itself.
+    """
     return kernel.base if hasattr(kernel, "features") else kernel  # type: ignore[attr-defined]
+
+
+def num_devices(axis_name: str | None) -> int:
+    """Returns over how many devices a union runs.
+
+    Args:
+      axis_name: of the devices; None: there is one.
+
+    Returns:
+      Their number, static.
+    """
+    return 1 if axis_name is None else lax.axis_size(axis_name)
 
 
 def gather(array: Array | None, axis_name: str | None) -> Any:

@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 
@@ -85,8 +84,7 @@ def svgd_direction(
     _checks.floating(score=score)
     _checks.shape("score", score, particles.shape)
     sums = pairwise.stein_sum(kernel, particles, None, score, axis_name=axis_name)
-    num_devices = 1 if axis_name is None else lax.axis_size(axis_name)
-    return sums / (particles.shape[0] * num_devices)
+    return sums / (particles.shape[0] * pairwise.num_devices(axis_name))
 
 
 def kernel_noise(key: Key, particles: Array, kernel: Kernel) -> Array:
@@ -137,12 +135,7 @@ def init(particles: Array, optimizer: optax.GradientTransformation) -> SVGDState
       ValueError: wrong rank or dtype, or concrete particles that are not finite.
     """
     _checks.points(particles=particles)
-    if not isinstance(particles, jax.core.Tracer) and not jnp.all(jnp.isfinite(particles)):
-        bad = np.argwhere(~np.isfinite(np.asarray(particles)))
-        raise ValueError(
-            f"particles: got {len(bad)} non-finite entries, the first at index "
-            f"{tuple(bad[0].tolist())}; expected finite values"
-        )
+    _checks.finite(particles=particles)
     return SVGDState(jnp.asarray(particles), optimizer.init(particles))
 
 

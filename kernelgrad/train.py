@@ -19,7 +19,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kernelgrad import _checks, pullback
+from kernelgrad import _checks, pairwise, pullback
 from kernelgrad.objectives import Info, Objective
 from kernelgrad.types import Array, Key, PyTree
 
@@ -104,7 +104,7 @@ def make_train_step(
     def train_step(state: TrainState, key: Key, data: Array) -> tuple[TrainState, Info]:
         latent_key, objective_key = jax.random.split(jax.random.fold_in(key, state.step))
         latents = _share(
-            sample_latents(latent_key, data.shape[0] * _axis_size(axis_name)), axis_name
+            sample_latents(latent_key, data.shape[0] * pairwise.num_devices(axis_name)), axis_name
         )
         samples, batch_stats = generator(state.params, state.batch_stats, latents)
         direction, info = objective(
@@ -152,7 +152,7 @@ def scan_resident(
     _checks.at_least("num_steps", num_steps, 1)
 
     def run(state: TrainState, key: Key, data: Array) -> tuple[TrainState, Info]:
-        size, devices = data.shape[0], _axis_size(axis_name)
+        size, devices = data.shape[0], pairwise.num_devices(axis_name)
         if batch_size > size or batch_size % devices:
             raise ValueError(
                 f"batch_size: got {batch_size}; expected a multiple of the {devices} device(s), "
@@ -269,13 +269,9 @@ def _scan(
     return state, jax.tree.map(lambda value: value[None], info)
 
 
-def _axis_size(axis_name: str | None) -> int:
-    return 1 if axis_name is None else lax.axis_size(axis_name)
-
-
 def _share(everything: Array, axis_name: str | None) -> Array:
     """Returns this device's contiguous share of the leading axis."""
     if axis_name is None:
         return everything
-    size = everything.shape[0] // _axis_size(axis_name)
+    size = everything.shape[0] // pairwise.num_devices(axis_name)
     return lax.dynamic_slice_in_dim(everything, lax.axis_index(axis_name) * size, size)
