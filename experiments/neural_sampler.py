@@ -2,7 +2,7 @@
 
     python -m experiments.neural_sampler --target=ring --workdir=runs/ring
     python -m experiments.neural_sampler --target=logistic_regression --workdir=runs/wine \
-        --step_size=0.05 --data_dir=<the folder that holds uci>
+        --data_dir=<the folder that holds uci>
 
 The targets are those of :mod:`experiments.targets`, and rbm, which hands over to
 :mod:`experiments.rbm` with its defaults. The samples of a network follow a direction in sample
@@ -79,9 +79,9 @@ class Config:
     latent_dim: int | None = None
     width: int = 64
     learning_rate: float = 2e-3
-    step_size: float = 0.3
+    step_size: float = 0.5
     inner_steps: int = 10
-    inner_learning_rate: float = 0.02
+    inner_learning_rate: float = 0.005
     damping: float = 1e-3
     cg_iterations: int = 20
     annealing: float = 0.5
@@ -99,16 +99,19 @@ class Sampler(NamedTuple):
     samples: Callable[[TrainState], Array]
 
 
-def make_sampler(key: Key, config: Config, update: str, target: Target) -> Sampler:
+def make_sampler(
+    key: Key, config: Config, update: str, target: Target, *, variance: float
+) -> Sampler:
     """Returns start, training and samples (n, d), the same latents every time, of one rule.
 
+    `variance` is the target's, a mean over coordinates: the unit of the step size.
     `advance` makes n steps and also returns whether all of them were finite. What is random in
     step t is a function of (key, t).
     """
     init_key, train_key, latent_key = jax.random.split(key, 3)
     latent_dim = config.latent_dim or 2 * target.dimension
     network = networks.MLPGenerator((target.dimension,), config.width, _DEPTH)
-    optimizer, pull_back = _rule(config, update)
+    optimizer, pull_back = _rule(config, update, config.step_size * variance)
     direction = make_direction(config, update, target)
 
     def sample_latents(key: Key, n: int) -> Array:
@@ -166,12 +169,12 @@ def make_direction(config: Config, update: str, target: Target) -> Callable[[Arr
 
 
 def _rule(
-    config: Config, update: str
+    config: Config, update: str, step_size: float
 ) -> tuple[optax.GradientTransformation, Callable[..., PyTree]]:
     """Returns the outer optimizer and the pull-back of a rule."""
     adam, sgd = (
         make(optax.cosine_decay_schedule(first, config.num_steps, _LAST_SHARE))
-        for make, first in ((optax.adam, config.learning_rate), (optax.sgd, config.step_size))
+        for make, first in ((optax.adam, config.learning_rate), (optax.sgd, step_size))
     )
     if update == "gauss_newton":
         return sgd, functools.partial(
@@ -181,7 +184,7 @@ def _rule(
         return adam, functools.partial(
             pullback.regression,
             optimizer=optax.sgd(config.inner_learning_rate, momentum=0.9, nesterov=True),
-            step_size=config.step_size,
+            step_size=step_size,
             num_steps=config.inner_steps,
         )
     return adam, pullback.chain_rule
@@ -222,7 +225,11 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
     ):
         reference = sampler_report.make_reference(reference_key, target)
         measure = sampler_report.make_measure(target, reference)
-        samplers = {name: make_sampler(key, config, name, target) for name in config.updates}
+        variance = float(jnp.mean(jnp.var(reference.draws, axis=0)))
+        samplers = {
+            name: make_sampler(key, config, name, target, variance=variance)
+            for name in config.updates
+        }
         histories: dict[str, list[Record]] = {}
         frames: dict[str, np.ndarray] = {}
         for name, sampler in samplers.items():
@@ -358,7 +365,7 @@ def _define_flags() -> None:
     flags.DEFINE_float(
         "step_size",
         defaults.step_size,
-        "epsilon of gauss_newton and regression, in units of x^2: smaller for narrower targets.",
+        "epsilon of gauss_newton and regression, in units of the target's mean variance.",
     )
     flags.DEFINE_integer("inner_steps", defaults.inner_steps, "Inner steps of regression.")
     flags.DEFINE_float(

@@ -160,7 +160,9 @@ def test_every_rule_moves_the_samples_to_the_target(update, key):
     config = Config(
         num_steps=150, batch_size=64, latent_dim=2, width=16, annealing=0.2, learning_rate=1e-2
     )
-    sampler = neural_sampler.make_sampler(key, config, update, gaussian_target([1.0, -1.0], 0.7))
+    sampler = neural_sampler.make_sampler(
+        key, config, update, gaussian_target([1.0, -1.0], 0.7), variance=0.49
+    )
     state, finite = sampler.advance(sampler.initial_state(), 150)
     samples = np.asarray(sampler.samples(state))
     assert finite
