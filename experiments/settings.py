@@ -1,11 +1,11 @@
-"""The settings of a training run: fields, flags, presets, ranges."""
+"""The settings of a training run: objectives, fields, flags, presets, ranges."""
 
 import dataclasses
 import difflib
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,7 +13,9 @@ from absl import flags
 
 from experiments import data as datasets
 from experiments.errors import UsageError
-from kernelgrad import kernels, objectives
+from kernelgrad import adversarial, kernels, objectives, two_player
+from kernelgrad.objectives import MakeKernel, Objective
+from kernelgrad.two_player import TwoPlayer
 from kernelgrad.types import Array
 
 KERNELS = {
@@ -23,6 +25,11 @@ KERNELS = {
     "matern32": kernels.matern32,
     "matern52": kernels.matern52,
     "laplace": kernels.laplace,
+}
+PENALTIES = {
+    "two_sided": adversarial.gradient_penalty,
+    "one_sided": adversarial.one_sided_gradient_penalty,
+    "zero_centred": adversarial.zero_centred_gradient_penalty,
 }
 PRIORS: dict[str, Callable[..., Array]] = {
     "normal": jax.random.normal,
@@ -40,7 +47,20 @@ PRESETS: dict[str, dict[str, Any]] = {
         "kernel_scales": (0.5, 1.0, 2.0, 4.0),
         "num_steps": 300 * 600,
         "eval_every": 50 * 600,
-    }
+    },
+    "paper001": {
+        "objective": "gan_kl",
+        "dataset": "swiss_roll",
+        "num_steps": 3000,
+        "batch_size": 256,
+        "latent_dim": 2,
+        "width": 64,
+        "learning_rate": 1e-3,
+        "b1": 0.5,
+        "critic_steps": 5,
+        "kernel_scales": (0.01, 0.05, 0.25, 1.0),
+        "eval_every": 50,
+    },
 }
 
 
@@ -63,6 +83,94 @@ class Config:
     seed: int = 0
     eval_every: int = 200
     resident_gib: float = 2.0
+    critic_steps: int | None = None
+    critic_learning_rate: float | None = None
+    spectral_norm: bool | None = None
+    clip: float = 0.01
+    penalty: str = "two_sided"
+    penalty_weight: float = 10.0
+    noise_variance: float = 0.0
+
+
+class Choice(NamedTuple):
+    """An objective as the flags name it.
+
+    Attributes:
+      summary: what the generator descends, in one line.
+      make: the objective of a config.
+      critic_steps: before each step of the generator, by default; 0 without a critic.
+      spectral_norm: whether the critic is normalised by default.
+    """
+
+    summary: str
+    make: Callable[[Config], Objective | TwoPlayer]
+    critic_steps: int = 0
+    spectral_norm: bool = False
+
+
+def _make_kernel(config: Config) -> MakeKernel:
+    return functools.partial(
+        kernels.median_mixture, KERNELS[config.kernel], scales=config.kernel_scales
+    )
+
+
+def _wgan_gp(config: Config) -> TwoPlayer:
+    penalty = PENALTIES[config.penalty]
+    return two_player.wgan_gp(weight=config.penalty_weight, penalty=penalty)
+
+
+OBJECTIVES = {
+    "kl": Choice(
+        "KL[q || p] by Stein score estimates (paper 000)",
+        lambda config: objectives.kl(_make_kernel(config), ridge=config.ridge),
+    ),
+    "mmd": Choice(
+        "MMD^2 (paper 000's baseline)", lambda config: objectives.mmd_v(_make_kernel(config))
+    ),
+    "gan_saturating": Choice(
+        "E log(1 - D): Jensen-Shannon, gradients vanish", lambda _: two_player.gan_saturating(), 1
+    ),
+    "gan_non_saturating": Choice(
+        "-E log D: the usual GAN", lambda _: two_player.gan_non_saturating(), 1
+    ),
+    "gan_kl": Choice(
+        "E log((1 - D) / D): KL[q || p] (paper 001)", lambda _: two_player.gan_kl(), 1
+    ),
+    "wgan_clip": Choice(
+        "Wasserstein, critic with clipped weights",
+        lambda config: two_player.wgan_clip(clip=config.clip),
+        5,
+    ),
+    "wgan_gp": Choice("Wasserstein, critic with a gradient penalty", _wgan_gp, 5),
+    "hinge": Choice(
+        "hinge loss, critic with spectral normalisation", lambda _: two_player.hinge(), 1, True
+    ),
+    "noisy_jsd": Choice(
+        "JSD of both clouds under noise, no network (paper 002, Theorem 3.2)",
+        lambda config: objectives.noisy_jsd(variance=config.noise_variance),
+    ),
+    "ratio_ulsif": Choice(
+        "log q / p, ratio by least squares (paper 001)",
+        lambda config: objectives.ratio_ulsif(
+            _make_kernel(config), **({} if config.ridge is None else {"ridge": config.ridge})
+        ),
+    ),
+    "ratio_kliep": Choice(
+        "log q / p, ratio by maximum likelihood (paper 001)",
+        lambda config: objectives.ratio_kliep(_make_kernel(config)),
+    ),
+}
+
+
+def critic_steps(config: Config) -> int:
+    """Returns the critic's steps before each step of the generator; 0 without a critic."""
+    default = OBJECTIVES[config.objective].critic_steps
+    return config.critic_steps if config.critic_steps and default else default
+
+
+def rows_per_step(config: Config) -> int:
+    """Returns how many examples a step takes: a batch for each step of a critic."""
+    return config.batch_size * max(1, critic_steps(config))
 
 
 _DEFAULTS = Config()
@@ -70,7 +178,10 @@ _PRESET = flags.DEFINE_enum(
     "preset", None, sorted(PRESETS), "Settings of a paper; other flags override them."
 )
 flags.DEFINE_string(
-    "objective", _DEFAULTS.objective, "The direction to descend: kl (Stein) or mmd."
+    "objective",
+    _DEFAULTS.objective,
+    "What the generator descends. "
+    + "; ".join(f"{name}: {choice.summary}" for name, choice in OBJECTIVES.items()),
 )
 flags.DEFINE_string(
     "dataset",
@@ -91,7 +202,9 @@ flags.DEFINE_list(
     "Squared lengthscales in units of the batch's median squared distance.",
 )
 flags.DEFINE_float(
-    "ridge", None, "eta of the Stein estimator; 0.1 sqrt(batch) k(0) by default. Only for kl."
+    "ridge",
+    None,
+    "kl: eta of the Stein estimator, 0.1 sqrt(batch) k(0) by default; ratio_ulsif: lambda, 0.1.",
 )
 flags.DEFINE_integer("seed", _DEFAULTS.seed, "Seed of everything random.")
 flags.DEFINE_integer(
@@ -101,6 +214,25 @@ flags.DEFINE_float(
     "resident_gib",
     _DEFAULTS.resident_gib,
     "Data sets up to this size live on the device; larger ones are fed batch by batch.",
+)
+flags.DEFINE_integer(
+    "critic_steps", None, "Critic steps per generator step; 5 for wgan_*, else 1 by default."
+)
+flags.DEFINE_float(
+    "critic_learning_rate", None, "Adam's learning rate of the critic; --learning_rate by default."
+)
+flags.DEFINE_bool(
+    "spectral_norm", None, "Spectral normalisation of the critic; only for hinge by default."
+)
+flags.DEFINE_float("clip", _DEFAULTS.clip, "wgan_clip: bound of the critic's parameters.")
+flags.DEFINE_enum(
+    "penalty", _DEFAULTS.penalty, sorted(PENALTIES), "wgan_gp: what the critic's slopes should be."
+)
+flags.DEFINE_float("penalty_weight", _DEFAULTS.penalty_weight, "wgan_gp: weight of the penalty.")
+flags.DEFINE_float(
+    "noise_variance",
+    _DEFAULTS.noise_variance,
+    "Variance of the noise on samples and data, falling linearly to 0; noisy_jsd: of its noise.",
 )
 
 
@@ -122,23 +254,30 @@ def from_flags() -> Config:
 
 def validate(config: Config, num_devices: int) -> None:
     """Raises UsageError for the first setting out of its range, before anything is compiled."""
-    if config.objective not in objectives.OBJECTIVES:
-        known = list(objectives.OBJECTIVES)
+    if config.objective not in OBJECTIVES:
+        known = list(OBJECTIVES)
         nearest = difflib.get_close_matches(config.objective, known, n=1, cutoff=0)[0]
         raise UsageError(
             f"objective: got {config.objective!r}; expected one of {', '.join(known)}. "
             f"Did you mean {nearest}?"
         )
-    for name in ("num_steps", "batch_size", "latent_dim", "width", "eval_every"):
-        if getattr(config, name) < 1:
-            raise UsageError(f"{name}: got {getattr(config, name)}; expected an integer >= 1")
-    for name in ("learning_rate", "ridge", "resident_gib", "kernel_scales"):
+    counts = ("num_steps", "batch_size", "latent_dim", "width", "eval_every", "critic_steps")
+    for name in counts:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UsageError(f"{name}: got {value}; expected an integer >= 1")
+    rates = ("learning_rate", "critic_learning_rate", "clip", "penalty_weight")
+    for name in (*rates, "ridge", "resident_gib", "kernel_scales"):
         setting = getattr(config, name)
         for value in np.atleast_1d(() if setting is None else setting):
             if not 0 < value < math.inf:
                 raise UsageError(f"{name}: got {value}; expected a positive, finite number")
     if not 0 <= config.b1 < 1:
         raise UsageError(f"b1: got {config.b1}; expected a number in [0, 1)")
+    lowest = "> 0" if config.objective == "noisy_jsd" else ">= 0"
+    noise = config.noise_variance
+    if not (0 < noise < math.inf or (noise == 0 and lowest == ">= 0")):
+        raise UsageError(f"noise_variance: got {noise}; expected a number {lowest}")
     if config.batch_size % num_devices:
         below = config.batch_size // num_devices * num_devices
         sizes = [size for size in (below, below + num_devices) if size > 0]

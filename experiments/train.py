@@ -7,7 +7,6 @@ the same command again to resume: the newest intact checkpoint is taken up, and 
 there on are those of an uninterrupted run.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -25,7 +24,11 @@ from experiments.data import Dataset
 from experiments.errors import Terminated, UsageError
 from experiments.runtime import Signals, Workdir
 from experiments.settings import Config
-from kernelgrad import kernels, mmd, objectives, train
+from kernelgrad import critic as critics
+from kernelgrad import kernels, mmd, train
+from kernelgrad.critic import Critic, CriticState
+from kernelgrad.objectives import Objective
+from kernelgrad.two_player import TwoPlayer
 from kernelgrad.types import Array, Key, PyTree
 
 ScoreFn = Callable[[Array], dict[str, float]]
@@ -48,15 +51,17 @@ class Model(NamedTuple):
 
     generate: Callable[[PyTree, PyTree, Array], Array]
     generator: train.Generator
+    objective: Objective | Critic
     optimizer: optax.GradientTransformation
     sample_latents: Callable[[Key, int], Array]
     initial_state: Callable[[Key], train.TrainState]
 
 
 def build(config: Config, dataset: Dataset, axis_name: str | None = None) -> Model:
-    """Returns the model of a config: networks, prior and optimizer."""
+    """Returns the model of a config: networks, prior, objective and optimizer."""
     network = networks.generator_for(dataset.sample_shape, config.width, axis_name)
     optimizer = optax.adam(config.learning_rate, b1=config.b1)
+    objective, init_critic = _build_objective(config, dataset)
 
     def sample_latents(key: Key, n: int) -> Array:
         return settings.PRIORS[config.prior](key, (n, config.latent_dim))
@@ -72,18 +77,39 @@ def build(config: Config, dataset: Dataset, axis_name: str | None = None) -> Mod
 
     def initial_state(key: Key) -> train.TrainState:
         variables = network.init(key, sample_latents(key, 2), train=False)
-        return train.init(variables["params"], variables.get("batch_stats", {}), optimizer)
+        stats = variables.get("batch_stats", {})
+        critic_state = init_critic(jax.random.fold_in(key, 1))
+        return train.init(variables["params"], stats, optimizer, critic_state)
 
-    return Model(generate, generator, optimizer, sample_latents, initial_state)
+    return Model(generate, generator, objective, optimizer, sample_latents, initial_state)
 
 
-def build_objective(config: Config) -> objectives.Objective:
-    """Returns the objective of a config."""
-    make_kernel = functools.partial(
-        kernels.median_mixture, settings.KERNELS[config.kernel], scales=config.kernel_scales
-    )
-    options = {"ridge": config.ridge} if config.objective == "kl" else {}
-    return objectives.OBJECTIVES[config.objective](make_kernel, **options)
+def _build_objective(
+    config: Config, dataset: Dataset
+) -> tuple[Objective | Critic, Callable[[Key], CriticState | None]]:
+    """Returns the objective of a config, with its critic if it has one, and that one's start."""
+    objective = settings.OBJECTIVES[config.objective].make(config)
+    if not isinstance(objective, TwoPlayer):
+        return objective, lambda _: None
+    default = settings.OBJECTIVES[config.objective].spectral_norm
+    spectral_norm = default if config.spectral_norm is None else config.spectral_norm
+    network = networks.critic_for(dataset.sample_shape, config.width, spectral_norm)
+
+    def apply(params: PyTree, stats: PyTree, points: Array) -> tuple[Array, PyTree]:
+        variables = {"params": params, "batch_stats": stats}
+        values, updated = network.apply(variables, points, train=True, mutable=["batch_stats"])
+        return values, updated.get("batch_stats", {})
+
+    rate = config.critic_learning_rate or config.learning_rate
+    optimizer = optax.adam(rate, b1=config.b1)
+    critic = Critic(objective, apply, optimizer, settings.critic_steps(config))
+
+    def initial_state(key: Key) -> CriticState:
+        points = jnp.zeros((2, *dataset.sample_shape))
+        variables = network.init(key, points, train=False)
+        return critics.init(variables["params"], variables.get("batch_stats", {}), critic)
+
+    return critic, initial_state
 
 
 def run(
@@ -120,10 +146,11 @@ def run(
         raise UsageError(f"num_devices: got {num_devices}; expected at most {len(devices)}")
     settings.validate(config, len(devices))
     dataset = datasets.load(config.dataset, data_dir, seed=config.seed)
-    if len(dataset.train) < config.batch_size:
+    rows = settings.rows_per_step(config)
+    if len(dataset.train) < rows:
         raise UsageError(
-            f"batch_size: got {config.batch_size}; expected at most the {len(dataset.train)} "
-            f"training examples of {config.dataset}"
+            f"batch_size: got {config.batch_size}, {rows} rows a step; expected at most the "
+            f"{len(dataset.train)} training examples of {config.dataset}"
         )
     with (
         Workdir(
@@ -155,7 +182,7 @@ def _train(
         return folder.history()[-1]
 
     per_record = steps_per_record(config, step)
-    per_call = steps_per_call(per_record, devices)
+    per_call = steps_per_call(per_record, dataset, devices)
     advance = make_advance(config, dataset, model, per_call, step, devices)
     evaluate = _make_evaluate(model, dataset, folder, eval_key, config, extra_scores)
     state = train.replicate(host_state, devices)
@@ -197,9 +224,9 @@ def steps_per_record(config: Config, start: int = 0) -> int:
     return max(n for n in range(1, _MAX_STEPS_PER_RECORD + 1) if common % n == 0)
 
 
-def steps_per_call(per_record: int, devices: list[jax.Device]) -> int:
-    """Returns the steps of one compiled call: 1 on a CPU, where XLA's loops slow convolutions."""
-    return 1 if devices[0].platform == "cpu" else per_record
+def steps_per_call(per_record: int, dataset: Dataset, devices: list[jax.Device]) -> int:
+    """Returns the steps of one call: 1 for images on a CPU, where loops slow convolutions."""
+    return 1 if dataset.is_image and devices[0].platform == "cpu" else per_record
 
 
 def make_advance(
@@ -211,16 +238,21 @@ def make_advance(
     devices: list[jax.Device],
 ) -> Callable[[PyTree, Key], tuple[PyTree, PyTree]]:
     """Returns (state, key) -> (state, info), `per_call` steps on all devices."""
+    anneals = config.noise_variance and config.objective != "noisy_jsd"
     train_step = train.make_train_step(
         model.generator,
-        build_objective(config),
+        model.objective,
         model.optimizer,
         sample_latents=model.sample_latents,
+        noise_variance=(
+            optax.linear_schedule(config.noise_variance, 0.0, config.num_steps) if anneals else None
+        ),
         axis_name=train.AXIS,
     )
+    rows = settings.rows_per_step(config)
     if dataset.train.nbytes <= config.resident_gib * 2**30:
         scan = train.scan_resident(
-            train_step, batch_size=config.batch_size, num_steps=per_call, axis_name=train.AXIS
+            train_step, batch_size=rows, num_steps=per_call, axis_name=train.AXIS
         )
         mapped = train.pmap_train_step(scan, devices)
         resident = train.replicate(dataset.train, devices)
@@ -228,9 +260,7 @@ def make_advance(
 
     mapped = train.pmap_train_step(train.scan_batches(train_step), devices)
     batches = feed.prefetched(
-        feed.host_batches(
-            dataset.train, config.seed, config.batch_size, per_call, start, len(devices)
-        )
+        feed.host_batches(dataset.train, config.seed, rows, per_call, start, len(devices))
     )
     return lambda state, key: mapped(state, key, next(batches))
 

@@ -46,6 +46,13 @@ def points(**arrays: Array) -> None:
             )
 
 
+def batches(**arrays: Array) -> None:
+    """Raises ValueError for the first argument that is not a floating (n, ...) array."""
+    floating(**arrays)
+    for name, array in arrays.items():
+        shape(name, array, ("n", *jnp.shape(array)[1:]))
+
+
 def in_range(
     name: str,
     value: float | Sequence[float] | Array,
@@ -72,6 +79,12 @@ def in_range(
         left, right = "[" if "l" in closed else "(", "]" if "r" in closed else ")"
         expected = f"{left}{low:g}, {high:g}{right}".replace("inf)", "infinity)")
         raise ValueError(f"{name}: got {np.array2string(array)}; expected values in {expected}")
+
+
+def not_negative(**values: float | Sequence[float] | Array) -> None:
+    """Raises ValueError for the first argument with a concrete entry that is not in [0, inf)."""
+    for name, value in values.items():
+        in_range(name, value, 0.0, math.inf, closed="l")
 
 
 def positive(**values: float | Sequence[float] | Array) -> None:

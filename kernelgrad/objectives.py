@@ -1,19 +1,20 @@
 """The directions of the papers, packaged for the train step.
 
 An objective maps this device's samples and data to one vector per sample, to be descended, and a
-dict of scalars worth logging. Pair sums run over the union of all devices' samples.
+dict of scalars worth logging. Pair sums run over the union of all devices' samples. The objectives
+with a critic are in :mod:`kernelgrad.two_player`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Protocol
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, mmd, pairwise, score
-from kernelgrad.types import Array, Kernel, Key
-
-Info = dict[str, Array]
+from kernelgrad import _checks, adversarial, mmd, noise, pairwise, ratio, score
+from kernelgrad.types import Array, Info, Kernel, Key
 
 
 class MakeKernel(Protocol):
@@ -81,7 +82,7 @@ def kl(make_kernel: MakeKernel, *, ridge: float | None = None) -> Objective:
       ridge: eta of :func:`kl_direction`; None: ``score.default_ridge`` of the whole batch.
 
     Returns:
-      Objective with info ``mmd`` (the V-statistic of MMD^2, a monitor) and ``direction_rms``.
+      Objective with info ``mmd`` (the V-statistic of MMD^2, a monitor).
 
     Raises:
       ValueError: ridge <= 0.
@@ -99,7 +100,7 @@ def kl(make_kernel: MakeKernel, *, ridge: float | None = None) -> Objective:
         eta = score.default_ridge(size, kernel) if ridge is None else ridge
         direction = kl_direction(x, y, kernel, ridge=eta, axis_name=axis_name)
         value = mmd.mmd_v_statistic(x, y, kernel, axis_name=axis_name)
-        return direction.reshape(samples.shape), _info(direction, value, axis_name)
+        return direction.reshape(samples.shape), {"mmd": value}
 
     return objective
 
@@ -114,7 +115,7 @@ def mmd_v(make_kernel: MakeKernel) -> Objective:
       make_kernel: chooses the kernel of a batch.
 
     Returns:
-      Objective with info ``mmd`` (its value) and ``direction_rms``.
+      Objective with info ``mmd`` (its value).
     """
 
     def objective(
@@ -126,20 +127,111 @@ def mmd_v(make_kernel: MakeKernel) -> Objective:
         size = x.shape[0] * pairwise.num_devices(axis_name)
         value, gradient = mmd.mmd_value_and_gradient(x, y, kernel, axis_name=axis_name)
         direction = size * gradient
-        return direction.reshape(samples.shape), _info(direction, value, axis_name)
+        return direction.reshape(samples.shape), {"mmd": value}
 
     return objective
 
 
-OBJECTIVES: dict[str, Callable[..., Objective]] = {"kl": kl, "mmd": mmd_v}
+def noisy_jsd(*, variance: float) -> Objective:
+    """Returns the objective that descends 2 JSD between the noised clouds, without any network.
+
+    The discriminator is the optimal one between both clouds under Gaussian noise, in closed form;
+    its direction is taken at the samples plus fresh noise.
+
+    Args:
+      variance: of the noise on every coordinate, > 0, in squared units of the samples.
+
+    Returns:
+      Objective with info ``jsd`` (its estimate at the noised samples and data, in nats).
+
+    Raises:
+      ValueError: variance <= 0.
+
+    References:
+      Arjovsky & Bottou 2017, Theorem 3.2.
+    """
+    _checks.positive(variance=variance)
+
+    def objective(
+        key: Key, samples: Array, data: Array, *, axis_name: str | None = None
+    ) -> tuple[Array, Info]:
+        x, y = _flat(samples), _flat(data)
+        noised_x, noised_y = (
+            noise.instance_noise(one, points, variance=variance, axis_name=axis_name)
+            for one, points in zip(jax.random.split(key), (x, y), strict=True)
+        )
+        logits = {}
+        for name, points in (("fake", noised_x), ("real", noised_y)):
+            logits[name] = noise.noisy_logits(points, y, x, variance=variance, axis_name=axis_name)
+        jsd = adversarial.jsd_estimate(logits["real"], logits["fake"])
+        direction = noise.noisy_jsd_direction(
+            noised_x, y, x, variance=variance, axis_name=axis_name
+        )
+        info = {"jsd": _over_devices(jsd, axis_name)}
+        return direction.reshape(samples.shape), info
+
+    return objective
+
+
+def ratio_ulsif(make_kernel: MakeKernel, *, ridge: float = 0.1) -> Objective:
+    """Returns the objective that descends log q / p, with the ratio fitted by least squares.
+
+    The weights are kept from being negative (:func:`ratio.lsif`): while the clouds are apart, the
+    logarithm of an unconstrained fit has a gradient that is mostly noise.
+
+    Args:
+      make_kernel: chooses the kernel of a batch, centred on the batch's data; k > 0.
+      ridge: lambda of :func:`ratio.lsif`, > 0.
+
+    Returns:
+      Objective with info ``log_ratio`` (mean over the samples of log q / p, an estimate of
+      KL[q || p] in nats).
+
+    Raises:
+      ValueError: ridge <= 0.
+
+    References:
+      Huszar 2016 (an alternative update rule for GANs), alternative M-step #2; Kanamori, Hido &
+      Sugiyama 2009, section 3.1.
+    """
+    _checks.positive(ridge=ridge)
+    return _ratio(make_kernel, functools.partial(ratio.lsif, ridge=ridge))
+
+
+def ratio_kliep(make_kernel: MakeKernel) -> Objective:
+    """Returns the objective that descends log q / p, with the ratio fitted by KLIEP.
+
+    Args:
+      make_kernel: chooses the kernel of a batch, centred on the batch's data; k > 0.
+
+    Returns:
+      Objective, infos of :func:`ratio_ulsif`.
+
+    References:
+      Huszar 2016 (an alternative update rule for GANs), alternative M-step #2; Sugiyama et al.
+      2008, section 2.2.
+    """
+    return _ratio(make_kernel, ratio.kliep)
+
+
+def _ratio(make_kernel: MakeKernel, fit: Callable[..., ratio.RatioModel]) -> Objective:
+    def objective(
+        key: Key, samples: Array, data: Array, *, axis_name: str | None = None
+    ) -> tuple[Array, Info]:
+        del key
+        x, y = _flat(samples), _flat(data)
+        model = fit(y, x, make_kernel(x, y, axis_name=axis_name), axis_name=axis_name)
+        log_ratio, pull = jax.vjp(lambda points: -ratio.log_density_ratio(model, points), x)
+        (direction,) = pull(jnp.ones_like(log_ratio))
+        info = {"log_ratio": _over_devices(jnp.mean(log_ratio), axis_name)}
+        return direction.reshape(samples.shape), {**info}
+
+    return objective
 
 
 def _flat(points: Array) -> Array:
     return points.reshape(points.shape[0], -1)
 
 
-def _info(direction: Array, mmd_value: Array, axis_name: str | None) -> Info:
-    mean_square = jnp.mean(jnp.sum(jnp.square(direction), axis=1))
-    if axis_name is not None:
-        mean_square = lax.pmean(mean_square, axis_name)
-    return {"mmd": mmd_value, "direction_rms": jnp.sqrt(mean_square)}
+def _over_devices(mean: Array, axis_name: str | None) -> Array:
+    return mean if axis_name is None else lax.pmean(mean, axis_name)

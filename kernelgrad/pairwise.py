@@ -444,6 +444,22 @@ def num_devices(axis_name: str | None) -> int:
     return 1 if axis_name is None else lax.axis_size(axis_name)
 
 
+def share(everything: Array, axis_name: str | None) -> Array:
+    """Returns this device's share of rows that all devices hold; :func:`gather` undoes it.
+
+    Args:
+      everything: shape (n, ...), the same on all devices, whose number divides n.
+      axis_name: of the devices; None: there is one.
+
+    Returns:
+      Rows, shape (n / devices, ...), contiguous, in device order.
+    """
+    if axis_name is None:
+        return everything
+    size = everything.shape[0] // num_devices(axis_name)
+    return lax.dynamic_slice_in_dim(everything, lax.axis_index(axis_name) * size, size)
+
+
 def gather(array: Array | None, axis_name: str | None) -> Any:
     """Returns the union over devices, in device order.
 

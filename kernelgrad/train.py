@@ -4,11 +4,15 @@
     direction = objective(samples, data)          one vector per sample
     params   <- optimizer(pullback(direction))    chain rule, Optax
 
+An objective of two players has a critic, which makes steps of its own before every step of the
+generator, each on fresh samples and data.
+
 Everything random in step t is a function of (key, t): the batch, the latents and the objective's
 own noise. A run that stops and resumes therefore continues the very same sequence, and D devices
 with n / D samples each make the update of one device with n.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -19,9 +23,11 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kernelgrad import _checks, pairwise, pullback
-from kernelgrad.objectives import Info, Objective
-from kernelgrad.types import Array, Key, PyTree
+from kernelgrad import _checks, noise, pairwise, pullback
+from kernelgrad import critic as critics
+from kernelgrad.critic import Critic, CriticState
+from kernelgrad.objectives import Objective
+from kernelgrad.types import Array, Info, Key, PyTree
 
 AXIS = "devices"
 
@@ -34,12 +40,14 @@ class TrainState(NamedTuple):
       params: the generator's parameters.
       batch_stats: the generator's running statistics; an empty dict without batch normalisation.
       opt_state: the state of the Optax optimizer.
+      critic: the critic's state; None without one.
     """
 
     step: Array
     params: PyTree
     batch_stats: PyTree
     opt_state: optax.OptState
+    critic: CriticState | None = None
 
 
 class Generator(Protocol):
@@ -58,8 +66,20 @@ class TrainStep(Protocol):
         ...
 
 
+class _Batch(NamedTuple):
+    """What one step sees: latents and their samples, and both clouds as the objective gets them."""
+
+    latents: Array
+    batch_stats: PyTree
+    samples: Array
+    data: Array
+
+
 def init(
-    params: PyTree, batch_stats: PyTree, optimizer: optax.GradientTransformation
+    params: PyTree,
+    batch_stats: PyTree,
+    optimizer: optax.GradientTransformation,
+    critic: CriticState | None = None,
 ) -> TrainState:
     """Returns the state before the first step.
 
@@ -67,19 +87,22 @@ def init(
       params: the generator's initial parameters.
       batch_stats: the generator's initial running statistics.
       optimizer: the Optax optimizer that will be stepped.
+      critic: the critic's initial state, for an objective of two players.
 
     Returns:
       State at step 0.
     """
-    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
+    step = jnp.zeros((), jnp.int32)
+    return TrainState(step, params, batch_stats, optimizer.init(params), critic)
 
 
 def make_train_step(
     generator: Generator,
-    objective: Objective,
+    objective: Objective | Critic,
     optimizer: optax.GradientTransformation,
     *,
     sample_latents: Callable[[Key, int], Array],
+    noise_variance: optax.Schedule | None = None,
     axis_name: str | None = None,
     pull_back: Callable[[Callable[[PyTree], Array], PyTree, Array], PyTree] = pullback.chain_rule,
 ) -> TrainStep:
@@ -89,39 +112,106 @@ def make_train_step(
 
     Args:
       generator: the network in training mode.
-      objective: direction phi per sample, to be descended.
+      objective: direction phi per sample, to be descended; or a critic, with an objective of two
+        players, whose state is in the train state.
       optimizer: any Optax optimizer.
       sample_latents: (key, n) -> n latents, i.i.d. by row.
+      noise_variance: step -> variance >= 0 of the Gaussian noise that is added to every coordinate
+        of samples and data alike before objective and critic see them; None: no noise.
       axis_name: mapped axis over devices; each passes its own share of the batch and the update is
-        that of the whole batch. The generator must synchronise its batch statistics over it.
+        that of the whole batch. The networks must synchronise their batch statistics over it.
       pull_back: (generator_fn, params, direction) -> gradient.
 
     Returns:
-      train_step(state, key, data) -> (state, info). info holds the objective's scalars and
-      ``finite``: whether the direction, the gradient and the new parameters are.
+      train_step(state, key, data) -> (state, info). With a critic data holds ``critic.num_steps``
+      batches, row i in batch i modulo their number; the generator's step sees the last one. info
+      holds the objective's scalars, ``direction_rms`` (root of the mean squared norm of phi) and
+      ``finite`` (whether all new parameters are).
+
+    Raises:
+      ValueError: a critic without steps; at trace time, a train state without the critic's, or rows
+        that the critic's steps do not divide.
+
+    References:
+      Goodfellow et al. 2014, algorithm 1; the noise: Arjovsky & Bottou 2017, section 3.
     """
+    num_batches = objective.num_steps if isinstance(objective, Critic) else 1
+    _checks.at_least("critic.num_steps", num_batches, 1)
+
+    def noised(key: Key, step: Array, points: Array) -> Array:
+        if noise_variance is None:
+            return points
+        variance = noise_variance(step)
+        return noise.instance_noise(key, points, variance=variance, axis_name=axis_name)
+
+    def draw(state: TrainState, latent_key: Key, noise_key: Key, data: Array) -> _Batch:
+        size = data.shape[0] * pairwise.num_devices(axis_name)
+        latents = pairwise.share(sample_latents(latent_key, size), axis_name)
+        samples, batch_stats = generator(state.params, state.batch_stats, latents)
+        sample_key, data_key = jax.random.split(noise_key)
+        return _Batch(
+            latents,
+            batch_stats,
+            noised(sample_key, state.step, lax.stop_gradient(samples)),
+            noised(data_key, state.step, data),
+        )
+
+    def follow(
+        critic: Critic, state: TrainState, key: Key, batches: Array
+    ) -> tuple[TrainState, Callable[..., tuple[Array, Info]], Info]:
+        """Trains the critic, and returns the direction that follows it."""
+        if state.critic is None:
+            raise ValueError("state.critic: got None; expected the state of critic.init")
+
+        def body(critic_state: CriticState, item: tuple[Key, Array]) -> tuple[CriticState, Info]:
+            latent_key, noise_key, loss_key = jax.random.split(item[0], 3)
+            batch = draw(state, latent_key, noise_key, item[1])
+            return critics.step(
+                loss_key, critic_state, critic, batch.samples, batch.data, axis_name=axis_name
+            )
+
+        items = (jax.random.split(key, num_batches), batches)
+        critic_state, infos = lax.scan(body, state.critic, items, unroll=True)
+        last = jax.tree.map(lambda values: values[-1], infos)
+        direction_fn = functools.partial(
+            critic.objective.direction, critics.bind(critic_state, critic)
+        )
+        return state._replace(critic=critic_state), direction_fn, last
 
     def train_step(state: TrainState, key: Key, data: Array) -> tuple[TrainState, Info]:
-        latent_key, objective_key = jax.random.split(jax.random.fold_in(key, state.step))
-        latents = _share(
-            sample_latents(latent_key, data.shape[0] * pairwise.num_devices(axis_name)), axis_name
+        latent_key, objective_key, noise_key, critic_key = jax.random.split(
+            jax.random.fold_in(key, state.step), 4
         )
-        samples, batch_stats = generator(state.params, state.batch_stats, latents)
-        direction, info = objective(
-            objective_key, lax.stop_gradient(samples), data, axis_name=axis_name
+        if data.shape[0] % num_batches:
+            raise ValueError(
+                f"data: got {data.shape[0]} rows; expected a multiple of critic.num_steps, "
+                f"{num_batches}"
+            )
+        batches = data.reshape(-1, num_batches, *data.shape[1:]).swapaxes(0, 1)
+        if isinstance(objective, Critic):
+            state, direction_fn, critic_info = follow(objective, state, critic_key, batches)
+        else:
+            direction_fn, critic_info = objective, {}
+        batch = draw(state, latent_key, noise_key, batches[-1])
+        direction, info = direction_fn(
+            objective_key, batch.samples, batch.data, axis_name=axis_name
         )
 
         def generator_fn(params: PyTree) -> Array:
-            return generator(params, state.batch_stats, latents)[0]
+            return generator(params, state.batch_stats, batch.latents)[0]
 
         gradient = pull_back(generator_fn, state.params, direction)
+        batch_stats = batch.batch_stats
         if axis_name is not None:
             gradient, batch_stats = lax.pmean((gradient, batch_stats), axis_name)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        finite = jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)])
-        new_state = TrainState(state.step + 1, params, batch_stats, opt_state)
-        return new_state, {**info, "finite": jnp.all(finite)}
+        new_state = TrainState(state.step + 1, params, batch_stats, opt_state, state.critic)
+        monitors = {
+            "direction_rms": _rms(direction, axis_name),
+            "finite": _finite(params, state.critic),
+        }
+        return new_state, {**critic_info, **info, **monitors}
 
     return train_step
 
@@ -136,7 +226,8 @@ def scan_resident(
 
     Args:
       train_step: the step, made with the same axis_name.
-      batch_size: size of the whole batch, over all devices; static.
+      batch_size: rows per step, over all devices; static. An objective of two players needs a batch
+        for each step of its critic.
       num_steps: steps per call; static. On a CPU prefer 1: XLA runs convolutions several times
         slower inside a loop there.
       axis_name: mapped axis over devices, each holding the whole data set.
@@ -165,7 +256,7 @@ def scan_resident(
         def body(state: TrainState, _: Array) -> tuple[TrainState, Info]:
             draw_key = jax.random.fold_in(batch_key, state.step)
             chosen = jax.random.randint(draw_key, (batch_size,), low, high)
-            batch = as_unit_interval(data[_share(chosen, axis_name)])
+            batch = as_unit_interval(data[pairwise.share(chosen, axis_name)])
             return train_step(state, step_key, batch)
 
         return _scan(body, state, jnp.arange(num_steps))
@@ -269,9 +360,12 @@ def _scan(
     return state, jax.tree.map(lambda value: value[None], info)
 
 
-def _share(everything: Array, axis_name: str | None) -> Array:
-    """Returns this device's contiguous share of the leading axis."""
-    if axis_name is None:
-        return everything
-    size = everything.shape[0] // pairwise.num_devices(axis_name)
-    return lax.dynamic_slice_in_dim(everything, lax.axis_index(axis_name) * size, size)
+def _rms(direction: Array, axis_name: str | None) -> Array:
+    mean_square = jnp.sum(jnp.square(direction)) / direction.shape[0]
+    return jnp.sqrt(mean_square if axis_name is None else lax.pmean(mean_square, axis_name))
+
+
+def _finite(params: PyTree, critic: CriticState | None) -> Array:
+    """Returns whether all parameters are; shape ()."""
+    leaves = jax.tree.leaves((params, None if critic is None else critic.params))
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))

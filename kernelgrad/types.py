@@ -8,6 +8,7 @@ import jax
 Array = jax.Array
 Key = jax.Array
 PyTree = Any
+Info = dict[str, Array]  # scalars worth logging, by name
 
 LogDensityFn = Callable[[Array], Array]
 ScoreFn = Callable[[Array], Array]

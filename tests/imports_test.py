@@ -21,16 +21,17 @@ ROWS = [
     {"pairwise"},
     {"median", "_gram"},
     {"_solve"},
-    {"kernels"},
+    {"kernels", "_convex"},
     {
         *{"score", "mmd", "ksd", "svgd", "ratio", "kale", "adversarial", "hmc", "langevin"},
-        *{"metrics", "score_peers", "fssd"},
+        *{"metrics", "score_peers", "fssd", "kmm", "noise"},
     },
-    {"latent", "pullback", "objectives", "chains"},
+    {"latent", "pullback", "objectives", "two_player", "chains", "ratio_selection"},
+    {"critic"},
     {"train"},
 ]
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}
-OPTAX = {"train", "svgd", "pullback"}
+OPTAX = {"train", "critic", "svgd", "pullback"}
 
 
 def imported(source):

@@ -8,9 +8,18 @@ import numpy as np
 import oracles
 import pytest
 
-from kernelgrad import kernels, objectives, score
+from kernelgrad import kernels, mmd, objectives, score
 
 make_imq = functools.partial(kernels.median_mixture, kernels.imq_mixture)
+
+
+OBJECTIVES = {
+    "kl": objectives.kl(make_imq),
+    "mmd": objectives.mmd_v(make_imq),
+    "noisy_jsd": objectives.noisy_jsd(variance=0.5),
+    "ratio_ulsif": objectives.ratio_ulsif(make_imq),
+    "ratio_kliep": objectives.ratio_kliep(make_imq),
+}
 
 
 def _batch(rng, n=8, m=8, d=3):
@@ -43,8 +52,6 @@ def test_kl_objective_uses_the_median_mixture_and_the_default_ridge(key, rng):
     np.testing.assert_allclose(direction, expected, rtol=1e-4, atol=1e-5)
     discrepancy = oracles.mmd_v("imq_mixture", x, y, lengthscales)
     np.testing.assert_allclose(info["mmd"], discrepancy, rtol=1e-4)
-    rms = np.sqrt(np.mean(np.sum(expected**2, axis=1)))
-    np.testing.assert_allclose(info["direction_rms"], rms, rtol=1e-4)
 
 
 def test_mmd_objective_is_n_times_the_gradient_of_the_loops(key, rng):
@@ -63,21 +70,20 @@ def test_mmd_objective_is_n_times_the_gradient_of_the_loops(key, rng):
             np.testing.assert_allclose(direction[i, a], 4 * (up - down) / (2 * step), atol=1e-7)
 
 
-@pytest.mark.parametrize("name", objectives.OBJECTIVES)
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_descending_moves_the_samples_to_the_data(key, rng, name):
     x = jnp.asarray(rng.normal(size=(200, 2)), jnp.float32)
     y = jnp.asarray(rng.normal((1.0, -0.5), 1.0, size=(200, 2)), jnp.float32)
-    objective = objectives.OBJECTIVES[name](make_imq)
+    objective = OBJECTIVES[name]
 
     @jax.jit
     def move(x):
-        direction, info = objective(key, x, y)
-        return x - 0.3 * direction, info["mmd"]
+        return x - 0.3 * objective(key, x, y)[0]
 
-    _, start = move(x)
+    start = mmd.mmd_v_statistic(x, y, make_imq(x, y))
     for _ in range(40):
-        x, end = move(x)
-    assert end < 0.2 * start
+        x = move(x)
+    assert mmd.mmd_v_statistic(x, y, make_imq(x, y)) < 0.2 * start
     np.testing.assert_allclose(x.mean(axis=0), y.mean(axis=0), atol=0.25)
 
 
@@ -105,18 +111,17 @@ def test_kl_with_an_infinite_ridge_is_mmd(key, rng):
 def test_images_keep_their_shape(key, rng):
     images = jnp.asarray(rng.uniform(size=(6, 4, 4, 1)), jnp.float32)
     data = jnp.asarray(rng.uniform(size=(6, 4, 4, 1)), jnp.float32)
-    for make in objectives.OBJECTIVES.values():
-        objective = jax.jit(make(make_imq))
+    for objective in map(jax.jit, OBJECTIVES.values()):
         direction, _ = objective(key, images, data)
         flat, _ = objective(key, images.reshape(6, 16), data.reshape(6, 16))
         assert direction.shape == images.shape
         np.testing.assert_allclose(direction.reshape(6, 16), flat, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", objectives.OBJECTIVES)
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_two_devices_give_the_one_device_direction(key, rng, name):
     x, y = (jnp.asarray(s, jnp.float32) for s in _batch(rng, n=24, m=24, d=5))
-    objective = objectives.OBJECTIVES[name](make_imq)
+    objective = OBJECTIVES[name]
     alone, alone_info = jax.jit(objective)(key, x, y)
     spread, spread_info = jax.pmap(lambda a, b: objective(key, a, b, axis_name="i"), axis_name="i")(
         x.reshape(2, 12, 5), y.reshape(2, 12, 5)

@@ -10,10 +10,34 @@ import numpy as np
 import optax
 import pytest
 
-from kernelgrad import kernels, mmd, objectives, train
+from kernelgrad import adversarial, critic, kernels, mmd, objectives, train, two_player
 
 OPTIMIZER = optax.adam(0.01)
 make_imq = functools.partial(kernels.median_mixture, kernels.imq_mixture)
+
+
+def _critic_apply(params, stats, points):
+    hidden = jnp.tanh(points @ params["inner"])
+    return hidden @ params["outer"], {"calls": stats["calls"] + 1}
+
+
+def _critic(objective, num_steps=1):
+    return critic.Critic(objective, _critic_apply, optax.sgd(0.05), num_steps)
+
+
+OBJECTIVES = {
+    "kl": objectives.kl(make_imq),
+    "mmd": objectives.mmd_v(make_imq),
+    "noisy_jsd": objectives.noisy_jsd(variance=0.1),
+    "ratio_ulsif": objectives.ratio_ulsif(make_imq),
+    "ratio_kliep": objectives.ratio_kliep(make_imq),
+    "gan_saturating": _critic(two_player.gan_saturating()),
+    "gan_non_saturating": _critic(two_player.gan_non_saturating()),
+    "gan_kl": _critic(two_player.gan_kl(), 2),
+    "wgan_clip": _critic(two_player.wgan_clip(clip=0.5), 2),
+    "wgan_gp": _critic(two_player.wgan_gp(), 2),
+    "hinge": _critic(two_player.hinge()),
+}
 
 
 def _generator(params, batch_stats, latents):
@@ -25,18 +49,26 @@ def _sample_latents(key, n):
     return jax.random.normal(key, (n, 3))
 
 
-def _setup(rng, objective="kl", axis_name=None):
+def _setup(rng, objective="kl", axis_name=None, noise_variance=None):
     params = {
         "inner": jnp.asarray(rng.normal(size=(3, 8)), jnp.float32),
         "outer": jnp.asarray(rng.normal(size=(8, 2)), jnp.float32),
         "bias": jnp.zeros((1, 2)),
     }
-    state = train.init(params, {"calls": jnp.zeros(())}, OPTIMIZER)
+    critic_state = None
+    if isinstance(OBJECTIVES[objective], critic.Critic):
+        critic_params = {
+            "inner": jnp.asarray(rng.normal(size=(2, 6)), jnp.float32),
+            "outer": jnp.asarray(rng.normal(size=6), jnp.float32),
+        }
+        critic_state = critic.init(critic_params, {"calls": jnp.zeros(())}, OBJECTIVES[objective])
+    state = train.init(params, {"calls": jnp.zeros(())}, OPTIMIZER, critic_state)
     step = train.make_train_step(
         _generator,
-        objectives.OBJECTIVES[objective](make_imq),
+        OBJECTIVES[objective],
         OPTIMIZER,
         sample_latents=_sample_latents,
+        noise_variance=noise_variance,
         axis_name=axis_name,
     )
     data = jnp.asarray(rng.normal(1.0, 0.5, size=(70, 2)), jnp.float32)
@@ -68,7 +100,7 @@ def test_one_step_is_the_mmd_loss_differentiated_through_the_generator(key, rng)
     assert info["finite"]
 
 
-@pytest.mark.parametrize("objective", objectives.OBJECTIVES)
+@pytest.mark.parametrize("objective", ["kl", "mmd"])
 def test_training_fits_the_data(key, rng, objective):
     state, step, data = _setup(rng, objective)
     run = jax.jit(train.scan_resident(step, batch_size=35, num_steps=200))
@@ -94,8 +126,9 @@ def test_batches_are_distinct_examples_each_as_likely(key):
         assert np.abs(counts[start:end] - expected).max() < 5 * noise
 
 
-def test_a_run_cut_into_calls_is_bit_identical(key, rng):
-    state, step, data = _setup(rng)
+@pytest.mark.parametrize("objective", ["kl", "wgan_gp"])
+def test_a_run_cut_into_calls_is_bit_identical(key, rng, objective):
+    state, step, data = _setup(rng, objective)
     whole = jax.jit(train.scan_resident(step, batch_size=20, num_steps=12))
     reference, _ = whole(state, key, data)
     cut = jax.jit(train.scan_resident(step, batch_size=20, num_steps=4))
@@ -104,21 +137,93 @@ def test_a_run_cut_into_calls_is_bit_identical(key, rng):
     chex.assert_trees_all_equal(state, reference)
 
 
-@pytest.mark.parametrize("objective", objectives.OBJECTIVES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_two_devices_make_the_one_device_update(key, rng, objective):
-    state, step, data = _setup(rng, objective)
+    schedule = optax.linear_schedule(0.2, 0.0, 4)
+    state, step, data = _setup(rng, objective, noise_variance=schedule)
     alone, alone_info = jax.jit(train.scan_resident(step, batch_size=20, num_steps=5))(
         state, key, data
     )
-    _, step, _ = _setup(rng, objective, axis_name=train.AXIS)
+    _, step, _ = _setup(rng, objective, axis_name=train.AXIS, noise_variance=schedule)
     run = train.scan_resident(step, batch_size=20, num_steps=5, axis_name=train.AXIS)
     devices = jax.devices()[:2]
     mapped = train.pmap_train_step(run, devices)
     spread, info = mapped(train.replicate(state, devices), key, train.replicate(data, devices))
-    _assert_close(train.unreplicate(spread).params, alone.params, 1e-5)
-    _assert_close(train.unreplicate(info)["mmd"], alone_info["mmd"], 1e-5)
+    one = train.unreplicate(spread)
+    _assert_close((one.params, one.critic), (alone.params, alone.critic), 2e-5)
+    _assert_close(train.unreplicate(info), alone_info, 1e-4)
     for leaf in jax.tree.leaves(spread):
         np.testing.assert_array_equal(leaf[0], leaf[1])
+
+
+def test_one_step_of_two_players_is_the_hand_written_loop(key, rng):
+    """Two critic steps on their own batches, noise on everything, then the generator's."""
+    variance = 0.3
+    state, step, data = _setup(rng, "gan_kl", noise_variance=lambda step: variance + 0.0 * step)
+    rows = data[:20]
+    new_state, info = jax.jit(step)(state, key, rows)
+
+    latent_key, _, noise_key, critic_key = jax.random.split(jax.random.fold_in(key, 0), 4)
+
+    def clouds(latent_key, noise_key, batch):
+        latents = _sample_latents(latent_key, 10)
+        noise = [
+            np.sqrt(variance) * jax.random.normal(k, (10, 2)) for k in jax.random.split(noise_key)
+        ]
+        return latents, _generator(state.params, state.batch_stats, latents)[0], batch, noise
+
+    params, optimizer = state.critic.params, optax.sgd(0.05)
+    for half, half_key in enumerate(jax.random.split(critic_key, 2)):
+        latent, noisy, _ = jax.random.split(half_key, 3)
+        _, fake, real, noise = clouds(latent, noisy, rows[half::2])
+
+        def critic_loss(params, fake=fake + noise[0], real=real + noise[1]):
+            values = [_critic_apply(params, state.critic.stats, x)[0] for x in (real, fake)]
+            return adversarial.discriminator_loss(*values)
+
+        value, gradient = jax.value_and_grad(critic_loss)(params)
+        updates, _ = optimizer.update(gradient, optimizer.init(params))
+        params = optax.apply_updates(params, updates)
+    latents, _, _, noise = clouds(latent_key, noise_key, rows[1::2])
+
+    def loss(generator_params):
+        fake = _generator(generator_params, state.batch_stats, latents)[0] + noise[0]
+        return adversarial.kl_loss(_critic_apply(params, {"calls": 0}, fake)[0])
+
+    updates, _ = OPTIMIZER.update(jax.grad(loss)(state.params), state.opt_state, state.params)
+    _assert_close(new_state.critic.params, params, 1e-5)
+    _assert_close(new_state.params, optax.apply_updates(state.params, updates), 1e-5)
+    np.testing.assert_allclose(info["critic_loss"], value, rtol=1e-5)
+    assert new_state.critic.stats["calls"] == 2
+
+
+def test_critic_starts_from_its_state(key, rng):
+    state, step, data = _setup(rng, "wgan_gp")
+    with pytest.raises(ValueError, match=r"state.critic: got None"):
+        step(state._replace(critic=None), key, data[:20])
+    with pytest.raises(ValueError, match=r"data: got 21 rows; expected a multiple of critic"):
+        step(state, key, data[:21])
+    broken = state._replace(critic=jax.tree.map(lambda leaf: leaf * jnp.nan, state.critic))
+    _, info = jax.jit(step)(broken, key, data[:20])
+    assert not info["finite"]
+    with pytest.raises(ValueError, match=r"critic.num_steps: got 0"):
+        train.make_train_step(
+            _generator,
+            _critic(two_player.hinge(), 0),
+            OPTIMIZER,
+            sample_latents=_sample_latents,
+        )
+
+
+def test_direction_rms_is_the_root_of_the_mean_square(key, rng):
+    state, _, data = _setup(rng)
+    step = train.make_train_step(
+        _generator,
+        lambda key, x, y, axis_name: (jnp.broadcast_to(jnp.array([3.0, 4.0]), x.shape), {}),
+        OPTIMIZER,
+        sample_latents=_sample_latents,
+    )
+    np.testing.assert_allclose(step(state, key, data)[1]["direction_rms"], 5.0, rtol=1e-6)
 
 
 def test_pmapped_step_compiles_once_and_donates_the_state(key, rng):

@@ -1,0 +1,175 @@
+"""Convex problems of density ratios, each by the iteration that suits it, and what that left."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from kernelgrad import _gram, _solve
+from kernelgrad.types import Array
+
+_HALVINGS = 20  # of a Newton step, before it counts as no step
+
+_Projected = tuple[Array, Array, Array, Array, Array]
+_Mixture = tuple[Array, Array, Array]
+_Newton = tuple[Array, Array, Array, Array]
+
+
+def mixture_shares(
+    log_likelihood: Array, *, num_steps: int, tolerance: Array
+) -> tuple[Array, Array]:
+    r"""Returns the proportions that make a sample of a mixture the likeliest.
+
+    .. math:: \max_\pi \frac1n \sum_i \log \sum_c \pi_c e^{l_{ic}}, \quad \pi \ge 0, \;
+        \textstyle\sum_c \pi_c = 1
+
+    by expectation-maximisation from equal shares. With the factor :math:`f_c = \frac1n \sum_i
+    e^{l_{ic}} / \sum_{c'} \pi_{c'} e^{l_{ic'}}` of the next step, no pi is better by more than
+    :math:`\log \max_c f_c`.
+
+    Args:
+      log_likelihood: l; shape (n, c).
+      num_steps: greatest number T of steps; static.
+      tolerance: gap at which to stop before.
+
+    Returns:
+      log pi, shape (c,), and the gap left, shape (), at most log(c) / T nats a sample.
+
+    Cost: O(T n c) time, O(n c) memory.
+
+    References:
+      Csiszar & Tusnady 1984.
+    """
+    # one factor a row drops out; so no row vanishes: a lone greatest entry keeps a share >= 1/n
+    likelihood = jnp.exp(log_likelihood - jnp.max(log_likelihood, axis=1, keepdims=True))
+    n, c = likelihood.shape
+
+    def growth(shares: Array) -> Array:
+        return _gram.dot(1 / (n * _gram.dot(likelihood, shares)), likelihood)
+
+    def unfinished(state: _Mixture) -> Array:
+        _, factor, step = state
+        return (jnp.log(jnp.max(factor)) > tolerance) & (step < num_steps)
+
+    def raise_likelihood(state: _Mixture) -> _Mixture:
+        shares, factor, step = state
+        shares = shares * factor
+        shares = shares / jnp.sum(shares)
+        return shares, growth(shares), step + 1
+
+    even = jnp.full(c, 1 / c, likelihood.dtype)
+    start = even, growth(even), jnp.zeros((), jnp.int32)
+    shares, factor, _ = lax.while_loop(unfinished, raise_likelihood, start)
+    return jnp.log(shares), jnp.maximum(jnp.log(jnp.max(factor)), 0)
+
+
+def classifier(
+    features: Array, offsets: Array, ridge: Array, *, num_steps: int, tolerance: Array
+) -> tuple[Array, Array]:
+    r"""Returns the weights of a penalised logistic regression.
+
+    .. math:: \min_w \frac1n \sum_i \log(1 + e^{-w^\top \phi_i - o_i}) + \frac\lambda2 |w|^2
+
+    by Newton's method from 0, each step halved until it is the best of its halves, so that the
+    objective never rises. A label of -1 is a phi and an o of the other sign.
+
+    Args:
+      features: phi; shape (n, c).
+      offsets: o; shape (n,).
+      ridge: lambda > 0; shape ().
+      num_steps: greatest number T of steps; static.
+      tolerance: gap at which to stop before.
+
+    Returns:
+      w, shape (c,), and half of the squared Newton decrement before the last step, shape (); NaN
+      where the Cholesky factorisation fails.
+
+    Cost: O(T (n c^2 + c^3)) time, O(n c + c^2) memory.
+
+    References:
+      Boyd & Vandenberghe 2004, section 9.5.
+    """
+    n, c = features.shape
+    scales = jnp.append(0.5 ** jnp.arange(_HALVINGS, dtype=features.dtype), 0)
+
+    def objective(margins: Array, weights: Array) -> Array:
+        return jnp.mean(jax.nn.softplus(-margins)) + ridge / 2 * jnp.sum(jnp.square(weights))
+
+    def unfinished(state: _Newton) -> Array:
+        _, gap, scale, step = state
+        return (gap > tolerance) & (scale > 0) & (step < num_steps)
+
+    def descend(
+        state: _Newton,
+    ) -> _Newton:
+        weights, _, _, step = state
+        margins = _gram.dot(features, weights) + offsets
+        errors = jax.nn.sigmoid(-margins)
+        gradient = ridge * weights - _gram.dot(errors, features) / n
+        curvature = errors * jax.nn.sigmoid(margins) / n
+        hessian = _gram.dot(features.T, curvature[:, None] * features)
+        change = -_solve.dense(hessian, ridge)(gradient[:, None])[:, 0]
+        turned = _gram.dot(features, change)
+        values = jax.vmap(lambda s: objective(margins + s * turned, weights + s * change))(scales)
+        scale = scales[jnp.argmin(values)]
+        return weights + scale * change, -jnp.sum(gradient * change) / 2, scale, step + 1
+
+    infinite, one = jnp.full((), jnp.inf, features.dtype), jnp.ones((), features.dtype)
+    start = jnp.zeros(c, features.dtype), infinite, one, jnp.zeros((), jnp.int32)
+    weights, gap, _, _ = lax.while_loop(unfinished, descend, start)
+    return weights, gap
+
+
+def quadratic(
+    matrix: Array,
+    target: Array,
+    project: Callable[[Array], Array],
+    start: Array,
+    *,
+    num_steps: int,
+    tolerance: Array,
+) -> tuple[Array, Array]:
+    r"""Returns the minimum of a quadratic over a convex set.
+
+    .. math:: \min_{w \in C} \tfrac12 w^\top A w - b^\top w
+
+    by accelerated projected gradients, restarted where they overshoot. The last gradient step
+    :math:`G = L (v - w)`, with L >= the largest eigenvalue of A and w the projection of v less its
+    gradient over L, bounds what is left by :math:`|G|^2 / (2 \mu)` if no eigenvalue is below mu.
+
+    Args:
+      matrix: A, positive semidefinite; shape (n, n).
+      target: b; shape (n,).
+      project: returns the nearest point of C.
+      start: a point of C; shape (n,).
+      num_steps: greatest number of steps; static.
+      tolerance: |G|^2 at which to stop before; shape ().
+
+    Returns:
+      w, shape (n,), and |G|^2, shape ().
+
+    Cost: O(n^2) time a step.
+
+    References:
+      Beck & Teboulle 2009; O'Donoghue & Candes 2015 for the restart.
+    """
+    curvature = jnp.max(jnp.sum(jnp.abs(matrix), axis=1))
+
+    def unfinished(state: _Projected) -> Array:
+        _, _, _, residual, step = state
+        return (residual > tolerance) & (step < num_steps)
+
+    def descend(state: _Projected) -> _Projected:
+        point, ahead, momentum, _, step = state
+        moved = project(ahead - (_gram.dot(matrix, ahead) - target) / curvature)
+        change, back = moved - point, ahead - moved
+        momentum = jnp.where(jnp.vdot(back, change) > 0, 1, momentum)
+        grown = (1 + jnp.sqrt(1 + 4 * jnp.square(momentum))) / 2
+        residual = jnp.sum(jnp.square(curvature * back))
+        return moved, moved + (momentum - 1) / grown * change, grown, residual, step + 1
+
+    infinite, one = jnp.full((), jnp.inf, start.dtype), jnp.ones((), start.dtype)
+    first = start, start, one, infinite, jnp.zeros((), jnp.int32)
+    point, _, _, residual, _ = lax.while_loop(unfinished, descend, first)
+    return point, residual

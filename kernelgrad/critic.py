@@ -1,0 +1,109 @@
+"""The second player of an objective: a network that learns what the generator then follows."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import optax
+from jax import lax
+
+from kernelgrad.two_player import CriticFn, TwoPlayer
+from kernelgrad.types import Array, Info, Key, PyTree
+
+
+class CriticState(NamedTuple):
+    """All that a critic carries from step to step.
+
+    Attributes:
+      params: its parameters.
+      stats: its statistics, such as spectral norms; an empty dict without any.
+      opt_state: the state of its Optax optimizer.
+    """
+
+    params: PyTree
+    stats: PyTree
+    opt_state: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class Critic:
+    """A critic network, the objective that it serves, and how it learns.
+
+    Attributes:
+      objective: whose `critic_loss` the critic minimises and whose `direction` follows it.
+      apply: (params, stats, x) -> (output, updated stats), the network in training mode; the
+        output is what the objective asks for, values of shape (n,) for most.
+      optimizer: any Optax optimizer; one that takes extra arguments gets the scalars of the
+        critic's loss as ``info``.
+      num_steps: steps of the critic before each step of the generator; static, >= 1.
+    """
+
+    objective: TwoPlayer
+    apply: Callable[[PyTree, PyTree, Array], tuple[PyTree, PyTree]]
+    optimizer: optax.GradientTransformation
+    num_steps: int = 1
+
+
+def init(params: PyTree, stats: PyTree, critic: Critic) -> CriticState:
+    """Returns the state before the first step.
+
+    Args:
+      params: initial parameters.
+      stats: initial statistics; an empty dict without any.
+      critic: how it learns.
+
+    Returns:
+      State.
+    """
+    return CriticState(params, stats, critic.optimizer.init(params))
+
+
+def bind(state: CriticState, critic: Critic) -> CriticFn:
+    """Returns the critic as a function of points, its parameters held still.
+
+    Args:
+      state: of the critic.
+      critic: its network.
+
+    Returns:
+      Function (n, ...) -> output.
+    """
+    return lambda points: critic.apply(state.params, state.stats, points)[0]
+
+
+def step(
+    key: Key,
+    state: CriticState,
+    critic: Critic,
+    samples: Array,
+    data: Array,
+    *,
+    axis_name: str | None = None,
+) -> tuple[CriticState, Info]:
+    """Returns the state after one step on the critic's loss, and the loss's scalars.
+
+    Args:
+      key: random key of the loss.
+      state: of the critic.
+      critic: the network, its loss and its optimizer.
+      samples: generated, noised or not; shape (n, ...).
+      data: shape (n, ...).
+      axis_name: mapped axis over devices; the step is that of the union of their batches.
+
+    Returns:
+      (next state, info), the same on all devices.
+    """
+
+    def loss(params: PyTree) -> tuple[Array, Info]:
+        critic_fn = bind(state._replace(params=params), critic)
+        return critic.objective.critic_loss(critic_fn, key, samples, data, axis_name=axis_name)
+
+    gradient, info = jax.grad(loss, has_aux=True)(state.params)
+    _, stats = critic.apply(state.params, state.stats, data)
+    if axis_name is not None:
+        gradient, stats, info = lax.pmean((gradient, stats, info), axis_name)
+    optimizer = optax.with_extra_args_support(critic.optimizer)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, info=info)
+    params = critic.objective.project(optax.apply_updates(state.params, updates))
+    return CriticState(params, stats, opt_state), info

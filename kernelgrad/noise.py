@@ -1,0 +1,260 @@
+"""Instance noise, and the optimal discriminator between two clouds under it in closed form.
+
+Gaussian noise gives two clouds densities, sums of kernels, and with them an optimal discriminator
+that no network has to learn.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from kernelgrad import _checks, _gram, distances, pairwise
+from kernelgrad.types import Array, Key
+
+_PAIRS_AT_ONCE = 1 << 21
+
+
+# --------------------------------------------------------------------------------- instance noise
+
+
+def instance_noise(
+    key: Key, x: Array, *, variance: float | Array, axis_name: str | None = None
+) -> Array:
+    r"""Returns points plus Gaussian noise, :math:`x + \sigma \xi,\ \xi \sim N(0, I)`.
+
+    Add it to real and generated samples alike, under two keys, wherever the discriminator sees
+    them: in its own loss and in the generator's. Anneal the variance to 0 by an Optax schedule of
+    the step.
+
+    Args:
+      key: random key of the noise.
+      x: points; shape (n, ...), floating.
+      variance: sigma^2 >= 0 of each coordinate, in squared units of x; shape ().
+      axis_name: if set, all devices have one key and the noise is drawn for the union of their
+        points.
+
+    Returns:
+      Noised points, shape and dtype of x.
+
+    Raises:
+      ValueError: wrong dtype, or a concrete variance that is negative.
+
+    References:
+      Arjovsky & Bottou 2017, section 3.
+    """
+    scale = _noise_scale(x, variance)
+    return x + scale * pairwise.share(
+        jax.random.normal(key, _union_shape(x, axis_name), x.dtype), axis_name
+    )
+
+
+def bounded_noise(
+    key: Key, x: Array, *, variance: float | Array, axis_name: str | None = None
+) -> Array:
+    r"""Returns points plus uniform noise, for :func:`adversarial.wasserstein_bound`.
+
+    .. math:: x + \sqrt 3\, \sigma\, u, \quad u \sim U[-1, 1]^d
+
+    Use it as :func:`instance_noise`.
+
+    Args:
+      key: random key of the noise.
+      x: points; shape (n, ...), floating.
+      variance: sigma^2 >= 0 of each coordinate, in squared units of x; shape ().
+      axis_name: if set, all devices have one key and the noise is drawn for the union of their
+        points.
+
+    Returns:
+      Noised points, shape and dtype of x; no point moves by more than sqrt(3 d) sigma.
+
+    Raises:
+      ValueError: wrong dtype, or a concrete variance that is negative.
+
+    References:
+      Arjovsky & Bottou 2017, Theorem 3.3.
+    """
+    scale = math.sqrt(3) * _noise_scale(x, variance)
+    return x + scale * pairwise.share(
+        jax.random.uniform(key, _union_shape(x, axis_name), x.dtype, -1, 1), axis_name
+    )
+
+
+def _union_shape(x: Array, axis_name: str | None) -> tuple[int, ...]:
+    return (x.shape[0] * pairwise.num_devices(axis_name), *x.shape[1:])
+
+
+def _noise_scale(x: Array, variance: float | Array) -> Array:
+    _checks.batches(x=x)
+    _checks.shape("variance", variance, ())
+    _checks.not_negative(variance=variance)
+    return jnp.sqrt(_gram.like(variance, x))
+
+
+# ------------------------------------------------------- the optimal discriminator of noised clouds
+
+
+def noisy_logits(
+    points: Array,
+    real: Array,
+    fake: Array,
+    *,
+    variance: float | Array,
+    axis_name: str | None = None,
+) -> Array:
+    r"""Returns the logits of the optimal discriminator between two clouds under Gaussian noise.
+
+    .. math:: l(x) = \log \frac1m \sum_j e^{-|x - y_j|^2 / 2 \sigma^2}
+        - \log \frac1n \sum_j e^{-|x - \tilde x_j|^2 / 2 \sigma^2}
+
+    the logarithm of the ratio of the two noised densities, in closed form: no network. Summed in
+    logarithms, it is finite however far the point. At points that carry fresh noise of the same
+    variance, the logits of real and of generated ones make :func:`jsd_estimate` an unbiased
+    estimate of the JSD of the two noised clouds.
+
+    Args:
+      points: x, noised or not; shape (q, d), floating.
+      real: y_j; shape (m, d).
+      fake: generated samples; shape (n, d).
+      variance: sigma^2 > 0 of each coordinate, in squared units of points; shape ().
+      axis_name: if set, the clouds are the union over all devices; points stay apart.
+
+    Returns:
+      Logits, shape (q,), dtype of points. Differentiable in points, clouds and variance.
+
+    Raises:
+      ValueError: wrong rank, dtype or mismatched dimensions, or a concrete variance <= 0.
+
+    Cost: O(q (m + n) d) time, O((q + m + n) d) memory.
+
+    References:
+      Arjovsky & Bottou 2017, Theorem 3.2, D*.
+    """
+    return noisy_logits_and_gradient(points, real, fake, variance=variance, axis_name=axis_name)[0]
+
+
+def noisy_logits_and_gradient(
+    points: Array,
+    real: Array,
+    fake: Array,
+    *,
+    variance: float | Array,
+    axis_name: str | None = None,
+) -> tuple[Array, Array]:
+    r"""Returns :func:`noisy_logits` and their gradient in the points, the clouds held fixed.
+
+    .. math:: \nabla l(x) = \frac{\mu_r(x) - \mu_g(x)}{\sigma^2}, \quad
+        \mu_r(x) = \frac{\sum_j k_j y_j}{\sum_j k_j}, \quad k_j = e^{-|x - y_j|^2 / 2 \sigma^2}
+
+    and likewise the mean :math:`\mu_g` of the generated samples near x. Ascent moves x towards the
+    data near it and away from the generated samples near it; descending the negative is the update
+    of :func:`kl_loss`.
+
+    Args:
+      points: as in :func:`noisy_logits`.
+      real: as in :func:`noisy_logits`.
+      fake: as in :func:`noisy_logits`.
+      variance: as in :func:`noisy_logits`.
+      axis_name: as in :func:`noisy_logits`.
+
+    Returns:
+      Pair of logits, shape (q,), and gradients, shape (q, d), in 1/units of points.
+
+    Raises:
+      ValueError: as :func:`noisy_logits`.
+
+    Cost: O(q (m + n) d) time, O((q + m + n) d) memory.
+
+    References:
+      Arjovsky & Bottou 2017, Theorem 3.2.
+    """
+    _checks.points(points=points, real=real, fake=fake)
+    _checks.shape("variance", variance, ())
+    _checks.positive(variance=variance)
+    dtype = _gram.wide(points).dtype
+    clouds = [pairwise.gather(cloud.astype(dtype), axis_name) for cloud in (real, fake)]
+    rows, cols = distances.centred(points, jnp.concatenate(clouds))
+    width = _gram.like(variance, rows)
+    num_real, num_cols = clouds[0].shape[0], cols.shape[0]
+
+    @jax.checkpoint
+    def at(row: Array) -> tuple[Array, Array]:
+        of_real = _kernel_sums(row, cols[:num_real], width)
+        of_fake = _kernel_sums(row, cols[num_real:], width)
+        logit = of_real.log_mean - of_fake.log_mean
+        logit += (of_fake.nearest - of_real.nearest) / (2 * width)
+        return logit, (of_real.centre - of_fake.centre) / width
+
+    rows_at_once = max(1, _PAIRS_AT_ONCE // num_cols)
+    logits, gradients = lax.map(at, rows, batch_size=rows_at_once)
+    return _gram.like(logits, points), _gram.like(gradients, points)
+
+
+def noisy_jsd_direction(
+    points: Array,
+    real: Array,
+    fake: Array,
+    *,
+    variance: float | Array,
+    axis_name: str | None = None,
+) -> Array:
+    r"""Returns the gradient of log(1 - D*) at each point, D* optimal under noise and held fixed.
+
+    .. math:: \nabla_x \log(1 - D^*(x)) = \frac a m \sum_j k_j\, 2 (x - y_j)
+        - \frac b n \sum_j \tilde k_j\, 2 (x - \tilde x_j)
+        = D^*(x)\, \frac{\mu_g(x) - \mu_r(x)}{\sigma^2}
+
+    with the kernel sums and means of :func:`noisy_logits_and_gradient`, :math:`a = 1 / (2 \sigma^2
+    (\bar k + \bar{\tilde k}))` and :math:`b = a\, \bar k / \bar{\tilde k}`. Descend it: points
+    move towards the data near them, weighted by D*. At the generated samples themselves it is
+    Theorem 3.2; at generated samples plus fresh noise (:func:`instance_noise` of this variance)
+    its mean over the noise, pulled back through the generator, is the gradient of 2 JSD between
+    the noised clouds.
+
+    Args:
+      points: x, the generated samples, noised or not; shape (q, d), floating.
+      real: y_j; shape (m, d).
+      fake: generated samples without noise; shape (n, d).
+      variance: sigma^2 > 0 of each coordinate, in squared units of points; shape ().
+      axis_name: if set, the clouds are the union over all devices; points stay apart.
+
+    Returns:
+      Directions, shape (q, d), dtype of points, in 1/units of points.
+
+    Raises:
+      ValueError: wrong rank, dtype or mismatched dimensions, or a concrete variance <= 0.
+
+    Cost: O(q (m + n) d) time, O((q + m + n) d) memory.
+
+    References:
+      Arjovsky & Bottou 2017, Theorem 3.2, eq. (4), whose bracket closes after both integrals.
+    """
+    logits, gradient = noisy_logits_and_gradient(
+        points, real, fake, variance=variance, axis_name=axis_name
+    )
+    return -jax.nn.sigmoid(logits)[:, None] * gradient
+
+
+class _KernelSums(NamedTuple):
+    r"""Sums over a cloud of :math:`\kappa_j = e^{-(|x - y_j|^2 - r) / 2 \sigma^2}` at one x."""
+
+    nearest: Array  # r, the least squared distance: no sum underflows
+    log_mean: Array  # of kappa
+    centre: Array  # mu, the mean of y weighted by kappa
+
+
+def _kernel_sums(row: Array, cloud: Array, variance: Array) -> _KernelSums:
+    sq_dist = distances.tile_distances(row[None], cloud)[0]
+    nearest = lax.stop_gradient(jnp.min(sq_dist))
+    exponents = (nearest - sq_dist) / (2 * variance)
+    # XLA may round a distance here otherwise than in its minimum; far away exp would not bear it
+    is_nearest = sq_dist <= nearest * (1 + 4 * jnp.finfo(row.dtype).eps)
+    exponents += lax.stop_gradient(jnp.where(is_nearest, 0, exponents) - exponents)
+    kernels = jnp.exp(exponents)
+    centre = _gram.dot(kernels, cloud) / jnp.sum(kernels)
+    return _KernelSums(nearest, jnp.log(jnp.mean(kernels)), centre)
+
+
+# -------------------------------------------------------------------------------------- contracts

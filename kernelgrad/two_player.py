@@ -1,0 +1,225 @@
+"""Objectives of two players: a critic learns from samples and data, the generator follows it.
+
+A critic's loss is a mean over samples and data, so that its gradients commute with pmean. The
+direction of each sample is the gradient of the generator's loss with the critic held still.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+
+from kernelgrad import _checks, adversarial
+from kernelgrad.types import Array, Info, Key, PyTree
+
+CriticFn = Callable[[Array], Any]
+
+
+class CriticLoss(Protocol):
+    """What the critic minimises: a mean over samples and data, so that it commutes with pmean."""
+
+    def __call__(
+        self,
+        critic_fn: CriticFn,
+        key: Key,
+        samples: Array,
+        data: Array,
+        *,
+        axis_name: str | None = None,
+    ) -> tuple[Array, Info]:
+        """Returns (this device's loss, info)."""
+        ...
+
+
+class CriticDirection(Protocol):
+    """A direction per sample, to be descended, that follows a critic held still."""
+
+    def __call__(
+        self,
+        critic_fn: CriticFn,
+        key: Key,
+        samples: Array,
+        data: Array,
+        *,
+        axis_name: str | None = None,
+    ) -> tuple[Array, Info]:
+        """Returns (direction shaped like samples, info)."""
+        ...
+
+
+def _unchanged(params: PyTree) -> PyTree:
+    return params
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoPlayer:
+    """An objective whose direction follows a critic that learns beside the generator.
+
+    Attributes:
+      critic_loss: minimised by the critic.
+      direction: descended by the generator.
+      project: applied to the critic's parameters after each of its steps.
+    """
+
+    critic_loss: CriticLoss
+    direction: CriticDirection
+    project: Callable[[PyTree], PyTree] = _unchanged
+
+
+def gan_saturating() -> TwoPlayer:
+    r"""Returns the first GAN: the generator descends E log(1 - D), 2 JSD at the optimal D.
+
+    Returns:
+      Objective of two players with info ``critic_loss`` and ``jsd`` (its estimate, in nats).
+
+    References:
+      Goodfellow et al. 2014, eq. (1).
+    """
+    return _gan(adversarial.saturating_loss)
+
+
+def gan_non_saturating() -> TwoPlayer:
+    r"""Returns the usual GAN: the generator descends -E log D, KL[q || p] - 2 JSD at the optimal D.
+
+    Returns:
+      Objective of two players, infos of :func:`gan_saturating`.
+
+    References:
+      Goodfellow et al. 2014, section 3; Arjovsky & Bottou 2017, Theorem 2.5.
+    """
+    return _gan(adversarial.non_saturating_loss)
+
+
+def gan_kl() -> TwoPlayer:
+    r"""Returns the GAN whose generator descends E log((1 - D) / D), KL[q || p] at the optimal D.
+
+    Returns:
+      Objective of two players, infos of :func:`gan_saturating`.
+
+    References:
+      Huszar 2016 (an alternative update rule for GANs).
+    """
+    return _gan(adversarial.kl_loss)
+
+
+def hinge() -> TwoPlayer:
+    """Returns the hinge GAN; spectral normalisation of the critic belongs to the network.
+
+    Returns:
+      Objective of two players with info ``critic_loss``.
+
+    References:
+      Miyato et al. 2018, eqs. (16) and (17).
+    """
+    return TwoPlayer(
+        _critic_loss(adversarial.hinge_discriminator_loss),
+        _critic_direction(adversarial.wasserstein_generator_loss),
+    )
+
+
+def wgan_clip(*, clip: float = 0.01) -> TwoPlayer:
+    """Returns the Wasserstein GAN with weight clipping.
+
+    Args:
+      clip: every parameter of the critic is kept in [-clip, clip]; > 0.
+
+    Returns:
+      Objective of two players, infos of :func:`hinge`. -critic_loss estimates W1 up to the
+      critic's Lipschitz constant.
+
+    Raises:
+      ValueError: clip <= 0.
+
+    References:
+      Arjovsky, Chintala & Bottou 2017, algorithm 1.
+    """
+    _checks.positive(clip=clip)
+    return TwoPlayer(
+        _critic_loss(adversarial.wasserstein_critic_loss),
+        _critic_direction(adversarial.wasserstein_generator_loss),
+        functools.partial(adversarial.clip_weights, clip=clip),
+    )
+
+
+def wgan_gp(
+    *,
+    weight: float = 10.0,
+    penalty: Callable[[CriticFn, Array], Array] = adversarial.gradient_penalty,
+) -> TwoPlayer:
+    """Returns the Wasserstein GAN with a gradient penalty between samples and data.
+
+    Args:
+      weight: of the penalty; > 0.
+      penalty: (critic_fn, points) -> (), one of :mod:`kernelgrad.adversarial`.
+
+    Returns:
+      Objective of two players, infos of :func:`hinge` and ``penalty``.
+
+    Raises:
+      ValueError: weight <= 0.
+
+    References:
+      Gulrajani et al. 2017, eq. (3) and algorithm 1.
+    """
+    _checks.positive(weight=weight)
+
+    def critic_loss(
+        critic_fn: CriticFn,
+        key: Key,
+        samples: Array,
+        data: Array,
+        *,
+        axis_name: str | None = None,
+    ) -> tuple[Array, Info]:
+        loss = adversarial.wasserstein_critic_loss(critic_fn(data), critic_fn(samples))
+        points = adversarial.interpolates(key, data, samples, axis_name=axis_name)
+        value = penalty(critic_fn, points)
+        return loss + weight * value, {"critic_loss": loss, "penalty": value}
+
+    return TwoPlayer(critic_loss, _critic_direction(adversarial.wasserstein_generator_loss))
+
+
+def _gan(generator_loss: Callable[[Array], Array]) -> TwoPlayer:
+    loss = _critic_loss(adversarial.discriminator_loss, jsd=adversarial.jsd_estimate)
+    return TwoPlayer(loss, _critic_direction(generator_loss))
+
+
+def _critic_loss(
+    loss: Callable[[Array, Array], Array], **monitors: Callable[[Array, Array], Array]
+) -> CriticLoss:
+    """Returns a loss of the values at data and samples, with more functions of them to log."""
+
+    def critic_loss(
+        critic_fn: CriticFn,
+        key: Key,
+        samples: Array,
+        data: Array,
+        *,
+        axis_name: str | None = None,
+    ) -> tuple[Array, Info]:
+        del key, axis_name
+        real, fake = critic_fn(data), critic_fn(samples)
+        value = loss(real, fake)
+        info = {name: monitor(real, fake) for name, monitor in monitors.items()}
+        return value, {"critic_loss": value, **info}
+
+    return critic_loss
+
+
+def _critic_direction(loss: Callable[[Array], Array]) -> CriticDirection:
+    """Returns the direction of a mean over samples of a function of the critic's values."""
+
+    def direction_fn(
+        critic_fn: CriticFn,
+        key: Key,
+        samples: Array,
+        data: Array,
+        *,
+        axis_name: str | None = None,
+    ) -> tuple[Array, Info]:
+        del key, data, axis_name
+        return jax.grad(lambda x: x.shape[0] * loss(critic_fn(x)))(samples), {}
+
+    return direction_fn

@@ -1,0 +1,73 @@
+"""The critic's step: its loss by hand, statistics, extra arguments, projection, devices."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from kernelgrad import critic, two_player
+
+
+def _apply(params, stats, points):
+    return points @ params["w"] + params["b"], {"seen": stats["seen"] + len(points)}
+
+
+def _setup(objective, optimizer):
+    params = {"w": jnp.array([0.4, -0.3]), "b": jnp.zeros(())}
+    one = critic.Critic(objective, _apply, optimizer)
+    return one, critic.init(params, {"seen": jnp.zeros(())}, one)
+
+
+def _clouds(rng):
+    return (
+        jnp.asarray(rng.normal(size=(6, 2)), jnp.float32),
+        jnp.asarray(rng.normal(1.0, 1.0, size=(6, 2)), jnp.float32),
+    )
+
+
+def test_step_descends_the_mean_difference_and_is_clipped(key, rng):
+    samples, data = _clouds(rng)
+    one, state = _setup(two_player.wgan_clip(clip=0.35), optax.sgd(0.1))
+    new_state, info = jax.jit(critic.step, static_argnums=2)(key, state, one, samples, data)
+    gradient = np.mean(samples, axis=0) - np.mean(data, axis=0)
+    expected = np.clip(np.array([0.4, -0.3]) - 0.1 * gradient, -0.35, 0.35)
+    np.testing.assert_allclose(new_state.params["w"], expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        info["critic_loss"], gradient @ np.array([0.4, -0.3]), rtol=1e-4, atol=1e-6
+    )
+    assert new_state.stats["seen"] == 6
+    np.testing.assert_allclose(
+        critic.bind(new_state, one)(data), data @ new_state.params["w"], rtol=1e-5
+    )
+
+
+def test_optimizer_gets_the_scalars_of_the_loss(key, rng):
+    """An optimizer that stops once the loss is below a threshold, by its extra argument."""
+
+    def update(updates, state, params=None, *, info):
+        del params
+        scale = jnp.where(info["critic_loss"] < 0, 0.0, -1.0)
+        return jax.tree.map(lambda u: scale * u, updates), state
+
+    optimizer = optax.GradientTransformationExtraArgs(lambda _: (), update)
+    samples, data = _clouds(rng)
+    one, state = _setup(two_player.wgan_clip(clip=9.0), optimizer)
+    for a, b in ((samples, data), (data, samples)):
+        new_state, info = critic.step(key, state, one, a, b)
+        moved = not np.allclose(new_state.params["w"], state.params["w"])
+        assert moved == (info["critic_loss"] > 0)
+
+
+def test_two_devices_make_the_one_device_step(key, rng):
+    samples, data = _clouds(rng)
+    one, state = _setup(two_player.wgan_gp(), optax.sgd(0.1, momentum=0.9))
+    alone = critic.step(key, state, one, samples, data)
+    spread = jax.pmap(
+        lambda a, b: critic.step(key, state, one, a, b, axis_name="i"), axis_name="i"
+    )(samples.reshape(2, 3, 2), data.reshape(2, 3, 2))
+    for half in range(2):
+        got = jax.tree.map(lambda leaf, half=half: leaf[half], spread)
+        chex.assert_trees_all_close(
+            (got[0].params, got[1]), (alone[0].params, alone[1]), rtol=1e-4, atol=1e-5
+        )

@@ -1,0 +1,110 @@
+"""Objectives of two players: losses and directions against float64 loops, weights and projections.
+
+The critic is f(x) = a . x + |x|^2 / 2, whose gradient at x is a + x.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernelgrad import adversarial, two_player
+
+SLOPE = np.array([0.7, -1.2])
+
+
+def critic_fn(points):
+    return points @ SLOPE + jnp.sum(jnp.square(points), axis=1) / 2
+
+
+def _clouds(rng, n=7):
+    return rng.normal(size=(n, 2)), rng.normal(0.5, 1.3, size=(n, 2))
+
+
+def _logits(points):
+    return np.array([SLOPE @ x + x @ x / 2 for x in points])
+
+
+def _sigmoid(logits):
+    return 1 / (1 + np.exp(-logits))
+
+
+# the weight of the critic's gradient, dloss/dl, at each logit l
+WEIGHTS = {
+    "gan_saturating": (two_player.gan_saturating(), lambda l: -_sigmoid(l)),
+    "gan_non_saturating": (two_player.gan_non_saturating(), lambda l: -(1 - _sigmoid(l))),
+    "gan_kl": (two_player.gan_kl(), lambda l: -np.ones_like(l)),
+    "wgan_clip": (two_player.wgan_clip(), lambda l: -np.ones_like(l)),
+    "wgan_gp": (two_player.wgan_gp(), lambda l: -np.ones_like(l)),
+    "hinge": (two_player.hinge(), lambda l: -np.ones_like(l)),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_direction_is_the_weighted_gradient_of_the_critic(key, rng, name):
+    objective, weight = WEIGHTS[name]
+    samples, data = _clouds(rng)
+    with jax.enable_x64(True):
+        direction, _ = objective.direction(critic_fn, key, jnp.asarray(samples), jnp.asarray(data))
+    expected = weight(_logits(samples))[:, None] * (SLOPE + samples)
+    np.testing.assert_allclose(direction, expected, rtol=1e-12)
+
+
+def _log_loss(real, fake):
+    return -np.mean(np.log(_sigmoid(real))) - np.mean(np.log(1 - _sigmoid(fake)))
+
+
+CRITIC_LOSSES = {
+    "gan_saturating": _log_loss,
+    "gan_non_saturating": _log_loss,
+    "gan_kl": _log_loss,
+    "wgan_clip": lambda real, fake: np.mean(fake) - np.mean(real),
+    "hinge": lambda real, fake: np.mean(np.maximum(0, 1 - real)) + np.mean(np.maximum(0, 1 + fake)),
+}
+
+
+@pytest.mark.parametrize("name", CRITIC_LOSSES)
+def test_critic_loss_is_the_papers(key, rng, name):
+    samples, data = _clouds(rng)
+    with jax.enable_x64(True):
+        loss, info = WEIGHTS[name][0].critic_loss(
+            critic_fn, key, jnp.asarray(samples), jnp.asarray(data)
+        )
+    expected = CRITIC_LOSSES[name](_logits(data), _logits(samples))
+    np.testing.assert_allclose(loss, expected, rtol=1e-12)
+    np.testing.assert_allclose(info["critic_loss"], expected, rtol=1e-12)
+    if name.startswith("gan"):
+        np.testing.assert_allclose(info["jsd"], np.log(2) - expected / 2, rtol=1e-12)
+
+
+def test_penalty_is_added_with_its_weight_between_the_clouds(key, rng):
+    """|grad f| = |a + x| between data and samples: with both clouds in one point it is known."""
+    point = np.array([0.3, 0.4])
+    cloud = jnp.asarray(np.tile(point, (5, 1)), jnp.float32)
+    norm = np.linalg.norm(SLOPE + point)
+    for penalty, expected in (
+        (adversarial.gradient_penalty, (norm - 1) ** 2),
+        (adversarial.zero_centred_gradient_penalty, norm**2),
+    ):
+        objective = two_player.wgan_gp(weight=3.0, penalty=penalty)
+        loss, info = objective.critic_loss(critic_fn, key, cloud, cloud)
+        np.testing.assert_allclose(loss, 3 * expected, rtol=1e-5)
+        np.testing.assert_allclose(info["penalty"], expected, rtol=1e-5)
+        np.testing.assert_allclose(info["critic_loss"], 0, atol=1e-6)
+    far = two_player.wgan_gp().critic_loss(critic_fn, key, cloud, cloud + 100)[1]["penalty"]
+    assert (norm - 1) ** 2 < far < (np.linalg.norm(SLOPE + point + 100) - 1) ** 2
+
+
+def test_clipping_follows_every_step_and_no_other_objective_projects():
+    params = {"w": jnp.array([-3.0, 0.005, 2.0])}
+    clipped = two_player.wgan_clip(clip=0.01).project(params)
+    np.testing.assert_allclose(clipped["w"], [-0.01, 0.005, 0.01])
+    assert two_player.wgan_gp().project(params) is params
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, np.inf])
+def test_bad_input_is_named(bad):
+    with pytest.raises(ValueError, match=r"clip: got"):
+        two_player.wgan_clip(clip=bad)
+    with pytest.raises(ValueError, match=r"weight: got"):
+        two_player.wgan_gp(weight=bad)
