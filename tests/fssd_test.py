@@ -13,10 +13,10 @@ from kernelgrad import fssd, kernels
 LENGTHSCALES = (0.8, 1.7)
 
 
-def loops(family, particles, score, locations):
-    """The double sum over i != i' of tau_i . tau_i', with xi = s k + grad_x k from the oracles."""
-    n, d = particles.shape
-    tau = [
+def stein_features(family, particles, score, locations):
+    """tau at each particle, with xi = s k + grad_x k from the oracles."""
+    d = particles.shape[1]
+    return [
         np.concatenate(
             [
                 s * oracles.kernel(family, x, v, LENGTHSCALES)
@@ -27,6 +27,11 @@ def loops(family, particles, score, locations):
         / math.sqrt(d * len(locations))
         for x, s in zip(particles, score, strict=True)
     ]
+
+
+def loops(family, particles, score, locations):
+    """The double sum over i != i' of tau_i . tau_i'."""
+    n, tau = len(particles), stein_features(family, particles, score, locations)
     total = sum(tau[i] @ tau[j] for i in range(n) for j in range(n) if i != j)
     return total / (n * (n - 1))
 
@@ -40,6 +45,29 @@ def test_statistic_matches_the_loops(rng, family, d):
         kernel = getattr(kernels, family)(jnp.array(LENGTHSCALES))
         got = jax.jit(fssd.fssd_u_statistic)(particles, score, kernel, locations)
     np.testing.assert_allclose(got, loops(family, particles, score, locations), rtol=1e-9)
+
+
+def test_power_proxy_is_the_statistic_in_deviations_of_the_alternative(rng):
+    """Jitkrittum et al. 2017, Propositions 2 and 4: sigma^2 = 4 mu^T cov(tau) mu."""
+    particles, score = rng.normal(size=(12, 2)), rng.normal(2.0, 1.0, size=(12, 2))
+    locations = rng.normal(size=(3, 2))
+    tau = np.array(stein_features("rbf_mixture", particles, score, locations))
+    mean = tau.mean(axis=0)
+    sigma2 = 4 * mean @ np.cov(tau.T, bias=True) @ mean
+    floor = 0.1 * np.mean(np.sum(tau**2, axis=1))
+    assert floor**2 < 0.2 * sigma2
+    with jax.enable_x64(True):
+        kernel = kernels.rbf_mixture(jnp.array(LENGTHSCALES))
+        ends, proxy = fssd._ascend(
+            *map(jnp.asarray, (particles, score)),
+            kernel,
+            jnp.asarray(locations),
+            num_steps=0,
+            step_size=1.0,
+        )
+    np.testing.assert_array_equal(ends, locations)
+    expected = loops("rbf_mixture", particles, score, locations) / np.sqrt(sigma2 + floor**2)
+    np.testing.assert_allclose(proxy, expected, rtol=1e-9)
 
 
 def test_unbiased_for_a_shifted_gaussian(rng):
