@@ -1,5 +1,6 @@
 """Small Flax networks: generators and critics for images and for points, and a classifier."""
 
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -199,6 +200,92 @@ def critic_for(
             return MLPCritic(width, spectral_norm=spectral_norm)
         case (_, _, _):
             return ConvCritic(width, spectral_norm)
+    raise ValueError(f"sample_shape: got {tuple(sample_shape)}; expected (h, w, c) or (d,)")
+
+
+class ConvEnergy(nn.Module):
+    r"""Energy of images: the distance to their reconstruction by an autoencoder.
+
+    The encoder is the stack of :class:`ConvCritic` with a linear layer to the code, the decoder
+    the same stack of transposed convolutions with a sigmoid at the end.
+
+    Attributes:
+      width: channels of the first convolution.
+      code_dim: size of the code.
+
+    References:
+      Wang & Liu 2016 (learning to draw samples), eq. (14), whose norm is taken as Euclidean.
+    """
+
+    width: int
+    code_dim: int = 32
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool) -> tuple[Array, Array]:
+        """Returns energies (n,) and codes (n, code_dim) of images (n, h, w, c) in [0, 1]."""
+        del train
+        hidden, features, channels = images, self.width, []
+        while min(hidden.shape[1:3]) > 4 and hidden.shape[1] % 2 == hidden.shape[2] % 2 == 0:
+            channels.append(hidden.shape[-1])
+            hidden = nn.Conv(features, (4, 4), (2, 2), kernel_init=_KERNEL_INIT)(hidden)
+            hidden = nn.leaky_relu(hidden, 0.2)
+            features *= 2
+        code = nn.Dense(self.code_dim, kernel_init=_KERNEL_INIT)(
+            hidden.reshape(hidden.shape[0], -1)
+        )
+        decoded = nn.Dense(math.prod(hidden.shape[1:]), kernel_init=_KERNEL_INIT)(code)
+        decoded = nn.relu(decoded).reshape(hidden.shape)
+        for outputs in reversed(channels):
+            layer = nn.ConvTranspose(outputs, (4, 4), (2, 2), kernel_init=_KERNEL_INIT)
+            decoded = layer(decoded)
+            decoded = nn.sigmoid(decoded) if outputs == channels[0] else nn.relu(decoded)
+        return _distance(images, decoded), code
+
+
+class MLPEnergy(nn.Module):
+    """Energy of points: the distance to their reconstruction by an autoencoder.
+
+    Attributes:
+      width: units of each hidden layer.
+      code_dim: size of the code.
+      depth: number of hidden layers of encoder and decoder each.
+    """
+
+    width: int
+    code_dim: int = 8
+    depth: int = 2
+
+    @nn.compact
+    def __call__(self, points: Array, train: bool) -> tuple[Array, Array]:
+        """Returns energies (n,) and codes (n, code_dim) of points (n, d)."""
+        del train
+        hidden = points
+        for _ in range(self.depth):
+            hidden = nn.leaky_relu(nn.Dense(self.width)(hidden), 0.2)
+        code = nn.Dense(self.code_dim)(hidden)
+        decoded = code
+        for _ in range(self.depth):
+            decoded = nn.leaky_relu(nn.Dense(self.width)(decoded), 0.2)
+        return _distance(points, nn.Dense(points.shape[1])(decoded)), code
+
+
+def _distance(inputs: Array, decoded: Array) -> Array:
+    """Returns |x - D(E(x))| (n,), with gradient 0 at 0."""
+    sq_dist = jnp.sum(jnp.square(inputs - decoded).reshape(inputs.shape[0], -1), axis=1)
+    return jnp.where(sq_dist > 0, jnp.sqrt(jnp.where(sq_dist > 0, sq_dist, 1)), 0)
+
+
+def energy_for(sample_shape: Sequence[int], width: int) -> ConvEnergy | MLPEnergy:
+    """Returns the autoencoder's energy for images (h, w, c) or for points (d,).
+
+    Raises:
+      ValueError: `sample_shape` has another length.
+    """
+    match tuple(sample_shape):
+        case (_,):
+            return MLPEnergy(width)
+        case (_, _, _):
+            return ConvEnergy(width)
     raise ValueError(f"sample_shape: got {tuple(sample_shape)}; expected (h, w, c) or (d,)")
 
 

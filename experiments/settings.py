@@ -13,7 +13,7 @@ from absl import flags
 
 from experiments import data as datasets
 from experiments.errors import UsageError
-from kernelgrad import adversarial, kernels, objectives, two_player
+from kernelgrad import adversarial, energies, kernels, objectives, two_player
 from kernelgrad.objectives import MakeKernel, Objective
 from kernelgrad.two_player import TwoPlayer
 from kernelgrad.types import Array
@@ -90,6 +90,7 @@ class Config:
     penalty: str = "two_sided"
     penalty_weight: float = 10.0
     noise_variance: float = 0.0
+    discount: float = 0.7
 
 
 class Choice(NamedTuple):
@@ -100,12 +101,16 @@ class Choice(NamedTuple):
       make: the objective of a config.
       critic_steps: before each step of the generator, by default; 0 without a critic.
       spectral_norm: whether the critic is normalised by default.
+      critic_rate: the critic's learning rate by default, in units of the generator's.
+      is_energy: whether the critic is an autoencoder's energy, kept aligned by the controller.
     """
 
     summary: str
     make: Callable[[Config], Objective | TwoPlayer]
     critic_steps: int = 0
     spectral_norm: bool = False
+    critic_rate: float = 1.0
+    is_energy: bool = False
 
 
 def _make_kernel(config: Config) -> MakeKernel:
@@ -144,6 +149,14 @@ OBJECTIVES = {
     "wgan_gp": Choice("Wasserstein, critic with a gradient penalty", _wgan_gp, 5),
     "hinge": Choice(
         "hinge loss, critic with spectral normalisation", lambda _: two_player.hinge(), 1, True
+    ),
+    "steingan": Choice(
+        "KL[q || exp(-energy)] by SVGD; the energy, an autoencoder's, by maximum likelihood "
+        "(paper 003)",
+        lambda config: energies.steingan(discount=config.discount),
+        1,
+        critic_rate=0.1,
+        is_energy=True,
     ),
     "noisy_jsd": Choice(
         "JSD of both clouds under noise, no network (paper 002, Theorem 3.2)",
@@ -219,7 +232,9 @@ flags.DEFINE_integer(
     "critic_steps", None, "Critic steps per generator step; 5 for wgan_*, else 1 by default."
 )
 flags.DEFINE_float(
-    "critic_learning_rate", None, "Adam's learning rate of the critic; --learning_rate by default."
+    "critic_learning_rate",
+    None,
+    "Adam's learning rate of the critic; by default --learning_rate, for steingan a tenth of it.",
 )
 flags.DEFINE_bool(
     "spectral_norm", None, "Spectral normalisation of the critic; only for hinge by default."
@@ -233,6 +248,9 @@ flags.DEFINE_float(
     "noise_variance",
     _DEFAULTS.noise_variance,
     "Variance of the noise on samples and data, falling linearly to 0; noisy_jsd: of its noise.",
+)
+flags.DEFINE_float(
+    "discount", _DEFAULTS.discount, "steingan: gamma, by which the samples' energy counts less."
 )
 
 
@@ -272,8 +290,9 @@ def validate(config: Config, num_devices: int) -> None:
         for value in np.atleast_1d(() if setting is None else setting):
             if not 0 < value < math.inf:
                 raise UsageError(f"{name}: got {value}; expected a positive, finite number")
-    if not 0 <= config.b1 < 1:
-        raise UsageError(f"b1: got {config.b1}; expected a number in [0, 1)")
+    for name in ("b1", "discount"):
+        if not 0 <= getattr(config, name) < 1:
+            raise UsageError(f"{name}: got {getattr(config, name)}; expected a number in [0, 1)")
     lowest = "> 0" if config.objective == "noisy_jsd" else ">= 0"
     noise = config.noise_variance
     if not (0 < noise < math.inf or (noise == 0 and lowest == ">= 0")):

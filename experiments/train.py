@@ -25,11 +25,11 @@ from experiments.errors import Terminated, UsageError
 from experiments.runtime import Signals, Workdir
 from experiments.settings import Config
 from kernelgrad import critic as critics
-from kernelgrad import kernels, mmd, train
+from kernelgrad import energies, kernels, mmd, train
 from kernelgrad.critic import Critic, CriticState
 from kernelgrad.objectives import Objective
 from kernelgrad.two_player import TwoPlayer
-from kernelgrad.types import Array, Key, PyTree
+from kernelgrad.types import Array, Info, Key, PyTree
 
 ScoreFn = Callable[[Array], dict[str, float]]
 
@@ -91,17 +91,23 @@ def _build_objective(
     objective = settings.OBJECTIVES[config.objective].make(config)
     if not isinstance(objective, TwoPlayer):
         return objective, lambda _: None
-    default = settings.OBJECTIVES[config.objective].spectral_norm
-    spectral_norm = default if config.spectral_norm is None else config.spectral_norm
-    network = networks.critic_for(dataset.sample_shape, config.width, spectral_norm)
+    choice = settings.OBJECTIVES[config.objective]
+    spectral_norm = choice.spectral_norm if config.spectral_norm is None else config.spectral_norm
+    network = (
+        networks.energy_for(dataset.sample_shape, config.width)
+        if choice.is_energy
+        else networks.critic_for(dataset.sample_shape, config.width, spectral_norm)
+    )
 
     def apply(params: PyTree, stats: PyTree, points: Array) -> tuple[Array, PyTree]:
         variables = {"params": params, "batch_stats": stats}
         values, updated = network.apply(variables, points, train=True, mutable=["batch_stats"])
         return values, updated.get("batch_stats", {})
 
-    rate = config.critic_learning_rate or config.learning_rate
+    rate = config.critic_learning_rate or choice.critic_rate * config.learning_rate
     optimizer = optax.adam(rate, b1=config.b1)
+    if choice.is_energy:
+        optimizer = optax.chain(optimizer, critics.scale_by_info(_controller))
     critic = Critic(objective, apply, optimizer, settings.critic_steps(config))
 
     def initial_state(key: Key) -> CriticState:
@@ -110,6 +116,10 @@ def _build_objective(
         return critics.init(variables["params"], variables.get("batch_stats", {}), critic)
 
     return critic, initial_state
+
+
+def _controller(info: Info) -> Array:
+    return energies.rate_factor(info["energy_data"], info["energy_samples"])
 
 
 def run(

@@ -59,6 +59,26 @@ def init(params: PyTree, stats: PyTree, critic: Critic) -> CriticState:
     return CriticState(params, stats, critic.optimizer.init(params))
 
 
+def scale_by_info(factor_fn: Callable[[Info], Array]) -> optax.GradientTransformationExtraArgs:
+    """Returns an Optax transformation that scales the updates by a function of the loss's scalars.
+
+    Args:
+      factor_fn: info of the critic's loss -> factor, shape (); 0 freezes the critic.
+
+    Returns:
+      Transformation without a state; chain it behind the optimizer.
+    """
+
+    def update(
+        updates: PyTree, state: optax.OptState, params: PyTree | None = None, *, info: Info
+    ) -> tuple[PyTree, optax.OptState]:
+        del params
+        factor = factor_fn(info)
+        return jax.tree.map(lambda leaf: factor.astype(leaf.dtype) * leaf, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+
+
 def bind(state: CriticState, critic: Critic) -> CriticFn:
     """Returns the critic as a function of points, its parameters held still.
 

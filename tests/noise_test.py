@@ -20,17 +20,17 @@ from kernelgrad import adversarial, noise
 def test_noise_has_its_mean_and_variance(key, rng, name):
     size, variance = 20_000, 0.49
     (x,) = _f32(rng.normal(size=(size, 2)))
-    noise = np.asarray(getattr(adversarial, name)(key, x, variance=variance) - x, np.float64)
+    added = np.asarray(getattr(noise, name)(key, x, variance=variance) - x, np.float64)
     half_width = math.sqrt(3 * variance)
     law = {
         "instance_noise": scipy.stats.norm(0, math.sqrt(variance)),
         "bounded_noise": scipy.stats.uniform(-half_width, 2 * half_width),
     }[name]
-    for column in noise.T:
+    for column in added.T:
         assert scipy.stats.kstest(column, law.cdf).statistic * math.sqrt(size) < 2.5
-    assert abs(np.mean(noise[:, 0] * noise[:, 1])) < 5 * variance / math.sqrt(size)
+    assert abs(np.mean(added[:, 0] * added[:, 1])) < 5 * variance / math.sqrt(size)
     if name == "bounded_noise":
-        assert np.abs(noise).max() <= half_width + 1e-6
+        assert np.abs(added).max() <= half_width + 1e-6
 
 
 @pytest.mark.parametrize("noise", [noise.instance_noise, noise.bounded_noise])
