@@ -188,3 +188,68 @@ def test_mlp_classifier_drops_units_in_training_only(key):
     dropped = np.mean(np.asarray(features) == 0)
     assert abs(dropped - 0.3) < 5 * np.sqrt(0.3 * 0.7 / features.size)
     assert evaluate(network, variables, images)[1].min() > 0
+
+
+# --- critics and energies ------------------------------------------------------------------------
+
+JUDGES = {
+    "conv_critic": (networks.ConvCritic(4), (12, 20, 2)),
+    "normed_conv_critic": (networks.ConvCritic(4, spectral_norm=True), (8, 8, 1)),
+    "mlp_critic": (networks.MLPCritic(8), (3,)),
+    "conv_energy": (networks.ConvEnergy(4), (28, 28, 1)),
+    "mlp_energy": (networks.MLPEnergy(8), (3,)),
+}
+
+
+@pytest.mark.parametrize("name", JUDGES)
+def test_every_value_is_of_its_own_sample(key, rng, name):
+    network, shape = JUDGES[name]
+    batch = rng.uniform(size=(4, *shape)).astype(np.float32)
+    variables = jax.jit(lambda key: network.init(key, batch, train=False))(key)
+    together = evaluate(network, variables, batch)
+    alone = [evaluate(network, variables, batch[i : i + 1]) for i in range(4)]
+    for leaf, rows in zip(
+        jax.tree.leaves(together), zip(*map(jax.tree.leaves, alone), strict=True), strict=True
+    ):
+        np.testing.assert_allclose(leaf, np.concatenate(rows), rtol=1e-4, atol=1e-6)
+    values = jax.tree.leaves(together)[0]
+    assert values.shape == (4,)
+    assert np.std(values) > 0
+
+
+def test_spectral_norm_bounds_the_slope(key, rng):
+    """Every layer has norm 1 and leaky relu has slope 1: |f(x) - f(y)| <= |x - y|."""
+    network = networks.MLPCritic(16, spectral_norm=True)
+    points = 3 * rng.normal(size=(200, 3)).astype(np.float32)
+    variables = jax.jit(lambda key: network.init(key, points, train=False))(key)
+    variables = {**variables, "params": jax.tree.map(lambda p: 5 * p, variables["params"])}
+
+    @jax.jit
+    def iterate(variables):
+        values, updated = network.apply(variables, points, train=True, mutable=["batch_stats"])
+        return values, {**variables, **updated}
+
+    for _ in range(60):
+        values, variables = iterate(variables)
+    gaps = np.abs(values[:, None] - values[None, :])
+    distances = np.linalg.norm(points[:, None] - points[None, :], axis=-1)
+    off = ~np.eye(200, dtype=bool)
+    assert 0.05 < np.max(gaps[off] / distances[off]) < 1.01
+
+
+def test_energy_is_the_distance_to_the_reconstruction(rng):
+    inputs, decoded = rng.uniform(size=(2, 5, 4, 4, 1)).astype(np.float32)
+    decoded[2] = inputs[2]
+    energy, gradient = jax.vmap(
+        jax.value_and_grad(lambda x, y: networks._distance(x[None], y[None])[0])
+    )(inputs, decoded)
+    expected = [np.linalg.norm((x - y).ravel()) for x, y in zip(inputs, decoded, strict=True)]
+    np.testing.assert_allclose(energy, expected, rtol=1e-6)
+    np.testing.assert_array_equal(gradient[2], 0)
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("make", [networks.critic_for, networks.energy_for])
+def test_judge_of_no_known_shape_is_named(make):
+    with pytest.raises(ValueError, match=r"sample_shape: got \(4, 4\)"):
+        make((4, 4), 8)
