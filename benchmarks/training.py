@@ -106,7 +106,7 @@ def first_run(problem: None) -> Call:
     config, device = settings.Config(), jax.local_devices()[:1]
     dataset = data.load(config.dataset, None, seed=config.seed)
     model = binary.build(config, dataset, train.AXIS)
-    per_call = binary.steps_per_call(binary.steps_per_record(config), device)
+    per_call = binary.steps_per_call(binary.steps_per_record(config), dataset, device)
     advance = binary.make_advance(config, dataset, model, per_call, 0, device)
     key = jax.random.key(config.seed)
     state = train.replicate(jax.jit(model.initial_state)(key), device)

@@ -30,6 +30,7 @@ from kernelgrad import train
 
 _TIMED_ROUNDS = 7
 _TIMED_STEPS = 50
+_OF_STEPS = {"step", "mmd", "direction_rms", "critic_loss", "jsd", "penalty", "log_ratio"}
 
 _OBJECTIVES = flags.DEFINE_list("objectives", ["kl", "mmd"], "Objectives to compare.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the runs of each objective.")
@@ -130,7 +131,7 @@ def time_steps(configs: dict[str, Config], dataset: Dataset) -> dict[str, float]
     key = jax.random.key(0)
     for name, config in configs.items():
         model = training.build(config, dataset, train.AXIS)
-        per_call = training.steps_per_call(training.steps_per_record(config), device)
+        per_call = training.steps_per_call(training.steps_per_record(config), dataset, device)
         advance = training.make_advance(config, dataset, model, per_call, 0, device)
         state, _ = advance(train.replicate(model.initial_state(key), device), key)
         runs[name] = (advance, jax.block_until_ready(state), per_call)
@@ -149,7 +150,7 @@ def time_steps(configs: dict[str, Config], dataset: Dataset) -> dict[str, float]
 
 def _curves(runs: list[list[dict[str, float]]], ms_per_step: float) -> Curves:
     evaluated = [[record for record in records if "test_mmd" in record] for records in runs]
-    names = [name for name in evaluated[0][0] if name not in ("step", "mmd", "direction_rms")]
+    names = [name for name in evaluated[0][0] if name not in _OF_STEPS]
     return Curves(
         np.array([record["step"] for record in evaluated[0]]),
         {
