@@ -87,9 +87,10 @@ class Config:
     critic_learning_rate: float | None = None
     spectral_norm: bool | None = None
     clip: float = 0.01
-    penalty: str = "two_sided"
-    penalty_weight: float = 10.0
+    penalty: str | None = None
+    penalty_weight: float | None = None
     noise_variance: float = 0.0
+    noise_steps: int | None = None
     discount: float = 0.7
 
 
@@ -120,8 +121,21 @@ def _make_kernel(config: Config) -> MakeKernel:
 
 
 def _wgan_gp(config: Config) -> TwoPlayer:
-    penalty = PENALTIES[config.penalty]
-    return two_player.wgan_gp(weight=config.penalty_weight, penalty=penalty)
+    return two_player.wgan_gp(**_penalty(config, weight="weight"))
+
+
+def _kale(config: Config) -> TwoPlayer:
+    return energies.kale(**_penalty(config, weight="penalty_weight"))
+
+
+def _penalty(config: Config, weight: str) -> dict[str, Any]:
+    """Returns what the config asks for; the objective's own defaults stand in for the rest."""
+    options: dict[str, Any] = {}
+    if config.penalty is not None:
+        options["penalty"] = PENALTIES[config.penalty]
+    if config.penalty_weight is not None:
+        options[weight] = config.penalty_weight
+    return options
 
 
 OBJECTIVES = {
@@ -157,6 +171,9 @@ OBJECTIVES = {
         1,
         critic_rate=0.1,
         is_energy=True,
+    ),
+    "kale": Choice(
+        "KL[p || q] of an energy on top of the generator, by KALE (paper 004)", _kale, 1
     ),
     "noisy_jsd": Choice(
         "JSD of both clouds under noise, no network (paper 002, Theorem 3.2)",
@@ -241,13 +258,21 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_float("clip", _DEFAULTS.clip, "wgan_clip: bound of the critic's parameters.")
 flags.DEFINE_enum(
-    "penalty", _DEFAULTS.penalty, sorted(PENALTIES), "wgan_gp: what the critic's slopes should be."
+    "penalty",
+    None,
+    sorted(PENALTIES),
+    "What the critic's slopes should be; two_sided for wgan_gp, zero_centred for kale by default.",
 )
-flags.DEFINE_float("penalty_weight", _DEFAULTS.penalty_weight, "wgan_gp: weight of the penalty.")
+flags.DEFINE_float(
+    "penalty_weight", None, "Weight of the penalty; 10 for wgan_gp, 1 for kale by default."
+)
 flags.DEFINE_float(
     "noise_variance",
     _DEFAULTS.noise_variance,
     "Variance of the noise on samples and data, falling linearly to 0; noisy_jsd: of its noise.",
+)
+flags.DEFINE_integer(
+    "noise_steps", None, "Steps after which that noise is gone; --num_steps by default."
 )
 flags.DEFINE_float(
     "discount", _DEFAULTS.discount, "steingan: gamma, by which the samples' energy counts less."
@@ -279,7 +304,15 @@ def validate(config: Config, num_devices: int) -> None:
             f"objective: got {config.objective!r}; expected one of {', '.join(known)}. "
             f"Did you mean {nearest}?"
         )
-    counts = ("num_steps", "batch_size", "latent_dim", "width", "eval_every", "critic_steps")
+    counts = (
+        "num_steps",
+        "batch_size",
+        "latent_dim",
+        "width",
+        "eval_every",
+        "critic_steps",
+        "noise_steps",
+    )
     for name in counts:
         value = getattr(config, name)
         if value is not None and value < 1:

@@ -248,15 +248,14 @@ def make_advance(
     devices: list[jax.Device],
 ) -> Callable[[PyTree, Key], tuple[PyTree, PyTree]]:
     """Returns (state, key) -> (state, info), `per_call` steps on all devices."""
-    anneals = config.noise_variance and config.objective != "noisy_jsd"
+    variance, fall = config.noise_variance, config.noise_steps or config.num_steps
+    anneals = variance > 0 and config.objective != "noisy_jsd"
     train_step = train.make_train_step(
         model.generator,
         model.objective,
         model.optimizer,
         sample_latents=model.sample_latents,
-        noise_variance=(
-            optax.linear_schedule(config.noise_variance, 0.0, config.num_steps) if anneals else None
-        ),
+        noise_variance=optax.linear_schedule(variance, 0.0, fall) if anneals else None,
         axis_name=train.AXIS,
     )
     rows = settings.rows_per_step(config)

@@ -1,12 +1,14 @@
 """Objectives whose critic is an energy: the generator learns to draw from exp(-energy)."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, kernels, svgd
+from kernelgrad import _checks, adversarial, kernels, svgd
+from kernelgrad import kale as kales
 from kernelgrad.two_player import CriticFn, TwoPlayer
 from kernelgrad.types import Array, Info, Key, PyTree
 
@@ -76,6 +78,76 @@ def steingan(*, discount: float = 0.7, bandwidth: float = 0.5) -> TwoPlayer:
         kernel = kernels.feature_kernel(base, features, ())
         ascent = svgd.svgd_direction(flat, score, kernel, axis_name=axis_name)
         return -ascent.reshape(samples.shape), {}
+
+    return TwoPlayer(critic_loss, direction)
+
+
+def kale(
+    *,
+    penalty_weight: float = 1.0,
+    penalty: Callable[[CriticFn, Array], Array] = adversarial.zero_centred_gradient_penalty,
+) -> TwoPlayer:
+    r"""Returns the generalised energy-based model: an energy on top of the generator, by KALE.
+
+    .. math:: \theta \text{ ascends } \mathrm{KALE} = 1 - E_P[E + c] - E_G[e^{-(E + c)}], \quad
+        \tilde x_j \text{ descends } w_j \nabla E(\tilde x_j), \; w_j = e^{-(E(\tilde x_j) + c)}
+
+    with c the best log-normaliser of the batch in closed form, which nothing has to learn. The
+    critic returns energies (n,). The model is :math:`q(x) \propto e^{-E(x)} G(dx)`: draw from it
+    in latent space, by :func:`latent.latent_log_density`.
+
+    Args:
+      penalty_weight: of the penalty on the energy's slope between samples and data; >= 0.
+      penalty: (critic_fn, points) -> (), one of :mod:`kernelgrad.adversarial`.
+
+    Returns:
+      Objective of two players with info ``critic_loss`` (-KALE), ``penalty``, ``energy_data`` and
+      ``log_normalizer``.
+
+    Raises:
+      ValueError: penalty_weight < 0.
+
+    References:
+      Arbel, Zhou & Gretton 2020 (generalized energy based models), eqs. (5) and (8).
+    """
+    _checks.not_negative(penalty_weight=penalty_weight)
+
+    def critic_loss(
+        critic_fn: CriticFn,
+        key: Key,
+        samples: Array,
+        data: Array,
+        *,
+        axis_name: str | None = None,
+    ) -> tuple[Array, Info]:
+        of_data, of_samples = critic_fn(data), critic_fn(samples)
+        log_normalizer = lax.stop_gradient(
+            kales.optimal_log_normalizer(of_samples, axis_name=axis_name)
+        )
+        loss = -kales.kale(of_data, of_samples, log_normalizer)
+        points = adversarial.interpolates(key, data, samples, axis_name=axis_name)
+        slope = penalty(critic_fn, points)
+        info = {
+            "critic_loss": loss,
+            "penalty": slope,
+            "energy_data": jnp.mean(of_data),
+            "log_normalizer": log_normalizer,
+        }
+        return loss + penalty_weight * slope, info
+
+    def direction(
+        critic_fn: CriticFn,
+        key: Key,
+        samples: Array,
+        data: Array,
+        *,
+        axis_name: str | None = None,
+    ) -> tuple[Array, Info]:
+        del key, data
+        energy, pull = jax.vjp(critic_fn, samples)
+        log_normalizer = kales.optimal_log_normalizer(energy, axis_name=axis_name)
+        (descent,) = pull(kales.generator_weights(energy, log_normalizer))
+        return descent, {}
 
     return TwoPlayer(critic_loss, direction)
 

@@ -87,6 +87,68 @@ def test_two_devices_give_the_one_device_direction(key, rng):
     np.testing.assert_allclose(spread.reshape(8, 2), alone, rtol=1e-4, atol=1e-5)
 
 
+def energy_fn(points):
+    return critic_fn(points)[0]
+
+
+def test_kale_loss_and_direction_are_the_papers(key, rng):
+    """-DV and softmax weights times n, with grad E = x^3 + e_1."""
+    samples, data = 0.5 * rng.normal(size=(5, 2)), rng.normal(1.0, 0.5, size=(5, 2))
+    with jax.enable_x64(True):
+        objective = energies.kale(penalty_weight=0.0)
+        loss, info = objective.critic_loss(energy_fn, key, jnp.asarray(samples), jnp.asarray(data))
+        direction, _ = objective.direction(energy_fn, key, jnp.asarray(samples), jnp.asarray(data))
+    of_data, of_samples = (np.sum(x**4, axis=1) / 4 + x[:, 0] for x in (data, samples))
+    bound = -np.mean(of_data) - np.log(np.mean(np.exp(-of_samples)))
+    np.testing.assert_allclose(loss, -bound, rtol=1e-12)
+    np.testing.assert_allclose(info["log_normalizer"], np.log(np.mean(np.exp(-of_samples))))
+    weights = np.exp(-of_samples) / np.mean(np.exp(-of_samples))
+    expected = weights[:, None] * (samples**3 + np.array([1.0, 0.0]))
+    np.testing.assert_allclose(direction, expected, rtol=1e-10)
+
+
+def test_kale_direction_is_the_gradient_of_the_bound(key, rng):
+    """n times the gradient of Donsker-Varadhan in the samples, by autodiff."""
+    samples, data = rng.normal(size=(5, 2)), rng.normal(1.0, 0.5, size=(5, 2))
+    with jax.enable_x64(True):
+        x, y = jnp.asarray(samples), jnp.asarray(data)
+
+        def bound(x):
+            return -jnp.mean(energy_fn(y)) - jnp.log(jnp.mean(jnp.exp(-energy_fn(x))))
+
+        expected = 5 * jax.grad(bound)(x)
+        direction, _ = energies.kale().direction(energy_fn, key, x, y)
+    np.testing.assert_allclose(direction, expected, rtol=1e-10)
+
+
+def test_kale_on_two_devices_is_that_of_one(key, rng):
+    x, y = (jnp.asarray(rng.normal(size=(8, 2)), jnp.float32) for _ in range(2))
+    objective = energies.kale(penalty_weight=0.3)
+
+    def learn(scale, x, y, axis_name=None):
+        def scaled(points):
+            return scale * energy_fn(points)
+
+        (_, info), slope = jax.value_and_grad(
+            lambda s: objective.critic_loss(
+                lambda p: s * energy_fn(p), key, x, y, axis_name=axis_name
+            ),
+            has_aux=True,
+        )(scale)
+        direction, _ = objective.direction(scaled, key, x, y, axis_name=axis_name)
+        if axis_name is not None:
+            slope, info = jax.lax.pmean((slope, info), axis_name)
+        return direction, slope, info
+
+    alone = jax.jit(learn)(0.7, x, y)
+    spread = jax.pmap(lambda x, y: learn(0.7, x, y, axis_name="i"), axis_name="i")(
+        x.reshape(2, 4, 2), y.reshape(2, 4, 2)
+    )
+    np.testing.assert_allclose(spread[0].reshape(8, 2), alone[0], rtol=1e-4, atol=1e-5)
+    for got, expected in zip(jax.tree.leaves(spread[1:]), jax.tree.leaves(alone[1:]), strict=True):
+        np.testing.assert_allclose(got, np.full(2, expected), rtol=1e-4)
+
+
 @pytest.mark.parametrize(("gap", "factor"), [(-0.6, 0), (-0.4, 1), (0.0, 1), (0.4, 5), (0.6, 5)])
 def test_controller(gap, factor):
     got = jax.jit(energies.rate_factor)(jnp.asarray(2.0 + gap), jnp.asarray(2.0))
@@ -101,3 +163,5 @@ def test_controller(gap, factor):
 def test_bad_input_is_named(options, message):
     with pytest.raises(ValueError, match=message):
         energies.steingan(**options)
+    with pytest.raises(ValueError, match="penalty_weight: got -1"):
+        energies.kale(penalty_weight=-1.0)

@@ -23,7 +23,7 @@ from experiments.errors import DivergenceError, UsageError
 from experiments.neural_sampler import Config
 from experiments.targets import Target
 
-PLANE = ("ring", "banana", "mixture", "swiss_roll")
+PLANE = ("ring", "banana", "mixture", "swiss_roll", "grid")
 TINY = Config(
     updates=("chain_rule", "regression"),
     num_steps=4,
@@ -61,6 +61,8 @@ def density_by_formula(name, x):
     if name == "mixture":
         angle = np.pi / 4 * np.arange(8)
         centres, width = 2 * np.stack([np.cos(angle), np.sin(angle)], axis=1), 0.25
+    elif name == "grid":
+        centres, width = np.array([(i, j) for i in range(-2, 3) for j in range(-2, 3)]), 0.05
     else:
         centres, width = datasets.load("swiss_roll", seed=3).train[:500].astype(np.float64), 0.07
     logs = [stats.norm(c, width).logpdf(x).sum(axis=1) for c in centres]

@@ -55,6 +55,32 @@ def test_a_resumed_run_fed_by_the_host_is_bit_identical(tmp_path):
     assert _metrics(tmp_path / "cut") == _metrics(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    "objective",
+    [
+        "wgan_gp",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in settings.OBJECTIVES
+            if name != "wgan_gp"
+        ),
+    ],
+)
+def test_every_objective_resumes_with_its_critic(tmp_path, objective):
+    config = dataclasses.replace(
+        POINTS,
+        objective=objective,
+        num_steps=4,
+        eval_every=2,
+        noise_variance=0.1,
+        noise_steps=4,
+    )
+    _run(config, tmp_path / "whole")
+    _run(dataclasses.replace(config, num_steps=2), tmp_path / "cut")
+    _run(config, tmp_path / "cut")
+    assert _metrics(tmp_path / "cut") == _metrics(tmp_path / "whole")
+
+
 def test_a_finished_run_is_left_alone(tmp_path, capsys):
     first = _run(POINTS, tmp_path)
     assert _run(POINTS, tmp_path) == first
@@ -141,7 +167,8 @@ def test_sigterm_saves_and_exits_143(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--objective=kll"], 2, "objective: got 'kll'; expected one of kl, mmd. Did you mean kl?"),
+        (["--objective=gan_kll"], 2, "objective: got 'gan_kll'; expected one of kl, mmd, gan_"),
+        (["--objective=noisy_jsd"], 2, "noise_variance: got 0.0; expected a number > 0"),
         (["--wdith=3"], 2, "flag: got --wdith; expected a known flag such as --width"),
         (["--batch_size=21", "--num_devices=2"], 2, "expected a multiple, such as 20 or 22"),
         (["--workdir=/dev/null"], 1, "/dev/null"),
