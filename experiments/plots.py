@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import matplotlib
@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 _LEVELS = (0.003, 0.03, 0.1, 0.25, 0.45, 0.7, 1.001)  # of a density over its maximum
+_MAX_COLUMNS = 4
+_NUM_COLORS = 10  # of Matplotlib's cycle
 _FRAME_MS, _LAST_FRAME_MS = 120, 2500
 
 
@@ -34,6 +36,20 @@ class Backdrop(NamedTuple):
     labels: tuple[str, str]
     log_density: np.ndarray | None = None
     draws: np.ndarray | None = None
+
+
+class FieldFrame(NamedTuple):
+    """Samples in the plane, and the directions of a field.
+
+    Attributes:
+      samples: (n, 2).
+      points: where the field is drawn; shape (k, 2).
+      arrows: the field there, in any unit; shape (k, 2).
+    """
+
+    samples: np.ndarray
+    points: np.ndarray
+    arrows: np.ndarray
 
 
 def image_grid(images: np.ndarray) -> bytes:
@@ -108,12 +124,68 @@ def evolution(frames: Mapping[str, np.ndarray], steps: Sequence[int], backdrop: 
       Bytes of a GIF that loops and rests on its last frame.
     """
     figure, clouds = _panels({name: moving[0] for name, moving in frames.items()}, backdrop, 2.6)
-    canvas = FigureCanvasAgg(figure)
-    pictures = []
-    for index, step in enumerate(steps):
+
+    def draw(index: int) -> None:
         for cloud, moving in zip(clouds, frames.values(), strict=True):
             cloud.set_offsets(moving[index])
-        figure.suptitle(f"step {step}", x=0.01, horizontalalignment="left", fontsize="medium")
+        figure.suptitle(f"step {steps[index]}", x=0.01, horizontalalignment="left", size="medium")
+
+    return _gif(figure, draw, len(steps))
+
+
+def field_evolution(
+    frames: Sequence[FieldFrame], steps: Sequence[int], backdrop: Backdrop, title: str
+) -> bytes:
+    """Draws samples that move over a density, and beside them the field that moves them.
+
+    Args:
+      frames: equally many samples and arrows in each.
+      steps: the steps that the frames belong to.
+      backdrop: the density.
+      title: of the samples.
+
+    Returns:
+      Bytes of a GIF as :func:`evolution`'s. In each frame, an arrow of the median length is a 25th
+      of the axes long, and longer ones are cut there; the title over the field gives the root of
+      the mean squared length.
+    """
+    figure, grid = plt.subplots(1, 2, figsize=(8.6, 4.6), sharey=True, layout="constrained")
+    for axes in grid:
+        _draw_backdrop(axes, backdrop)
+        axes.set(xlabel=backdrop.labels[0], xlim=backdrop.bounds[0], ylim=backdrop.bounds[1])
+    grid[0].set_ylabel(backdrop.labels[1])
+    first = frames[0]
+    cloud = grid[0].scatter(*first.samples.T, s=5, color="C3", alpha=0.7, linewidths=0)
+    longest = (backdrop.bounds[0][1] - backdrop.bounds[0][0]) / 25
+    field = grid[1].quiver(
+        *first.points.T,
+        *np.zeros_like(first.arrows.T),
+        angles="xy",
+        scale_units="xy",
+        scale=1 / longest,
+        width=0.003,
+        color="C3",
+    )
+
+    def draw(index: int) -> None:
+        samples, points, arrows = frames[index]
+        cloud.set_offsets(samples)
+        lengths = np.linalg.norm(arrows, axis=1, keepdims=True)
+        unit = max(float(np.median(lengths)), float(np.finfo(np.float32).tiny))
+        field.set_offsets(points)
+        field.set_UVC(*(arrows / np.maximum(lengths, unit)).T)
+        grid[0].set_title(f"{title}, step {steps[index]}")
+        grid[1].set_title(f"field, rms {np.sqrt(np.mean(lengths**2)):.2g}")
+
+    return _gif(figure, draw, len(frames))
+
+
+def _gif(figure: Figure, draw: Callable[[int], None], num_frames: int) -> bytes:
+    """Returns a GIF that loops and rests on its last frame."""
+    canvas = FigureCanvasAgg(figure)
+    pictures = []
+    for index in range(num_frames):
+        draw(index)
         canvas.draw()
         picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
         pictures.append(picture.quantize(64, dither=Image.Dither.NONE))
@@ -129,16 +201,20 @@ def evolution(frames: Mapping[str, np.ndarray], steps: Sequence[int], backdrop: 
 def _panels(
     samples: Mapping[str, np.ndarray], backdrop: Backdrop, size: float
 ) -> tuple[Figure, list[PathCollection]]:
+    columns = min(len(samples), _MAX_COLUMNS)
+    rows = math.ceil(len(samples) / columns)
     figure, grid = plt.subplots(
-        1,
-        len(samples),
-        figsize=(size * len(samples), size + 0.4),
+        rows,
+        columns,
+        figsize=(size * columns, (size + 0.4) * rows),
         squeeze=False,
         sharey=True,
         layout="constrained",
     )
+    for axes in grid.flat[len(samples) :]:
+        axes.set_visible(False)
     clouds = []
-    for axes, (title, points) in zip(grid[0], samples.items(), strict=True):
+    for axes, (title, points) in zip(grid.flat, samples.items(), strict=False):
         _draw_backdrop(axes, backdrop)
         clouds.append(
             axes.scatter(
@@ -148,7 +224,8 @@ def _panels(
         axes.set(
             title=title, xlabel=backdrop.labels[0], xlim=backdrop.bounds[0], ylim=backdrop.bounds[1]
         )
-    grid[0, 0].set_ylabel(backdrop.labels[1])
+    for axes in grid[:, 0]:
+        axes.set_ylabel(backdrop.labels[1])
     return figure, clouds
 
 
@@ -273,8 +350,9 @@ def curve_panels(rows: Sequence[Sequence[CurvePanel]]) -> bytes:
     drawn = [panel for row in rows for panel in row]
     for axes, panel in zip(grid.flat, drawn, strict=True):
         colors = {}
-        for label, (x, values) in panel.curves.items():
-            (line,) = axes.plot(x, values.mean(axis=0), marker=".", label=label)
+        for index, (label, (x, values)) in enumerate(panel.curves.items()):
+            style = "-" if index < _NUM_COLORS else "-."
+            (line,) = axes.plot(x, values.mean(axis=0), style, marker=".", label=label)
             axes.fill_between(
                 x, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.2
             )
@@ -288,6 +366,49 @@ def curve_panels(rows: Sequence[Sequence[CurvePanel]]) -> bytes:
                 label=None if label in colors else label,
             )
         axes.set(title=panel.title, xlabel=panel.xlabel, xscale=panel.xscale, yscale=panel.yscale)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    return _png(figure)
+
+
+def histograms(
+    rows: Sequence[Mapping[str, tuple[np.ndarray, Mapping[str, Callable[..., np.ndarray]]]]],
+    xlabel: str,
+    limit: float,
+) -> bytes:
+    """Draws rows of histograms with densities over them, on a logarithmic scale.
+
+    Args:
+      rows: by title, values (k,) and densities by label, functions of x (t,); equally long.
+      xlabel: the abscissa.
+      limit: the abscissae run from -limit to limit; the title tells the share beyond.
+
+    Returns:
+      PNG bytes.
+    """
+    figure, grid = plt.subplots(
+        len(rows),
+        len(rows[0]),
+        figsize=(4.6 * len(rows[0]), 3.2 * len(rows)),
+        squeeze=False,
+        layout="constrained",
+    )
+    x = np.linspace(-limit, limit, 601)
+    drawn = [panel for row in rows for panel in row.items()]
+    for axes, (title, (values, densities)) in zip(grid.flat, drawn, strict=True):
+        counts, edges = np.histogram(values, bins=121, range=(-limit, limit))
+        heights = counts / (len(values) * np.diff(edges))
+        axes.stairs(heights, edges, fill=True, color="0.8")
+        for label, density in densities.items():
+            axes.plot(x, density(x), label=label)
+        lowest = heights[heights > 0].min(initial=1)
+        beyond = np.mean(np.abs(values) > limit)
+        axes.set(
+            title=f"{title}; {beyond:.1%} beyond",
+            xlabel=xlabel,
+            yscale="log",
+            ylim=(lowest / 3, 3 * heights.max(initial=lowest)),
+        )
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     return _png(figure)

@@ -1,0 +1,327 @@
+"""Why GANs are hard to train, and what noise changes: the figures of paper 002.
+
+    python -m experiments.gan_diagnostics --workdir=runs/diagnostics
+
+Trains a DCGAN by the usual loss and holds its generator still after each of --epochs. A new
+discriminator is then trained on each: without noise; with Gaussian noise on real and generated
+images; and with bounded noise, annealed. Four figures come out, and a table (table.md):
+
+    jsd_and_accuracy.png  the discriminator tells real from generated: JSD to log 2, accuracy to 1
+    gradient_norms.png    what the generator then gets from both losses, without and with noise
+    gradient_tail.png     the law of its gradient, with a Cauchy and a Gaussian fit
+    certificate.png       Theorem 3.3's bound on the Wasserstein distance while noise is annealed
+
+A discriminator's JSD is a lower bound (and its certificate an estimate); the exact JSD of two
+clouds of images, from the optimal discriminator in closed form, is drawn beside it.
+Run the same command again to resume.
+"""
+
+import dataclasses
+import math
+import pathlib
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from experiments import certificates, command, diagnostics_report, discriminators, settings
+from experiments import data as datasets
+from experiments import train as training
+from experiments.data import Dataset
+from experiments.diagnostics_report import Diagnosis, Rows
+from experiments.discriminators import Frozen, Lab, Tail, Trial
+from experiments.errors import StorageError, UsageError
+from experiments.runtime import Signals, Workdir
+from kernelgrad import noise, train
+from kernelgrad.critic import Critic, CriticState
+from kernelgrad.types import Array, Key
+
+_RECORDS = 40  # of a discriminator
+_CLOUD = 1000  # most images of a cloud
+_TAIL_GRADIENTS, _TAIL_COORDINATES = 400, 200
+_TAIL_CHUNKS = 20
+_GAN_FIELDS = ("dataset", "batch_size", "latent_dim", "width", "learning_rate", "b1", "seed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that decides the runs, but for where they are stored."""
+
+    dataset: str = "digits"
+    epochs: tuple[int, ...] = (1, 10, 25)
+    steps_per_epoch: int = 15
+    batch_size: int = 100
+    latent_dim: int = 50
+    width: int = 32
+    learning_rate: float = 1e-3
+    b1: float = 0.5
+    seed: int = 0
+    critic_width: int = 256
+    num_iterations: int = 4000
+    instance_noise: float = 0.3
+    annealed_noise: tuple[float, ...] = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
+    annealed_iterations: int = 300
+
+
+def gan_config(config: Config, epoch: int) -> settings.Config:
+    """Returns the settings of the GAN up to an epoch."""
+    return settings.Config(
+        objective="gan_non_saturating",
+        num_steps=epoch * config.steps_per_epoch,
+        eval_every=config.epochs[-1] * config.steps_per_epoch,
+        **{name: getattr(config, name) for name in _GAN_FIELDS},
+    )
+
+
+def trials(config: Config) -> tuple[Trial, Trial, Trial]:
+    """Returns the three trials that every generator is put to."""
+    most = max(1, config.num_iterations // _RECORDS)
+    every = next(n for n in range(most, 0, -1) if config.num_iterations % n == 0)
+    plain = Trial("no noise", noise.instance_noise, (0.0,), config.num_iterations, every)
+    return (
+        plain,
+        plain._replace(name="noise", variances=(config.instance_noise,)),
+        Trial(
+            "annealed",
+            noise.bounded_noise,
+            config.annealed_noise,
+            config.annealed_iterations,
+            config.annealed_iterations,
+        ),
+    )
+
+
+def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
+    """Trains the GAN, then the discriminators, and draws; resumes what the work folder holds.
+
+    Args:
+      config: the settings.
+      workdir: the folder of all runs, and of table and pictures.
+      data_dir: where the data set's files are.
+
+    Returns:
+      The rows of the table.
+
+    Raises:
+      UsageError: a setting out of its range, or a work folder with another run.
+      DataError: the data set is unknown, missing or damaged.
+      StorageError: the work folder cannot be used.
+      DivergenceError: a state or a figure is not finite.
+      Terminated: SIGTERM came; the state is saved.
+    """
+    validate(config)
+    dataset = datasets.load(config.dataset, data_dir, seed=config.seed)
+    if not dataset.is_image:
+        raise UsageError(f"dataset: got {dataset.name}, points; expected images such as digits")
+    lab = make_lab(config, dataset)
+    with Workdir(workdir, config) as folder, Signals() as signals:
+        found = {}
+        for epoch in config.epochs:
+            frozen = _generator(config, lab, epoch, folder.path, data_dir)
+            found[epoch] = diagnose(config, lab, dataset, epoch, frozen, folder.path, signals)
+        real, test = (_flat(part[:_CLOUD]) for part in (dataset.train, dataset.test))
+        size = min(len(real), len(test))
+        reference = certificates.assignment_distance(real[:size], test[:size])
+        rows = diagnostics_report.rows(found, reference)
+        diagnostics_report.write(folder, found, rows)
+    return rows
+
+
+def make_lab(config: Config, dataset: Dataset) -> Lab:
+    """Returns the GAN's generator and a discriminator of its own width."""
+    gan = gan_config(config, config.epochs[-1])
+    judge = training.build(dataclasses.replace(gan, width=config.critic_width), dataset)
+
+    def fresh_critic(key: Key) -> CriticState:
+        return cast(CriticState, judge.initial_state(key).critic)
+
+    return Lab(
+        training.build(gan, dataset, train.AXIS),
+        cast(Critic, judge.objective),
+        fresh_critic,
+        config.batch_size,
+    )
+
+
+def _generator(
+    config: Config, lab: Lab, epoch: int, root: pathlib.Path, data_dir: str | None
+) -> Frozen:
+    """Returns the generator after so many epochs, as stored or trained up to there."""
+    abstract = jax.eval_shape(lab.model.initial_state, jax.random.key(0))
+    with Workdir(root / f"epoch{epoch}" / "generator", config) as folder:
+        restored = folder.restore(Frozen(abstract.params, abstract.batch_stats))
+        if restored:
+            return restored[1]
+        gan = gan_config(config, epoch)
+        training.run(gan, workdir=str(root / "gan"), data_dir=data_dir, num_devices=1)
+        with Workdir(root / "gan", gan, free_fields=("num_steps",)) as trained:
+            step, state = trained.restore(abstract) or (0, None)
+        if state is None or step != gan.num_steps:
+            raise StorageError(
+                f"{root / 'gan'}: got a GAN at step {step}; expected {gan.num_steps}, for epoch "
+                f"{epoch} has no stored generator. Use another workdir"
+            )
+        frozen = Frozen(state.params, state.batch_stats)
+        folder.save(gan.num_steps, frozen)
+        return frozen
+
+
+def diagnose(
+    config: Config,
+    lab: Lab,
+    dataset: Dataset,
+    epoch: int,
+    frozen: Frozen,
+    root: pathlib.Path,
+    signals: Signals,
+) -> Diagnosis:
+    """Puts a generator to the trials, and returns what they and its clouds show."""
+    key = jax.random.fold_in(jax.random.key(config.seed), epoch)
+    *trial_keys, tail_key, cloud_key = jax.random.split(key, 5)
+    records, states = {}, {}
+    for trial, trial_key in zip(trials(config), trial_keys, strict=True):
+        with Workdir(root / f"epoch{epoch}" / trial.name.replace(" ", "_"), config) as own:
+            titled = trial._replace(name=f"epoch {epoch}, {trial.name}")
+            records[trial.name], states[trial.name] = discriminators.train_discriminator(
+                lab, titled, frozen, (dataset.train, dataset.test), trial_key, own, signals
+            )
+    tails = _tails(config, lab, dataset, frozen, states["no noise"], tail_key)
+    real = _flat(dataset.train[:_CLOUD])
+    fake = _flat(lab.generate(frozen, jax.random.fold_in(cloud_key, 0), len(real)))
+    learned = [(r["variance"], r["jsd"]) for r in records["annealed"][1:]]
+    certificate = certificates.certify(cloud_key, np.array(learned), real, fake)
+    return Diagnosis(records, tails, certificate)
+
+
+def _tails(
+    config: Config, lab: Lab, dataset: Dataset, frozen: Frozen, state: CriticState, key: Key
+) -> dict[str, tuple[np.ndarray, Tail]]:
+    """Returns the law of the gradient over latents and over the steps of D, in some coordinates."""
+    coordinate_key, latent_key, walk_key = jax.random.split(key, 3)
+    count = sum(leaf.size for leaf in jax.tree.leaves(frozen.params))
+    coordinates = jax.random.permutation(coordinate_key, count)[:_TAIL_COORDINATES]
+
+    def over_latents(key: Key, state: CriticState, shape: tuple[int, int]) -> np.ndarray:
+        return np.asarray(
+            discriminators.minibatch_gradients(
+                lab,
+                noise.instance_noise,
+                frozen,
+                state,
+                key,
+                0.0,
+                "non_saturating",
+                shape,
+                coordinates,
+            ),
+            np.float64,
+        )
+
+    size, chunk = config.batch_size, _TAIL_GRADIENTS // _TAIL_CHUNKS
+    draws: dict[str, list[np.ndarray]] = {"one latent": [], f"{size} latents": []}
+    for chunk_key in tqdm(
+        jax.random.split(latent_key, _TAIL_CHUNKS), desc="gradients over latents"
+    ):
+        for part, n in zip(draws.values(), (1, size), strict=True):
+            part.append(over_latents(chunk_key, state, (chunk, n)))
+    walk = discriminators.keep_training(
+        lab, frozen, state, jnp.asarray(dataset.train), walk_key, _TAIL_GRADIENTS
+    )
+    progress = tqdm(walk, total=_TAIL_GRADIENTS, desc="gradients over steps of D")
+    steps = [over_latents(latent_key, step, (1, size)) for step in progress]
+    gradients = {name: np.concatenate(parts) for name, parts in draws.items()}
+    gradients["over steps of D"] = np.diff(np.concatenate(steps), axis=0)
+    values = {title: discriminators.normalised(draws) for title, draws in gradients.items()}
+    return {title: (some, discriminators.fit_tail(some)) for title, some in values.items()}
+
+
+def _flat(images: np.ndarray | Array) -> Array:
+    images = train.as_unit_interval(jnp.asarray(images))
+    return images.reshape(images.shape[0], -1)
+
+
+# ----------------------------------------------------------------------------------- the binary
+
+
+def validate(config: Config) -> None:
+    """Raises UsageError for the first setting out of its range, before anything is compiled."""
+    epochs = list(config.epochs)
+    if not epochs or epochs[0] < 1 or sorted(set(epochs)) != epochs:
+        raise UsageError(f"epochs: got {epochs}; expected rising integers >= 1, such as 1,10,25")
+    for name in ("steps_per_epoch", "critic_width", "num_iterations", "annealed_iterations"):
+        if getattr(config, name) < 1:
+            raise UsageError(f"{name}: got {getattr(config, name)}; expected an integer >= 1")
+    settings.validate(gan_config(config, epochs[-1]), 1)
+    if not 0 < config.instance_noise < math.inf:
+        raise UsageError(f"instance_noise: got {config.instance_noise}; expected a variance > 0")
+    levels = list(config.annealed_noise)
+    falling = sorted(set(levels), reverse=True) == levels
+    if not levels or not falling or not all(0 < level < math.inf for level in levels):
+        raise UsageError(f"annealed_noise: got {levels}; expected falling variances > 0")
+
+
+def _define_flags() -> None:
+    defaults = Config()
+    flags.DEFINE_list(
+        "epochs", [str(n) for n in defaults.epochs], "Epochs of the GAN after which it is examined."
+    )
+    flags.DEFINE_integer(
+        "steps_per_epoch", defaults.steps_per_epoch, "Steps of the GAN in an epoch."
+    )
+    flags.DEFINE_integer(
+        "critic_width", defaults.critic_width, "Channels of the discriminators made anew."
+    )
+    flags.DEFINE_integer(
+        "num_iterations", defaults.num_iterations, "Steps of each of them, as in the paper."
+    )
+    flags.DEFINE_float(
+        "instance_noise",
+        defaults.instance_noise,
+        "Variance per pixel, images in [0, 1], of the Gaussian noise that brings gradients back.",
+    )
+    flags.DEFINE_list(
+        "annealed_noise",
+        [str(level) for level in defaults.annealed_noise],
+        "Falling variances per pixel of the bounded noise of the certificate.",
+    )
+    flags.DEFINE_integer(
+        "annealed_iterations", defaults.annealed_iterations, "Steps at each of these variances."
+    )
+    flags.FLAGS.set_default("b1", defaults.b1)
+    for name in ("workdir", "data_dir", *_GAN_FIELDS):
+        flags.declare_key_flag(name)
+    flags.mark_flag_as_required("workdir")
+
+
+def _config_from_flags() -> Config:
+    fields = [field.name for field in dataclasses.fields(Config)]
+    modules = flags.FLAGS.flags_by_module_dict()
+    for flag in modules["experiments.settings"] + modules["experiments.train"]:
+        if flag.present and flag.name not in (*fields, "workdir", "data_dir"):
+            raise UsageError(f"{flag.name}: got a flag of experiments.train; see --help")
+    values = {name: flags.FLAGS[name].value for name in fields}
+    for name, kind in {"epochs": int, "annealed_noise": float}.items():
+        try:
+            values[name] = tuple(kind(item) for item in values[name])
+        except ValueError:
+            raise UsageError(
+                f"{name}: got {values[name]}; expected numbers such as "
+                f"{','.join(map(str, getattr(Config, name)))}"
+            ) from None
+    return Config(**values)
+
+
+def main() -> None:
+    """Parses the flags and diagnoses."""
+    _define_flags()
+    command.main(
+        lambda config: run(config, workdir=flags.FLAGS.workdir, data_dir=flags.FLAGS.data_dir),
+        _config_from_flags,
+    )
+
+
+if __name__ == "__main__":
+    main()
