@@ -11,7 +11,7 @@ import dataclasses
 import json
 import pathlib
 import time
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -27,9 +27,12 @@ from experiments.errors import UsageError
 from experiments.settings import Config
 from experiments.tables import format_table
 from kernelgrad import train
+from kernelgrad.types import Key, PyTree
 
 _TIMED_ROUNDS = 7
 _TIMED_STEPS = 50
+
+Timed = tuple[Callable[[PyTree, Key], tuple[PyTree, PyTree]], PyTree, int]
 _OF_STEPS = {"step", "mmd", "direction_rms", "critic_loss", "jsd", "penalty", "log_ratio"}
 
 _OBJECTIVES = flags.DEFINE_list("objectives", ["kl", "mmd"], "Objectives to compare.")
@@ -127,7 +130,7 @@ def time_steps(configs: dict[str, Config], dataset: Dataset) -> dict[str, float]
       Milliseconds by name.
     """
     device = jax.local_devices()[:1]
-    runs: dict[str, Any] = {}
+    runs: dict[str, Timed] = {}
     key = jax.random.key(0)
     for name, config in configs.items():
         model = training.build(config, dataset, train.AXIS)
@@ -135,16 +138,28 @@ def time_steps(configs: dict[str, Config], dataset: Dataset) -> dict[str, float]
         advance = training.make_advance(config, dataset, model, per_call, 0, device)
         state, _ = advance(train.replicate(model.initial_state(key), device), key)
         runs[name] = (advance, jax.block_until_ready(state), per_call)
-    times: dict[str, list[float]] = {name: [] for name in configs}
+    return time_in_turns(runs, key)
+
+
+def time_in_turns(runs: dict[str, Timed], key: Key) -> dict[str, float]:
+    """Returns the median milliseconds per step of each run.
+
+    Args:
+      runs: compiled functions (state, key) -> (state, info), a state, and the steps of a call.
+      key: random key of the steps.
+
+    Returns:
+      Milliseconds by name.
+    """
+    states = {name: state for name, (_, state, _) in runs.items()}
+    times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in trange(_TIMED_ROUNDS, desc="Timing the steps"):
-        for name, (advance, state, per_call) in runs.items():
+        for name, (advance, _, per_call) in runs.items():
             start = time.perf_counter()
             calls = max(1, _TIMED_STEPS // per_call)
             for _ in range(calls):
-                state, _ = advance(state, key)
-                jax.block_until_ready(state)
+                states[name], _ = jax.block_until_ready(advance(states[name], key))
             times[name].append(1000 * (time.perf_counter() - start) / (calls * per_call))
-            runs[name] = (advance, state, per_call)
     return {name: float(np.median(values)) for name, values in times.items()}
 
 

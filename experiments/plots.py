@@ -18,6 +18,7 @@ from PIL import Image
 
 _LEVELS = (0.003, 0.03, 0.1, 0.25, 0.45, 0.7, 1.001)  # of a density over its maximum
 _MAX_COLUMNS = 4
+_MOST_INSIDE = 6  # curves whose legend fits into a panel
 _NUM_COLORS = 10  # of Matplotlib's cycle
 _FRAME_MS, _LAST_FRAME_MS = 120, 2500
 
@@ -367,7 +368,8 @@ def curve_panels(rows: Sequence[Sequence[CurvePanel]]) -> bytes:
             )
         axes.set(title=panel.title, xlabel=panel.xlabel, xscale=panel.xscale, yscale=panel.yscale)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        outside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+        axes.legend(fontsize="small", **(outside if len(panel.curves) > _MOST_INSIDE else {}))
     return _png(figure)
 
 

@@ -5,6 +5,7 @@ ring                 |x|^2 is N(1, 0.2^2) cut at 0, the angle uniform: a ring ab
 banana               x_1 ~ N(0, 1), x_2 ~ N((x_1^2 - 1) / 2, 0.3^2)
 mixture              8 equal Gaussians of standard deviation 0.25 on a circle of radius 2
 swiss_roll           kernel density estimate of 500 points of the roll, bandwidth 0.07
+grid                 25 equal Gaussians of standard deviation 0.05 at (i, j); i, j = -2, ..., 2
 logistic_regression  posterior of :mod:`experiments.posteriors`, red wine, quality >= 6
 ===================  ==============================================================================
 
@@ -31,8 +32,21 @@ _RING_WIDTH = 0.1
 _BANANA_WIDTH = 0.3
 _NUM_MODES, _MODE_RADIUS, _MODE_WIDTH = 8, 2.0, 0.25
 _NUM_ROLL_POINTS, _ROLL_BANDWIDTH = 500, 0.07
+_GRID_WIDTH = 0.05
 
 Bounds = tuple[tuple[float, float], tuple[float, float]]
+
+
+class Modes(NamedTuple):
+    """Equal round Gaussians that hardly overlap.
+
+    Attributes:
+      centres: (m, d).
+      width: their standard deviation.
+    """
+
+    centres: np.ndarray
+    width: float
 
 
 class Target(NamedTuple):
@@ -44,6 +58,7 @@ class Target(NamedTuple):
       dimension: d.
       exact_samples: (key, n) -> (n, d), independent draws of p; None where nobody has them.
       bounds: ((low, high), (low, high)) of a picture of p; None unless d = 2.
+      modes: what p consists of; None for anything but separate Gaussians.
     """
 
     name: str
@@ -51,6 +66,7 @@ class Target(NamedTuple):
     dimension: int
     exact_samples: Callable[[Key, int], Array] | None
     bounds: Bounds | None
+    modes: Modes | None = None
 
 
 def load(name: str, data_dir: str | None = None, *, seed: int = 0) -> Target:
@@ -107,12 +123,23 @@ def _banana(_: int) -> Target:
 def _mixture(_: int) -> Target:
     angle = 2 * np.pi * np.arange(_NUM_MODES) / _NUM_MODES
     centres = _MODE_RADIUS * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    return _gaussians("mixture", centres, _MODE_WIDTH, ((-3.0, 3.0), (-3.0, 3.0)))
+    return _separate("mixture", Modes(centres, _MODE_WIDTH), 3.0)
 
 
 def _swiss_roll(seed: int) -> Target:
     points = datasets.load("swiss_roll", seed=seed).train[:_NUM_ROLL_POINTS]
     return _gaussians("swiss_roll", points, _ROLL_BANDWIDTH, ((-1.8, 1.8), (-1.8, 1.8)))
+
+
+def _grid(_: int) -> Target:
+    side = np.arange(-2.0, 3.0)
+    centres = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
+    return _separate("grid", Modes(centres, _GRID_WIDTH), 2.6)
+
+
+def _separate(name: str, modes: Modes, reach: float) -> Target:
+    target = _gaussians(name, modes.centres, modes.width, ((-reach, reach), (-reach, reach)))
+    return target._replace(modes=modes)
 
 
 def _gaussians(name: str, centres: np.ndarray, width: float, bounds: Bounds) -> Target:
@@ -136,5 +163,7 @@ _PLANE: dict[str, Callable[[int], Target]] = {
     "banana": _banana,
     "mixture": _mixture,
     "swiss_roll": _swiss_roll,
+    "grid": _grid,
 }
-NAMES = (*_PLANE, "logistic_regression")
+PLANE = tuple(_PLANE)
+NAMES = (*PLANE, "logistic_regression")

@@ -1,0 +1,326 @@
+"""Paper 001's animation: a generator follows any objective to a known density in the plane.
+
+    python -m experiments.toy --objective=gan_kl --dataset=swiss_roll --workdir=runs/roll
+    python -m experiments.toy --objectives=all --seeds=0,1,2 --workdir=runs/toy
+
+The data are exact draws of a density of :mod:`experiments.targets`: swiss_roll, ring, grid, mixture
+or banana. As the density is known, KL[Q||P] and JSD of the generated samples are measured along the
+way, Q by a kernel density estimate (:mod:`experiments.toy_report`). The settings are the preset
+paper001 of :mod:`experiments.settings`, the same for all objectives but for the noise of noisy_jsd
+and the penalty of wgan_gp; flags override them.
+
+The first form leaves evolution.gif, samples.png, curves.png and table.md beside config.json,
+metrics.jsonl and checkpoints/. The GIF shows samples at fixed latents over the density and, beside
+them, the field that they follow: minus the objective's direction, on a lattice where a critic gives
+each point its own, else at samples. In the second form every run lives so in
+workdir/<objective>/seed<k>, and the work folder holds table.md, samples.png and comparison.png. The
+data are the same for all seeds. Both forms resume.
+"""
+
+import dataclasses
+import difflib
+import functools
+import io
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from experiments import command, compare, settings, targets, threads, toy_report
+from experiments import train as training
+from experiments.data import Dataset
+from experiments.errors import Terminated, UsageError
+from experiments.plots import FieldFrame
+from experiments.runtime import Signals, Workdir
+from experiments.settings import Config
+from experiments.toy_report import Record, Rows, Ruler, Runs
+from experiments.train import Model
+from kernelgrad import critic as critics
+from kernelgrad import train
+from kernelgrad.critic import Critic, CriticState
+from kernelgrad.train import TrainState
+from kernelgrad.types import Array, Key, PyTree
+
+PRESET = "paper001"
+
+_NUM_TRAIN, _NUM_TEST = 10_000, 2_000
+_NUM_DRAWN = 500
+_LATTICE = 20  # arrows on a side
+_NEEDS: dict[str, dict[str, Any]] = {
+    "noisy_jsd": {"noise_variance": 0.01},  # has to be > 0
+    "wgan_gp": {"penalty_weight": 0.1},  # as in the toys of Gulrajani et al.; 10 is for images
+}
+_FRAME = "frames/{:07d}.npz"
+_FREE = ("num_steps",)
+_BATCHWISE = ("steingan", "kale")  # a sample's direction depends on the other samples
+_PICTURES = ("evolution.gif", "samples.png", "curves.png")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to train: one config, or with objectives and seeds a config for each pair of them."""
+
+    config: Config
+    workdir: str
+    objectives: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+
+
+class Lab(NamedTuple):
+    """An objective and what is compiled for it once, for all seeds.
+
+    Attributes:
+      config: the settings; those of a run but for its seed.
+      model: networks and objective.
+      advance: steps in a call -> (state, key) -> (state, info).
+      look: state -> figures of its samples at fixed latents, and the fields of a frame.
+      ruler: what the samples are measured with.
+    """
+
+    config: Config
+    model: Model
+    advance: Callable[[int], Callable[[PyTree, Key], tuple[PyTree, PyTree]]]
+    look: Callable[[TrainState], tuple[dict[str, Array], dict[str, Array]]]
+    ruler: Ruler
+
+
+def run(request: Request) -> Rows:
+    """Trains what is missing, and writes table and pictures.
+
+    Args:
+      request: the config, and the objectives and seeds to compare, if any.
+
+    Returns:
+      The rows of the table.
+
+    Raises:
+      UsageError: a setting out of its range, or a work folder with another run.
+      StorageError: the work folder cannot be used.
+      DivergenceError: a state is not finite.
+      Terminated: SIGTERM came; the state is saved.
+    """
+    base = for_objective(request.config, request.config.objective)
+    seeds = request.seeds or (base.seed,)
+    names = request.objectives or (base.objective,)
+    configs = [for_objective(request.config, name) for name in names]
+    for config in configs:
+        _validate(config)
+    compares = bool(request.objectives or request.seeds)
+    with (
+        Workdir(request.workdir, base, free_fields=_FREE) as folder,
+        Signals() as signals,
+        threads.one_for_blas(),
+    ):
+        key, ruler_key = jax.random.split(jax.random.key(0))
+        ruler = toy_report.make_ruler(ruler_key, targets.load(base.dataset))
+        labs = {config.objective: make_lab(key, config, ruler) for config in configs}
+        trained = {}
+        for name, lab in labs.items():
+            if compares:
+                trained[name] = _train_seeds(lab, seeds, folder.path / name, signals)
+            else:
+                trained[name] = {folder.path: train_one(lab, base.seed, folder, signals)}
+        runs, times = {}, time_steps(labs)
+        for name, histories in trained.items():
+            path, history = next(iter(histories.items()))
+            frame = read_frame(path, history[-1])
+            runs[name] = Runs(list(histories.values()), frame, times[name])
+        rows = toy_report.table(runs, ruler)
+        title = f"{base.dataset}, {base.num_steps} steps, seed {', '.join(map(str, seeds))}"
+        toy_report.write(folder, title, rows)
+        if compares:
+            toy_report.draw_comparison(folder, runs, ruler)
+        print(f"written to {folder.path}")
+    return rows
+
+
+def for_objective(config: Config, objective: str) -> Config:
+    """Returns the config with another objective, and what only that one needs where not given."""
+    given, defaults = dataclasses.asdict(config), dataclasses.asdict(Config())
+    needs = _NEEDS.get(objective, {})
+    missing = {name: value for name, value in needs.items() if given[name] == defaults[name]}
+    return dataclasses.replace(config, objective=objective, **missing)
+
+
+def make_lab(key: Key, config: Config, ruler: Ruler) -> Lab:
+    """Returns the lab of a config; data and latents that are looked at follow from the key."""
+    data_key, look_key = jax.random.split(key)
+    draws = np.asarray(ruler.draw(data_key, _NUM_TRAIN + _NUM_TEST))
+    dataset = Dataset(config.dataset, draws[:_NUM_TRAIN], draws[_NUM_TRAIN:], None, None, 0)
+    model = training.build(config, dataset, train.AXIS)
+    data = jnp.asarray(dataset.train[: config.batch_size])
+
+    @functools.cache
+    def advance(per_call: int) -> Callable[[PyTree, Key], tuple[PyTree, PyTree]]:
+        return training.make_advance(config, dataset, model, per_call, 0, _device())
+
+    return Lab(config, model, advance, _make_look(look_key, config, model, data, ruler), ruler)
+
+
+def _make_look(
+    key: Key, config: Config, model: Model, data: Array, ruler: Ruler
+) -> Callable[[TrainState], tuple[dict[str, Array], dict[str, Array]]]:
+    latent_key, field_key = jax.random.split(key)
+    latents = model.sample_latents(latent_key, toy_report.NUM_EVALUATED)
+    sides = [np.linspace(*side, _LATTICE + 2)[1:-1] for side in ruler.backdrop.bounds]
+    lattice = jnp.stack(jnp.meshgrid(*sides), axis=-1).reshape(-1, 2)
+    objective = model.objective
+    at_lattice = isinstance(objective, Critic) and config.objective not in _BATCHWISE
+
+    def look(state: TrainState) -> tuple[dict[str, Array], dict[str, Array]]:
+        samples = model.generate(state.params, state.batch_stats, latents)
+        points = lattice if at_lattice else samples[: len(data)]
+        if isinstance(objective, Critic):
+            critic_fn = critics.bind(cast(CriticState, state.critic), objective)
+            descend, _ = objective.objective.direction(critic_fn, field_key, points, data)
+        else:
+            descend, _ = objective(field_key, points, data)
+        frame = {"samples": samples[:_NUM_DRAWN], "points": points, "arrows": -descend}
+        return ruler.measure(samples), frame
+
+    return jax.jit(look)
+
+
+def time_steps(labs: Mapping[str, Lab]) -> dict[str, float]:
+    """Returns the median milliseconds per step of each lab, timed in turns."""
+    key = jax.random.key(0)
+    timed = {}
+    for name, lab in labs.items():
+        per_call = training.steps_per_record(lab.config)
+        start = train.replicate(jax.jit(lab.model.initial_state)(key), _device())
+        state, _ = lab.advance(per_call)(start, key)
+        timed[name] = (lab.advance(per_call), jax.block_until_ready(state), per_call)
+    return compare.time_in_turns(timed, key)
+
+
+def _device() -> list[jax.Device]:
+    return jax.local_devices()[:1]
+
+
+# -------------------------------------------------------------------------------------- training
+
+
+def _train_seeds(
+    lab: Lab, seeds: tuple[int, ...], root: pathlib.Path, signals: Signals
+) -> dict[pathlib.Path, list[Record]]:
+    """Trains under each seed in a folder of its own, and returns the records by folder."""
+    trained = {}
+    for seed in seeds:
+        path, config = root / f"seed{seed}", dataclasses.replace(lab.config, seed=seed)
+        with Workdir(path, config, free_fields=_FREE) as folder:
+            trained[path] = train_one(lab, seed, folder, signals)
+    return trained
+
+
+def train_one(lab: Lab, seed: int, folder: Workdir, signals: Signals) -> list[Record]:
+    """Trains to num_steps from what the folder holds, draws it, and returns all records."""
+    config, model = lab.config, lab.model
+    init_key, train_key = jax.random.split(jax.random.key(seed))
+    restored = folder.restore(jax.eval_shape(model.initial_state, init_key))
+    step, host_state = restored or (0, jax.jit(model.initial_state)(init_key))
+    if step >= config.num_steps and all((folder.path / name).exists() for name in _PICTURES):
+        return folder.history()
+
+    if not restored:
+        _record(lab, folder, 0, host_state, {})
+    per_call = training.steps_per_record(config, step)
+    advance = lab.advance(per_call)
+    state = train.replicate(host_state, _device())
+    with tqdm(total=config.num_steps, initial=step, desc=config.objective, unit="step") as bar:
+        while step < config.num_steps:
+            state, info = advance(state, train_key)
+            scalars = jax.device_get(train.unreplicate(info))
+            finite = scalars.pop("finite")
+            if not finite.all():
+                raise folder.divergence(step + int(finite.argmin()) + 1, "the state is not finite")
+            step += per_call
+            bar.update(per_call)
+            is_due = step % config.eval_every == 0 or step >= config.num_steps
+            if is_due:
+                last = {name: float(values[-1]) for name, values in scalars.items()}
+                figures = _record(lab, folder, step, train.unreplicate(state), last)
+                bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()})
+            if is_due or signals.stop:
+                folder.save(step, train.unreplicate(state))
+            if signals.stop:
+                raise Terminated(
+                    f"SIGTERM: saved step {step} in {folder.path}; run the same command to resume"
+                )
+    history = folder.history()
+    frames = [read_frame(folder.path, record) for record in history]
+    toy_report.draw_run(folder, config.objective, history, frames, lab.ruler)
+    return history
+
+
+def _record(lab: Lab, folder: Workdir, step: int, state: TrainState, scalars: Record) -> Record:
+    """Stores frame and figures of a step, and returns the latter."""
+    figures, frame = jax.device_get(lab.look(state))
+    content = io.BytesIO()
+    np.savez(content, **frame)
+    folder.write_bytes(_FRAME.format(step), content.getvalue())
+    folder.log(step, {**scalars, **figures})
+    return figures
+
+
+def read_frame(run: pathlib.Path, record: Record) -> FieldFrame:
+    """Returns the frame that belongs to a record of the run in a folder."""
+    with np.load(run / _FRAME.format(int(record["step"])), allow_pickle=False) as arrays:
+        return FieldFrame(**arrays)
+
+
+# ------------------------------------------------------------------------------------- the binary
+
+
+def _validate(config: Config) -> None:
+    settings.validate(config, 1)
+    if config.dataset not in targets.PLANE:
+        nearest = difflib.get_close_matches(config.dataset, targets.PLANE, n=1, cutoff=0)[0]
+        raise UsageError(
+            f"dataset: got {config.dataset!r}; expected one of {', '.join(targets.PLANE)}. "
+            f"Did you mean {nearest}?"
+        )
+    needed = settings.rows_per_step(config)
+    if needed > _NUM_TRAIN:
+        raise UsageError(
+            f"batch_size: got {config.batch_size}, {needed} rows a step; expected at most the "
+            f"{_NUM_TRAIN} training examples"
+        )
+
+
+def request_from_flags() -> Request:
+    """Returns what the flags ask for.
+
+    Raises:
+      UsageError: a flag beside its plural, or seeds that are no integers.
+    """
+    given = flags.FLAGS
+    for name in ("objective", "seed"):
+        if given[name].present and given[f"{name}s"].present:
+            raise UsageError(f"{name}: got --{name} and --{name}s; expected one of them")
+    objectives = tuple(given.objectives) if given["objectives"].present else ()
+    try:
+        seeds = tuple(map(int, given.seeds)) if given["seeds"].present else ()
+    except ValueError:
+        raise UsageError(f"seeds: got {given.seeds}; expected integers such as 0,1,2") from None
+    return Request(
+        settings.from_flags(),
+        given.workdir,
+        tuple(settings.OBJECTIVES) if objectives == ("all",) else objectives,
+        seeds,
+    )
+
+
+def main() -> None:
+    """Parses the flags, trains and compares."""
+    flags.FLAGS.set_default("preset", PRESET)
+    flags.mark_flag_as_required("workdir")
+    command.main(run, request_from_flags)
+
+
+if __name__ == "__main__":
+    main()
