@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -104,6 +105,7 @@ class Choice(NamedTuple):
       spectral_norm: whether the critic is normalised by default.
       critic_rate: the critic's learning rate by default, in units of the generator's.
       is_energy: whether the critic is an autoencoder's energy, kept aligned by the controller.
+      energy: output of the critic -> energies (n,), low where it sees data; None without a critic.
     """
 
     summary: str
@@ -112,6 +114,7 @@ class Choice(NamedTuple):
     spectral_norm: bool = False
     critic_rate: float = 1.0
     is_energy: bool = False
+    energy: Callable[[Any], Array] | None = None
 
 
 def _make_kernel(config: Config) -> MakeKernel:
@@ -147,22 +150,35 @@ OBJECTIVES = {
         "MMD^2 (paper 000's baseline)", lambda config: objectives.mmd_v(_make_kernel(config))
     ),
     "gan_saturating": Choice(
-        "E log(1 - D): Jensen-Shannon, gradients vanish", lambda _: two_player.gan_saturating(), 1
+        "E log(1 - D): Jensen-Shannon, gradients vanish",
+        lambda _: two_player.gan_saturating(),
+        1,
+        energy=operator.neg,
     ),
     "gan_non_saturating": Choice(
-        "-E log D: the usual GAN", lambda _: two_player.gan_non_saturating(), 1
+        "-E log D: the usual GAN", lambda _: two_player.gan_non_saturating(), 1, energy=operator.neg
     ),
     "gan_kl": Choice(
-        "E log((1 - D) / D): KL[q || p] (paper 001)", lambda _: two_player.gan_kl(), 1
+        "E log((1 - D) / D): KL[q || p] (paper 001)",
+        lambda _: two_player.gan_kl(),
+        1,
+        energy=operator.neg,
     ),
     "wgan_clip": Choice(
         "Wasserstein, critic with clipped weights",
         lambda config: two_player.wgan_clip(clip=config.clip),
         5,
+        energy=operator.neg,
     ),
-    "wgan_gp": Choice("Wasserstein, critic with a gradient penalty", _wgan_gp, 5),
+    "wgan_gp": Choice(
+        "Wasserstein, critic with a gradient penalty", _wgan_gp, 5, energy=operator.neg
+    ),
     "hinge": Choice(
-        "hinge loss, critic with spectral normalisation", lambda _: two_player.hinge(), 1, True
+        "hinge loss, critic with spectral normalisation",
+        lambda _: two_player.hinge(),
+        1,
+        True,
+        energy=operator.neg,
     ),
     "steingan": Choice(
         "KL[q || exp(-energy)] by SVGD; the energy, an autoencoder's, by maximum likelihood "
@@ -171,9 +187,13 @@ OBJECTIVES = {
         1,
         critic_rate=0.1,
         is_energy=True,
+        energy=operator.itemgetter(0),
     ),
     "kale": Choice(
-        "KL[p || q] of an energy on top of the generator, by KALE (paper 004)", _kale, 1
+        "KL[p || q] of an energy on top of the generator, by KALE (paper 004)",
+        _kale,
+        1,
+        energy=operator.pos,
     ),
     "noisy_jsd": Choice(
         "JSD of both clouds under noise, no network (paper 002, Theorem 3.2)",

@@ -195,7 +195,7 @@ def ratio_ulsif(make_kernel: MakeKernel, *, ridge: float = 0.1) -> Objective:
       Sugiyama 2009, section 3.1.
     """
     _checks.positive(ridge=ridge)
-    return _ratio(make_kernel, functools.partial(ratio.lsif, ridge=ridge))
+    return density_ratio(make_kernel, functools.partial(ratio.lsif, ridge=ridge))
 
 
 def ratio_kliep(make_kernel: MakeKernel) -> Objective:
@@ -211,10 +211,24 @@ def ratio_kliep(make_kernel: MakeKernel) -> Objective:
       Huszar 2016 (an alternative update rule for GANs), alternative M-step #2; Sugiyama et al.
       2008, section 2.2.
     """
-    return _ratio(make_kernel, ratio.kliep)
+    return density_ratio(make_kernel, ratio.kliep)
 
 
-def _ratio(make_kernel: MakeKernel, fit: Callable[..., ratio.RatioModel]) -> Objective:
+def density_ratio(make_kernel: MakeKernel, fit: Callable[..., ratio.RatioModel]) -> Objective:
+    """Returns the objective that descends log q / p with any estimator of :mod:`kernelgrad.ratio`.
+
+    Args:
+      make_kernel: chooses the kernel of a batch.
+      fit: (p, q, kernel, axis_name=) -> model of p / q, such as ``ratio.logistic`` with its ridge
+        bound by ``functools.partial``.
+
+    Returns:
+      Objective, infos of :func:`ratio_ulsif`.
+
+    References:
+      Huszar 2016 (an alternative update rule for GANs), alternative M-step #2.
+    """
+
     def objective(
         key: Key, samples: Array, data: Array, *, axis_name: str | None = None
     ) -> tuple[Array, Info]:
@@ -224,7 +238,7 @@ def _ratio(make_kernel: MakeKernel, fit: Callable[..., ratio.RatioModel]) -> Obj
         log_ratio, pull = jax.vjp(lambda points: -ratio.log_density_ratio(model, points), x)
         (direction,) = pull(jnp.ones_like(log_ratio))
         info = {"log_ratio": _over_devices(jnp.mean(log_ratio), axis_name)}
-        return direction.reshape(samples.shape), {**info}
+        return direction.reshape(samples.shape), info
 
     return objective
 

@@ -8,7 +8,7 @@ import numpy as np
 import oracles
 import pytest
 
-from kernelgrad import kernels, mmd, objectives, score
+from kernelgrad import kernels, mmd, objectives, ratio, score
 
 make_imq = functools.partial(kernels.median_mixture, kernels.imq_mixture)
 
@@ -19,6 +19,9 @@ OBJECTIVES = {
     "noisy_jsd": objectives.noisy_jsd(variance=0.5),
     "ratio_ulsif": objectives.ratio_ulsif(make_imq),
     "ratio_kliep": objectives.ratio_kliep(make_imq),
+    "density_ratio": objectives.density_ratio(
+        make_imq, functools.partial(ratio.logistic, ridge=1e-2)
+    ),
 }
 
 
@@ -106,6 +109,16 @@ def test_kl_with_an_infinite_ridge_is_mmd(key, rng):
         kl = jax.jit(objectives.kl_direction)(x, y, kernel, ridge=ridge)
         descent, _ = objectives.mmd_v(lambda *_, axis_name: kernel)(key, x, y)
     np.testing.assert_allclose(2 * ridge / 9 * np.asarray(kl), descent, rtol=1e-5)
+
+
+def test_ratio_objectives_descend_the_fitted_log_ratio_of_samples_to_data(key, rng):
+    x, y = (jnp.asarray(s, jnp.float32) for s in _batch(rng, n=12, m=12))
+    model = ratio.kliep(y, x, make_imq(x, y))
+    direction, info = jax.jit(OBJECTIVES["ratio_kliep"])(key, x, y)
+    np.testing.assert_allclose(direction, -ratio.log_ratio_gradient(model, x), rtol=1e-3, atol=1e-4)
+    expected = -jnp.mean(ratio.log_density_ratio(model, x))
+    np.testing.assert_allclose(info["log_ratio"], expected, rtol=1e-3, atol=1e-5)
+    assert info["log_ratio"] > 0
 
 
 def test_images_keep_their_shape(key, rng):
