@@ -1,8 +1,4 @@
-"""Objectives of two players: a critic learns from samples and data, the generator follows it.
-
-A critic's loss is a mean over samples and data, so that its gradients commute with pmean. The
-direction of each sample is the gradient of the generator's loss with the critic held still.
-"""
+"""Objectives of two players: a critic learns from samples and data, the generator follows it."""
 
 import dataclasses
 import functools
@@ -17,8 +13,12 @@ from kernelgrad.types import Array, Info, Key, PyTree
 CriticFn = Callable[[Array], Any]
 
 
-class CriticLoss(Protocol):
-    """What the critic minimises: a mean over samples and data, so that it commutes with pmean."""
+class PlayerFn(Protocol):
+    """What one player follows, given the critic as a function of points.
+
+    The critic's is a loss to minimise, a mean over samples and data, so that it commutes with
+    pmean. The generator's is a direction per sample to descend, with the critic held still.
+    """
 
     def __call__(
         self,
@@ -29,23 +29,7 @@ class CriticLoss(Protocol):
         *,
         axis_name: str | None = None,
     ) -> tuple[Array, Info]:
-        """Returns (this device's loss, info)."""
-        ...
-
-
-class CriticDirection(Protocol):
-    """A direction per sample, to be descended, that follows a critic held still."""
-
-    def __call__(
-        self,
-        critic_fn: CriticFn,
-        key: Key,
-        samples: Array,
-        data: Array,
-        *,
-        axis_name: str | None = None,
-    ) -> tuple[Array, Info]:
-        """Returns (direction shaped like samples, info)."""
+        """Returns (this device's loss, or direction shaped like samples; info)."""
         ...
 
 
@@ -63,8 +47,8 @@ class TwoPlayer:
       project: applied to the critic's parameters after each of its steps.
     """
 
-    critic_loss: CriticLoss
-    direction: CriticDirection
+    critic_loss: PlayerFn
+    direction: PlayerFn
     project: Callable[[PyTree], PyTree] = _unchanged
 
 
@@ -188,7 +172,7 @@ def _gan(generator_loss: Callable[[Array], Array]) -> TwoPlayer:
 
 def _critic_loss(
     loss: Callable[[Array, Array], Array], **monitors: Callable[[Array, Array], Array]
-) -> CriticLoss:
+) -> PlayerFn:
     """Returns a loss of the values at data and samples, with more functions of them to log."""
 
     def critic_loss(
@@ -208,7 +192,7 @@ def _critic_loss(
     return critic_loss
 
 
-def _critic_direction(loss: Callable[[Array], Array]) -> CriticDirection:
+def _critic_direction(loss: Callable[[Array], Array]) -> PlayerFn:
     """Returns the direction of a mean over samples of a function of the critic's values."""
 
     def direction_fn(
