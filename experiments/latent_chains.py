@@ -1,0 +1,184 @@
+"""Markov chains of latents, one a sample: side by side, over all devices."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from kernelgrad import hmc, langevin
+from kernelgrad.types import Array, Key, LogDensityFn, PyTree
+
+_NUM_VISITS = 10
+_LEAPFROG_STEPS = 10
+_FRICTION = 1.0
+_ADAPTATION_RATE = 0.5
+
+
+class Sampler(NamedTuple):
+    """A Markov step of one chain, and how to choose its size.
+
+    Attributes:
+      init: (key, position, log_density_fn) -> state.
+      step: (key, state, log_density_fn, step_size) -> (state, what `monitor` names).
+      step_size: by default; where it is adapted, the first guess.
+      monitor: "acceptance", a probability; or "finite", whether the step found a finite density.
+      acceptance: to which the step size is adapted; None: it is not.
+    """
+
+    init: Callable[[Key, Array, LogDensityFn], Any]
+    step: Callable[[Key, Any, LogDensityFn, Array], tuple[Any, Array]]
+    step_size: float
+    monitor: str
+    acceptance: float | None = None
+
+
+def _hmc_step(
+    key: Key, state: hmc.HMCState, log_density_fn: LogDensityFn, step_size: Array
+) -> tuple[hmc.HMCState, Array]:
+    """Takes a random trajectory, half to full length, lest it ends at its start for ever."""
+    shrink_key, move_key = jax.random.split(key)
+    shrink = jax.random.uniform(shrink_key, minval=0.5)
+    state, info = hmc.step(
+        move_key,
+        state,
+        log_density_fn,
+        step_size=shrink * step_size,
+        num_leapfrog_steps=_LEAPFROG_STEPS,
+    )
+    return state, info.acceptance_probability
+
+
+def _mala_step(
+    key: Key, state: langevin.LangevinState, log_density_fn: LogDensityFn, step_size: Array
+) -> tuple[langevin.LangevinState, Array]:
+    state, info = langevin.mala_step(key, state, log_density_fn, step_size=step_size)
+    return state, info.acceptance_probability
+
+
+def _ula_step(
+    key: Key, state: langevin.LangevinState, log_density_fn: LogDensityFn, step_size: Array
+) -> tuple[langevin.LangevinState, Array]:
+    state, info = langevin.ula_step(key, state, log_density_fn, step_size=step_size)
+    return state, info.finite
+
+
+def _underdamped_step(
+    key: Key, state: langevin.UnderdampedState, log_density_fn: LogDensityFn, step_size: Array
+) -> tuple[langevin.UnderdampedState, Array]:
+    state, info = langevin.underdamped_step(
+        key, state, log_density_fn, step_size=step_size, friction=_FRICTION
+    )
+    return state, info.finite
+
+
+SAMPLERS = {
+    "hmc": Sampler(lambda _, *start: hmc.init(*start), _hmc_step, 0.1, "acceptance", 0.7),
+    "mala": Sampler(lambda _, *start: langevin.init(*start), _mala_step, 0.03, "acceptance", 0.574),
+    "ula": Sampler(lambda _, *start: langevin.init(*start), _ula_step, 0.01, "finite"),
+    "underdamped": Sampler(langevin.underdamped_init, _underdamped_step, 0.1, "finite"),
+}
+
+
+class Walk(NamedTuple):
+    """What chains did.
+
+    Attributes:
+      latents: where they ended; shape (n, l).
+      step_size: after its adaptation; of hmc, that of the longest trajectories.
+      monitor: mean over the chains of what the sampler monitors, after each step.
+    """
+
+    latents: Array
+    step_size: float
+    monitor: np.ndarray
+
+
+def walk(
+    key: Key,
+    starts: Array,
+    log_density: Callable[[PyTree], LogDensityFn],
+    params: PyTree,
+    *,
+    sampler: Sampler,
+    num_steps: int,
+    step_size: float | None = None,
+    visit: Callable[[int, Array, float], None],
+) -> Walk:
+    """Moves the chains and shows their progress.
+
+    The first half of the steps moves the step size towards the acceptance that the sampler asks
+    for, the same for all chains; the second half keeps it.
+
+    Args:
+      key: random key.
+      starts: first latents; shape (n, l).
+      log_density: (params) -> log density of one latent.
+      params: arrays, whole on every device.
+      sampler: one of SAMPLERS.
+      num_steps: >= 1.
+      step_size: > 0; None: the sampler's.
+      visit: called about ten times, the last time at the end, with the number of steps so far, the
+        latents and the mean of the monitor since the last call.
+    """
+    by_chain, whole = _shardings(len(starts))
+    init, advance = _make_steps(log_density, sampler)
+    init = jax.jit(init, out_shardings=by_chain)
+    advance = jax.jit(advance, out_shardings=(by_chain, whole, whole), donate_argnums=1)
+    first = math.log(sampler.step_size if step_size is None else step_size)
+    params, log_step = jax.device_put((params, jnp.asarray(first, starts.dtype)), whole)
+    init_key, key = jax.random.split(key)
+    state = init(init_key, jax.device_put(starts, by_chain), params)
+    visits = {-(-n * num_steps // _NUM_VISITS) for n in range(1, _NUM_VISITS + 1)}
+    monitor: list[float] = []
+    last = 0
+    for step in tqdm(range(1, num_steps + 1), desc=f"{len(starts)} chains", unit="step"):
+        step_key = jax.random.fold_in(key, step)
+        state, log_step, mean = advance(step_key, state, log_step, params, 2 * step <= num_steps)
+        monitor.append(float(mean))
+        if step in visits:
+            visit(step, state.position, float(np.mean(monitor[last:])))
+            last = step
+    return Walk(state.position, math.exp(log_step), np.array(monitor))
+
+
+def _shardings(num_chains: int) -> tuple[NamedSharding, NamedSharding]:
+    """Returns that of the chains, over the most devices that divide them, and that of the rest."""
+    devices = jax.local_devices()
+    count = max(n for n in range(1, len(devices) + 1) if num_chains % n == 0)
+    mesh = Mesh(np.array(devices[:count]), ("chains",))
+    return NamedSharding(mesh, PartitionSpec("chains")), NamedSharding(mesh, PartitionSpec())
+
+
+def _make_steps(
+    log_density: Callable[[PyTree], LogDensityFn], sampler: Sampler
+) -> tuple[Callable[..., PyTree], Callable[..., tuple[PyTree, Array, Array]]]:
+    """Returns the start of all chains, and their step.
+
+    The start is (key, starts, params) -> state, the step (key, state, log_step, params, adapt) ->
+    (state, log_step, mean of the monitor).
+    """
+
+    def init(key: Key, starts: Array, params: PyTree) -> PyTree:
+        def start(key: Key, position: Array) -> PyTree:
+            return sampler.init(key, position, log_density(params))
+
+        return jax.vmap(start)(jax.random.split(key, starts.shape[0]), starts)
+
+    def advance(
+        key: Key, state: PyTree, log_step: Array, params: PyTree, adapt: Array
+    ) -> tuple[PyTree, Array, Array]:
+        def move(key: Key, state: PyTree) -> tuple[PyTree, Array]:
+            return sampler.step(key, state, log_density(params), jnp.exp(log_step))
+
+        state, monitor = jax.vmap(move)(jax.random.split(key, state.position.shape[0]), state)
+        mean = jnp.mean(monitor, dtype=log_step.dtype)
+        if sampler.acceptance is not None:
+            log_step += adapt * _ADAPTATION_RATE * (mean - sampler.acceptance)
+        return state, log_step, mean
+
+    return init, advance

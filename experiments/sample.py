@@ -1,0 +1,347 @@
+"""Draws from the model that a trained critic makes of its generator, by Markov chains of latents.
+
+    python -m experiments.sample --workdir=runs/kale --sampler=hmc --steps=500
+
+Takes generator and critic from the newest checkpoint of a run of experiments.train and holds them
+still. One chain a sample walks through the latents, whose density is
+
+    log N(z) - inverse_temperature E(G(z)) + constant,
+
+with E the energy: that of kale and steingan, minus the logit of a discriminator, minus a
+Wasserstein critic. Every chain starts at a draw of the prior: there its sample is the generator's.
+The first half of the steps adapts the step size of hmc and mala.
+
+Leaves in samples_<sampler>/ of the run's folder: samples.npz (samples, latents, energies),
+before_after.png (the same chains at their start, left, and at their end), curves.png (the scores
+along the chains) and results.json. --sampler=generator only draws from the prior and scores; it
+needs no critic.
+"""
+
+import dataclasses
+import difflib
+import io
+import json
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from experiments import classifier as classifiers
+from experiments import command, evaluate, image_metrics, latent_chains, plots, settings, threads
+from experiments import data as datasets
+from experiments import train as training
+from experiments.data import Dataset
+from experiments.errors import UsageError
+from experiments.image_metrics import Scores
+from experiments.latent_chains import SAMPLERS
+from experiments.plots import Backdrop
+from experiments.runtime import Workdir
+from experiments.settings import Config
+from experiments.tables import format_table
+from kernelgrad import critic as critics
+from kernelgrad import kernels, latent, mmd
+from kernelgrad.critic import Critic
+from kernelgrad.train import TrainState
+from kernelgrad.types import Array, LogDensityFn
+
+_MIN_SAMPLES = 6  # of the distances between features
+_JUDGED_BY_NEIGHBOURS = 500  # as experiments.evaluate
+_DRAWN_COLUMNS = 6  # of images, on each side
+_MARGIN = 0.15  # around the data
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to draw."""
+
+    workdir: str
+    data_dir: str | None = None
+    sampler: str = "hmc"
+    num_samples: int = 1000
+    steps: int = 500
+    inverse_temperature: float = 1.0
+    step_size: float | None = None
+    seed: int = 0
+
+
+class Draws(NamedTuple):
+    """Samples of normal latents.
+
+    Attributes:
+      samples: shape (n, ...).
+      latents: what the generator took; shape (n, l).
+      energies: of the samples; shape (n,), None without a critic.
+    """
+
+    samples: np.ndarray
+    latents: np.ndarray
+    energies: np.ndarray | None
+
+
+class Found(NamedTuple):
+    """What came out.
+
+    Attributes:
+      rows: the table.
+      history: scores along the chains, the first of their start.
+      first: draws of the prior.
+      last: draws at the end of the chains; those of the prior where there are none.
+    """
+
+    rows: dict[str, Scores]
+    history: list[Scores]
+    first: Draws
+    last: Draws
+
+
+_FROM_NORMAL: dict[str, Callable[[Array], Array]] = {
+    "normal": lambda latents: latents,
+    "uniform": latent.uniform_latents,
+}
+
+
+def run(request: Request) -> dict[str, Scores]:
+    """Draws samples, scores them, and writes them to the run's folder.
+
+    Args:
+      request: the run, the sampler and its settings.
+
+    Returns:
+      Scores by row: "generator" and, with a latent sampler, the end of its chains.
+
+    Raises:
+      UsageError: a setting out of its range, no run with a checkpoint there, or one without a
+        critic.
+      DataError: the run's data are missing, or they are images without labels.
+      StorageError: the folder cannot be used.
+    """
+    _validate(request)
+    config = evaluate.stored_config(request.workdir)
+    if request.sampler != "generator" and not _energy(config):
+        known = [name for name, choice in settings.OBJECTIVES.items() if choice.energy]
+        raise UsageError(
+            f"workdir: got {request.workdir}, a run of {config.objective}, which has no critic; "
+            f"expected one of {', '.join(known)}, or --sampler=generator"
+        )
+    dataset = datasets.load(config.dataset, request.data_dir, seed=config.seed)
+    with Workdir(request.workdir, config) as folder, threads.one_for_blas():
+        built = training.build(config, dataset)
+        restored = folder.restore(jax.eval_shape(built.initial_state, jax.random.key(0)))
+        if restored is None:
+            raise UsageError(f"workdir: got {folder.path} without a checkpoint; train first")
+        step, state = restored
+        score, scored_by = _make_score(config, dataset)
+        found = _sample(request, config, built, state, score)
+        results = {"checkpoint": step, "request": dataclasses.asdict(request), **scored_by}
+        place = _write(folder, dataset, results, found)
+    print(format_table(found.rows))
+    print(f"{config.objective} on {config.dataset}, step {step}; written to {place}")
+    return found.rows
+
+
+def generator_and_energy(
+    config: Config, built: training.Model, state: TrainState
+) -> tuple[Callable[[Array], Array], Callable[[Array], Array] | None]:
+    """Returns normal latents -> samples, and samples -> energies, None without a critic.
+
+    Both hold the state still, and each sample and energy is a function of its own latent: batch
+    normalisation goes by the running averages.
+    """
+
+    def generate(latents: Array) -> Array:
+        return built.generate(state.params, state.batch_stats, _FROM_NORMAL[config.prior](latents))
+
+    of_output = _energy(config)
+    if of_output is None:
+        return generate, None
+    critic_fn = critics.bind(cast(Any, state.critic), cast(Critic, built.objective))
+    return generate, lambda samples: of_output(critic_fn(samples))
+
+
+def _energy(config: Config) -> Callable[[Any], Array] | None:
+    return settings.OBJECTIVES[config.objective].energy
+
+
+def _sample(
+    request: Request,
+    config: Config,
+    built: training.Model,
+    state: TrainState,
+    score: Callable[[np.ndarray], Scores],
+) -> Found:
+    """Draws from the prior, and from the posterior if asked to."""
+    start_key, walk_key = jax.random.split(jax.random.key(request.seed))
+    starts = jax.random.normal(start_key, (request.num_samples, config.latent_dim))
+
+    @jax.jit
+    def look(state: TrainState, latents: Array) -> tuple[Array, Array, Array | None]:
+        generate, energy = generator_and_energy(config, built, state)
+        samples = generate(latents)
+        return samples, _FROM_NORMAL[config.prior](latents), energy and energy(samples)
+
+    def draw(latents: Array) -> tuple[Draws, Scores]:
+        draws = Draws(*jax.device_get(look(state, jax.device_get(latents))))
+        mean = {} if draws.energies is None else {"mean_energy": float(draws.energies.mean())}
+        return draws, score(draws.samples) | mean
+
+    first, scores = draw(starts)
+    rows, history = {"generator": scores}, [{"step": 0.0, **scores}]
+    if request.sampler == "generator" or request.steps == 0:
+        return Found(rows, history, first, first)
+
+    def log_density(state: TrainState) -> LogDensityFn:
+        generate, energy = generator_and_energy(config, built, state)
+        return latent.latent_log_density(
+            generate,
+            cast(Callable[[Array], Array], energy),
+            inverse_temperature=request.inverse_temperature,
+        )
+
+    def visit(step: int, latents: Array, monitor: float) -> None:
+        history.append({"step": float(step), **draw(latents)[1], sampler.monitor: monitor})
+
+    sampler = SAMPLERS[request.sampler]
+    walk = latent_chains.walk(
+        walk_key,
+        starts,
+        log_density,
+        state,
+        sampler=sampler,
+        num_steps=request.steps,
+        step_size=request.step_size,
+        visit=visit,
+    )
+    last, scores = draw(walk.latents)
+    settled = float(walk.monitor[request.steps // 2 :].mean())
+    size = {sampler.monitor: settled, "step_size": walk.step_size}
+    rows[f"{request.sampler}, {request.steps} steps"] = {**scores, **size}
+    return Found(rows, history, first, last)
+
+
+def _make_score(
+    config: Config, dataset: Dataset
+) -> tuple[Callable[[np.ndarray], Scores], dict[str, Any]]:
+    """Returns samples -> their scores, and what made them."""
+    if not dataset.is_image:
+        test = jnp.asarray(dataset.test)
+        kernel = kernels.median_mixture(kernels.imq_mixture, test, scales=config.kernel_scales)
+        test_mmd = jax.jit(mmd.mmd_u_statistic)
+        return lambda samples: {"test_mmd": float(test_mmd(samples, test, kernel))}, {}
+    classifier = classifiers.train_or_load(dataset, datasets.cache_dir())
+    neighbours = image_metrics.neighbours(dataset)
+    inception = image_metrics.inception(classifier)
+    distances = image_metrics.feature_distances(dataset, classifier)
+
+    def score(samples: np.ndarray) -> Scores:
+        images = jnp.asarray(samples)
+        near = neighbours(images[:_JUDGED_BY_NEIGHBOURS])
+        return {**near, **inception(images), **distances(images)}
+
+    accuracy = {"classifier_test_accuracy": classifier.test_accuracy}
+    return score, {**accuracy, "classifier_sha256": classifier.sha256}
+
+
+def _write(
+    folder: Workdir, dataset: Dataset, results: dict[str, Any], found: Found
+) -> pathlib.Path:
+    """Writes samples, scores and pictures, and returns where."""
+    rows, history, first, last = found
+    arrays = {name: array for name, array in last._asdict().items() if array is not None}
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    text = json.dumps({**results, "rows": rows, "history": history}, indent=2)
+    files = {"samples.npz": content.getvalue(), "results.json": f"{text}\n".encode()}
+    if len(rows) == 1:
+        files["samples.png"] = _picture(dataset, {"generator": first.samples})
+    else:
+        ends = zip(rows, (first, last), strict=True)
+        files["before_after.png"] = _picture(dataset, {name: end.samples for name, end in ends})
+        files["curves.png"] = plots.learning_curves(history)
+    for name, file in files.items():
+        path = folder.write_bytes(f"samples_{results['request']['sampler']}/{name}", file)
+    return path.parent
+
+
+def _picture(dataset: Dataset, clouds: dict[str, np.ndarray]) -> bytes:
+    """Draws sets of samples side by side; the same chains at the same places."""
+    if not dataset.is_image:
+        data = dataset.test[:, :2]
+        low, high = data.min(axis=0), data.max(axis=0)
+        margin = _MARGIN * (high - low)
+        (left, bottom), (right, top) = (low - margin).tolist(), (high + margin).tolist()
+        bounds = ((left, right), (bottom, top))
+        backdrop = Backdrop(bounds, ("$x_1$", "$x_2$"), draws=data)
+        return plots.sample_panels(clouds, backdrop)
+    if len(clouds) == 1:
+        return plots.image_grid(next(iter(clouds.values()))[:100])
+    before, after = clouds.values()
+    columns = max(k for k in range(1, _DRAWN_COLUMNS + 1) if k * (2 * k + 1) <= len(before))
+    rows, shape = 2 * columns + 1, before.shape[1:]
+    halves = [half[: rows * columns].reshape(rows, columns, *shape) for half in (before, after)]
+    gap = np.ones((rows, 1, *shape))
+    return plots.image_grid(np.concatenate([halves[0], gap, halves[1]], 1).reshape(-1, *shape))
+
+
+# ----------------------------------------------------------------------------------- the binary
+
+
+def _validate(request: Request) -> None:
+    """Raises UsageError for the first setting out of its range, before anything is read."""
+    known = ("generator", *SAMPLERS)
+    if request.sampler not in known:
+        nearest = difflib.get_close_matches(request.sampler, known, n=1, cutoff=0)[0]
+        raise UsageError(
+            f"sampler: got {request.sampler!r}; expected one of {', '.join(known)}. "
+            f"Did you mean {nearest}?"
+        )
+    for name, least in (("num_samples", _MIN_SAMPLES), ("steps", 0)):
+        if getattr(request, name) < least:
+            raise UsageError(f"{name}: got {getattr(request, name)}; expected at least {least}")
+    for name in ("inverse_temperature", "step_size"):
+        value = getattr(request, name)
+        if value is not None and not 0 < value < math.inf:
+            raise UsageError(f"{name}: got {value}; expected a positive, finite number")
+
+
+def _define_flags() -> None:
+    defaults = Request("")
+    flags.DEFINE_string("sampler", defaults.sampler, f"One of generator, {', '.join(SAMPLERS)}.")
+    flags.DEFINE_integer("steps", defaults.steps, "Steps of every chain.")
+    flags.DEFINE_float(
+        "inverse_temperature", defaults.inverse_temperature, "Factor of the energy, > 0."
+    )
+    flags.DEFINE_float(
+        "step_size",
+        None,
+        "Of the sampler, the first guess where it is adapted (hmc and mala); by default "
+        + ", ".join(f"{sampler.step_size} for {name}" for name, sampler in SAMPLERS.items())
+        + ".",
+    )
+    flags.FLAGS.set_default("num_samples", defaults.num_samples)
+    for name in ("workdir", "data_dir", "num_samples", "seed"):
+        flags.declare_key_flag(name)
+    flags.mark_flag_as_required("workdir")
+
+
+def _request_from_flags() -> Request:
+    fields = [field.name for field in dataclasses.fields(Request)]
+    modules = flags.FLAGS.flags_by_module_dict()
+    for flag in modules["experiments.settings"] + modules["experiments.train"]:
+        if flag.present and flag.name not in fields:
+            raise UsageError(f"{flag.name}: got a flag of experiments.train; see --help")
+    return Request(**{name: flags.FLAGS[name].value for name in fields})
+
+
+def main() -> None:
+    """Parses the flags and samples."""
+    _define_flags()
+    command.main(run, _request_from_flags)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,404 @@
+"""Posteriors against quadrature, chains over devices, what a run leaves behind, bad input."""
+
+import dataclasses
+import functools
+import json
+import math
+import shutil
+import subprocess
+import sys
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import classifier, latent_chains, networks, sample, settings
+from experiments import data as datasets
+from experiments import train as training
+from experiments.errors import UsageError
+from experiments.latent_chains import SAMPLERS
+from experiments.runtime import Workdir
+from experiments.sample import Request
+from experiments.settings import Config
+from kernelgrad.two_player import TwoPlayer
+
+DIGITS = Config(objective="kale", num_steps=10, eval_every=10, batch_size=20, latent_dim=4, width=4)
+POINTS = dataclasses.replace(
+    DIGITS, dataset="eight_gaussians", num_steps=100, eval_every=100, latent_dim=2, width=16
+)
+INVERSE_TEMPERATURE = 3.0
+
+
+def restored(workdir, config):
+    built = training.build(config, datasets.load(config.dataset))
+    with Workdir(workdir, config) as folder:
+        return folder.restore(jax.eval_shape(built.initial_state, jax.random.key(0)))[1]
+
+
+def start(workdir, config):
+    """Leaves a run before its first step."""
+    built = training.build(config, datasets.load(config.dataset))
+    with Workdir(workdir, config) as folder:
+        folder.save(0, jax.jit(built.initial_state)(jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("trained")
+    training.run(POINTS, workdir=str(workdir), num_devices=1)
+    return workdir
+
+
+def generated(config, state, latents):
+    """The network in evaluation mode, asked directly."""
+    shape = datasets.load(config.dataset).sample_shape
+    network = networks.generator_for(shape, config.width)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    return network.apply(variables, jnp.asarray(latents, jnp.float32), train=False)
+
+
+def energies(config, state, samples):
+    network = networks.critic_for(samples.shape[1:], config.width)
+    return network.apply({"params": state.critic.params}, jnp.asarray(samples), train=False)
+
+
+def load(workdir, sampler):
+    """What a run left, read without pickles."""
+    folder = workdir / f"samples_{sampler}"
+    with np.load(folder / "samples.npz", allow_pickle=False) as file:
+        arrays = dict(file)
+    return arrays, json.loads((folder / "results.json").read_text())
+
+
+def unscored(*_):
+    return lambda samples: {}, {}
+
+
+# ---------------------------------------------------------------------------------- the posterior
+
+
+def quadrature(config, state, inverse_temperature):
+    """Returns mean and variance of the energy under the posterior, in the prior's own latents."""
+    if config.prior == "uniform":
+        axis = np.linspace(-1, 1, 201)[1:] - 1 / 200
+        log_prior = np.zeros(200**2)
+        latents = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+    else:
+        axis = np.linspace(-5, 5, 200)
+        latents = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+        log_prior = -np.sum(latents**2, axis=1) / 2
+    values = np.asarray(energies(config, state, generated(config, state, latents)), np.float64)
+    log_weights = log_prior - inverse_temperature * values
+    weights = np.exp(log_weights - log_weights.max())
+    mean = np.average(values, weights=weights)
+    return mean, np.average((values - mean) ** 2, weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "prior", "steps", "step_size"),
+    [
+        ("hmc", "normal", 40, None),
+        ("ula", "uniform", 250, 0.02),
+        pytest.param("mala", "uniform", 150, None, marks=pytest.mark.slow),
+        pytest.param("underdamped", "normal", 80, 0.2, marks=pytest.mark.slow),
+    ],
+)
+def test_energies_are_those_of_the_posterior(
+    trained, tmp_path, monkeypatch, capsys, sampler, prior, steps, step_size
+):
+    config = dataclasses.replace(POINTS, prior=prior)
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    state = restored(workdir, config)
+    monkeypatch.setattr(sample, "_make_score", unscored)
+    rows = sample.run(
+        Request(
+            str(workdir),
+            sampler=sampler,
+            num_samples=800,
+            steps=steps,
+            inverse_temperature=INVERSE_TEMPERATURE,
+            step_size=step_size,
+        )
+    )
+    arrays, results = load(workdir, sampler)
+    mean, variance = quadrature(config, state, INVERSE_TEMPERATURE)
+    before, before_variance = quadrature(config, state, 0.0)
+    error = math.sqrt(variance / 800)
+    assert before - mean > 10 * error  # so that the generator alone would not pass
+    assert abs(arrays["energies"].mean() - mean) < 5 * error
+    assert abs(rows["generator"]["mean_energy"] - before) < 5 * math.sqrt(before_variance / 800)
+
+    end = rows[f"{sampler}, {steps} steps"]
+    np.testing.assert_allclose(end["mean_energy"], arrays["energies"].mean(), rtol=1e-5)
+    samples = generated(config, state, arrays["latents"])
+    np.testing.assert_allclose(arrays["samples"], samples, rtol=1e-4, atol=1e-5)
+    assert np.abs(arrays["latents"]).max() <= 1 or prior == "normal"
+    if SAMPLERS[sampler].acceptance is None:
+        assert end["finite"] == 1
+        assert end["step_size"] == pytest.approx(step_size)
+    else:
+        assert abs(end["acceptance"] - SAMPLERS[sampler].acceptance) < 0.12
+    assert f"| {sampler}, {steps} steps" in capsys.readouterr().out
+    assert results["rows"] == rows
+    for name in ("before_after.png", "curves.png"):
+        picture = workdir / f"samples_{sampler}" / name
+        assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "objective", [name for name, choice in settings.OBJECTIVES.items() if choice.critic_steps]
+)
+def test_learning_lowers_the_energy_of_data_against_that_of_samples(key, objective):
+    config = Config(objective=objective, penalty_weight=1e-6)
+    choice = settings.OBJECTIVES[objective]
+    data, samples = jnp.ones((8, 1)), -jnp.ones((8, 1))
+
+    def critic_fn(slope, points):
+        values = slope * points[:, 0]
+        return (values, points) if choice.is_energy else values
+
+    def loss(slope):
+        critic = functools.partial(critic_fn, slope)
+        return choice.make(config).critic_loss(critic, key, samples, data)[0]
+
+    def gap(slope):
+        of_data, of_samples = (choice.energy(critic_fn(slope, x)) for x in (data, samples))
+        assert of_data.shape == (8,)
+        return jnp.mean(of_data - of_samples)
+
+    assert gap(0.3 - 0.1 * jax.grad(loss)(0.3)) < gap(0.3)
+
+
+def test_objectives_without_a_critic_have_no_energy():
+    for choice in settings.OBJECTIVES.values():
+        has_critic = isinstance(choice.make(Config(noise_variance=0.1)), TwoPlayer)
+        assert has_critic == (choice.energy is not None)
+
+
+def test_every_prior_has_normal_latents():
+    assert set(sample._FROM_NORMAL) == set(settings.PRIORS)
+
+
+# ------------------------------------------------------------------------------------- the chains
+
+
+def gaussian(deviations):
+    return lambda z: -jnp.sum(jnp.square(z / deviations)) / 2
+
+
+def walk(key, starts, deviations, sampler, num_steps, **options):
+    visits = []
+    found = latent_chains.walk(
+        key,
+        starts,
+        gaussian,
+        jnp.asarray(deviations),
+        sampler=SAMPLERS[sampler],
+        num_steps=num_steps,
+        visit=lambda *visited: visits.append(visited),
+        **options,
+    )
+    return found, visits
+
+
+@pytest.mark.parametrize(
+    ("sampler", "guess"), [("hmc", 1e-3), pytest.param("mala", 1.0, marks=pytest.mark.slow)]
+)
+def test_warm_up_finds_the_step_size(key, sampler, guess):
+    deviations = jnp.linspace(0.05, 1.0, 10)
+    starts = deviations * jax.random.normal(key, (200, 10))
+    found, visits = walk(key, starts, deviations, sampler, 120, step_size=guess)
+    assert abs(found.monitor[60:].mean() - SAMPLERS[sampler].acceptance) < 0.06
+    assert [step for step, _, _ in visits] == list(range(12, 121, 12))
+    np.testing.assert_allclose([m for _, _, m in visits], found.monitor.reshape(10, 12).mean(1))
+    np.testing.assert_array_equal(visits[-1][1], found.latents)
+
+
+class Still(NamedTuple):
+    position: jax.Array
+
+
+def test_only_the_first_half_of_the_steps_moves_the_step_size(key):
+    still = latent_chains.Sampler(
+        lambda key, position, _: Still(position),
+        lambda key, state, _, step_size: (state, jnp.float32(1)),
+        step_size=1.0,
+        monitor="acceptance",
+        acceptance=0.5,
+    )
+    found = [
+        latent_chains.walk(
+            key,
+            jnp.zeros((4, 2)),
+            gaussian,
+            1.0,
+            sampler=still,
+            num_steps=num_steps,
+            step_size=2.0,
+            visit=lambda *_: None,
+        )
+        for num_steps in (1, 2, 3, 4)
+    ]
+    rises = [math.log(walked.step_size / 2) for walked in found]
+    np.testing.assert_allclose(rises, [0, rises[1], rises[1], 2 * rises[1]], rtol=1e-4, atol=1e-6)
+    assert rises[1] > 0.01
+
+
+def test_no_trajectory_length_is_a_period_for_all_chains(key):
+    """Ten leapfrog steps of 2 pi / 10 turn a standard normal by a little more than 360 degrees."""
+    found, _ = walk(key, jnp.full((4000, 1), 3.0), 1.0, "hmc", 1, step_size=2 * math.pi / 10)
+    assert abs(jnp.mean(found.latents)) < 0.5
+
+
+@pytest.mark.parametrize("sampler", ["underdamped", pytest.param("hmc", marks=pytest.mark.slow)])
+def test_two_devices_walk_like_one(key, monkeypatch, sampler):
+    starts = jax.random.normal(key, (12, 3))
+    both, _ = walk(key, starts, 0.5, sampler, 4)
+    assert len(both.latents.sharding.device_set) == 2
+    assert both.latents.addressable_shards[0].data.shape == (6, 3)
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    alone, _ = walk(key, starts, 0.5, sampler, 4)
+    assert len(alone.latents.sharding.device_set) == 1
+    np.testing.assert_allclose(both.latents, alone.latents, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(both.monitor, alone.monitor, rtol=1e-4)
+
+
+# --------------------------------------------------------------------------------------- the runs
+
+
+def untrained(dataset, network, config, seed):
+    images = jnp.zeros((1, *dataset.sample_shape))
+    return network.init(jax.random.key(seed), images, train=False)["params"]
+
+
+@pytest.fixture(params=["brightness", pytest.param("all scores", marks=pytest.mark.slow)])
+def scores(request, tmp_path, monkeypatch):
+    """Names of the scores: a stand-in, or all of them with a classifier that knows nothing."""
+    if request.param == "brightness":
+        score = lambda samples: {"brightness": float(samples.mean())}  # noqa: E731
+        monkeypatch.setattr(sample, "_make_score", lambda *_: (score, {}))
+        return {"brightness"}
+    monkeypatch.setenv("KERNELGRAD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(classifier, "_train", untrained)
+    return {"inception_score", "classifier_frechet", "classifier_kid", "nearest_l1"}
+
+
+def test_images_are_scored_along_the_chains(tmp_path, scores):
+    workdir = tmp_path / "run"
+    start(workdir, DIGITS)
+    state = restored(workdir, DIGITS)
+    rows = sample.run(Request(str(workdir), sampler="mala", num_samples=12, steps=3))
+    arrays, results = load(workdir, "mala")
+    assert {k: v.shape for k, v in arrays.items()} == {
+        "samples": (12, 8, 8, 1), "latents": (12, 4), "energies": (12,)
+    }  # fmt: skip
+    alone = [generated(DIGITS, state, arrays["latents"][i : i + 1])[0] for i in range(12)]
+    np.testing.assert_allclose(arrays["samples"], np.stack(alone), rtol=1e-4)
+    expected = energies(DIGITS, state, arrays["samples"])
+    np.testing.assert_allclose(arrays["energies"], expected, rtol=1e-4, atol=1e-6)
+    assert [record["step"] for record in results["history"]] == [0, 1, 2, 3]
+    for record in results["history"]:
+        assert {*scores, "mean_energy"} <= set(record)
+    assert "acceptance" not in results["history"][0]
+    assert all("acceptance" in record for record in results["history"][1:])
+    assert {*scores, "acceptance", "step_size"} <= set(rows["mala, 3 steps"])
+    assert results["checkpoint"] == 0
+    assert results["request"]["inverse_temperature"] == 1
+    for name in ("before_after.png", "curves.png"):
+        assert (workdir / "samples_mala" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_before_and_after_are_side_by_side(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(sample.plots, "image_grid", lambda images: drawn.append(images) or b"")
+    before = np.arange(40.0).reshape(40, 1, 1, 1) / 100
+    sample._picture(datasets.load("digits"), {"generator": before, "hmc": before + 0.5})
+    grid = drawn[0].reshape(9, 9)  # 9 rows of 4, a gap and 4: 36 of 40 chains
+    np.testing.assert_array_equal(grid[:, :4], np.arange(36).reshape(9, 4) / 100)
+    np.testing.assert_array_equal(grid[:, 4], 1)
+    np.testing.assert_array_equal(grid[:, 5:], grid[:, :4] + 0.5)
+
+
+def mmd_u_statistic(x, y, scales):
+    """MMD^2 in float64, under the sum of inverse multiquadrics at the median of y."""
+
+    def squared(a, b):
+        return np.sum((a[:, None] - b[None]).astype(np.float64) ** 2, axis=-1)
+
+    median = np.median(squared(y, y)[np.triu_indices(len(y), 1)])
+
+    def mean(a, b):
+        k = sum(1 / np.sqrt(1 + squared(a, b) / (scale * median)) for scale in scales)
+        return (k.sum() - (np.trace(k) if a is b else 0)) / (len(a) * (len(b) - (a is b)))
+
+    return mean(x, x) + mean(y, y) - 2 * mean(x, y)
+
+
+def test_the_generator_alone_needs_no_critic(tmp_path, monkeypatch):
+    config = dataclasses.replace(POINTS, objective="mmd")
+    whole = datasets.load(config.dataset)
+    few = whole._replace(test=whole.test[:200])
+    monkeypatch.setattr(datasets, "load", lambda *_, **__: few)
+    start(tmp_path, config)
+    request = Request(str(tmp_path), sampler="generator", num_samples=100)
+    rows = sample.run(request)
+    arrays, _ = load(tmp_path, "generator")
+    assert set(arrays) == {"samples", "latents"}
+    samples = generated(config, restored(tmp_path, config), arrays["latents"])
+    np.testing.assert_allclose(arrays["samples"], samples, rtol=1e-4, atol=1e-5)
+    expected = mmd_u_statistic(arrays["samples"], few.test, config.kernel_scales)
+    assert rows == {"generator": {"test_mmd": pytest.approx(expected, rel=1e-3)}}
+    assert (tmp_path / "samples_generator" / "samples.png").exists()
+    with pytest.raises(UsageError, match=r"a run of mmd, which has no critic; expected one of gan"):
+        sample.run(dataclasses.replace(request, sampler="hmc"))
+
+    monkeypatch.setattr(sample, "_make_score", unscored)
+    for seed in (0, 1):
+        sample.run(dataclasses.replace(request, seed=seed))
+        again, _ = load(tmp_path, "generator")
+        assert np.array_equal(again["latents"], arrays["latents"]) == (seed == 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampler": "hcm"}, r"sampler: got 'hcm'; .*Did you mean hmc\?"),
+        ({"steps": -1}, "steps: got -1; expected at least 0"),
+        ({"num_samples": 5}, "num_samples: got 5; expected at least 6"),
+        ({"inverse_temperature": 0.0}, "inverse_temperature: got 0.0; expected a positive"),
+        ({"inverse_temperature": math.nan}, "inverse_temperature: got nan"),
+        ({"step_size": -0.1}, "step_size: got -0.1; expected a positive"),
+        ({}, "got .* without a checkpoint; train first"),
+        ({"workdir": "/nowhere"}, "got /nowhere without a readable config.json"),
+    ],
+)
+def test_bad_requests_are_usage_errors(tmp_path, changes, message):
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(DIGITS)))
+    with pytest.raises(UsageError, match=message):
+        sample.run(dataclasses.replace(Request(str(tmp_path)), **changes))
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--inverse_temperature=-1", "inverse_temperature: got -1.0; expected a positive, finite"),
+        pytest.param(
+            "--num_steps=9",
+            "num_steps: got a flag of experiments.train; see --help",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_bad_flags_are_one_line(tmp_path, flag, message):
+    found = subprocess.run(
+        [sys.executable, "-m", "experiments.sample", f"--workdir={tmp_path}", flag],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 2
+    assert found.stderr.startswith(f"kernelgrad: error: {message}")
+    assert found.stderr.count("\n") == 1
