@@ -309,9 +309,9 @@ def test_of_several_variants_the_fastest_that_ran_is_timed():
     assert compete._fastest(alone)["peer"].variant == "b"
 
 
-SHORT = ["svgd-1000x50", "svgd-5000x50", "median-5000x50", "mmd-100x784", "mmd-5000x50"]
+SHORT = ["svgd-1000x50", "svgd-5000x50", "median-5000x50", "mmd-100x784", "mmd-1000x50"]
 SHORT += ["ksd-1000x50", "ksd-5000x50", "stein-1000x50"]
-LONG = ["svgd-5000x784", "svgd-20000x50", "svgd-20000x2", "mmd-1000x50", "mmd-5000x784"]
+LONG = ["svgd-5000x784", "svgd-20000x50", "svgd-20000x2", "mmd-5000x50", "mmd-5000x784"]
 LONG += ["ksd-50000x50", "stein-8000x50"]
 
 

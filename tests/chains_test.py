@@ -36,7 +36,10 @@ def positions_of(draws):
     return {"a": draws[..., 0], "b": 1 + 2 * draws[..., 1:].reshape(*draws.shape[:-1], 2, 1)}
 
 
-@pytest.mark.parametrize("chain_axis", [None, 0, 1])
+@pytest.mark.parametrize(
+    "chain_axis",
+    [None, pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow)],
+)
 def test_a_pytree_is_tested_like_its_raveled_draws(key, chain_axis):
     draws = autoregressive(key, 0.5, 2, 40, 3)
     if chain_axis is None:
@@ -57,6 +60,7 @@ def test_a_pytree_is_tested_like_its_raveled_draws(key, chain_axis):
     assert got.block_length == 7
 
 
+@pytest.mark.slow
 def test_defaults_are_the_median_and_the_autocorrelation(key):
     x = autoregressive(key, 0.7, 2, 60, 2)
     vectors = x.reshape(120, 2)

@@ -130,6 +130,7 @@ def bumped(key):
     return jnp.where(jax.random.bernoulli(bump_key, 0.1, x.shape), 2.5 + 0.1 * x, x)
 
 
+@pytest.mark.slow
 def test_training_the_locations_adds_power(key):
     kernel = kernels.rbf_mixture(0.5)
     shares = [

@@ -44,7 +44,7 @@ def problem(rng, n=23, d=3):
 
 
 @pytest.mark.parametrize("tiled", [False, True])
-@pytest.mark.parametrize("d", [2, 5])
+@pytest.mark.parametrize("d", [2, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", DEFINITIONS)
 def test_statistics_match_autodiff_of_the_kernel(rng, monkeypatch, family, d, tiled):
     if tiled:
@@ -67,6 +67,7 @@ def test_statistics_match_autodiff_of_the_kernel(rng, monkeypatch, family, d, ti
     np.testing.assert_allclose(u, np.sum(expected) / (n * (n - 1)), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_gradient_in_particles_score_and_lengthscale_is_the_same_in_tiles(rng, monkeypatch):
     with jax.enable_x64(True):
         arguments = (*problem(rng), jnp.array(LENGTHSCALES))
@@ -173,7 +174,7 @@ def test_descending_the_gradient_reaches_the_target(rng):
     assert 0.6 < float(jnp.var(moved)) < 1.2
 
 
-@pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.parametrize("tiled", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_two_devices_give_the_one_device_answer(rng, monkeypatch, tiled):
     x, score = (array.astype(jnp.float32) for array in problem(rng, n=22))
     kernel = kernels.imq_mixture(jnp.array(LENGTHSCALES))

@@ -84,7 +84,9 @@ def test_gradient_is_autodiff_of_the_statistic(rng, monkeypatch, tiled):
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.2])
-@pytest.mark.parametrize("shape", [(1000, 700, 50), (2000, 1500, 5)])
+@pytest.mark.parametrize(
+    "shape", [(1000, 700, 50), pytest.param((2000, 1500, 5), marks=pytest.mark.slow)]
+)
 def test_float32_value_keeps_its_digits(rng, shift, shape):
     """The three means agree in their first two to five digits; few of the others are lost."""
     n, m, d = shape
@@ -108,6 +110,7 @@ def test_float32_value_keeps_its_digits(rng, shift, shape):
     np.testing.assert_allclose(got, (expected, expected), rtol=1e-6 if shift else 2e-5)
 
 
+@pytest.mark.slow
 def test_gradient_runs_through_a_feature_map(rng):
     x, y = _samples(rng)
     with jax.enable_x64(True):

@@ -105,7 +105,9 @@ def test_sums_and_two_orders_of_gradients_equal_autodiff_of_the_definition(
 
 
 @pytest.mark.parametrize("others", ["y", None])
-@pytest.mark.parametrize("family", ["rbf_mixture", "two rbf", "imq_mixture"])
+@pytest.mark.parametrize(
+    "family", ["rbf_mixture", "two rbf", pytest.param("imq_mixture", marks=pytest.mark.slow)]
+)
 def test_stein_sum_adds_up_what_autodiff_of_the_definition_gives(family, others, rng, small_tiles):
     """For a single Gaussian too, where one matmul does for both; and its gradients."""
     n, m, d = (37, 37, 5) if others is None else (37, 53, 5)

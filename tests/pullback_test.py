@@ -523,7 +523,9 @@ def test_the_train_step_takes_any_pull_back(key, rng, objective, name):
     optimizer = optax.sgd(0.2)
     step = train.make_train_step(
         _generator,
-        objectives.OBJECTIVES[objective](lambda *_, axis_name: kernels.rbf_mixture(1.5)),
+        {"kl": objectives.kl, "mmd": objectives.mmd_v}[objective](
+            lambda *_, axis_name: kernels.rbf_mixture(1.5)
+        ),
         optimizer,
         sample_latents=lambda key, n: jax.random.normal(key, (n, 2)),
         pull_back=PULL_BACKS[name],

@@ -137,7 +137,13 @@ def test_a_run_cut_into_calls_is_bit_identical(key, rng, objective):
     chex.assert_trees_all_equal(state, reference)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+_TWINS = {"gan_saturating", "gan_non_saturating", "ratio_ulsif", "wgan_clip"}
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [pytest.param(name, marks=pytest.mark.slow) if name in _TWINS else name for name in OBJECTIVES],
+)
 def test_two_devices_make_the_one_device_update(key, rng, objective):
     schedule = optax.linear_schedule(0.2, 0.0, 4)
     state, step, data = _setup(rng, objective, noise_variance=schedule)

@@ -78,6 +78,7 @@ def test_training_is_a_function_of_the_seed(digits, tmp_path):
     assert other.sha256 != runs[0].sha256
 
 
+@pytest.mark.slow
 def test_training_of_fewer_images_than_a_batch(digits, tmp_path):
     few = digits._replace(train=digits.train[:20], train_labels=digits.train_labels[:20])
     config = dataclasses.replace(QUICK, width=64, min_steps=100, shift=0, dropout_rate=0.0)

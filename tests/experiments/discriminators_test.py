@@ -109,6 +109,7 @@ def test_spread_is_the_norm_of_the_mean_and_the_trace_of_the_covariance(rng):
     np.testing.assert_allclose(variance, np.trace(np.cov(gradients.T)), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_records_are_the_figures_of_the_discriminator(lab, frozen, images, key, tmp_path):
     state = lab.fresh_critic(jax.random.split(key, 3)[0])  # as train_discriminator starts
     v = np.asarray(state.params["v"], np.float64)

@@ -34,6 +34,7 @@ def few_draws(monkeypatch):
     monkeypatch.setattr(gan_diagnostics, "_CLOUD", 200)
 
 
+@pytest.mark.slow
 def test_run_leaves_four_figures_a_table_and_results(tmp_path):
     rows = gan_diagnostics.run(TINY, workdir=str(tmp_path))
     assert list(rows) == ["epoch 1"]
@@ -93,7 +94,11 @@ def test_bad_settings_are_usage_errors(tmp_path, changes, message):
     ("flag", "message"),
     [
         ("--instance_noise=-0.1", "instance_noise: got -0.1; expected a variance > 0"),
-        ("--objective=kl", "objective: got a flag of experiments.train; see --help"),
+        pytest.param(
+            "--objective=kl",
+            "objective: got a flag of experiments.train; see --help",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "--epochs=1,ten",
             "epochs: got ['1', 'ten']; expected numbers such as 1,10,25",

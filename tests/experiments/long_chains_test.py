@@ -14,6 +14,7 @@ def log_density(x):
     return -jnp.sum(jnp.square((x - MEAN) / DEVIATIONS)) / 2
 
 
+@pytest.mark.slow
 def test_chains_have_the_moments_of_a_badly_scaled_gaussian(key):
     chains = long_chains.run(
         key, 20 * jax.random.normal(key, (16, 3)), log_density, num_warmup=400, num_draws=300

@@ -196,7 +196,7 @@ JUDGES = {
     "conv_critic": (networks.ConvCritic(4), (12, 20, 2)),
     "normed_conv_critic": (networks.ConvCritic(4, spectral_norm=True), (8, 8, 1)),
     "mlp_critic": (networks.MLPCritic(8), (3,)),
-    "conv_energy": (networks.ConvEnergy(4), (28, 28, 1)),
+    "conv_energy": (networks.ConvEnergy(4), (8, 8, 1)),
     "mlp_energy": (networks.MLPEnergy(8), (3,)),
 }
 

@@ -156,7 +156,15 @@ def test_direction_is_that_of_the_loops(update, step, factor, rng):
     np.testing.assert_allclose(got, expected, rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("update", neural_sampler.UPDATES)
+@pytest.mark.parametrize(
+    "update",
+    [
+        "regression",
+        "stein_score",
+        pytest.param("chain_rule", marks=pytest.mark.slow),
+        pytest.param("gauss_newton", marks=pytest.mark.slow),
+    ],
+)
 def test_every_rule_moves_the_samples_to_the_target(update, key):
     """Mean and standard deviation come within a quarter; a sign or a scale gone wrong does not."""
     config = Config(
@@ -176,6 +184,7 @@ def test_every_rule_moves_the_samples_to_the_target(update, key):
 # -------------------------------------------------------------------------------------- the runs
 
 
+@pytest.mark.slow
 def test_a_run_leaves_everything_and_resumes_bit_for_bit(tmp_path, small, capsys):
     config = dataclasses.replace(TINY, updates=("chain_rule", "stein_score"))
     rows = neural_sampler.run(config, workdir=str(tmp_path))

@@ -129,6 +129,7 @@ def test_a_run_leaves_its_files_and_an_interrupted_one_ends_the_same(tmp_path, m
     assert "| exact" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_convolutional_generator_runs(tmp_path):
     config = dataclasses.replace(TINY, directions=("score",), generator="dcgan", num_epochs=1)
     found = rbm.run(config, workdir=str(tmp_path))

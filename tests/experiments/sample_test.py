@@ -99,7 +99,7 @@ def quadrature(config, state, inverse_temperature):
 @pytest.mark.parametrize(
     ("sampler", "prior", "steps", "step_size"),
     [
-        ("hmc", "normal", 40, None),
+        pytest.param("hmc", "normal", 40, None, marks=pytest.mark.slow),
         ("ula", "uniform", 250, 0.02),
         pytest.param("mala", "uniform", 150, None, marks=pytest.mark.slow),
         pytest.param("underdamped", "normal", 80, 0.2, marks=pytest.mark.slow),

@@ -70,6 +70,7 @@ def test_measured_moments_and_discrepancy_are_those_of_the_loops(posterior, rng)
     np.testing.assert_allclose(found["ksd"], np.sqrt(total / 36), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_discrepancy_of_draws_falls_as_their_number_grows(key, rng):
     flat = LogisticPosterior(
         jnp.zeros((1, 3)), jnp.zeros(1), jnp.zeros((1, 3)), jnp.zeros(1), 1.0

@@ -279,6 +279,7 @@ def test_a_run_leaves_everything_and_resumes_bit_for_bit(
             np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.slow
 def test_comparison_starts_all_from_one_network_a_seed(tmp_path, small, monkeypatch):
     for name, centre in (("noisy_jsd", 0.0), ("mmd", 2.0)):
         monkeypatch.setitem(settings.OBJECTIVES, name, pulled_to(centre))
