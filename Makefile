@@ -24,7 +24,7 @@ run: $(VENV)/.installed ## train a generator on the embedded digits, about two m
 	$(BIN)/python -m experiments.train --dataset=digits --workdir=$(WORKDIR)
 
 test: $(VENV)/.installed-dev ## every test, under ten minutes on two cores
-	$(BIN)/python -m pytest --numprocesses=2
+	$(BIN)/python -m pytest --numprocesses=3
 
 test-statistical: $(VENV)/.installed-dev ## calibration and invariance figures at full length, printed
 	KERNELGRAD_SLOW_TESTS=1 $(BIN)/python -m pytest -svv tests/statistical_test.py

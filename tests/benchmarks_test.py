@@ -214,6 +214,7 @@ def test_a_peer_that_fails_says_why():
     assert failed.reason.startswith("failed: ValueError: x: got 1 point")
 
 
+@pytest.mark.slow
 def test_a_row_runs_without_its_peers(monkeypatch, tmp_path):
     find_spec = importlib.util.find_spec
     missing = {"blackjax", "numpyro"}

@@ -48,6 +48,7 @@ def test_weights_are_the_minimum(rng, top, slack):
     assert np.any(weights < 1e-9)
 
 
+@pytest.mark.slow
 def test_discrepancy_falls_as_promised(rng):
     p, q = rng.normal(0.7, 0.8, size=(60, 2)), rng.normal(size=(50, 2))
     k_qq = oracles.fast_gram("imq_mixture", q, q, 2.0)

@@ -159,6 +159,7 @@ def test_gradient_is_the_finite_difference_with_the_scores_moving_along(rng, mon
     np.testing.assert_allclose(gradient, expected, atol=2e-9)
 
 
+@pytest.mark.slow
 def test_descending_the_gradient_reaches_the_target(rng):
     """KSD descent on N(0, I) from a shifted start: mean 0, and a lower discrepancy."""
     x = jnp.asarray(rng.normal(2.0, 0.5, size=(30, 2)), jnp.float32)

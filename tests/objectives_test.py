@@ -121,6 +121,7 @@ def test_ratio_objectives_descend_the_fitted_log_ratio_of_samples_to_data(key, r
     assert info["log_ratio"] > 0
 
 
+@pytest.mark.slow
 def test_images_keep_their_shape(key, rng):
     images = jnp.asarray(rng.uniform(size=(6, 4, 4, 1)), jnp.float32)
     data = jnp.asarray(rng.uniform(size=(6, 4, 4, 1)), jnp.float32)

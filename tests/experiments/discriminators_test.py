@@ -146,6 +146,7 @@ def test_discriminator_learns(lab, frozen, images, key, tmp_path):
     assert records[-1]["saturating_norm"] < 0.1 * records[-1]["non_saturating_norm"]
 
 
+@pytest.mark.slow
 def test_noise_anneals_over_the_variances(lab, frozen, images, key, tmp_path):
     annealed = trial(shift, (0.4, 0.1), 3, 3)
     with folder(tmp_path, "one") as own, Signals() as signals:

@@ -265,6 +265,7 @@ def test_equal_time_is_that_of_the_fastest_rule():
     }
 
 
+@pytest.mark.slow
 def test_divergence_names_the_rule(tmp_path, small):
     config = dataclasses.replace(TINY, learning_rate=1e30, updates=("chain_rule",))
     with pytest.raises(DivergenceError, match=r"step [24]: chain_rule: the network is not finite"):

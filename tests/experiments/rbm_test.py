@@ -160,6 +160,7 @@ def test_bad_settings_are_named(tmp_path, change, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_binary_reports_one_line(tmp_path):
     command = [sys.executable, "-m", "experiments.rbm", f"--workdir={tmp_path}", "--seeds=a"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -38,6 +38,7 @@ def posterior(rng):
     return LogisticPosterior(features[:40], labels[:40], features[40:], labels[40:], 1.0)
 
 
+@pytest.mark.slow
 def test_measured_moments_and_discrepancy_are_those_of_the_loops(posterior, rng):
     draws = rng.normal(size=(200, 3)) @ rng.normal(size=(3, 3))
     x = rng.normal(size=(6, 3))

@@ -206,6 +206,7 @@ def test_data_that_is_not_there_is_named(tmp_path, value, monkeypatch):
         _run(dataclasses.replace(TINY, dataset=value), tmp_path, data_dir=str(tmp_path))
 
 
+@pytest.mark.slow
 def test_another_config_is_refused(tmp_path):
     _run(dataclasses.replace(POINTS, num_steps=10), tmp_path)
     with pytest.raises(UsageError, match="width was 8, now 16"):
