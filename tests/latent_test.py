@@ -143,6 +143,7 @@ def _slope_energy(samples):
     return -1.5 * jnp.sum(samples, axis=1)
 
 
+@pytest.mark.slow
 def test_hmc_on_a_box_sees_no_walls(key, rng):
     """Each u has the density exp(1.5 u) on [-1, 1]."""
     density = latent.latent_log_density(latent.uniform_latents, _slope_energy)

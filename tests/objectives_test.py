@@ -73,7 +73,10 @@ def test_mmd_objective_is_n_times_the_gradient_of_the_loops(key, rng):
             np.testing.assert_allclose(direction[i, a], 4 * (up - down) / (2 * step), atol=1e-7)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name == "kl" else name for name in OBJECTIVES],
+)
 def test_descending_moves_the_samples_to_the_data(key, rng, name):
     x = jnp.asarray(rng.normal(size=(200, 2)), jnp.float32)
     y = jnp.asarray(rng.normal((1.0, -0.5), 1.0, size=(200, 2)), jnp.float32)

@@ -107,6 +107,7 @@ def test_kliep_is_near_one_for_equal_distributions(rng, same):
     assert jnp.max(jnp.abs(r - 1)) < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rulsif", "logistic"])
 def test_choice_is_near_the_best(rng, name):
     """The chosen fit explains most of r, and more of it than half of the grid does."""

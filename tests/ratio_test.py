@@ -533,6 +533,7 @@ def test_iterated_fits_carry_no_gradient(rng, name):
     assert jnp.all(jnp.any(of_x != 0, axis=1))
 
 
+@pytest.mark.slow
 @every_fit
 def test_half_precision_in_and_out(rng, name):
     p, q = (x.astype(jnp.bfloat16) for x in floats(*clouds(rng)))

@@ -136,6 +136,7 @@ def deep_kernel():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("deep", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_estimators_and_their_gradients_do_not_depend_on_the_way(deep, rng, monkeypatch):

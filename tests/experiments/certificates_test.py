@@ -49,6 +49,7 @@ def test_bounded_jsd_is_log_2_apart_and_0_for_equal_clouds(key):
     assert certificates.bounded_jsd(key, *clouds(0.0), 1 / 3) == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("theta", "expected"), [(0.5, 0.030311), (1, 0.111421), (4, 0.632720)])
 def test_gaussian_jsd_of_point_masses_is_that_of_quadrature(key, theta, expected):
     x = np.linspace(-12, 12, 20001)

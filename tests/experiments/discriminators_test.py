@@ -135,6 +135,7 @@ def test_records_are_the_figures_of_the_discriminator(lab, frozen, images, key, 
     assert [r["step"] for r in records] == [0, 2, 4, 6, 8]
 
 
+@pytest.mark.slow
 def test_discriminator_learns(lab, frozen, images, key, tmp_path):
     with folder(tmp_path, "one") as own, Signals() as signals:
         apart = frozen._replace(params=frozen.params | {"bias": jnp.full(_DIMENSION, 8.0)})

@@ -201,7 +201,13 @@ JUDGES = {
 }
 
 
-@pytest.mark.parametrize("name", JUDGES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if "conv_critic" in name else name
+        for name in JUDGES
+    ],
+)
 def test_every_value_is_of_its_own_sample(key, rng, name):
     network, shape = JUDGES[name]
     batch = rng.uniform(size=(4, *shape)).astype(np.float32)

@@ -94,6 +94,7 @@ def _metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_files_and_an_interrupted_one_ends_the_same(tmp_path, monkeypatch, capsys):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     found = rbm.run(TINY, workdir=str(whole))

@@ -204,6 +204,7 @@ def walk(key, starts, deviations, sampler, num_steps, **options):
     return found, visits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "guess"), [("hmc", 1e-3), pytest.param("mala", 1.0, marks=pytest.mark.slow)]
 )
@@ -253,6 +254,7 @@ def test_no_trajectory_length_is_a_period_for_all_chains(key):
     assert abs(jnp.mean(found.latents)) < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["underdamped", pytest.param("hmc", marks=pytest.mark.slow)])
 def test_two_devices_walk_like_one(key, monkeypatch, sampler):
     starts = jax.random.normal(key, (12, 3))
@@ -286,6 +288,7 @@ def scores(request, tmp_path, monkeypatch):
     return {"inception_score", "classifier_frechet", "classifier_kid", "nearest_l1"}
 
 
+@pytest.mark.slow
 def test_images_are_scored_along_the_chains(tmp_path, scores):
     workdir = tmp_path / "run"
     start(workdir, DIGITS)
@@ -337,6 +340,7 @@ def mmd_u_statistic(x, y, scales):
     return mean(x, x) + mean(y, y) - 2 * mean(x, y)
 
 
+@pytest.mark.slow
 def test_the_generator_alone_needs_no_critic(tmp_path, monkeypatch):
     config = dataclasses.replace(POINTS, objective="mmd")
     whole = datasets.load(config.dataset)
