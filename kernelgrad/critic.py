@@ -127,3 +127,44 @@ def step(
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, info=info)
     params = critic.objective.project(optax.apply_updates(state.params, updates))
     return CriticState(params, stats, opt_state), info
+
+
+def train(
+    key: Key,
+    state: CriticState | None,
+    critic: Critic,
+    draw: Callable[[Key, Key, Array], tuple[Array, Array]],
+    batches: Array,
+    *,
+    axis_name: str | None = None,
+) -> tuple[CriticState, Info]:
+    """Returns the state after a step on each batch, with fresh samples every time.
+
+    Args:
+      key: random key of latents, noise and losses.
+      state: of the critic.
+      critic: the network, its loss and its optimizer.
+      draw: (latent key, noise key, data) -> (samples, data), both as the critic sees them.
+      batches: data, shape (num_steps, n, ...).
+      axis_name: as in :func:`step`.
+
+    Returns:
+      (next state, info of the last step), the same on all devices.
+
+    Raises:
+      ValueError: no state.
+
+    References:
+      Goodfellow et al. 2014, algorithm 1.
+    """
+    if state is None:
+        raise ValueError("state.critic: got None; expected the state of critic.init")
+
+    def body(state: CriticState, item: tuple[Key, Array]) -> tuple[CriticState, Info]:
+        latent_key, noise_key, loss_key = jax.random.split(item[0], 3)
+        samples, data = draw(latent_key, noise_key, item[1])
+        return step(loss_key, state, critic, samples, data, axis_name=axis_name)
+
+    items = (jax.random.split(key, len(batches)), batches)
+    last, infos = lax.scan(body, state, items, unroll=True)
+    return last, jax.tree.map(lambda values: values[-1], infos)

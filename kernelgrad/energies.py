@@ -108,7 +108,8 @@ def kale(
       ValueError: penalty_weight < 0.
 
     References:
-      Arbel, Zhou & Gretton 2020 (generalized energy based models), eqs. (5) and (8).
+      KALE: When Energy-Based Learning Meets Adversarial Training, abstract; formulas and signs as
+      derived in :mod:`kernelgrad.kale`.
     """
     _checks.not_negative(penalty_weight=penalty_weight)
 

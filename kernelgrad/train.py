@@ -138,58 +138,37 @@ def make_train_step(
     num_batches = objective.num_steps if isinstance(objective, Critic) else 1
     _checks.at_least("critic.num_steps", num_batches, 1)
 
-    def noised(key: Key, step: Array, points: Array) -> Array:
-        if noise_variance is None:
-            return points
-        variance = noise_variance(step)
-        return noise.instance_noise(key, points, variance=variance, axis_name=axis_name)
-
     def draw(state: TrainState, latent_key: Key, noise_key: Key, data: Array) -> _Batch:
         size = data.shape[0] * pairwise.num_devices(axis_name)
         latents = pairwise.share(sample_latents(latent_key, size), axis_name)
         samples, batch_stats = generator(state.params, state.batch_stats, latents)
-        sample_key, data_key = jax.random.split(noise_key)
-        return _Batch(
-            latents,
-            batch_stats,
-            noised(sample_key, state.step, lax.stop_gradient(samples)),
-            noised(data_key, state.step, data),
-        )
-
-    def follow(
-        critic: Critic, state: TrainState, key: Key, batches: Array
-    ) -> tuple[TrainState, Callable[..., tuple[Array, Info]], Info]:
-        """Trains the critic, and returns the direction that follows it."""
-        if state.critic is None:
-            raise ValueError("state.critic: got None; expected the state of critic.init")
-
-        def body(critic_state: CriticState, item: tuple[Key, Array]) -> tuple[CriticState, Info]:
-            latent_key, noise_key, loss_key = jax.random.split(item[0], 3)
-            batch = draw(state, latent_key, noise_key, item[1])
-            return critics.step(
-                loss_key, critic_state, critic, batch.samples, batch.data, axis_name=axis_name
+        samples = lax.stop_gradient(samples)
+        if noise_variance is not None:
+            variance = noise_variance(state.step)
+            samples, data = (
+                noise.instance_noise(one, points, variance=variance, axis_name=axis_name)
+                for one, points in zip(jax.random.split(noise_key), (samples, data), strict=True)
             )
-
-        items = (jax.random.split(key, num_batches), batches)
-        critic_state, infos = lax.scan(body, state.critic, items, unroll=True)
-        last = jax.tree.map(lambda values: values[-1], infos)
-        direction_fn = functools.partial(
-            critic.objective.direction, critics.bind(critic_state, critic)
-        )
-        return state._replace(critic=critic_state), direction_fn, last
+        return _Batch(latents, batch_stats, samples, data)
 
     def train_step(state: TrainState, key: Key, data: Array) -> tuple[TrainState, Info]:
         latent_key, objective_key, noise_key, critic_key = jax.random.split(
             jax.random.fold_in(key, state.step), 4
         )
-        if data.shape[0] % num_batches:
-            raise ValueError(
-                f"data: got {data.shape[0]} rows; expected a multiple of critic.num_steps, "
-                f"{num_batches}"
-            )
-        batches = data.reshape(-1, num_batches, *data.shape[1:]).swapaxes(0, 1)
+        batches = _deal(data, num_batches)
+        direction_fn: Callable[..., tuple[Array, Info]]
         if isinstance(objective, Critic):
-            state, direction_fn, critic_info = follow(objective, state, critic_key, batches)
+            critic_state, critic_info = critics.train(
+                critic_key,
+                state.critic,
+                objective,
+                lambda *keys_and_data: draw(state, *keys_and_data)[-2:],
+                batches,
+                axis_name=axis_name,
+            )
+            state = state._replace(critic=critic_state)
+            critic_fn = critics.bind(critic_state, objective)
+            direction_fn = functools.partial(objective.objective.direction, critic_fn)
         else:
             direction_fn, critic_info = objective, {}
         batch = draw(state, latent_key, noise_key, batches[-1])
@@ -358,6 +337,16 @@ def _scan(
         return lax.scan(body, state, items)
     state, info = body(state, items[0])
     return state, jax.tree.map(lambda value: value[None], info)
+
+
+def _deal(data: Array, num_batches: int) -> Array:
+    """Returns the rows of data as batches, row i in batch i modulo their number."""
+    if data.shape[0] % num_batches:
+        raise ValueError(
+            f"data: got {data.shape[0]} rows; expected a multiple of critic.num_steps, "
+            f"{num_batches}"
+        )
+    return data.reshape(-1, num_batches, *data.shape[1:]).swapaxes(0, 1)
 
 
 def _rms(direction: Array, axis_name: str | None) -> Array:
