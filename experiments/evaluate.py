@@ -9,8 +9,6 @@ classifier behind the scores is trained once for a data set and cached, and its 
 
 import dataclasses
 import json
-import pathlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +17,15 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments import classifier as classifiers
-from experiments import command, image_metrics, plots
+from experiments import command, image_metrics, plots, trained
 from experiments import data as datasets
-from experiments import train as training
-from experiments.data import Dataset
 from experiments.errors import UsageError
 from experiments.image_metrics import Scores
-from experiments.runtime import Workdir
-from experiments.settings import Config
 from experiments.tables import format_table
+from experiments.trained import Trained
 from kernelgrad.types import Array
 
+stored_config = trained.stored_config
 _BATCH = 500
 _JUDGED_BY_NEIGHBOURS = 500  # as in paper 000
 
@@ -65,11 +61,10 @@ def run(request: Request) -> dict[str, Scores]:
         raise UsageError(
             f"num_samples: got {request.num_samples}; expected at least {_JUDGED_BY_NEIGHBOURS}"
         )
-    config = stored_config(request.workdir)
-    dataset = datasets.load(config.dataset, request.data_dir, seed=config.seed)
-    classifier = classifiers.train_or_load(dataset, datasets.cache_dir())
-    with Workdir(request.workdir, config) as folder:
-        samples = _draw(config, dataset, folder, request.num_samples)
+    with trained.opened(request.workdir, request.data_dir) as (folder, run):
+        dataset = run.dataset
+        classifier = classifiers.train_or_load(dataset, datasets.cache_dir())
+        samples = _draw(run, request.num_samples)
         neighbours = image_metrics.neighbours(dataset)
         inception = image_metrics.inception(classifier)
         distances = image_metrics.feature_distances(dataset, classifier)
@@ -103,35 +98,13 @@ def run(request: Request) -> dict[str, Scores]:
     return rows
 
 
-def stored_config(workdir: str) -> Config:
-    """Returns the config of the run in a folder.
-
-    Raises:
-      UsageError: there is no run, or not one of experiments.train.
-    """
-    path = pathlib.Path(workdir) / "config.json"
-    try:
-        fields: dict[str, Any] = json.loads(path.read_text())
-        return Config(**{**fields, "kernel_scales": tuple(fields["kernel_scales"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UsageError(
-            f"workdir: got {workdir} without a readable config.json ({error}); expected the folder "
-            "of a run of experiments.train"
-        ) from error
-
-
-def _draw(config: Config, dataset: Dataset, folder: Workdir, num_samples: int) -> Array:
-    model = training.build(config, dataset)
-    key = jax.random.key(config.seed)
-    restored = folder.restore(jax.eval_shape(model.initial_state, key))
-    if restored is None:
-        raise UsageError(f"workdir: got {folder.path} without a checkpoint; train first")
-    step, state = restored
-    generate = jax.jit(model.generate)
+def _draw(run: Trained, num_samples: int) -> Array:
+    key = jax.random.key(run.config.seed)
+    generate = jax.jit(run.model.generate)
     batches = []
-    for index in tqdm(range(-(-num_samples // _BATCH)), desc=f"Sampling at step {step}"):
-        latents = model.sample_latents(jax.random.fold_in(key, index), _BATCH)
-        batches.append(generate(state.params, state.batch_stats, latents))
+    for index in tqdm(range(-(-num_samples // _BATCH)), desc=f"Sampling at step {run.step}"):
+        latents = run.model.sample_latents(jax.random.fold_in(key, index), _BATCH)
+        batches.append(generate(run.state.params, run.state.batch_stats, latents))
     return jnp.concatenate(batches)[:num_samples]
 
 

@@ -212,6 +212,7 @@ class ConvEnergy(nn.Module):
     Attributes:
       width: channels of the first convolution.
       code_dim: size of the code.
+      norm: of the error, one of NORMS.
 
     References:
       Wang & Liu 2016 (learning to draw samples), eq. (14), whose norm is taken as Euclidean.
@@ -219,6 +220,7 @@ class ConvEnergy(nn.Module):
 
     width: int
     code_dim: int = 32
+    norm: str = "euclidean"
 
     @nn.compact
     def __call__(self, images: Array, train: bool) -> tuple[Array, Array]:
@@ -239,7 +241,7 @@ class ConvEnergy(nn.Module):
             layer = nn.ConvTranspose(outputs, (4, 4), (2, 2), kernel_init=_KERNEL_INIT)
             decoded = layer(decoded)
             decoded = nn.sigmoid(decoded) if outputs == channels[0] else nn.relu(decoded)
-        return _distance(images, decoded), code
+        return NORMS[self.norm](images - decoded), code
 
 
 class MLPEnergy(nn.Module):
@@ -249,11 +251,13 @@ class MLPEnergy(nn.Module):
       width: units of each hidden layer.
       code_dim: size of the code.
       depth: number of hidden layers of encoder and decoder each.
+      norm: of the error, one of NORMS.
     """
 
     width: int
     code_dim: int = 8
     depth: int = 2
+    norm: str = "euclidean"
 
     @nn.compact
     def __call__(self, points: Array, train: bool) -> tuple[Array, Array]:
@@ -266,16 +270,31 @@ class MLPEnergy(nn.Module):
         decoded = code
         for _ in range(self.depth):
             decoded = nn.leaky_relu(nn.Dense(self.width)(decoded), 0.2)
-        return _distance(points, nn.Dense(points.shape[1])(decoded)), code
+        return NORMS[self.norm](points - nn.Dense(points.shape[1])(decoded)), code
 
 
-def _distance(inputs: Array, decoded: Array) -> Array:
-    """Returns |x - D(E(x))| (n,), with gradient 0 at 0."""
-    sq_dist = jnp.sum(jnp.square(inputs - decoded).reshape(inputs.shape[0], -1), axis=1)
-    return jnp.where(sq_dist > 0, jnp.sqrt(jnp.where(sq_dist > 0, sq_dist, 1)), 0)
+def _euclidean(error: Array) -> Array:
+    """Returns |error| (n,)."""
+    return _root(jnp.square(error))
 
 
-def energy_for(sample_shape: Sequence[int], width: int) -> ConvEnergy | MLPEnergy:
+def _root_sum(error: Array) -> Array:
+    """Returns the root of the sum of absolute errors, plus the Euclidean norm (n,)."""
+    return _root(jnp.abs(error)) + _root(jnp.square(error))
+
+
+def _root(terms: Array) -> Array:
+    """Returns the root of each example's sum (n,), with gradient 0 at 0."""
+    total = jnp.sum(terms.reshape(terms.shape[0], -1), axis=1)
+    return jnp.where(total > 0, jnp.sqrt(jnp.where(total > 0, total, 1)), 0)
+
+
+NORMS = {"euclidean": _euclidean, "root_sum": _root_sum}
+
+
+def energy_for(
+    sample_shape: Sequence[int], width: int, norm: str = "euclidean"
+) -> ConvEnergy | MLPEnergy:
     """Returns the autoencoder's energy for images (h, w, c) or for points (d,).
 
     Raises:
@@ -283,10 +302,26 @@ def energy_for(sample_shape: Sequence[int], width: int) -> ConvEnergy | MLPEnerg
     """
     match tuple(sample_shape):
         case (_,):
-            return MLPEnergy(width)
+            return MLPEnergy(width, norm=norm)
         case (_, _, _):
-            return ConvEnergy(width)
+            return ConvEnergy(width, norm=norm)
     raise ValueError(f"sample_shape: got {tuple(sample_shape)}; expected (h, w, c) or (d,)")
+
+
+class TrackedNormalizer(nn.Module):
+    """A critic with a log-normaliser that outlives the batch, a parameter that starts at 0.
+
+    Attributes:
+      network: the critic.
+    """
+
+    network: nn.Module
+
+    @nn.compact
+    def __call__(self, points: Array, train: bool) -> tuple[Array, Array]:
+        """Returns the critic's values (n,) and the log-normaliser ()."""
+        values = self.network(points, train)
+        return values, self.param("log_normalizer", nn.initializers.zeros, ())
 
 
 class MLPClassifier(nn.Module):

@@ -31,12 +31,14 @@ class Backdrop(NamedTuple):
       labels: of the two axes.
       log_density: (rows, columns), rows from low to high x_2; None where draws stand in for it.
       draws: (m, 2), or None.
+      energy: (rows, columns) like the log density, drawn as contours; None: none are.
     """
 
     bounds: tuple[tuple[float, float], tuple[float, float]]
     labels: tuple[str, str]
     log_density: np.ndarray | None = None
     draws: np.ndarray | None = None
+    energy: np.ndarray | None = None
 
 
 class FieldFrame(NamedTuple):
@@ -110,6 +112,31 @@ def sample_panels(samples: Mapping[str, np.ndarray], backdrop: Backdrop) -> byte
       PNG bytes.
     """
     figure, _ = _panels(samples, backdrop, 3.6)
+    return _png(figure)
+
+
+def density_panels(densities: Mapping[str, Backdrop], samples: np.ndarray) -> bytes:
+    """Draws densities side by side, each under the same points.
+
+    Args:
+      densities: by title.
+      samples: (n, 2).
+
+    Returns:
+      PNG bytes.
+    """
+    columns = min(len(densities), _MAX_COLUMNS)
+    rows = math.ceil(len(densities) / columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(3.6 * columns, 4 * rows), squeeze=False, layout="constrained"
+    )
+    for axes in grid.flat[len(densities) :]:
+        axes.set_visible(False)
+    for axes, (title, backdrop) in zip(grid.flat, densities.items(), strict=False):
+        _draw_backdrop(axes, backdrop)
+        axes.scatter(*samples.T, s=2, color="C3", alpha=0.5, linewidths=0)
+        (x, y), (xlabel, ylabel) = backdrop.bounds, backdrop.labels
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xlim=x, ylim=y)
     return _png(figure)
 
 
@@ -236,13 +263,20 @@ def _draw_backdrop(axes: Axes, backdrop: Backdrop) -> None:
             backdrop.draws[:, 0], backdrop.draws[:, 1], s=3, color="C0", alpha=0.3, linewidths=0
         )
     if backdrop.log_density is not None:
-        rows, columns = backdrop.log_density.shape
-        x, y = (
-            np.linspace(*side, count)
-            for side, count in zip(backdrop.bounds, (columns, rows), strict=True)
-        )
         relative = np.exp(backdrop.log_density - backdrop.log_density.max())
+        x, y = _grid_axes(backdrop, relative)
         axes.contourf(x, y, relative, levels=_LEVELS, cmap="Blues", alpha=0.5)
+    if backdrop.energy is not None:
+        x, y = _grid_axes(backdrop, backdrop.energy)
+        lines = axes.contour(x, y, backdrop.energy, levels=10, cmap="viridis", linewidths=0.8)
+        axes.clabel(lines, fontsize=5)
+
+
+def _grid_axes(backdrop: Backdrop, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the coordinates of the columns and of the rows of values on a grid."""
+    (left, right), (bottom, top) = backdrop.bounds
+    rows, columns = values.shape
+    return np.linspace(left, right, columns), np.linspace(bottom, top, rows)
 
 
 def learning_curves(history: Sequence[Mapping[str, float]]) -> bytes:
@@ -433,6 +467,31 @@ def image_rows(rows: Mapping[str, np.ndarray]) -> bytes:
         axes.imshow(strip[..., 0] if strip.shape[-1] == 1 else strip, cmap="gray", vmin=0, vmax=1)
         axes.set_ylabel(label, rotation=0, horizontalalignment="right", verticalalignment="center")
         axes.set(xticks=[], yticks=[])
+    return _png(figure)
+
+
+def class_grids(sets: Mapping[str, np.ndarray]) -> bytes:
+    """Draws sets of images side by side, a line for each class.
+
+    Args:
+      sets: images (classes, k, h, w, c) in [0, 1] by title.
+
+    Returns:
+      PNG bytes.
+    """
+    columns = min(len(sets), _MAX_COLUMNS)
+    rows = math.ceil(len(sets) / columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(3.6 * columns, 3.9 * rows), squeeze=False, layout="constrained"
+    )
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, (title, lines) in zip(grid.flat, sets.items(), strict=False):
+        apart = np.pad(lines, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0)))
+        picture = np.concatenate([np.concatenate(list(line), axis=1) for line in apart])
+        picture = picture[..., 0] if picture.shape[-1] == 1 else picture
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
+        axes.set_title(title)
     return _png(figure)
 
 

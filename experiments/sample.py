@@ -32,9 +32,17 @@ import numpy as np
 from absl import flags
 
 from experiments import classifier as classifiers
-from experiments import command, evaluate, image_metrics, latent_chains, plots, settings, threads
+from experiments import (
+    command,
+    conditional,
+    image_metrics,
+    latent_chains,
+    plots,
+    settings,
+    threads,
+    trained,
+)
 from experiments import data as datasets
-from experiments import train as training
 from experiments.data import Dataset
 from experiments.errors import UsageError
 from experiments.image_metrics import Scores
@@ -43,6 +51,7 @@ from experiments.plots import Backdrop
 from experiments.runtime import Workdir
 from experiments.settings import Config
 from experiments.tables import format_table
+from experiments.trained import Trained
 from kernelgrad import critic as critics
 from kernelgrad import kernels, latent, mmd
 from kernelgrad.critic import Critic
@@ -53,6 +62,7 @@ _MIN_SAMPLES = 6  # of the distances between features
 _JUDGED_BY_NEIGHBOURS = 500  # as experiments.evaluate
 _DRAWN_COLUMNS = 6  # of images, on each side
 _MARGIN = 0.15  # around the data
+_GRID = 120  # points along each axis, of the energy's contours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,71 +131,77 @@ def run(request: Request) -> dict[str, Scores]:
       StorageError: the folder cannot be used.
     """
     _validate(request)
-    config = evaluate.stored_config(request.workdir)
+    config = trained.stored_config(request.workdir)
     if request.sampler != "generator" and not _energy(config):
         known = [name for name, choice in settings.OBJECTIVES.items() if choice.energy]
         raise UsageError(
             f"workdir: got {request.workdir}, a run of {config.objective}, which has no critic; "
             f"expected one of {', '.join(known)}, or --sampler=generator"
         )
-    dataset = datasets.load(config.dataset, request.data_dir, seed=config.seed)
-    with Workdir(request.workdir, config) as folder, threads.one_for_blas():
-        built = training.build(config, dataset)
-        restored = folder.restore(jax.eval_shape(built.initial_state, jax.random.key(0)))
-        if restored is None:
-            raise UsageError(f"workdir: got {folder.path} without a checkpoint; train first")
-        step, state = restored
-        score, scored_by = _make_score(config, dataset)
-        found = _sample(request, config, built, state, score)
-        results = {"checkpoint": step, "request": dataclasses.asdict(request), **scored_by}
-        place = _write(folder, dataset, results, found)
+    with trained.opened(request.workdir, request.data_dir) as (folder, run), threads.one_for_blas():
+        score, scored_by = _make_score(config, run.dataset)
+        found = _sample(request, run, score)
+        results = {"checkpoint": run.step, "request": dataclasses.asdict(request), **scored_by}
+        place = _write(folder, run, results, found)
     print(format_table(found.rows))
-    print(f"{config.objective} on {config.dataset}, step {step}; written to {place}")
+    print(f"{config.objective} on {config.dataset}, step {run.step}; written to {place}")
     return found.rows
 
 
 def generator_and_energy(
-    config: Config, built: training.Model, state: TrainState
+    run: Trained, state: TrainState
 ) -> tuple[Callable[[Array], Array], Callable[[Array], Array] | None]:
-    """Returns normal latents -> samples, and samples -> energies, None without a critic.
+    """Returns normal latents -> points, and points -> energies, None without a critic.
 
-    Both hold the state still, and each sample and energy is a function of its own latent: batch
-    normalisation goes by the running averages.
+    Points are samples; in a conditional run, samples and their labels. Both functions hold the
+    state still, and each point and energy is a function of its own latent: batch normalisation goes
+    by the running averages.
     """
+    config = run.config
 
-    def generate(latents: Array) -> Array:
-        return built.generate(state.params, state.batch_stats, _FROM_NORMAL[config.prior](latents))
+    def generate(normal: Array) -> Array:
+        latents = _from_normal(run, normal)
+        samples = run.model.generate(state.params, state.batch_stats, latents)
+        if config.conditional:
+            return conditional.join(samples, latents[:, config.latent_dim :])
+        return samples
 
     of_output = _energy(config)
     if of_output is None:
         return generate, None
-    critic_fn = critics.bind(cast(Any, state.critic), cast(Critic, built.objective))
-    return generate, lambda samples: of_output(critic_fn(samples))
+    critic_fn = critics.bind(cast(Any, state.critic), cast(Critic, run.model.objective))
+    return generate, lambda points: of_output(critic_fn(points))
+
+
+def _from_normal(run: Trained, normal: Array) -> Array:
+    """Returns what the generator takes; a label is a function of one more normal value."""
+    latents = _FROM_NORMAL[run.config.prior](normal[:, : run.config.latent_dim])
+    if not run.config.conditional:
+        return latents
+    return conditional.join(latents, conditional.labels_of_normal(normal[:, -1], run.dataset))
 
 
 def _energy(config: Config) -> Callable[[Any], Array] | None:
     return settings.OBJECTIVES[config.objective].energy
 
 
-def _sample(
-    request: Request,
-    config: Config,
-    built: training.Model,
-    state: TrainState,
-    score: Callable[[np.ndarray], Scores],
-) -> Found:
+def _sample(request: Request, run: Trained, score: Callable[[np.ndarray], Scores]) -> Found:
     """Draws from the prior, and from the posterior if asked to."""
     start_key, walk_key = jax.random.split(jax.random.key(request.seed))
-    starts = jax.random.normal(start_key, (request.num_samples, config.latent_dim))
+    size = run.config.latent_dim + run.config.conditional
+    starts = jax.random.normal(start_key, (request.num_samples, size))
 
     @jax.jit
-    def look(state: TrainState, latents: Array) -> tuple[Array, Array, Array | None]:
-        generate, energy = generator_and_energy(config, built, state)
-        samples = generate(latents)
-        return samples, _FROM_NORMAL[config.prior](latents), energy and energy(samples)
+    def look(state: TrainState, normal: Array) -> tuple[Array, Array, Array | None]:
+        generate, energy = generator_and_energy(run, state)
+        points = generate(normal)
+        samples = points
+        if run.config.conditional:
+            samples, _ = conditional.part(points, run.dataset.sample_shape)
+        return samples, _from_normal(run, normal), energy and energy(points)
 
     def draw(latents: Array) -> tuple[Draws, Scores]:
-        draws = Draws(*jax.device_get(look(state, jax.device_get(latents))))
+        draws = Draws(*jax.device_get(look(run.state, jax.device_get(latents))))
         mean = {} if draws.energies is None else {"mean_energy": float(draws.energies.mean())}
         return draws, score(draws.samples) | mean
 
@@ -195,7 +211,7 @@ def _sample(
         return Found(rows, history, first, first)
 
     def log_density(state: TrainState) -> LogDensityFn:
-        generate, energy = generator_and_energy(config, built, state)
+        generate, energy = generator_and_energy(run, state)
         return latent.latent_log_density(
             generate,
             cast(Callable[[Array], Array], energy),
@@ -210,7 +226,7 @@ def _sample(
         walk_key,
         starts,
         log_density,
-        state,
+        run.state,
         sampler=sampler,
         num_steps=request.steps,
         step_size=request.step_size,
@@ -218,8 +234,8 @@ def _sample(
     )
     last, scores = draw(walk.latents)
     settled = float(walk.monitor[request.steps // 2 :].mean())
-    size = {sampler.monitor: settled, "step_size": walk.step_size}
-    rows[f"{request.sampler}, {request.steps} steps"] = {**scores, **size}
+    chain = {sampler.monitor: settled, "step_size": walk.step_size}
+    rows[f"{request.sampler}, {request.steps} steps"] = {**scores, **chain}
     return Found(rows, history, first, last)
 
 
@@ -246,9 +262,7 @@ def _make_score(
     return score, {**accuracy, "classifier_sha256": classifier.sha256}
 
 
-def _write(
-    folder: Workdir, dataset: Dataset, results: dict[str, Any], found: Found
-) -> pathlib.Path:
+def _write(folder: Workdir, run: Trained, results: dict[str, Any], found: Found) -> pathlib.Path:
     """Writes samples, scores and pictures, and returns where."""
     rows, history, first, last = found
     arrays = {name: array for name, array in last._asdict().items() if array is not None}
@@ -257,26 +271,20 @@ def _write(
     text = json.dumps({**results, "rows": rows, "history": history}, indent=2)
     files = {"samples.npz": content.getvalue(), "results.json": f"{text}\n".encode()}
     if len(rows) == 1:
-        files["samples.png"] = _picture(dataset, {"generator": first.samples})
+        files["samples.png"] = _picture(run, {"generator": first.samples})
     else:
         ends = zip(rows, (first, last), strict=True)
-        files["before_after.png"] = _picture(dataset, {name: end.samples for name, end in ends})
+        files["before_after.png"] = _picture(run, {name: end.samples for name, end in ends})
         files["curves.png"] = plots.learning_curves(history)
     for name, file in files.items():
         path = folder.write_bytes(f"samples_{results['request']['sampler']}/{name}", file)
     return path.parent
 
 
-def _picture(dataset: Dataset, clouds: dict[str, np.ndarray]) -> bytes:
+def _picture(run: Trained, clouds: dict[str, np.ndarray]) -> bytes:
     """Draws sets of samples side by side; the same chains at the same places."""
-    if not dataset.is_image:
-        data = dataset.test[:, :2]
-        low, high = data.min(axis=0), data.max(axis=0)
-        margin = _MARGIN * (high - low)
-        (left, bottom), (right, top) = (low - margin).tolist(), (high + margin).tolist()
-        bounds = ((left, right), (bottom, top))
-        backdrop = Backdrop(bounds, ("$x_1$", "$x_2$"), draws=data)
-        return plots.sample_panels(clouds, backdrop)
+    if not run.dataset.is_image:
+        return plots.sample_panels(clouds, _backdrop(run))
     if len(clouds) == 1:
         return plots.image_grid(next(iter(clouds.values()))[:100])
     before, after = clouds.values()
@@ -285,6 +293,22 @@ def _picture(dataset: Dataset, clouds: dict[str, np.ndarray]) -> bytes:
     halves = [half[: rows * columns].reshape(rows, columns, *shape) for half in (before, after)]
     gap = np.ones((rows, 1, *shape))
     return plots.image_grid(np.concatenate([halves[0], gap, halves[1]], 1).reshape(-1, *shape))
+
+
+def _backdrop(run: Trained) -> Backdrop:
+    """Returns the plane of the first two coordinates: data, and the energy's contours in 2-D."""
+    data = run.dataset.test[:, :2]
+    low, high = data.min(axis=0), data.max(axis=0)
+    margin = _MARGIN * (high - low)
+    (left, bottom), (right, top) = (low - margin).tolist(), (high + margin).tolist()
+    bounds, labels = ((left, right), (bottom, top)), ("$x_1$", "$x_2$")
+    _, energy = generator_and_energy(run, run.state)
+    if energy is None or run.config.conditional or run.dataset.sample_shape != (2,):
+        return Backdrop(bounds, labels, draws=data)
+    axes = [np.linspace(*ends, _GRID) for ends in bounds]
+    grid = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2)
+    energies = jax.jit(energy)(jnp.asarray(grid, jnp.float32))
+    return Backdrop(bounds, labels, draws=data, energy=np.reshape(energies, (_GRID, _GRID)))
 
 
 # ----------------------------------------------------------------------------------- the binary
@@ -322,8 +346,8 @@ def _define_flags() -> None:
         + ", ".join(f"{sampler.step_size} for {name}" for name, sampler in SAMPLERS.items())
         + ".",
     )
-    flags.FLAGS.set_default("num_samples", defaults.num_samples)
-    for name in ("workdir", "data_dir", "num_samples", "seed"):
+    flags.DEFINE_integer("num_samples", defaults.num_samples, "Samples, one chain each.")
+    for name in ("workdir", "data_dir", "seed"):
         flags.declare_key_flag(name)
     flags.mark_flag_as_required("workdir")
 

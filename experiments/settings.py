@@ -13,8 +13,9 @@ import numpy as np
 from absl import flags
 
 from experiments import data as datasets
+from experiments import networks
 from experiments.errors import UsageError
-from kernelgrad import adversarial, energies, kernels, objectives, two_player
+from kernelgrad import adversarial, kale, kernels, objectives, steingan, svgd, two_player
 from kernelgrad.objectives import MakeKernel, Objective
 from kernelgrad.two_player import TwoPlayer
 from kernelgrad.types import Array
@@ -35,6 +36,16 @@ PENALTIES = {
 PRIORS: dict[str, Callable[..., Array]] = {
     "normal": jax.random.normal,
     "uniform": functools.partial(jax.random.uniform, minval=-1.0, maxval=1.0),
+}
+TRACKS = {"batch": None, "ema": kale.ema_step, "newton": kale.newton_step}
+FIELDS: dict[str, steingan.FieldFn] = {
+    "svgd": svgd.svgd_direction,
+    "row_normalized": steingan.row_normalized_direction,
+    "nearest": steingan.nearest_direction,
+}
+FEATURE_LENGTHSCALES: dict[str, steingan.LengthscaleFn] = {
+    "half_median": steingan.half_median,
+    "half_svgd": steingan.half_svgd,
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "paper000": {
@@ -61,6 +72,39 @@ PRESETS: dict[str, dict[str, Any]] = {
         "critic_steps": 5,
         "kernel_scales": (0.01, 0.05, 0.25, 1.0),
         "eval_every": 50,
+    },
+    "paper003": {
+        "objective": "steingan",
+        "dataset": "mnist",
+        "conditional": True,
+        "margin": 0.2,
+        "num_steps": 50 * 600,
+        "batch_size": 100,
+        "latent_dim": 100,
+        "prior": "uniform",
+        "width": 64,
+        "learning_rate": 1e-3,
+        "critic_learning_rate": 1e-4,
+        "b1": 0.5,
+        "discount": 0.7,
+        "freeze_threshold": 0.5,
+        "eval_every": 5 * 600,
+    },
+    "paper004": {
+        "objective": "kale",
+        "dataset": "mnist",
+        "num_steps": 150_000,
+        "batch_size": 128,
+        "latent_dim": 100,
+        "width": 64,
+        "learning_rate": 1e-4,
+        "b1": 0.5,
+        "critic_steps": 5,
+        "spectral_norm": True,
+        "penalty": "zero_centred",
+        "penalty_weight": 1.0,
+        "log_normalizer": "newton",
+        "eval_every": 5000,
     },
 }
 
@@ -93,6 +137,14 @@ class Config:
     noise_variance: float = 0.0
     noise_steps: int | None = None
     discount: float = 0.7
+    stein_field: str = "svgd"
+    feature_lengthscale: str = "half_median"
+    energy_norm: str = "euclidean"
+    freeze_threshold: float = 0.5
+    log_normalizer: str = "batch"
+    log_normalizer_rate: float = 0.1
+    conditional: bool = False
+    margin: float = 0.2
 
 
 class Choice(NamedTuple):
@@ -128,7 +180,19 @@ def _wgan_gp(config: Config) -> TwoPlayer:
 
 
 def _kale(config: Config) -> TwoPlayer:
-    return energies.kale(**_penalty(config, weight="penalty_weight"))
+    track = TRACKS[config.log_normalizer]
+    if track is not None:
+        track = functools.partial(track, rate=config.log_normalizer_rate)
+    return two_player.kale(**_penalty(config, weight="penalty_weight"), track=track)
+
+
+def _steingan(config: Config) -> TwoPlayer:
+    return steingan.steingan(
+        discount=config.discount,
+        field=FIELDS[config.stein_field],
+        lengthscale=FEATURE_LENGTHSCALES[config.feature_lengthscale],
+        threshold=config.freeze_threshold,
+    )
 
 
 def _penalty(config: Config, weight: str) -> dict[str, Any]:
@@ -183,7 +247,7 @@ OBJECTIVES = {
     "steingan": Choice(
         "KL[q || exp(-energy)] by SVGD; the energy, an autoencoder's, by maximum likelihood "
         "(paper 003)",
-        lambda config: energies.steingan(discount=config.discount),
+        _steingan,
         1,
         critic_rate=0.1,
         is_energy=True,
@@ -193,7 +257,7 @@ OBJECTIVES = {
         "KL[p || q] of an energy on top of the generator, by KALE (paper 004)",
         _kale,
         1,
-        energy=operator.pos,
+        energy=lambda output: output[0] if isinstance(output, tuple) else output,
     ),
     "noisy_jsd": Choice(
         "JSD of both clouds under noise, no network (paper 002, Theorem 3.2)",
@@ -297,6 +361,46 @@ flags.DEFINE_integer(
 flags.DEFINE_float(
     "discount", _DEFAULTS.discount, "steingan: gamma, by which the samples' energy counts less."
 )
+flags.DEFINE_enum(
+    "stein_field",
+    _DEFAULTS.stein_field,
+    sorted(FIELDS),
+    "steingan: what the samples follow; row_normalized and nearest as in the authors' code.",
+)
+flags.DEFINE_enum(
+    "feature_lengthscale",
+    _DEFAULTS.feature_lengthscale,
+    sorted(FEATURE_LENGTHSCALES),
+    "steingan: rule of the kernel on features; half_svgd as in the authors' code.",
+)
+flags.DEFINE_enum(
+    "energy_norm",
+    _DEFAULTS.energy_norm,
+    sorted(networks.NORMS),
+    "steingan: norm of the reconstruction's error; root_sum as in the authors' code.",
+)
+flags.DEFINE_float(
+    "freeze_threshold",
+    _DEFAULTS.freeze_threshold,
+    "steingan: lead of the energy that freezes it; inf, as in the authors' code, never does.",
+)
+flags.DEFINE_enum(
+    "log_normalizer",
+    _DEFAULTS.log_normalizer,
+    sorted(TRACKS),
+    "kale: the best one of each batch, a moving average, or learned by Newton steps.",
+)
+flags.DEFINE_float(
+    "log_normalizer_rate", _DEFAULTS.log_normalizer_rate, "kale: of ema or newton, in (0, 1]."
+)
+flags.DEFINE_bool(
+    "conditional",
+    _DEFAULTS.conditional,
+    "Generate by class; the critic sees the labels, steingan's by the joint energy of eq. (15).",
+)
+flags.DEFINE_float(
+    "margin", _DEFAULTS.margin, "steingan: cross entropy of labels below which nothing is gained."
+)
 
 
 def from_flags() -> Config:
@@ -346,6 +450,27 @@ def validate(config: Config, num_devices: int) -> None:
     for name in ("b1", "discount"):
         if not 0 <= getattr(config, name) < 1:
             raise UsageError(f"{name}: got {getattr(config, name)}; expected a number in [0, 1)")
+    if not 0 < config.log_normalizer_rate <= 1:
+        raise UsageError(
+            f"log_normalizer_rate: got {config.log_normalizer_rate}; expected a number in (0, 1]"
+        )
+    if not config.freeze_threshold > 0:
+        raise UsageError(
+            f"freeze_threshold: got {config.freeze_threshold}; expected a positive number or inf"
+        )
+    if not 0 <= config.margin < math.inf:
+        raise UsageError(f"margin: got {config.margin}; expected a finite number >= 0")
+    if config.conditional and not OBJECTIVES[config.objective].critic_steps:
+        known = [name for name, choice in OBJECTIVES.items() if choice.critic_steps]
+        raise UsageError(
+            f"conditional: got objective {config.objective}, without a critic to see the labels; "
+            f"expected one of {', '.join(known)}"
+        )
+    if config.conditional and config.noise_variance:
+        raise UsageError(
+            f"noise_variance: got {config.noise_variance} with --conditional; expected 0, for the "
+            "noise would blur the labels"
+        )
     lowest = "> 0" if config.objective == "noisy_jsd" else ">= 0"
     noise = config.noise_variance
     if not (0 < noise < math.inf or (noise == 0 and lowest == ">= 0")):

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,18 +19,27 @@ import optax
 from absl import flags
 from tqdm import tqdm
 
-from experiments import command, feed, image_metrics, networks, plots, settings, threads
+from experiments import (
+    command,
+    conditional,
+    feed,
+    image_metrics,
+    networks,
+    plots,
+    settings,
+    threads,
+)
 from experiments import data as datasets
 from experiments.data import Dataset
 from experiments.errors import Terminated, UsageError
 from experiments.runtime import Signals, Workdir
 from experiments.settings import Config
 from kernelgrad import critic as critics
-from kernelgrad import energies, kernels, mmd, train
+from kernelgrad import kernels, mmd, train
 from kernelgrad.critic import Critic, CriticState
 from kernelgrad.objectives import Objective
 from kernelgrad.two_player import TwoPlayer
-from kernelgrad.types import Array, Info, Key, PyTree
+from kernelgrad.types import Array, Key, PyTree
 
 ScoreFn = Callable[[Array], dict[str, float]]
 
@@ -64,11 +74,18 @@ def build(config: Config, dataset: Dataset, axis_name: str | None = None) -> Mod
     objective, init_critic = _build_objective(config, dataset)
 
     def sample_latents(key: Key, n: int) -> Array:
-        return settings.PRIORS[config.prior](key, (n, config.latent_dim))
+        latents = settings.PRIORS[config.prior](key, (n, config.latent_dim))
+        if not config.conditional:
+            return latents
+        return conditional.join(
+            latents, conditional.draw_labels(jax.random.fold_in(key, 1), n, dataset)
+        )
 
     def generator(params: PyTree, batch_stats: PyTree, latents: Array) -> tuple[Array, PyTree]:
         variables = {"params": params, "batch_stats": batch_stats}
         samples, updated = network.apply(variables, latents, train=True, mutable=["batch_stats"])
+        if config.conditional:
+            samples = conditional.join(samples, latents[:, config.latent_dim :])
         return samples, updated.get("batch_stats", {})
 
     def generate(params: PyTree, batch_stats: PyTree, latents: Array) -> Array:
@@ -91,35 +108,58 @@ def _build_objective(
     objective = settings.OBJECTIVES[config.objective].make(config)
     if not isinstance(objective, TwoPlayer):
         return objective, lambda _: None
-    choice = settings.OBJECTIVES[config.objective]
-    spectral_norm = choice.spectral_norm if config.spectral_norm is None else config.spectral_norm
-    network = (
-        networks.energy_for(dataset.sample_shape, config.width)
-        if choice.is_energy
-        else networks.critic_for(dataset.sample_shape, config.width, spectral_norm)
-    )
+    network = _critic_network(config, dataset)
 
     def apply(params: PyTree, stats: PyTree, points: Array) -> tuple[Array, PyTree]:
         variables = {"params": params, "batch_stats": stats}
         values, updated = network.apply(variables, points, train=True, mutable=["batch_stats"])
         return values, updated.get("batch_stats", {})
 
-    rate = config.critic_learning_rate or choice.critic_rate * config.learning_rate
-    optimizer = optax.adam(rate, b1=config.b1)
-    if choice.is_energy:
-        optimizer = optax.chain(optimizer, critics.scale_by_info(_controller))
-    critic = Critic(objective, apply, optimizer, settings.critic_steps(config))
+    critic = Critic(objective, apply, _critic_optimizer(config), settings.critic_steps(config))
+    rows = training_rows(config, dataset)
 
     def initial_state(key: Key) -> CriticState:
-        points = jnp.zeros((2, *dataset.sample_shape))
+        points = jnp.zeros((2, *rows.shape[1:]))
         variables = network.init(key, points, train=False)
         return critics.init(variables["params"], variables.get("batch_stats", {}), critic)
 
     return critic, initial_state
 
 
-def _controller(info: Info) -> Array:
-    return energies.rate_factor(info["energy_data"], info["energy_samples"])
+def _critic_network(config: Config, dataset: Dataset) -> nn.Module:
+    choice, shape = settings.OBJECTIVES[config.objective], dataset.sample_shape
+    network: nn.Module
+    if choice.is_energy:
+        network = networks.energy_for(shape, config.width, config.energy_norm)
+        if config.conditional:
+            network = conditional.JointEnergy(network, shape, config.margin)
+        return network
+    spectral_norm = choice.spectral_norm if config.spectral_norm is None else config.spectral_norm
+    network = networks.critic_for(shape, config.width, spectral_norm)
+    if config.conditional:
+        network = conditional.ConditionalCritic(network, shape)
+    if config.objective == "kale" and settings.TRACKS[config.log_normalizer]:
+        network = networks.TrackedNormalizer(network)
+    return network
+
+
+def _critic_optimizer(config: Config) -> optax.GradientTransformation:
+    choice = settings.OBJECTIVES[config.objective]
+    rate = config.critic_learning_rate or choice.critic_rate * config.learning_rate
+    optimizer = optax.adam(rate, b1=config.b1)
+    if choice.is_energy:
+        return optax.chain(optimizer, critics.scale_by_info(lambda info: info["rate_factor"]))
+    if config.objective == "kale" and settings.TRACKS[config.log_normalizer]:
+        return optax.partition(
+            {"network": optimizer, "log_normalizer": optax.sgd(1.0)},
+            lambda params: {name: name for name in params},
+        )
+    return optimizer
+
+
+def training_rows(config: Config, dataset: Dataset) -> np.ndarray:
+    """Returns the training examples, with their labels where the run is conditional."""
+    return conditional.labelled_points(dataset) if config.conditional else dataset.train
 
 
 def run(
@@ -156,6 +196,8 @@ def run(
         raise UsageError(f"num_devices: got {num_devices}; expected at most {len(devices)}")
     settings.validate(config, len(devices))
     dataset = datasets.load(config.dataset, data_dir, seed=config.seed)
+    if config.conditional:
+        conditional.labels_of(dataset)
     rows = settings.rows_per_step(config)
     if len(dataset.train) < rows:
         raise UsageError(
@@ -258,18 +300,18 @@ def make_advance(
         noise_variance=optax.linear_schedule(variance, 0.0, fall) if anneals else None,
         axis_name=train.AXIS,
     )
-    rows = settings.rows_per_step(config)
-    if dataset.train.nbytes <= config.resident_gib * 2**30:
+    batch, examples = settings.rows_per_step(config), training_rows(config, dataset)
+    if examples.nbytes <= config.resident_gib * 2**30:
         scan = train.scan_resident(
-            train_step, batch_size=rows, num_steps=per_call, axis_name=train.AXIS
+            train_step, batch_size=batch, num_steps=per_call, axis_name=train.AXIS
         )
         mapped = train.pmap_train_step(scan, devices)
-        resident = train.replicate(dataset.train, devices)
+        resident = train.replicate(examples, devices)
         return lambda state, key: mapped(state, key, resident)
 
     mapped = train.pmap_train_step(train.scan_batches(train_step), devices)
     batches = feed.prefetched(
-        feed.host_batches(dataset.train, config.seed, rows, per_call, start, len(devices))
+        feed.host_batches(examples, config.seed, batch, per_call, start, len(devices))
     )
     return lambda state, key: mapped(state, key, next(batches))
 
@@ -287,6 +329,9 @@ def _make_evaluate(
     if dataset.is_image and dataset.train_labels is not None:
         scores.insert(0, image_metrics.neighbours(dataset))
     latents = model.sample_latents(key, _EVALUATED_SAMPLES)
+    shown = np.arange(100)
+    if config.conditional:
+        shown = conditional.by_class(latents[:, config.latent_dim :], 10)
     held_out = np.asarray(train.as_unit_interval(jnp.asarray(dataset.test[:_EVALUATED_SAMPLES])))
     test = jnp.asarray(held_out.reshape(len(held_out), -1))
 
@@ -303,7 +348,7 @@ def _make_evaluate(
         for score in scores:
             record |= score(samples)
         if dataset.is_image:
-            picture = plots.image_grid(samples[:100])
+            picture = plots.image_grid(samples[shown])
         else:
             title = f"{config.objective} on {config.dataset}, step {step}"
             picture = plots.points(samples, dataset.test, title)

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 
 from kernelgrad import _checks, adversarial
+from kernelgrad import kale as kales
 from kernelgrad.types import Array, Info, Key, PyTree
 
 CriticFn = Callable[[Array], Any]
@@ -30,6 +33,16 @@ class PlayerFn(Protocol):
         axis_name: str | None = None,
     ) -> tuple[Array, Info]:
         """Returns (this device's loss, or direction shaped like samples; info)."""
+        ...
+
+
+class TrackFn(Protocol):
+    """How a log-normaliser follows the energies of batches."""
+
+    def __call__(
+        self, log_normalizer: Array, energy_base: Array, *, axis_name: str | None = None
+    ) -> Array:
+        """Returns the next log-normaliser, shape ()."""
         ...
 
 
@@ -163,6 +176,103 @@ def wgan_gp(
         return loss + weight * value, {"critic_loss": loss, "penalty": value}
 
     return TwoPlayer(critic_loss, _critic_direction(adversarial.wasserstein_generator_loss))
+
+
+def kale(
+    *,
+    penalty_weight: float = 1.0,
+    penalty: Callable[[CriticFn, Array], Array] = adversarial.zero_centred_gradient_penalty,
+    track: TrackFn | None = None,
+) -> TwoPlayer:
+    r"""Returns the generalised energy-based model: an energy on top of the generator, by KALE.
+
+    .. math:: \theta \text{ ascends } \mathrm{KALE} = 1 - E_P[E + c] - E_G[e^{-(E + c)}], \quad
+        \tilde x_j \text{ descends } w_j \nabla E(\tilde x_j), \; w_j = e^{-(E(\tilde x_j) + c)}
+
+    The model is :math:`q(x) \propto e^{-E(x)} G(dx)`: draw from it in latent space, by
+    :mod:`kernelgrad.latent`. Without `track`, c is the best log-normaliser of each batch, which
+    nothing has to learn, and the critic returns energies (n,). With it c outlives the batch: the
+    critic returns (energies (n,), c), c a parameter of its own, whose gradient is made to be
+    c - track(c, energies). It is to be descended at learning rate 1.
+
+    Args:
+      penalty_weight: of the penalty on the energy's slope between samples and data; >= 0.
+      penalty: (critic_fn, points) -> (), one of :mod:`kernelgrad.adversarial`.
+      track: (c, energies of the samples, axis_name=...) -> next c, such as
+        :func:`kernelgrad.kale.ema_step` or :func:`kernelgrad.kale.newton_step` at some rate; None:
+        :func:`kernelgrad.kale.optimal_log_normalizer` of the batch.
+
+    Returns:
+      Objective of two players with info ``critic_loss`` (-KALE), ``penalty``, ``energy_data`` and
+      ``log_normalizer``.
+
+    Raises:
+      ValueError: penalty_weight < 0.
+
+    References:
+      KALE: When Energy-Based Learning Meets Adversarial Training, abstract; formulas and signs as
+      derived in :mod:`kernelgrad.kale`.
+    """
+    _checks.not_negative(penalty_weight=penalty_weight)
+
+    def energies(output: Any) -> Array:
+        return output if track is None else output[0]
+
+    def log_normalizer_of(output: Any, axis_name: str | None) -> Array:
+        if track is None:
+            return kales.optimal_log_normalizer(output, axis_name=axis_name)
+        return output[1]
+
+    def critic_loss(
+        critic_fn: CriticFn,
+        key: Key,
+        samples: Array,
+        data: Array,
+        *,
+        axis_name: str | None = None,
+    ) -> tuple[Array, Info]:
+        def energy_fn(points: Array) -> Array:
+            return energies(critic_fn(points))
+
+        output = critic_fn(samples)
+        of_data, of_samples = energy_fn(data), energies(output)
+        tracked = log_normalizer_of(output, axis_name)
+        log_normalizer = lax.stop_gradient(tracked)
+        loss = -kales.kale(of_data, of_samples, log_normalizer)
+        slope = penalty(
+            energy_fn, adversarial.interpolates(key, data, samples, axis_name=axis_name)
+        )
+        info = {
+            "critic_loss": loss,
+            "penalty": slope,
+            "energy_data": jnp.mean(of_data),
+            "log_normalizer": log_normalizer,
+        }
+        total = loss + penalty_weight * slope
+        if track is not None:  # a term of value 0 and slope c - track(c, energies)
+            descent = log_normalizer - track(log_normalizer, of_samples, axis_name=axis_name)
+            total += (tracked - log_normalizer) * lax.stop_gradient(descent)
+        return total, info
+
+    def direction(
+        critic_fn: CriticFn,
+        key: Key,
+        samples: Array,
+        data: Array,
+        *,
+        axis_name: str | None = None,
+    ) -> tuple[Array, Info]:
+        del key, data
+
+        def energy_fn(points: Array) -> tuple[Array, Array]:
+            output = critic_fn(points)
+            return energies(output), log_normalizer_of(output, axis_name)
+
+        energy, pull, log_normalizer = jax.vjp(energy_fn, samples, has_aux=True)
+        (descent,) = pull(kales.generator_weights(energy, log_normalizer))
+        return descent, {}
+
+    return TwoPlayer(critic_loss, direction)
 
 
 def _gan(generator_loss: Callable[[Array], Array]) -> TwoPlayer:

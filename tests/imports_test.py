@@ -27,7 +27,7 @@ ROWS = [
         *{"metrics", "score_peers", "fssd", "kmm", "noise"},
     },
     {"latent", "pullback", "objectives", "two_player", "chains", "ratio_selection"},
-    {"critic", "energies"},
+    {"critic", "steingan"},
     {"train"},
 ]
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}

@@ -3,12 +3,14 @@
 The critic is f(x) = a . x + |x|^2 / 2, whose gradient at x is a + x.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernelgrad import adversarial, two_player
+from kernelgrad import adversarial, kale, two_player
 
 SLOPE = np.array([0.7, -1.2])
 
@@ -108,3 +110,107 @@ def test_bad_input_is_named(bad):
         two_player.wgan_clip(clip=bad)
     with pytest.raises(ValueError, match=r"weight: got"):
         two_player.wgan_gp(weight=bad)
+
+
+# --------------------------------------------------------------------------------- energies by KALE
+
+
+def energy_fn(points):
+    return jnp.sum(points**4, axis=1) / 4 + points[:, 0]
+
+
+def test_kale_loss_and_direction_are_the_papers(key, rng):
+    """-DV and softmax weights times n, with grad E = x^3 + e_1."""
+    samples, data = 0.5 * rng.normal(size=(5, 2)), rng.normal(1.0, 0.5, size=(5, 2))
+    with jax.enable_x64(True):
+        objective = two_player.kale(penalty_weight=0.0)
+        loss, info = objective.critic_loss(energy_fn, key, jnp.asarray(samples), jnp.asarray(data))
+        direction, _ = objective.direction(energy_fn, key, jnp.asarray(samples), jnp.asarray(data))
+    of_data, of_samples = (np.sum(x**4, axis=1) / 4 + x[:, 0] for x in (data, samples))
+    bound = -np.mean(of_data) - np.log(np.mean(np.exp(-of_samples)))
+    np.testing.assert_allclose(loss, -bound, rtol=1e-12)
+    np.testing.assert_allclose(info["log_normalizer"], np.log(np.mean(np.exp(-of_samples))))
+    weights = np.exp(-of_samples) / np.mean(np.exp(-of_samples))
+    expected = weights[:, None] * (samples**3 + np.array([1.0, 0.0]))
+    np.testing.assert_allclose(direction, expected, rtol=1e-10)
+
+
+def test_kale_direction_is_the_gradient_of_the_bound(key, rng):
+    """n times the gradient of Donsker-Varadhan in the samples, by autodiff."""
+    samples, data = rng.normal(size=(5, 2)), rng.normal(1.0, 0.5, size=(5, 2))
+    with jax.enable_x64(True):
+        x, y = jnp.asarray(samples), jnp.asarray(data)
+
+        def bound(x):
+            return -jnp.mean(energy_fn(y)) - jnp.log(jnp.mean(jnp.exp(-energy_fn(x))))
+
+        expected = 5 * jax.grad(bound)(x)
+        direction, _ = two_player.kale().direction(energy_fn, key, x, y)
+    np.testing.assert_allclose(direction, expected, rtol=1e-10)
+
+
+def test_kale_on_two_devices_is_that_of_one(key, rng):
+    x, y = (jnp.asarray(rng.normal(size=(8, 2)), jnp.float32) for _ in range(2))
+    objective = two_player.kale(penalty_weight=0.3)
+
+    def learn(scale, x, y, axis_name=None):
+        def scaled(points):
+            return scale * energy_fn(points)
+
+        (_, info), slope = jax.value_and_grad(
+            lambda s: objective.critic_loss(
+                lambda p: s * energy_fn(p), key, x, y, axis_name=axis_name
+            ),
+            has_aux=True,
+        )(scale)
+        direction, _ = objective.direction(scaled, key, x, y, axis_name=axis_name)
+        if axis_name is not None:
+            slope, info = jax.lax.pmean((slope, info), axis_name)
+        return direction, slope, info
+
+    alone = jax.jit(learn)(0.7, x, y)
+    spread = jax.pmap(lambda x, y: learn(0.7, x, y, axis_name="i"), axis_name="i")(
+        x.reshape(2, 4, 2), y.reshape(2, 4, 2)
+    )
+    np.testing.assert_allclose(spread[0].reshape(8, 2), alone[0], rtol=1e-4, atol=1e-5)
+    for got, expected in zip(jax.tree.leaves(spread[1:]), jax.tree.leaves(alone[1:]), strict=True):
+        np.testing.assert_allclose(got, np.full(2, expected), rtol=1e-4)
+
+
+TRACKS = {
+    "ema": lambda c, best: np.log(0.9 * np.exp(c) + 0.1 * np.exp(best)),
+    "newton": lambda c, best: c + 0.1 * max(1 - np.exp(c - best), -1),
+}
+
+
+@pytest.mark.parametrize("name", TRACKS)
+def test_a_tracked_log_normalizer_descends_to_its_next_value(key, rng, name):
+    """Loss and weights at c, and the loss's slope in c is c minus the next one."""
+    samples, data = 0.5 * rng.normal(size=(5, 2)), rng.normal(1.0, 0.5, size=(5, 2))
+    track = {"ema": kale.ema_step, "newton": kale.newton_step}[name]
+    objective = two_player.kale(penalty_weight=0.0, track=functools.partial(track, rate=0.1))
+    before = 0.3
+
+    def loss(c):
+        return objective.critic_loss(
+            lambda points: (energy_fn(points), c), key, jnp.asarray(samples), jnp.asarray(data)
+        )
+
+    with jax.enable_x64(True):
+        (value, info), slope = jax.value_and_grad(loss, has_aux=True)(jnp.float64(before))
+        direction, _ = objective.direction(
+            lambda points: (energy_fn(points), jnp.float64(0.3)), key, samples, data
+        )
+    of_data, of_samples = (np.sum(x**4, axis=1) / 4 + x[:, 0] for x in (data, samples))
+    weights = np.exp(-of_samples - before)
+    np.testing.assert_allclose(value, np.mean(of_data) + before + np.mean(weights) - 1, rtol=1e-12)
+    np.testing.assert_allclose(info["log_normalizer"], before)
+    following = TRACKS[name](before, np.log(np.mean(np.exp(-of_samples))))
+    np.testing.assert_allclose(before - float(slope), following, rtol=1e-12)
+    expected = weights[:, None] * (samples**3 + np.array([1.0, 0.0]))
+    np.testing.assert_allclose(direction, expected, rtol=1e-10)
+
+
+def test_a_negative_penalty_weight_is_named():
+    with pytest.raises(ValueError, match="penalty_weight: got -1"):
+        two_player.kale(penalty_weight=-1.0)

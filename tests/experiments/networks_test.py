@@ -243,16 +243,46 @@ def test_spectral_norm_bounds_the_slope(key, rng):
     assert 0.05 < np.max(gaps[off] / distances[off]) < 1.01
 
 
-def test_energy_is_the_distance_to_the_reconstruction(rng):
-    inputs, decoded = rng.uniform(size=(2, 5, 4, 4, 1)).astype(np.float32)
-    decoded[2] = inputs[2]
-    energy, gradient = jax.vmap(
-        jax.value_and_grad(lambda x, y: networks._distance(x[None], y[None])[0])
-    )(inputs, decoded)
-    expected = [np.linalg.norm((x - y).ravel()) for x, y in zip(inputs, decoded, strict=True)]
-    np.testing.assert_allclose(energy, expected, rtol=1e-6)
-    np.testing.assert_array_equal(gradient[2], 0)
-    assert np.isfinite(gradient).all()
+NORMS = {
+    "euclidean": lambda error: np.sqrt(np.sum(error**2)),
+    "root_sum": lambda error: np.sqrt(np.sum(np.abs(error))) + np.sqrt(np.sum(error**2)),
+}
+
+
+@pytest.mark.parametrize("name", networks.NORMS)
+def test_norms_have_no_slope_at_zero(rng, name):
+    errors = rng.normal(size=(5, 4, 4, 1)).astype(np.float32)
+    errors[2] = 0
+    values, slopes = jax.vmap(jax.value_and_grad(lambda e: networks.NORMS[name](e[None])[0]))(
+        errors
+    )
+    np.testing.assert_allclose(values, [NORMS[name](error) for error in errors], rtol=1e-6)
+    np.testing.assert_array_equal(slopes[2], 0)
+    assert np.isfinite(slopes).all()
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 1), (3,)])
+def test_energy_has_the_norm_it_is_asked_for(key, rng, shape):
+    """One set of parameters, two norms of one error."""
+    points = jnp.asarray(rng.uniform(size=(2, *shape)), jnp.float32)
+    plain, rooted = (networks.energy_for(shape, 4, norm) for norm in ("euclidean", "root_sum"))
+    params = plain.init(key, points, train=False)
+    energies = [np.asarray(net.apply(params, points, train=False)[0]) for net in (plain, rooted)]
+    size = points[0].size
+    absolute = energies[1] - energies[0]  # |error|_2 <= |error|_1 <= sqrt(d) |error|_2
+    assert np.all(absolute**2 >= energies[0] * (1 - 1e-5))
+    assert np.all(absolute**2 <= np.sqrt(size) * energies[0] * (1 + 1e-5))
+
+
+def test_a_tracked_normalizer_starts_at_0_beside_the_critic(key, rng):
+    points = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
+    tracked = networks.TrackedNormalizer(networks.critic_for((3,), 8))
+    params = tracked.init(key, points, train=False)["params"]
+    assert set(params) == {"network", "log_normalizer"}
+    values, log_normalizer = tracked.apply({"params": params}, points, train=True)
+    inner = networks.critic_for((3,), 8).apply({"params": params["network"]}, points, train=True)
+    np.testing.assert_array_equal(values, inner)
+    assert log_normalizer == 0
 
 
 @pytest.mark.parametrize("make", [networks.critic_for, networks.energy_for])

@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
+import types
 from typing import NamedTuple
 
 import jax
@@ -318,7 +319,10 @@ def test_before_and_after_are_side_by_side(monkeypatch):
     drawn = []
     monkeypatch.setattr(sample.plots, "image_grid", lambda images: drawn.append(images) or b"")
     before = np.arange(40.0).reshape(40, 1, 1, 1) / 100
-    sample._picture(datasets.load("digits"), {"generator": before, "hmc": before + 0.5})
+    sample._picture(
+        types.SimpleNamespace(dataset=datasets.load("digits")),
+        {"generator": before, "hmc": before + 0.5},
+    )
     grid = drawn[0].reshape(9, 9)  # 9 rows of 4, a gap and 4: 36 of 40 chains
     np.testing.assert_array_equal(grid[:, :4], np.arange(36).reshape(9, 4) / 100)
     np.testing.assert_array_equal(grid[:, 4], 1)

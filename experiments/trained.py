@@ -1,0 +1,75 @@
+"""A run of experiments.train as it stands: its settings, its data, its newest checkpoint."""
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments import data as datasets
+from experiments import train as training
+from experiments.data import Dataset
+from experiments.errors import UsageError
+from experiments.runtime import Workdir
+from experiments.settings import Config
+from kernelgrad.train import TrainState
+
+
+class Trained(NamedTuple):
+    """What a run has come to.
+
+    Attributes:
+      config: its settings.
+      dataset: what it was trained on.
+      model: its networks and objective, for one device.
+      step: of the checkpoint.
+      state: after that step.
+    """
+
+    config: Config
+    dataset: Dataset
+    model: training.Model
+    step: int
+    state: TrainState
+
+
+def stored_config(workdir: str) -> Config:
+    """Returns the config of the run in a folder.
+
+    Raises:
+      UsageError: there is no run, or not one of experiments.train.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    try:
+        fields: dict[str, Any] = json.loads(path.read_text())
+        return Config(**{**fields, "kernel_scales": tuple(fields["kernel_scales"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UsageError(
+            f"workdir: got {workdir} without a readable config.json ({error}); expected the folder "
+            "of a run of experiments.train"
+        ) from error
+
+
+@contextlib.contextmanager
+def opened(workdir: str, data_dir: str | None = None) -> Iterator[tuple[Workdir, Trained]]:
+    """Yields the folder of a run, held against others, and what it holds.
+
+    Args:
+      workdir: the folder.
+      data_dir: where the data set's files are.
+
+    Raises:
+      UsageError: no run of experiments.train there, or none with a checkpoint.
+      DataError: the run's data are missing.
+      StorageError: the folder cannot be used.
+    """
+    config = stored_config(workdir)
+    dataset = datasets.load(config.dataset, data_dir, seed=config.seed)
+    with Workdir(workdir, config) as folder:
+        model = training.build(config, dataset)
+        restored = folder.restore(jax.eval_shape(model.initial_state, jax.random.key(0)))
+        if restored is None:
+            raise UsageError(f"workdir: got {folder.path} without a checkpoint; train first")
+        yield folder, Trained(config, dataset, model, *restored)
