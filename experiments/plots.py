@@ -64,18 +64,40 @@ def image_grid(images: np.ndarray) -> bytes:
     Returns:
       PNG bytes, every pixel at least 2 x 2.
     """
+    picture = _mosaic(images, math.ceil(math.sqrt(len(images))))
+    buffer = io.BytesIO()
+    gray = picture.shape[-1] == 1
+    plt.imsave(buffer, picture[..., 0] if gray else picture, cmap="gray", vmin=0, vmax=1)
+    return buffer.getvalue()
+
+
+def image_film(frames: np.ndarray, columns: int) -> bytes:
+    """Draws images that change, side by side.
+
+    Args:
+      frames: (t, n, h, w, 1 or 3) in [0, 1].
+      columns: images in a row.
+
+    Returns:
+      Bytes of a GIF that loops and rests on its last frame.
+    """
+    pictures = []
+    for images in frames:
+        picture = np.round(255 * _mosaic(images, columns)).astype(np.uint8)
+        pictures.append(Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture))
+    return _film(pictures)
+
+
+def _mosaic(images: np.ndarray, columns: int) -> np.ndarray:
+    """Returns one picture of images in rows, every pixel at least 2 x 2."""
     n, height, width, channels = images.shape
-    columns = math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
     padded = np.zeros((rows * columns, height + 1, width + 1, channels))
     padded[:n, :height, :width] = np.clip(images, 0, 1)
     grid = padded.reshape(rows, columns, height + 1, width + 1, channels)
     picture = grid.transpose(0, 2, 1, 3, 4).reshape(rows * (height + 1), -1, channels)[:-1, :-1]
     zoom = max(2, round(600 / picture.shape[1]))
-    picture = picture.repeat(zoom, axis=0).repeat(zoom, axis=1)
-    buffer = io.BytesIO()
-    plt.imsave(buffer, picture[..., 0] if channels == 1 else picture, cmap="gray", vmin=0, vmax=1)
-    return buffer.getvalue()
+    return picture.repeat(zoom, axis=0).repeat(zoom, axis=1)
 
 
 def points(samples: np.ndarray, data: np.ndarray, title: str) -> bytes:
@@ -209,7 +231,7 @@ def field_evolution(
 
 
 def _gif(figure: Figure, draw: Callable[[int], None], num_frames: int) -> bytes:
-    """Returns a GIF that loops and rests on its last frame."""
+    """Returns a film of what `draw` makes of the figure, frame by frame."""
     canvas = FigureCanvasAgg(figure)
     pictures = []
     for index in range(num_frames):
@@ -218,6 +240,11 @@ def _gif(figure: Figure, draw: Callable[[int], None], num_frames: int) -> bytes:
         picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
         pictures.append(picture.quantize(64, dither=Image.Dither.NONE))
     plt.close(figure)
+    return _film(pictures)
+
+
+def _film(pictures: Sequence[Image.Image]) -> bytes:
+    """Returns a GIF that loops and rests on its last frame."""
     buffer = io.BytesIO()
     durations = [_FRAME_MS] * (len(pictures) - 1) + [_LAST_FRAME_MS]
     pictures[0].save(

@@ -1,0 +1,126 @@
+"""Shows how the images of a trained generator change while its latents walk at random.
+
+    python -m experiments.latent_walk --workdir=runs/steingan
+
+Every latent starts at the prior and moves by xi <- xi + step_size Uniform[-1, 1] (paper 003,
+Figure 3), its label held still where the run is conditional: then each row is a class. Leaves
+latent_walk.gif and, of its first, middle and last frames, latent_walk.png in the run's folder.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from tqdm import trange
+
+from experiments import command, conditional, plots, trained
+from experiments.errors import UsageError
+from experiments.trained import Trained
+from kernelgrad.types import Array
+
+_COLUMNS = 8
+_ROWS = 4  # without classes
+_STILLS = 4  # frames beside each other in the PNG
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """How to walk."""
+
+    workdir: str
+    data_dir: str | None = None
+    num_frames: int = 60
+    steps_per_frame: int = 100
+    step_size: float = 0.01
+    seed: int = 0
+
+
+def run(request: Request) -> np.ndarray:
+    """Walks, and draws what the generator makes of the way.
+
+    Args:
+      request: the run and the walk.
+
+    Returns:
+      Images, shape (frames, n, h, w, c), in [0, 1].
+
+    Raises:
+      UsageError: a setting out of its range, no run with a checkpoint there, or one of points.
+      DataError: the run's data are missing.
+      StorageError: the folder cannot be used.
+    """
+    for name in ("num_frames", "steps_per_frame"):
+        if getattr(request, name) < 1:
+            raise UsageError(f"{name}: got {getattr(request, name)}; expected an integer >= 1")
+    if not 0 < request.step_size < np.inf:
+        raise UsageError(f"step_size: got {request.step_size}; expected a positive, finite number")
+    with trained.opened(request.workdir, request.data_dir) as (folder, found):
+        if not found.dataset.is_image:
+            raise UsageError(
+                f"workdir: got {request.workdir}, a run on {found.config.dataset}, which are "
+                "points; expected one on images"
+            )
+        frames = _walk(request, found)
+        folder.write_bytes("latent_walk.gif", plots.image_film(frames, _COLUMNS))
+        chosen = np.linspace(0, len(frames) - 1, min(_STILLS, len(frames))).round().astype(int)
+        stills = {
+            f"step {index * request.steps_per_frame}": frames[index].reshape(
+                -1, _COLUMNS, *frames.shape[2:]
+            )
+            for index in chosen
+        }
+        folder.write_bytes("latent_walk.png", plots.class_grids(stills))
+        print(f"written to {folder.path}/latent_walk.gif")
+    return frames
+
+
+def _walk(request: Request, found: Trained) -> np.ndarray:
+    start_key, walk_key = jax.random.split(jax.random.key(request.seed))
+    latents = _starts(start_key, found)
+    free = jnp.arange(latents.shape[1]) < found.config.latent_dim
+
+    @jax.jit
+    def move(key: Array, latents: Array) -> Array:
+        shape = (request.steps_per_frame, *latents.shape)
+        steps = jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
+        return latents + request.step_size * free * jnp.sum(steps, axis=0)
+
+    generate = jax.jit(found.model.generate)
+    frames = []
+    for index in trange(request.num_frames, desc="Walking", unit="frame"):
+        frames.append(np.asarray(generate(found.state.params, found.state.batch_stats, latents)))
+        latents = move(jax.random.fold_in(walk_key, index), latents)
+    return np.stack(frames)
+
+
+def _starts(key: Array, found: Trained) -> Array:
+    """Returns draws of the prior, those of a class next to one another."""
+    if not found.config.conditional:
+        return found.model.sample_latents(key, _ROWS * _COLUMNS)
+    num_classes = found.dataset.num_classes
+    latents = found.model.sample_latents(key, num_classes * _COLUMNS)
+    labels = jnp.eye(num_classes).repeat(_COLUMNS, axis=0)
+    return conditional.join(latents[:, : found.config.latent_dim], labels)
+
+
+def _define_flags() -> None:
+    defaults = Request("")
+    flags.DEFINE_integer("num_frames", defaults.num_frames, "Frames of the film.")
+    flags.DEFINE_integer("steps_per_frame", defaults.steps_per_frame, "Steps between frames.")
+    flags.DEFINE_float("step_size", defaults.step_size, "Largest step of each latent.")
+    for name in ("workdir", "data_dir", "seed"):
+        flags.declare_key_flag(name)
+    flags.mark_flag_as_required("workdir")
+
+
+def main() -> None:
+    """Parses the flags and walks."""
+    _define_flags()
+    fields = [field.name for field in dataclasses.fields(Request)]
+    command.main(run, lambda: Request(**{name: flags.FLAGS[name].value for name in fields}))
+
+
+if __name__ == "__main__":
+    main()
