@@ -1,12 +1,21 @@
-"""Two forced CPU devices, strict promotion in library tests, and one key per test name."""
+"""Two forced CPU devices, strict promotion in library tests, and one key per test name.
+
+What was compiled once in a session, in whatever process, is not compiled again.
+"""
 
 import hashlib
 import os
+import tempfile
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=2"
 )
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # its threads and XLA's slow each other down
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _compiled = tempfile.TemporaryDirectory(prefix="kernelgrad-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+    os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**30)  # with a limit, JAX locks the folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax
 import numpy as np
