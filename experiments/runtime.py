@@ -284,11 +284,11 @@ class Workdir:
             shutil.rmtree(leftover)
 
     def _store_config(self, config: Any, free_fields: Collection[str], allow_change: bool) -> None:
-        fields = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+        fields = _as_json(dataclasses.asdict(config))
         file = self.path / "config.json"
         if file.exists():
             try:
-                stored = dict(json.loads(file.read_text()))
+                stored = {**_defaults(config), **json.loads(file.read_text())}
             except (ValueError, TypeError) as error:
                 raise StorageError(f"{file}: got {error}; expected a JSON object") from error
             changes = [
@@ -383,3 +383,15 @@ class Signals:
                 if self.stop:
                     os._exit(143)
                 self.stop = True
+
+
+def _as_json(fields: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields as they come back from a file."""
+    return dict(json.loads(json.dumps(fields, default=str)))
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    """Returns the defaults of a config: what a run had in fields that came after it."""
+    fields = dataclasses.fields(config)
+    known = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+    return _as_json(known)

@@ -417,7 +417,7 @@ def test_a_changed_config_is_refused_field_by_field(tmp_path):
         pass
 
 
-def test_a_field_that_came_or_went_is_a_change(tmp_path):
+def test_a_field_that_went_is_a_change_and_one_that_came_had_its_default(tmp_path):
     @dataclasses.dataclass(frozen=True)
     class Other:
         learning_rate: float = 0.1
@@ -425,8 +425,10 @@ def test_a_field_that_came_or_went_is_a_change(tmp_path):
 
     with runtime.Workdir(tmp_path / "run", Other()):
         pass
-    with pytest.raises(errors.UsageError, match=r"ridge was 4.0, now null; num_steps was null"):
+    with pytest.raises(errors.UsageError, match=r"another config: ridge was 4.0, now null\. Use"):
         runtime.Workdir(tmp_path / "run", Config())
+    with pytest.raises(errors.UsageError, match=r"num_steps was 10, now 20; ridge was 4.0"):
+        runtime.Workdir(tmp_path / "run", Config(num_steps=20))
     with runtime.Workdir(tmp_path / "run", Config(), allow_config_change=True):
         pass
 
