@@ -25,7 +25,6 @@ from experiments.tables import format_table
 from experiments.trained import Trained
 from kernelgrad.types import Array
 
-stored_config = trained.stored_config
 _BATCH = 500
 _JUDGED_BY_NEIGHBOURS = 500  # as in paper 000
 

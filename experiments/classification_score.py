@@ -1,0 +1,332 @@
+r"""How much a classifier learns from generated images: the table of paper 003's Figure 2.
+
+    python -m experiments.classification_score --dataset=mnist --data_dir=data \
+        --runs=dcgan=runs/dcgan,steingan=runs/steingan --workdir=runs/scores
+
+Every row is a set of labelled images, as large as the real training set: the real one;
+"duplicates", a few real images repeated; and draws of conditional runs of experiments.train
+(--conditional). Each gets an inception score, by the cached classifier of experiments.evaluate, and
+a classification accuracy: that of a small residual network on the real test images, trained from
+scratch on the set alone, with the same recipe for all rows. Images that look real one by one give
+the former; the latter takes varied ones, true to their labels.
+
+Leaves classification_score.md, classification_score.png (ten images of each class) and
+results.json. Run the same command again, also with more runs or seeds, to resume: networks that are
+trained are not trained again.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import flags
+
+from experiments import classifier as classifiers
+from experiments import (
+    command,
+    image_metrics,
+    labelled_images,
+    plots,
+    resnet,
+    threads,
+    trained,
+)
+from experiments import data as datasets
+from experiments.classifier import Classifier
+from experiments.data import Dataset
+from experiments.errors import UsageError
+from experiments.labelled_images import LabelledImages
+from experiments.resnet import Recipe
+from experiments.runtime import Workdir
+from experiments.tables import format_table
+
+_DRAWN = 10  # images of each class
+_OWN_ROWS = ("real", "duplicates")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that decides the table, but for where it is stored.
+
+    Attributes:
+      dataset: images with labels.
+      runs: "name=workdir" of conditional runs on that data set, a row each.
+      num_images: images of a set; None: as many as the real training set has.
+      num_distinct: real images among the duplicates, or all where there are fewer.
+      seed: of the data, of the choice of images and of the generated ones.
+      seeds: of the residual networks that are trained on each set.
+      width: see :class:`Recipe`; so are the rest.
+    """
+
+    dataset: str = "digits"
+    runs: tuple[str, ...] = ()
+    num_images: int | None = None
+    num_distinct: int = 500
+    seed: int = 0
+    seeds: tuple[int, ...] = (0,)
+    width: int = Recipe.width
+    num_blocks: int = Recipe.num_blocks
+    stem_stride: int = Recipe.stem_stride
+    batch_size: int = Recipe.batch_size
+    num_steps: int = Recipe.num_steps
+    learning_rate: float = Recipe.learning_rate
+
+    def recipe(self) -> Recipe:
+        """Returns how the residual networks are built and trained."""
+        names = {field.name for field in dataclasses.fields(Recipe)}
+        return Recipe(**{k: v for k, v in dataclasses.asdict(self).items() if k in names})
+
+
+class Row(NamedTuple):
+    """What a set is worth.
+
+    Attributes:
+      source: what its images are, in words.
+      inception_score: between 1 and the number of classes.
+      accuracies: shares of the real test images that networks trained on the set classify right;
+        one a seed, in [0, 1].
+    """
+
+    source: str
+    inception_score: float
+    accuracies: tuple[float, ...]
+
+    def summary(self) -> dict[str, float]:
+        """Returns mean and, with several seeds, standard deviation of the accuracies."""
+        mean = {"accuracy": float(np.mean(self.accuracies))}
+        if len(self.accuracies) == 1:
+            return mean
+        return mean | {"deviation": float(np.std(self.accuracies, ddof=1))}
+
+
+def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[str, Row]:
+    """Scores every set; takes what the work folder already holds.
+
+    Args:
+      config: the settings.
+      workdir: folder of table, picture and accuracies.
+      data_dir: where the data set's files are.
+
+    Returns:
+      Rows by name: "real", "duplicates", and one a run.
+
+    Raises:
+      UsageError: a setting out of its range, a run that is not conditional, has no checkpoint or is
+        of another data set, or a work folder with another config.
+      DataError: the data set is unknown, missing or damaged, or no images with labels.
+      StorageError: a folder cannot be used.
+      DivergenceError: the loss of a network is not finite.
+    """
+    _validate(config)
+    runs = _conditional_runs(config)
+    dataset = datasets.load(config.dataset, data_dir, seed=config.seed)
+    classifier = classifiers.train_or_load(dataset, datasets.cache_dir())
+    num_images = len(dataset.train) if config.num_images is None else config.num_images
+    if num_images > len(dataset.train):
+        raise UsageError(
+            f"num_images: got {num_images}; expected at most the {len(dataset.train)} training "
+            f"images of {dataset.name}"
+        )
+    inception = image_metrics.inception(classifier)
+    with Workdir(workdir, config, free_fields=("runs", "seeds")) as folder, threads.one_for_blas():
+        rng = np.random.default_rng(config.seed)
+        sets = {
+            "real": labelled_images.real(dataset, num_images, rng),
+            "duplicates": labelled_images.duplicates(dataset, num_images, config.num_distinct, rng),
+        }
+        for name, place in runs.items():
+            sets[name] = labelled_images.generated(
+                place, num_images, seed=config.seed, data_dir=data_dir
+            )
+        rows = {}
+        for name, examples in sets.items():
+            score = inception(image_metrics.as_images(examples.images))["inception_score"]
+            accuracies = (
+                _accuracy(folder, name, examples, dataset, config.recipe(), seed)
+                for seed in config.seeds
+            )
+            rows[name] = Row(examples.source, score, tuple(accuracies))
+        _write(folder, config, classifier, sets, rows)
+    return rows
+
+
+def _conditional_runs(config: Config) -> dict[str, str]:
+    """Returns the folder of every run by name, before anything is trained."""
+    runs: dict[str, str] = {}
+    for item in config.runs:
+        name, separator, workdir = item.partition("=")
+        if not (separator and name and workdir):
+            raise UsageError(f"runs: got {item!r}; expected name=workdir,name=workdir")
+        if name in (*_OWN_ROWS, *runs):
+            raise UsageError(f"runs: got the name {name} for {workdir}; expected one not yet taken")
+        stored = trained.stored_config(workdir)
+        if stored.dataset != config.dataset:
+            raise UsageError(
+                f"runs: got {workdir}, a run on {stored.dataset}; expected one on {config.dataset}"
+            )
+        if not stored.conditional:
+            raise UsageError(
+                f"runs: got {workdir}, a run without labels; expected one trained with "
+                "--conditional"
+            )
+        runs[name] = workdir
+    return runs
+
+
+def _accuracy(
+    folder: Workdir,
+    name: str,
+    examples: LabelledImages,
+    dataset: Dataset,
+    recipe: Recipe,
+    seed: int,
+) -> float:
+    """Returns the accuracy of a network trained on a set: stored, else measured and stored.
+
+    It is stored under a digest of all that it follows from.
+    """
+    digest = hashlib.sha256(json.dumps([dataclasses.asdict(recipe), seed]).encode())
+    for array in (examples.images, examples.labels, dataset.test, dataset.test_labels):
+        digest.update(np.asarray(array).tobytes())
+    file = f"accuracies/{digest.hexdigest()[:16]}.json"
+    path = folder.path / file
+    if path.exists():
+        return float(json.loads(path.read_text())["accuracy"])
+    description = f"ResNet on {name}, seed {seed}"
+    classify = resnet.train(
+        examples.images,
+        examples.labels,
+        dataset.num_classes,
+        recipe,
+        seed=seed,
+        description=description,
+    )
+    accuracy = float(np.mean(classify(dataset.test) == dataset.test_labels))
+    record = {"accuracy": accuracy, "set": name, "source": examples.source, "seed": seed}
+    folder.write_bytes(file, f"{json.dumps(record)}\n".encode())
+    return accuracy
+
+
+def _write(
+    folder: Workdir,
+    config: Config,
+    classifier: Classifier,
+    sets: Mapping[str, LabelledImages],
+    rows: Mapping[str, Row],
+) -> None:
+    """Writes and prints the table, and writes results and picture."""
+    judge = {
+        "classifier_test_accuracy": classifier.test_accuracy,
+        "classifier_sha256": classifier.sha256,
+    }
+    size = len(sets["real"].images)
+    results: dict[str, Any] = {"config": dataclasses.asdict(config), "num_images": size, **judge}
+    results["rows"] = {name: row._asdict() | row.summary() for name, row in rows.items()}
+    table = format_table({name: _cells(row) for name, row in rows.items()})
+    title = (
+        f"{config.dataset}, {size} images in each set; ResNet of width {config.width}, "
+        f"{config.num_steps} steps, seeds {', '.join(map(str, config.seeds))}"
+    )
+    note = (
+        f"inception score: classifier of test accuracy {100 * classifier.test_accuracy:.2f} %, "
+        f"SHA-256 {classifier.sha256[:16]}"
+    )
+    grids = {
+        name: labelled_images.by_class(examples, classifier.network.num_classes, _DRAWN) / 255
+        for name, examples in sets.items()
+    }
+    for name, content in {
+        "results.json": f"{json.dumps(results, indent=2)}\n".encode(),
+        "classification_score.md": f"{title}\n\n{table}\n\n{note}\n".encode(),
+        "classification_score.png": plots.class_grids(grids),
+    }.items():
+        folder.write_bytes(name, content)
+    print(f"{title}\n{table}\n{note}; written to {folder.path}")
+
+
+def _cells(row: Row) -> dict[str, float | str]:
+    summary = {name: 100 * value for name, value in row.summary().items()}
+    spread = f" ± {summary['deviation']:.2f}" if "deviation" in summary else ""
+    return {
+        "inception score": row.inception_score,
+        "test accuracy (%)": f"{summary['accuracy']:.2f}{spread}",
+        "images": row.source,
+    }
+
+
+# ----------------------------------------------------------------------------------- the binary
+
+
+def _validate(config: Config) -> None:
+    """Raises UsageError for the first setting out of its range, before anything is read."""
+    counts = ("num_distinct", "num_blocks", "stem_stride", "batch_size", "num_steps")
+    for name in ("num_images", *counts):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UsageError(f"{name}: got {value}; expected an integer >= 1")
+    if config.width < 1 or config.width % resnet.GROUP_SIZE:
+        raise UsageError(
+            f"width: got {config.width}; expected a positive multiple of {resnet.GROUP_SIZE}"
+        )
+    if not 0 < config.learning_rate < float("inf"):
+        raise UsageError(
+            f"learning_rate: got {config.learning_rate}; expected a positive, finite number"
+        )
+    if config.seed < 0:
+        raise UsageError(f"seed: got {config.seed}; expected an integer >= 0")
+    if not config.seeds or min(config.seeds) < 0 or len(set(config.seeds)) < len(config.seeds):
+        raise UsageError(f"seeds: got {config.seeds}; expected different integers >= 0")
+
+
+def _define_flags() -> None:
+    defaults = Config()
+    flags.DEFINE_list("runs", [], "Conditional runs of experiments.train: name=workdir,...")
+    flags.DEFINE_integer(
+        "num_images", None, "Images of each set; by default as many as the real training set has."
+    )
+    flags.DEFINE_integer(
+        "num_distinct", defaults.num_distinct, "Different images among the duplicates."
+    )
+    flags.DEFINE_list("seeds", ["0"], "Seeds of the networks that are trained on each set.")
+    flags.DEFINE_integer(
+        "num_blocks", defaults.num_blocks, "Residual blocks in each of the three stages."
+    )
+    flags.DEFINE_integer(
+        "stem_stride", defaults.stem_stride, "Stride of the first convolution; 1 costs four times."
+    )
+    settings_of_training = ("dataset", "seed", "width", "batch_size", "num_steps", "learning_rate")
+    for name in settings_of_training:
+        flags.FLAGS.set_default(name, getattr(defaults, name))
+    for name in ("workdir", "data_dir", *settings_of_training):
+        flags.declare_key_flag(name)
+    flags.mark_flag_as_required("workdir")
+
+
+def _config_from_flags() -> Config:
+    fields = [field.name for field in dataclasses.fields(Config)]
+    modules = flags.FLAGS.flags_by_module_dict()
+    for flag in modules["experiments.settings"] + modules["experiments.train"]:
+        if flag.present and flag.name not in (*fields, "workdir", "data_dir"):
+            raise UsageError(f"{flag.name}: got a flag of experiments.train; see --help")
+    values = {name: flags.FLAGS[name].value for name in fields}
+    try:
+        seeds = tuple(int(seed) for seed in values["seeds"])
+    except ValueError:
+        raise UsageError(f"seeds: got {values['seeds']}; expected integers such as 0,1") from None
+    return Config(**{**values, "runs": tuple(values["runs"]), "seeds": seeds})
+
+
+def main() -> None:
+    """Parses the flags and scores."""
+    _define_flags()
+    command.main(
+        lambda config: run(config, workdir=flags.FLAGS.workdir, data_dir=flags.FLAGS.data_dir),
+        _config_from_flags,
+    )
+
+
+if __name__ == "__main__":
+    main()
