@@ -1,6 +1,8 @@
-"""Markov chains of latents, one a sample: side by side, over all devices."""
+"""Markov chains of latents, one a sample: side by side, over all devices, and resumable."""
 
+import io
 import math
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -98,6 +100,39 @@ class Walk(NamedTuple):
     monitor: np.ndarray
 
 
+class Progress(NamedTuple):
+    """Chains on their way: all that the rest of their steps depends on.
+
+    Attributes:
+      monitor: mean over the chains after each step so far; shape (steps,).
+      log_step: log of the step size; shape ().
+      state: leaves of the sampler's states, each with a leading axis of chains.
+    """
+
+    monitor: np.ndarray
+    log_step: np.ndarray
+    state: tuple[np.ndarray, ...]
+
+    def to_bytes(self, about: str) -> bytes:
+        """Returns the content of a file, with a text that names what the chains belong to."""
+        content = io.BytesIO()
+        leaves: dict[str, Any] = {f"state{index}": leaf for index, leaf in enumerate(self.state)}
+        np.savez(content, about=about, monitor=self.monitor, log_step=self.log_step, **leaves)
+        return content.getvalue()
+
+
+def read_progress(path: pathlib.Path) -> tuple[str, Progress] | None:
+    """Returns text and chains of a file; None where there is none, or none that can be read."""
+    try:
+        with open(path, "rb") as stream, np.load(stream) as file:
+            arrays = dict(file)
+        about, monitor, log_step = (arrays.pop(name) for name in ("about", "monitor", "log_step"))
+        leaves = (arrays[f"state{index}"] for index in range(len(arrays)))
+        return str(about), Progress(monitor, log_step, tuple(leaves))
+    except Exception:  # a flipped bit makes zipfile and numpy raise a dozen types
+        return None
+
+
 def walk(
     key: Key,
     starts: Array,
@@ -107,7 +142,8 @@ def walk(
     sampler: Sampler,
     num_steps: int,
     step_size: float | None = None,
-    visit: Callable[[int, Array, float], None],
+    visit: Callable[[int, Array, float, Progress], None],
+    progress: Progress | None = None,
 ) -> Walk:
     """Moves the chains and shows their progress.
 
@@ -123,26 +159,40 @@ def walk(
       num_steps: >= 1.
       step_size: > 0; None: the sampler's.
       visit: called about ten times, the last time at the end, with the number of steps so far, the
-        latents and the mean of the monitor since the last call.
+        latents, the mean of the monitor since the last call, and the chains' progress.
+      progress: that of an earlier, equal call; None: from the start. The end is the same, bit for
+        bit.
     """
     by_chain, whole = _shardings(len(starts))
     init, advance = _make_steps(log_density, sampler)
     init = jax.jit(init, out_shardings=by_chain)
     advance = jax.jit(advance, out_shardings=(by_chain, whole, whole), donate_argnums=1)
     first = math.log(sampler.step_size if step_size is None else step_size)
-    params, log_step = jax.device_put((params, jnp.asarray(first, starts.dtype)), whole)
+    log_step = np.asarray(first, starts.dtype) if progress is None else progress.log_step
+    params, log_step = jax.device_put((params, jnp.asarray(log_step)), whole)
     init_key, key = jax.random.split(key)
-    state = init(init_key, jax.device_put(starts, by_chain), params)
+    starts = jax.device_put(starts, by_chain)
+    if progress is None:
+        state = init(init_key, starts, params)
+    else:
+        form = jax.tree.structure(jax.eval_shape(init, init_key, starts, params))
+        state = jax.device_put(jax.tree.unflatten(form, progress.state), by_chain)
+    monitor = [] if progress is None else progress.monitor.tolist()
+    last = start = len(monitor)
     visits = {-(-n * num_steps // _NUM_VISITS) for n in range(1, _NUM_VISITS + 1)}
-    monitor: list[float] = []
-    last = 0
-    for step in tqdm(range(1, num_steps + 1), desc=f"{len(starts)} chains", unit="step"):
-        step_key = jax.random.fold_in(key, step)
-        state, log_step, mean = advance(step_key, state, log_step, params, 2 * step <= num_steps)
-        monitor.append(float(mean))
-        if step in visits:
-            visit(step, state.position, float(np.mean(monitor[last:])))
-            last = step
+    bar = tqdm(total=num_steps, initial=start, desc=f"{len(starts)} chains", unit="step")
+    with bar:
+        for step in range(start + 1, num_steps + 1):
+            step_key = jax.random.fold_in(key, step)
+            adapts = 2 * step <= num_steps
+            state, log_step, mean = advance(step_key, state, log_step, params, adapts)
+            monitor.append(float(mean))
+            bar.update()
+            if step in visits:
+                leaves = tuple(jax.device_get(jax.tree.leaves(state)))
+                so_far = Progress(np.array(monitor), jax.device_get(log_step), leaves)
+                visit(step, state.position, float(np.mean(monitor[last:])), so_far)
+                last = step
     return Walk(state.position, math.exp(log_step), np.array(monitor))
 
 

@@ -11,6 +11,8 @@ with E the energy: that of kale and steingan, minus the logit of a discriminator
 Wasserstein critic. Every chain starts at a draw of the prior: there its sample is the generator's.
 The first half of the steps adapts the step size of hmc and mala.
 
+A call that was cut off is taken up where it was when typed again.
+
 Leaves in samples_<sampler>/ of the run's folder: samples.npz (samples, latents, energies),
 before_after.png (the same chains at their start, left, and at their end), curves.png (the scores
 along the chains) and results.json. --sampler=generator only draws from the prior and scores; it
@@ -46,7 +48,7 @@ from experiments import data as datasets
 from experiments.data import Dataset
 from experiments.errors import UsageError
 from experiments.image_metrics import Scores
-from experiments.latent_chains import SAMPLERS
+from experiments.latent_chains import SAMPLERS, Progress
 from experiments.plots import Backdrop
 from experiments.runtime import Workdir
 from experiments.settings import Config
@@ -140,8 +142,8 @@ def run(request: Request) -> dict[str, Scores]:
         )
     with trained.opened(request.workdir, request.data_dir) as (folder, run), threads.one_for_blas():
         score, scored_by = _make_score(config, run.dataset)
-        found = _sample(request, run, score)
         results = {"checkpoint": run.step, "request": dataclasses.asdict(request), **scored_by}
+        found = _sample(request, run, score, Unfinished(folder, request.sampler, results))
         place = _write(folder, run, results, found)
     print(format_table(found.rows))
     print(f"{config.objective} on {config.dataset}, step {run.step}; written to {place}")
@@ -185,7 +187,50 @@ def _energy(config: Config) -> Callable[[Any], Array] | None:
     return settings.OBJECTIVES[config.objective].energy
 
 
-def _sample(request: Request, run: Trained, score: Callable[[np.ndarray], Scores]) -> Found:
+class Unfinished(NamedTuple):
+    """Where chains are kept until they are done, lest a kill loses them.
+
+    Attributes:
+      folder: of the run.
+      sampler: whose chains they are.
+      about: what they belong to: the request, the checkpoint and the scores' classifier.
+    """
+
+    folder: Workdir
+    sampler: str
+    about: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Of the file, below the run's folder."""
+        return f"samples_{self.sampler}/unfinished.npz"
+
+    def read(self) -> tuple[list[Scores], Progress | None]:
+        """Returns the scores along the chains and the chains, as far as an equal call came."""
+        found = latent_chains.read_progress(self.folder.path / self.name)
+        if found is not None:
+            about = json.loads(found[0])
+            history = about.pop("history")
+            if about == json.loads(json.dumps(self.about)):
+                return history, found[1]
+        return [], None
+
+    def write(self, history: list[Scores], progress: Progress) -> None:
+        """Keeps them."""
+        about = json.dumps({**self.about, "history": history})
+        self.folder.write_bytes(self.name, progress.to_bytes(about))
+
+    def clear(self) -> None:
+        """Forgets them."""
+        (self.folder.path / self.name).unlink(missing_ok=True)
+
+
+def _sample(
+    request: Request,
+    run: Trained,
+    score: Callable[[np.ndarray], Scores],
+    unfinished: Unfinished,
+) -> Found:
     """Draws from the prior, and from the posterior if asked to."""
     start_key, walk_key = jax.random.split(jax.random.key(request.seed))
     size = run.config.latent_dim + run.config.conditional
@@ -206,7 +251,9 @@ def _sample(request: Request, run: Trained, score: Callable[[np.ndarray], Scores
         return draws, score(draws.samples) | mean
 
     first, scores = draw(starts)
-    rows, history = {"generator": scores}, [{"step": 0.0, **scores}]
+    rows = {"generator": scores}
+    earlier, progress = unfinished.read()
+    history = earlier or [{"step": 0.0, **scores}]
     if request.sampler == "generator" or request.steps == 0:
         return Found(rows, history, first, first)
 
@@ -218,8 +265,9 @@ def _sample(request: Request, run: Trained, score: Callable[[np.ndarray], Scores
             inverse_temperature=request.inverse_temperature,
         )
 
-    def visit(step: int, latents: Array, monitor: float) -> None:
+    def visit(step: int, latents: Array, monitor: float, progress: Progress) -> None:
         history.append({"step": float(step), **draw(latents)[1], sampler.monitor: monitor})
+        unfinished.write(history, progress)
 
     sampler = SAMPLERS[request.sampler]
     walk = latent_chains.walk(
@@ -231,6 +279,7 @@ def _sample(request: Request, run: Trained, score: Callable[[np.ndarray], Scores
         num_steps=request.steps,
         step_size=request.step_size,
         visit=visit,
+        progress=progress,
     )
     last, scores = draw(walk.latents)
     settled = float(walk.monitor[request.steps // 2 :].mean())
@@ -278,6 +327,7 @@ def _write(folder: Workdir, run: Trained, results: dict[str, Any], found: Found)
         files["curves.png"] = plots.learning_curves(history)
     for name, file in files.items():
         path = folder.write_bytes(f"samples_{results['request']['sampler']}/{name}", file)
+    Unfinished(folder, results["request"]["sampler"], results).clear()
     return path.parent
 
 

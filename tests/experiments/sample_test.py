@@ -214,9 +214,69 @@ def test_warm_up_finds_the_step_size(key, sampler, guess):
     starts = deviations * jax.random.normal(key, (200, 10))
     found, visits = walk(key, starts, deviations, sampler, 120, step_size=guess)
     assert abs(found.monitor[60:].mean() - SAMPLERS[sampler].acceptance) < 0.06
-    assert [step for step, _, _ in visits] == list(range(12, 121, 12))
-    np.testing.assert_allclose([m for _, _, m in visits], found.monitor.reshape(10, 12).mean(1))
+    assert [step for step, *_ in visits] == list(range(12, 121, 12))
+    means = [mean for _, _, mean, _ in visits]
+    np.testing.assert_allclose(means, found.monitor.reshape(10, 12).mean(1))
     np.testing.assert_array_equal(visits[-1][1], found.latents)
+
+
+@pytest.mark.parametrize("sampler", ["hmc", pytest.param("underdamped", marks=pytest.mark.slow)])
+def test_chains_that_were_cut_off_end_where_they_would_have(key, tmp_path, sampler):
+    """Also through a file; the step size is still being adapted at the cut."""
+    starts = jax.random.normal(key, (20, 3))
+    whole, visits = walk(key, starts, 0.5, sampler, 10)
+    path = tmp_path / "chains.npz"
+    path.write_bytes(visits[2][3].to_bytes("these"))
+    about, progress = latent_chains.read_progress(path)
+    assert about == "these"
+    rest, later = walk(key, starts, 0.5, sampler, 10, progress=progress)
+    assert [step for step, *_ in later] == list(range(4, 11))
+    np.testing.assert_array_equal(rest.latents, whole.latents)
+    np.testing.assert_array_equal(rest.monitor, whole.monitor)
+    assert rest.step_size == whole.step_size
+    path.write_bytes(path.read_bytes()[:-100])
+    assert latent_chains.read_progress(path) is None
+    assert latent_chains.read_progress(tmp_path / "none") is None
+
+
+def test_a_call_that_was_cut_off_is_taken_up(trained, tmp_path, monkeypatch):
+    """And one of other settings is not."""
+    scored = []
+
+    def make_score(*_):
+        def score(samples):
+            scored.append(len(samples))
+            if len(scored) == 5:  # the prior's draws, then three visits
+                raise KeyboardInterrupt
+            return {"mean": float(samples.mean())}
+
+        return score, {}
+
+    monkeypatch.setattr(sample, "_make_score", make_score)
+    request = Request("", sampler="ula", num_samples=20, steps=10)
+    folders = [str(shutil.copytree(trained, tmp_path / name)) for name in ("whole", "cut")]
+    scored.extend([0] * 5)
+    sample.run(dataclasses.replace(request, workdir=folders[0]))
+    scored.clear()
+    with pytest.raises(KeyboardInterrupt):
+        sample.run(dataclasses.replace(request, workdir=folders[1]))
+    unfinished = tmp_path / "cut" / "samples_ula" / "unfinished.npz"
+    kept = unfinished.read_bytes()
+    del scored[-1]
+    scored.extend([0] * 2)
+    before = len(scored)
+    sample.run(dataclasses.replace(request, workdir=folders[1]))
+    assert len(scored) - before == 1 + 7 + 1
+    assert not unfinished.exists()
+    (arrays, results), (others, others_results) = (
+        load(tmp_path / name, "ula") for name in ("whole", "cut")
+    )
+    np.testing.assert_array_equal(arrays["latents"], others["latents"])
+    assert results["history"] == others_results["history"]
+    unfinished.write_bytes(kept)
+    before = len(scored)
+    sample.run(dataclasses.replace(request, workdir=folders[1], seed=1))
+    assert len(scored) - before == 1 + 10 + 1
 
 
 class Still(NamedTuple):
