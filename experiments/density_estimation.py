@@ -1,0 +1,286 @@
+"""Density estimation: energies on a Gaussian base by KALE and its peers, in nats per row.
+
+    python -m experiments.density_estimation --datasets=banana --workdir=runs/density
+    python -m experiments.density_estimation --workdir=runs/density \
+        --data_dir=<the folder that holds uci>
+
+The model is exp(-E(x) - c) g(x) with a small network E and the Gaussian g of the training rows.
+Every method of :data:`experiments.energy_fits.RULES` fits the same network with the same budget;
+validation rows choose when to stop, and test rows are looked at once. Columns that nearly repeat an
+earlier one are dropped. The table (density_estimation.md) has the mean and the deviation over
+splits; "new rows" are test rows that do not occur among the training rows, which in the tables of
+wines every fifth does. Two rows of it fit no energy: the Gaussian alone, and the mixture of it with
+the blurred training rows that the normaliser's draws come from. A killed run repeats the fit it was
+at.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from experiments import command, density_report, energy_fits, files, gaussian_base
+from experiments import data as datasets
+from experiments.density_report import Record
+from experiments.energy_fits import Look, Settings
+from experiments.errors import StorageError, Terminated, UsageError
+from experiments.gaussian_base import Split
+from experiments.networks import MLPCritic
+from experiments.runtime import Signals, Workdir
+from kernelgrad.kale import NormalizerEstimate
+from kernelgrad.types import Array, Key
+
+DATASETS = tuple(n for n in datasets.names() if n not in ("digits", "mnist", "cifar10_jpeg"))
+_DRAWS_OF_A_LOOK = 20_000
+
+Results = dict[str, dict[str, list[Record]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Settings):
+    """Everything that decides the runs, but for where the data are and the results go."""
+
+    datasets: tuple[str, ...] = ("red_wine", "white_wine", "parkinsons")
+    methods: tuple[str, ...] = tuple(energy_fits.RULES)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    width: int = 128
+    depth: int = 2
+    num_normalizer_samples: int = 200_000
+
+
+def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Results:
+    """Fits what is not there yet, and writes the table and the pictures.
+
+    Args:
+      config: the settings.
+      workdir: the folder of all results.
+      data_dir: where the tables are; not needed for the 2-D toys.
+
+    Returns:
+      Records by data set and method, one a seed.
+
+    Raises:
+      UsageError: a setting out of its range, or a work folder with another run.
+      DataError: a table is missing or damaged.
+      StorageError: the work folder cannot be used.
+      DivergenceError: a likelihood is not finite.
+      Terminated: SIGTERM came; the fits so far are saved.
+    """
+    validate(config)
+    splits = {name: load_splits(name, config.seeds, data_dir) for name in config.datasets}
+    results: Results = {}
+    num_fits = len(config.datasets) * len(config.seeds) * len(config.methods)
+    with (
+        Workdir(pathlib.Path(workdir), config, free_fields=("datasets", "methods")) as folder,
+        Signals() as signals,
+        tqdm(total=num_fits * config.num_steps, unit="step") as bar,
+    ):
+
+        def report(method: str, look: Look) -> None:
+            if signals.stop:
+                raise Terminated(f"SIGTERM: run the same command to resume in {folder.path}")
+            bar.set_description(f"{name}, seed {seed}, {method}: {look.gain:+.2f} nats")
+            bar.update(config.eval_every if look.step else 0)
+
+        for name, of_seed in splits.items():
+            runs: list[dict[str, Record]] = []
+            for seed, split in zip(config.seeds, of_seed, strict=True):
+                key = jax.random.fold_in(jax.random.key(seed), DATASETS.index(name))
+                place = f"fits/{name}_seed{seed}"
+                fitted = _fit_all(key, place, split, config, folder, report)
+                runs.append(_baselines(split) | fitted)
+            results[name] = {method: [of[method] for of in runs] for method in runs[0]}
+        _write(folder, splits, results)
+    return results
+
+
+def load_splits(name: str, seeds: Sequence[int], data_dir: str | None) -> list[Split]:
+    """Returns the splits of a data set by seed, with the columns that are distinct in all of them.
+
+    A set without validation rows gives up a tenth of its training rows.
+    """
+    loaded = []
+    for seed in seeds:
+        dataset = datasets.load(name, data_dir, seed=seed)
+        train, valid = dataset.train, dataset.valid
+        if valid is None:
+            order = np.random.default_rng(seed).permutation(len(train))
+            valid, train = np.split(train[order], [len(train) // 10])
+        loaded.append((train, valid, dataset.test))
+    columns = gaussian_base.distinct_columns([train for train, _, _ in loaded])
+    return [
+        gaussian_base.whitened_split(*(rows[:, columns] for rows in of_seed)) for of_seed in loaded
+    ]
+
+
+# ------------------------------------------------------------------------------------- the fits
+
+
+def _fit_all(
+    key: Key,
+    place: str,
+    split: Split,
+    config: Config,
+    folder: Workdir,
+    report: Callable[[str, Look], None],
+) -> dict[str, Record]:
+    """Returns the record of every method on one split; fits and stores those that are missing."""
+    look_key, test_key, fit_key = jax.random.split(key, 3)
+    stored = {method: folder.path / f"{place}_{method}.json" for method in config.methods}
+    missing = [method for method, file in stored.items() if not file.exists()]
+    network = MLPCritic(config.width, config.depth)
+    if missing:
+        draw = gaussian_base.defensive_draws
+        look_draws = draw(look_key, split.train, _DRAWS_OF_A_LOOK)
+        n = config.num_normalizer_samples
+        more_draws = draw(jax.random.fold_in(look_key, 1), split.train, n)
+        test_draws = draw(test_key, split.train, n)
+    for method in missing:
+        fit = energy_fits.fit(
+            fit_key,
+            network,
+            method,
+            split.train,
+            split.valid,
+            look_draws,
+            more_draws,
+            config,
+            functools.partial(report, method),
+        )
+        energy_fn = functools.partial(energy_fits.energies, network, fit.params)
+        normalizer = energy_fits.normalizer(network, fit.params, test_draws)
+        record = density_report.record(split, energy_fn, normalizer)
+        record |= {"best": fit.best._asdict(), "looks": [look._asdict() for look in fit.looks]}
+        folder.write_bytes(f"{place}_{method}.json", (json.dumps(record) + "\n").encode())
+    return {method: _read(file) for method, file in stored.items()}
+
+
+def _read(file: pathlib.Path) -> Record:
+    with files.storage(str(file)):
+        content = file.read_bytes()
+    try:
+        return dict(json.loads(content))
+    except ValueError as error:
+        raise StorageError(f"{file}: got {error}; expected JSON. Delete it to fit anew") from error
+
+
+def _baselines(split: Split) -> dict[str, Record]:
+    """Returns the records of the base alone and of the mixture behind the normaliser's draws."""
+    exact = NormalizerEstimate(jnp.asarray(0.0), jnp.asarray(0.0), jnp.asarray(jnp.inf))
+
+    def mixture_energy(points: Array) -> Array:
+        return gaussian_base.defensive_log_weights(points, split.train)
+
+    return {
+        "gaussian": density_report.record(split, lambda points: jnp.zeros(len(points)), exact),
+        "kernel mixture": density_report.record(split, mixture_energy, exact),
+    }
+
+
+def _write(folder: Workdir, splits: dict[str, list[Split]], results: Results) -> None:
+    text = density_report.summary(splits, results)
+    folder.write_bytes("density_estimation.md", f"{text}\n".encode())
+    folder.write_bytes("results.json", (json.dumps(results) + "\n").encode())
+    folder.write_bytes("curves.png", density_report.curves(results))
+    for name, (split, *_) in splits.items():
+        if split.test.shape[1] == 2:
+            folder.write_bytes(f"{name}.png", density_report.contours(split, results[name]))
+    print(text)
+    print(f"written to {folder.path}: density_estimation.md, results.json and pictures")
+
+
+# ------------------------------------------------------------------------------------ the binary
+
+
+def validate(config: Config) -> None:
+    """Raises UsageError for the first setting out of its range, before anything is compiled."""
+    for name, known in {"datasets": DATASETS, "methods": tuple(energy_fits.RULES)}.items():
+        given = getattr(config, name)
+        if not given or not set(given) <= set(known) or len(set(given)) < len(given):
+            raise UsageError(
+                f"{name}: got {','.join(given)!r}; expected distinct ones of {', '.join(known)}"
+            )
+    if not config.seeds or min(config.seeds) < 0 or len(set(config.seeds)) < len(config.seeds):
+        raise UsageError(f"seeds: got {list(config.seeds)}; expected distinct integers >= 0")
+    lowest = {"num_normalizer_samples": 1000, "batch_size": 2, "num_base": config.batch_size}
+    counts = ("eval_every", "num_steps", "num_chain_steps", "width", "depth", *lowest)
+    for name in counts:
+        if getattr(config, name) < (low := lowest.get(name, 1)):
+            raise UsageError(f"{name}: got {getattr(config, name)}; expected an integer >= {low}")
+    if config.num_steps % config.eval_every:
+        raise UsageError(
+            f"num_steps: got {config.num_steps}; expected a multiple of eval_every, "
+            f"{config.eval_every}"
+        )
+    infinite = float("inf")
+    for name in ("learning_rate", "chain_step_size"):
+        if not 0 < getattr(config, name) < infinite:
+            raise UsageError(f"{name}: got {getattr(config, name)}; expected a number > 0")
+    if not 0 <= config.penalty < infinite:
+        raise UsageError(f"penalty: got {config.penalty}; expected a number >= 0")
+    if not 0 < config.normalizer_rate <= 1:
+        raise UsageError(f"normalizer_rate: got {config.normalizer_rate}; expected one in (0, 1]")
+
+
+def _define_flags() -> None:
+    flags.DEFINE_string("workdir", None, "Folder of the results; created if missing.")
+    flags.DEFINE_string(
+        "data_dir",
+        os.environ.get("KERNELGRAD_DATA_DIR"),
+        "Folder that holds uci, for the tables; KERNELGRAD_DATA_DIR by default.",
+    )
+    defaults = Config()
+    flags.DEFINE_list("datasets", list(defaults.datasets), f"Some of {', '.join(DATASETS)}.")
+    flags.DEFINE_list("methods", list(defaults.methods), "Rules of the fit.")
+    flags.DEFINE_list("seeds", [str(seed) for seed in defaults.seeds], "Splits and fits.")
+    helps = {
+        "num_steps": "Updates of the energy.",
+        "eval_every": "Updates between looks at the validation rows.",
+        "batch_size": "Rows of an update, and chains of cd and pcd.",
+        "num_base": "Draws of the base of an update.",
+        "learning_rate": "First rate of Adam, which decays as a cosine.",
+        "penalty": "Weight of the energy's mean squared slope.",
+        "normalizer_rate": "Rate of the log-normaliser of kale and kale_newton.",
+        "num_chain_steps": "MALA steps of an update of cd and pcd.",
+        "chain_step_size": "Their step size, in whitened units.",
+        "width": "Units of a hidden layer of the energy.",
+        "depth": "Hidden layers of the energy.",
+        "num_normalizer_samples": "Draws behind the normaliser of the test rows; as many others "
+        "tell whether to trust a fit.",
+    }
+    for name, text in helps.items():
+        default = getattr(defaults, name)
+        define = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_float
+        define(name, default, text)
+
+
+def _config_from_flags() -> Config:
+    values = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Config)}
+    try:
+        seeds = tuple(int(seed) for seed in values["seeds"])
+    except ValueError:
+        raise UsageError(f"seeds: got {values['seeds']}; expected integers such as 0,1") from None
+    lists = {name: tuple(values[name]) for name in ("datasets", "methods")}
+    return Config(**values | lists | {"seeds": seeds})
+
+
+def main() -> None:
+    """Parses the flags and fits."""
+    _define_flags()
+    flags.mark_flag_as_required("workdir")
+    command.main(
+        lambda config: run(config, workdir=flags.FLAGS.workdir, data_dir=flags.FLAGS.data_dir),
+        _config_from_flags,
+    )
+
+
+if __name__ == "__main__":
+    main()
