@@ -235,7 +235,7 @@ def _write(
         f"SHA-256 {classifier.sha256[:16]}"
     )
     grids = {
-        name: labelled_images.by_class(examples, classifier.network.num_classes, _DRAWN) / 255
+        name: labelled_images.class_lines(examples, classifier.network.num_classes, _DRAWN) / 255
         for name, examples in sets.items()
     }
     for name, content in {
@@ -302,30 +302,16 @@ def _define_flags() -> None:
         flags.FLAGS.set_default(name, getattr(defaults, name))
     for name in ("workdir", "data_dir", *settings_of_training):
         flags.declare_key_flag(name)
-    flags.mark_flag_as_required("workdir")
 
 
 def _config_from_flags() -> Config:
-    fields = [field.name for field in dataclasses.fields(Config)]
-    modules = flags.FLAGS.flags_by_module_dict()
-    for flag in modules["experiments.settings"] + modules["experiments.train"]:
-        if flag.present and flag.name not in (*fields, "workdir", "data_dir"):
-            raise UsageError(f"{flag.name}: got a flag of experiments.train; see --help")
-    values = {name: flags.FLAGS[name].value for name in fields}
-    try:
-        seeds = tuple(int(seed) for seed in values["seeds"])
-    except ValueError:
-        raise UsageError(f"seeds: got {values['seeds']}; expected integers such as 0,1") from None
-    return Config(**{**values, "runs": tuple(values["runs"]), "seeds": seeds})
+    return Config(**command.values_of(Config, only=("experiments.settings", "experiments.train")))
 
 
 def main() -> None:
     """Parses the flags and scores."""
     _define_flags()
-    command.main(
-        lambda config: run(config, workdir=flags.FLAGS.workdir, data_dir=flags.FLAGS.data_dir),
-        _config_from_flags,
-    )
+    command.main_in_workdir(run, _config_from_flags)
 
 
 if __name__ == "__main__":

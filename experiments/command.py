@@ -1,10 +1,11 @@
 """The shell around every binary: flags in, one line an error, an exit code out."""
 
+import dataclasses
 import difflib
 import functools
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
@@ -32,6 +33,52 @@ def main(run: Callable[[Any], Any], make_config: Callable[[], Any]) -> NoReturn:
         3 DivergenceError; 130 Ctrl-C; 143 Terminated.
     """
     sys.exit(app.run(functools.partial(_run, run, make_config), flags_parser=_parse_flags))
+
+
+def main_in_workdir(run: Callable[..., Any], make_config: Callable[[], Any]) -> NoReturn:
+    """Runs a binary whose `run` takes its config, `workdir` and `data_dir`, both of them flags.
+
+    Args:
+      run: run(config, workdir=..., data_dir=...).
+      make_config: as in :func:`main`.
+    """
+    flags.mark_flag_as_required("workdir")
+    main(
+        lambda config: run(config, workdir=flags.FLAGS.workdir, data_dir=flags.FLAGS.data_dir),
+        make_config,
+    )
+
+
+def values_of(config_class: type, *, only: Collection[str] = ()) -> dict[str, Any]:
+    """Returns the flags named like the fields of a config, lists as tuples.
+
+    Args:
+      config_class: a dataclass with a flag for each of its fields. Items of a list are what its
+        default has, numbers or strings.
+      only: modules whose other flags are not this binary's, although it imports them.
+
+    Raises:
+      UsageError: one of those flags was given, or an item of a list is no number.
+    """
+    fields = {field.name: field.default for field in dataclasses.fields(config_class)}
+    modules = flags.FLAGS.flags_by_module_dict()
+    for flag in (flag for module in only for flag in modules.get(module, [])):
+        if flag.present and flag.name not in {*fields, "workdir", "data_dir"}:
+            raise UsageError(f"{flag.name}: got a flag of experiments.train; see --help")
+    return {name: _value(name, default) for name, default in fields.items()}
+
+
+def _value(name: str, default: Any) -> Any:
+    value = flags.FLAGS[name].value
+    if not isinstance(value, list):
+        return value
+    kind = type(default[0]) if isinstance(default, tuple) and default else str
+    try:
+        return tuple(kind(item) for item in value)
+    except ValueError:
+        numbers = "integers" if kind is int else "numbers"
+        example = ",".join(map(str, default))
+        raise UsageError(f"{name}: got {value}; expected {numbers} such as {example}") from None
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -54,18 +54,9 @@ def part(points: Array, sample_shape: Sequence[int]) -> tuple[Array, Array]:
 
 def draw_labels(key: Key, n: int, dataset: Dataset) -> Array:
     """Returns codes (n, k) of labels drawn as often as the training data have them."""
-    shares = _shares(dataset)
+    counts = np.bincount(labels_of(dataset), minlength=dataset.num_classes)
+    shares = jnp.asarray(counts / counts.sum(), jnp.float32)
     return jax.nn.one_hot(jax.random.choice(key, len(shares), (n,), p=shares), len(shares))
-
-
-def labels_of_normal(normal: Array, dataset: Dataset) -> Array:
-    """Returns codes (n, k) of labels, a function of standard normal values (n,).
-
-    The values' distribution function is cut into stretches as long as the labels are frequent.
-    """
-    shares = _shares(dataset)
-    edges = jnp.cumsum(shares)[:-1]
-    return jax.nn.one_hot(jnp.searchsorted(edges, jax.scipy.stats.norm.cdf(normal)), len(shares))
 
 
 def by_class(labels: Array, num_each: int) -> np.ndarray:
@@ -78,11 +69,6 @@ def by_class(labels: Array, num_each: int) -> np.ndarray:
     classes = np.asarray(labels).argmax(axis=1)
     chosen = [np.flatnonzero(classes == label)[:num_each] for label in range(labels.shape[1])]
     return np.concatenate(chosen)
-
-
-def _shares(dataset: Dataset) -> Array:
-    counts = np.bincount(labels_of(dataset), minlength=dataset.num_classes)
-    return jnp.asarray(counts / counts.sum(), jnp.float32)
 
 
 class ConditionalCritic(nn.Module):

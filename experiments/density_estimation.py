@@ -78,10 +78,11 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Results
     splits = {name: load_splits(name, config.seeds, data_dir) for name in config.datasets}
     results: Results = {}
     num_fits = len(config.datasets) * len(config.seeds) * len(config.methods)
+    total = num_fits * config.num_steps
     with (
         Workdir(pathlib.Path(workdir), config, free_fields=("datasets", "methods")) as folder,
         Signals() as signals,
-        tqdm(total=num_fits * config.num_steps, unit="step") as bar,
+        tqdm(total=total, unit="step") as bar,
     ):
 
         def report(method: str, look: Look) -> None:
@@ -96,6 +97,8 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Results
                 key = jax.random.fold_in(jax.random.key(seed), DATASETS.index(name))
                 place = f"fits/{name}_seed{seed}"
                 fitted = _fit_all(key, place, split, config, folder, report)
+                done = len(config.methods) * (len(runs) + 1 + len(results) * len(config.seeds))
+                bar.update(done * config.num_steps - bar.n)  # also for fits that were stored
                 runs.append(_baselines(split) | fitted)
             results[name] = {method: [of[method] for of in runs] for method in runs[0]}
         _write(folder, splits, results)
@@ -133,7 +136,7 @@ def _fit_all(
     report: Callable[[str, Look], None],
 ) -> dict[str, Record]:
     """Returns the record of every method on one split; fits and stores those that are missing."""
-    look_key, test_key, fit_key = jax.random.split(key, 3)
+    look_key, more_key, test_key, fit_key = jax.random.split(key, 4)
     stored = {method: folder.path / f"{place}_{method}.json" for method in config.methods}
     missing = [method for method, file in stored.items() if not file.exists()]
     network = MLPCritic(config.width, config.depth)
@@ -141,7 +144,7 @@ def _fit_all(
         draw = gaussian_base.defensive_draws
         look_draws = draw(look_key, split.train, _DRAWS_OF_A_LOOK)
         n = config.num_normalizer_samples
-        more_draws = draw(jax.random.fold_in(look_key, 1), split.train, n)
+        more_draws = draw(more_key, split.train, n)
         test_draws = draw(test_key, split.train, n)
     for method in missing:
         fit = energy_fits.fit(
@@ -263,23 +266,13 @@ def _define_flags() -> None:
 
 
 def _config_from_flags() -> Config:
-    values = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Config)}
-    try:
-        seeds = tuple(int(seed) for seed in values["seeds"])
-    except ValueError:
-        raise UsageError(f"seeds: got {values['seeds']}; expected integers such as 0,1") from None
-    lists = {name: tuple(values[name]) for name in ("datasets", "methods")}
-    return Config(**values | lists | {"seeds": seeds})
+    return Config(**command.values_of(Config))
 
 
 def main() -> None:
     """Parses the flags and fits."""
     _define_flags()
-    flags.mark_flag_as_required("workdir")
-    command.main(
-        lambda config: run(config, workdir=flags.FLAGS.workdir, data_dir=flags.FLAGS.data_dir),
-        _config_from_flags,
-    )
+    command.main_in_workdir(run, _config_from_flags)
 
 
 if __name__ == "__main__":

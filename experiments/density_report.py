@@ -31,13 +31,16 @@ def record(
       normalizer: c.
 
     Returns:
-      The fields of :class:`Likelihood` over all test rows ("test") and those that do not occur
-      among the training rows ("new_rows"); in the plane the log-density on a grid ("log_density").
+      The fields of :class:`Likelihood` over all test rows ("test") and, if there are two, those
+      that do not occur among the training rows ("new_rows"); in the plane the log-density on a grid
+      ("log_density").
     """
     energy, volume, new = energy_fn(split.test), split.base.log_volume, split.is_new
     test = gaussian_base.likelihood(energy, split.test, volume, normalizer)
-    of_new = gaussian_base.likelihood(energy[new], split.test[new], volume, normalizer)
-    found: Record = {"test": _json(test), "new_rows": _json(of_new)}
+    found: Record = {"test": _json(test)}
+    if new.sum() > 1:
+        of_new = gaussian_base.likelihood(energy[new], split.test[new], volume, normalizer)
+        found["new_rows"] = _json(of_new)
     if split.test.shape[1] == 2:
         points = jnp.asarray(split.base.whiten(_grid(split)))
         log_density = gaussian_base.standard_normal(points) - energy_fn(points)
@@ -82,8 +85,9 @@ def _row(records: Sequence[Record]) -> dict[str, float | str]:
         "s.e. in a split": float(column("test", "standard_error").mean()),
         "gain over gaussian": _spread(column("test", "gain")),
         "s.e. of that": float(column("test", "gain_error").mean()),
-        "gain, new rows": _spread(column("new_rows", "gain")),
     }
+    if all("new_rows" in found for found in records):
+        row["gain, new rows"] = _spread(column("new_rows", "gain"))
     if "best" in records[0]:
         fewest = column("test", "effective_draws").min()
         doubt = "" if fewest >= energy_fits.LEAST_EFFECTIVE_DRAWS else ": not to trust"

@@ -28,9 +28,7 @@ from kernelgrad.types import Array
 _BATCH = 500
 _JUDGED_BY_NEIGHBOURS = 500  # as in paper 000
 
-_NUM_SAMPLES = flags.DEFINE_integer(
-    "num_samples", 10_000, "Samples behind the scores of the classifier."
-)
+flags.DEFINE_integer("num_samples", 10_000, "Samples behind the scores of the classifier.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,10 +108,8 @@ def _draw(run: Trained, num_samples: int) -> Array:
 def main() -> None:
     """Parses the flags and evaluates."""
     flags.mark_flag_as_required("workdir")
-    command.main(
-        run,
-        lambda: Request(flags.FLAGS.workdir, flags.FLAGS.data_dir, num_samples=_NUM_SAMPLES.value),
-    )
+    of_training = ("experiments.settings", "experiments.train")
+    command.main(run, lambda: Request(**command.values_of(Request, only=of_training)))
 
 
 if __name__ == "__main__":

@@ -293,34 +293,16 @@ def _define_flags() -> None:
     flags.FLAGS.set_default("b1", defaults.b1)
     for name in ("workdir", "data_dir", *_GAN_FIELDS):
         flags.declare_key_flag(name)
-    flags.mark_flag_as_required("workdir")
 
 
 def _config_from_flags() -> Config:
-    fields = [field.name for field in dataclasses.fields(Config)]
-    modules = flags.FLAGS.flags_by_module_dict()
-    for flag in modules["experiments.settings"] + modules["experiments.train"]:
-        if flag.present and flag.name not in (*fields, "workdir", "data_dir"):
-            raise UsageError(f"{flag.name}: got a flag of experiments.train; see --help")
-    values = {name: flags.FLAGS[name].value for name in fields}
-    for name, kind in {"epochs": int, "annealed_noise": float}.items():
-        try:
-            values[name] = tuple(kind(item) for item in values[name])
-        except ValueError:
-            raise UsageError(
-                f"{name}: got {values[name]}; expected numbers such as "
-                f"{','.join(map(str, getattr(Config, name)))}"
-            ) from None
-    return Config(**values)
+    return Config(**command.values_of(Config, only=("experiments.settings", "experiments.train")))
 
 
 def main() -> None:
     """Parses the flags and diagnoses."""
     _define_flags()
-    command.main(
-        lambda config: run(config, workdir=flags.FLAGS.workdir, data_dir=flags.FLAGS.data_dir),
-        _config_from_flags,
-    )
+    command.main_in_workdir(run, _config_from_flags)
 
 
 if __name__ == "__main__":

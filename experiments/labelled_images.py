@@ -93,7 +93,7 @@ def generated(
     return LabelledImages(images, labels, f"{run.config.objective}, step {run.step} of {workdir}")
 
 
-def by_class(examples: LabelledImages, num_classes: int, num_each: int) -> np.ndarray:
+def class_lines(examples: LabelledImages, num_classes: int, num_each: int) -> np.ndarray:
     """Returns the first images of each class, (num_classes, num_each, h, w, c), 0 where few."""
     grid = np.zeros((num_classes, num_each, *examples.images.shape[1:]), np.uint8)
     for label, line in enumerate(grid):

@@ -136,8 +136,9 @@ def read_progress(path: pathlib.Path) -> tuple[str, Progress] | None:
 def walk(
     key: Key,
     starts: Array,
-    log_density: Callable[[PyTree], LogDensityFn],
+    log_density: Callable[[PyTree, Array], LogDensityFn],
     params: PyTree,
+    contexts: Array,
     *,
     sampler: Sampler,
     num_steps: int,
@@ -153,8 +154,9 @@ def walk(
     Args:
       key: random key.
       starts: first latents; shape (n, l).
-      log_density: (params) -> log density of one latent.
+      log_density: (params, context) -> log density of one latent.
       params: arrays, whole on every device.
+      contexts: what each chain keeps, such as its label; shape (n, k), k >= 0.
       sampler: one of SAMPLERS.
       num_steps: >= 1.
       step_size: > 0; None: the sampler's.
@@ -171,11 +173,11 @@ def walk(
     log_step = np.asarray(first, starts.dtype) if progress is None else progress.log_step
     params, log_step = jax.device_put((params, jnp.asarray(log_step)), whole)
     init_key, key = jax.random.split(key)
-    starts = jax.device_put(starts, by_chain)
+    starts, contexts = jax.device_put((starts, contexts), by_chain)
     if progress is None:
-        state = init(init_key, starts, params)
+        state = init(init_key, starts, params, contexts)
     else:
-        form = jax.tree.structure(jax.eval_shape(init, init_key, starts, params))
+        form = jax.tree.structure(jax.eval_shape(init, init_key, starts, params, contexts))
         state = jax.device_put(jax.tree.unflatten(form, progress.state), by_chain)
     monitor = [] if progress is None else progress.monitor.tolist()
     last = start = len(monitor)
@@ -185,7 +187,7 @@ def walk(
         for step in range(start + 1, num_steps + 1):
             step_key = jax.random.fold_in(key, step)
             adapts = 2 * step <= num_steps
-            state, log_step, mean = advance(step_key, state, log_step, params, adapts)
+            state, log_step, mean = advance(step_key, state, log_step, params, contexts, adapts)
             monitor.append(float(mean))
             bar.update()
             if step in visits:
@@ -205,27 +207,28 @@ def _shardings(num_chains: int) -> tuple[NamedSharding, NamedSharding]:
 
 
 def _make_steps(
-    log_density: Callable[[PyTree], LogDensityFn], sampler: Sampler
+    log_density: Callable[[PyTree, Array], LogDensityFn], sampler: Sampler
 ) -> tuple[Callable[..., PyTree], Callable[..., tuple[PyTree, Array, Array]]]:
     """Returns the start of all chains, and their step.
 
-    The start is (key, starts, params) -> state, the step (key, state, log_step, params, adapt) ->
-    (state, log_step, mean of the monitor).
+    The start is (key, starts, params, contexts) -> state, the step (key, state, log_step, params,
+    contexts, adapt) -> (state, log_step, mean of the monitor).
     """
 
-    def init(key: Key, starts: Array, params: PyTree) -> PyTree:
-        def start(key: Key, position: Array) -> PyTree:
-            return sampler.init(key, position, log_density(params))
+    def init(key: Key, starts: Array, params: PyTree, contexts: Array) -> PyTree:
+        def start(key: Key, position: Array, context: Array) -> PyTree:
+            return sampler.init(key, position, log_density(params, context))
 
-        return jax.vmap(start)(jax.random.split(key, starts.shape[0]), starts)
+        return jax.vmap(start)(jax.random.split(key, starts.shape[0]), starts, contexts)
 
     def advance(
-        key: Key, state: PyTree, log_step: Array, params: PyTree, adapt: Array
+        key: Key, state: PyTree, log_step: Array, params: PyTree, contexts: Array, adapt: Array
     ) -> tuple[PyTree, Array, Array]:
-        def move(key: Key, state: PyTree) -> tuple[PyTree, Array]:
-            return sampler.step(key, state, log_density(params), jnp.exp(log_step))
+        def move(key: Key, state: PyTree, context: Array) -> tuple[PyTree, Array]:
+            return sampler.step(key, state, log_density(params, context), jnp.exp(log_step))
 
-        state, monitor = jax.vmap(move)(jax.random.split(key, state.position.shape[0]), state)
+        keys = jax.random.split(key, state.position.shape[0])
+        state, monitor = jax.vmap(move)(keys, state, contexts)
         mean = jnp.mean(monitor, dtype=log_step.dtype)
         if sampler.acceptance is not None:
             log_step += adapt * _ADAPTATION_RATE * (mean - sampler.acceptance)

@@ -118,8 +118,8 @@ def _define_flags() -> None:
 def main() -> None:
     """Parses the flags and walks."""
     _define_flags()
-    fields = [field.name for field in dataclasses.fields(Request)]
-    command.main(run, lambda: Request(**{name: flags.FLAGS[name].value for name in fields}))
+    of_training = ("experiments.settings", "experiments.train")
+    command.main(run, lambda: Request(**command.values_of(Request, only=of_training)))
 
 
 if __name__ == "__main__":

@@ -237,10 +237,10 @@ class ConvEnergy(nn.Module):
         )
         decoded = nn.Dense(math.prod(hidden.shape[1:]), kernel_init=_KERNEL_INIT)(code)
         decoded = nn.relu(decoded).reshape(hidden.shape)
-        for outputs in reversed(channels):
-            layer = nn.ConvTranspose(outputs, (4, 4), (2, 2), kernel_init=_KERNEL_INIT)
-            decoded = layer(decoded)
-            decoded = nn.sigmoid(decoded) if outputs == channels[0] else nn.relu(decoded)
+        for layer in reversed(range(len(channels))):
+            outputs = channels[layer]
+            decoded = nn.ConvTranspose(outputs, (4, 4), (2, 2), kernel_init=_KERNEL_INIT)(decoded)
+            decoded = nn.relu(decoded) if layer else nn.sigmoid(decoded)
         return NORMS[self.norm](images - decoded), code
 
 

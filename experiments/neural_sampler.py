@@ -389,11 +389,7 @@ def _config_from_flags() -> Config:
 def main() -> None:
     """Parses the flags, trains and compares."""
     _define_flags()
-    flags.mark_flag_as_required("workdir")
-    command.main(
-        lambda config: run(config, workdir=flags.FLAGS.workdir, data_dir=flags.FLAGS.data_dir),
-        _config_from_flags,
-    )
+    command.main_in_workdir(run, _config_from_flags)
 
 
 if __name__ == "__main__":

@@ -490,22 +490,13 @@ def _define_flags() -> None:
 
 
 def _config_from_flags() -> Config:
-    values = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Config)}
-    try:
-        seeds = tuple(int(seed) for seed in values["seeds"])
-    except ValueError:
-        raise UsageError(f"seeds: got {values['seeds']}; expected integers such as 0,1,2") from None
-    return Config(**values | {"seeds": seeds, "directions": tuple(values["directions"])})
+    return Config(**command.values_of(Config))
 
 
 def main() -> None:
     """Parses the flags and trains."""
     _define_flags()
-    flags.mark_flag_as_required("workdir")
-    command.main(
-        lambda config: run(config, workdir=flags.FLAGS.workdir, data_dir=flags.FLAGS.data_dir),
-        _config_from_flags,
-    )
+    command.main_in_workdir(run, _config_from_flags)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,15 @@ still. One chain a sample walks through the latents, whose density is
     log N(z) - inverse_temperature E(G(z)) + constant,
 
 with E the energy: that of kale and steingan, minus the logit of a discriminator, minus a
-Wasserstein critic. Every chain starts at a draw of the prior: there its sample is the generator's.
+Wasserstein or hinge critic. At inverse temperature 1 the samples are those of KALE's model, and of
+a discriminator's, whose logit is the log of a density ratio. SteinGAN's model is exp(-E(x)) on
+pixels: there, as with the other critics, chains sharpen the generator. Every chain starts at a draw
+of the prior, where its sample is the generator's, and keeps its label in a conditional run.
 The first half of the steps adapts the step size of hmc and mala.
 
 A call that was cut off is taken up where it was when typed again.
 
-Leaves in samples_<sampler>/ of the run's folder: samples.npz (samples, latents, energies),
+Leaves in samples_<sampler>/ of the run's folder: samples.npz (samples, latents, energies, labels),
 before_after.png (the same chains at their start, left, and at their end), curves.png (the scores
 along the chains) and results.json. --sampler=generator only draws from the prior and scores; it
 needs no critic.
@@ -32,6 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jax import lax
 
 from experiments import classifier as classifiers
 from experiments import (
@@ -55,14 +59,15 @@ from experiments.settings import Config
 from experiments.tables import format_table
 from experiments.trained import Trained
 from kernelgrad import critic as critics
-from kernelgrad import kernels, latent, mmd
+from kernelgrad import kale, kernels, latent, mmd
 from kernelgrad.critic import Critic
-from kernelgrad.train import TrainState
+from kernelgrad.train import TrainState, as_unit_interval
 from kernelgrad.types import Array, LogDensityFn
 
 _MIN_SAMPLES = 6  # of the distances between features
 _JUDGED_BY_NEIGHBOURS = 500  # as experiments.evaluate
 _DRAWN_COLUMNS = 6  # of images, on each side
+_BATCH = 1000  # of test data
 _MARGIN = 0.15  # around the data
 _GRID = 120  # points along each axis, of the energy's contours
 
@@ -86,13 +91,15 @@ class Draws(NamedTuple):
 
     Attributes:
       samples: shape (n, ...).
-      latents: what the generator took; shape (n, l).
+      latents: what the generator took, without labels; shape (n, l).
       energies: of the samples; shape (n,), None without a critic.
+      labels: their codes, shape (n, k); None but for a conditional run.
     """
 
     samples: np.ndarray
     latents: np.ndarray
     energies: np.ndarray | None
+    labels: np.ndarray | None
 
 
 class Found(NamedTuple):
@@ -144,43 +151,41 @@ def run(request: Request) -> dict[str, Scores]:
         score, scored_by = _make_score(config, run.dataset)
         results = {"checkpoint": run.step, "request": dataclasses.asdict(request), **scored_by}
         found = _sample(request, run, score, Unfinished(folder, request.sampler, results))
+        if config.objective == "kale":
+            results["gain"] = _gain(run, found.first)
         place = _write(folder, run, results, found)
     print(format_table(found.rows))
+    if "gain" in results:
+        gain = results["gain"]
+        print(
+            f"log-likelihood of test data, model over generator: {gain['nats']:.3f} ± "
+            f"{gain['standard_error']:.3f} nats ({gain['effective_draws']:.0f} effective draws)"
+        )
     print(f"{config.objective} on {config.dataset}, step {run.step}; written to {place}")
     return found.rows
 
 
 def generator_and_energy(
     run: Trained, state: TrainState
-) -> tuple[Callable[[Array], Array], Callable[[Array], Array] | None]:
-    """Returns normal latents -> points, and points -> energies, None without a critic.
+) -> tuple[Callable[[Array, Array], Array], Callable[[Array], Array] | None]:
+    """Returns (normal latents, labels) -> points, and points -> energies, None without a critic.
 
-    Points are samples; in a conditional run, samples and their labels. Both functions hold the
-    state still, and each point and energy is a function of its own latent: batch normalisation goes
-    by the running averages.
+    Points are samples; in a conditional run, samples and the codes (n, k) of their labels, of which
+    other runs have none, (n, 0). Both functions hold the state still, and each point and energy is
+    a function of its own latent: batch normalisation goes by the running averages.
     """
     config = run.config
 
-    def generate(normal: Array) -> Array:
-        latents = _from_normal(run, normal)
+    def generate(normal: Array, labels: Array) -> Array:
+        latents = conditional.join(_FROM_NORMAL[config.prior](normal), labels)
         samples = run.model.generate(state.params, state.batch_stats, latents)
-        if config.conditional:
-            return conditional.join(samples, latents[:, config.latent_dim :])
-        return samples
+        return conditional.join(samples, labels) if config.conditional else samples
 
     of_output = _energy(config)
     if of_output is None:
         return generate, None
     critic_fn = critics.bind(cast(Any, state.critic), cast(Critic, run.model.objective))
     return generate, lambda points: of_output(critic_fn(points))
-
-
-def _from_normal(run: Trained, normal: Array) -> Array:
-    """Returns what the generator takes; a label is a function of one more normal value."""
-    latents = _FROM_NORMAL[run.config.prior](normal[:, : run.config.latent_dim])
-    if not run.config.conditional:
-        return latents
-    return conditional.join(latents, conditional.labels_of_normal(normal[:, -1], run.dataset))
 
 
 def _energy(config: Config) -> Callable[[Any], Array] | None:
@@ -233,20 +238,24 @@ def _sample(
 ) -> Found:
     """Draws from the prior, and from the posterior if asked to."""
     start_key, walk_key = jax.random.split(jax.random.key(request.seed))
-    size = run.config.latent_dim + run.config.conditional
-    starts = jax.random.normal(start_key, (request.num_samples, size))
+    starts = jax.random.normal(start_key, (request.num_samples, run.config.latent_dim))
+    labels = jnp.zeros((request.num_samples, 0))
+    if run.config.conditional:
+        label_key = jax.random.fold_in(walk_key, 0)  # steps count from 1
+        labels = conditional.draw_labels(label_key, request.num_samples, run.dataset)
 
     @jax.jit
     def look(state: TrainState, normal: Array) -> tuple[Array, Array, Array | None]:
         generate, energy = generator_and_energy(run, state)
-        points = generate(normal)
-        samples = points
+        points = samples = generate(normal, labels)
         if run.config.conditional:
             samples, _ = conditional.part(points, run.dataset.sample_shape)
-        return samples, _from_normal(run, normal), energy and energy(points)
+        return samples, _FROM_NORMAL[run.config.prior](normal), energy and energy(points)
 
     def draw(latents: Array) -> tuple[Draws, Scores]:
-        draws = Draws(*jax.device_get(look(run.state, jax.device_get(latents))))
+        samples, used, energies = jax.device_get(look(run.state, jax.device_get(latents)))
+        codes = np.asarray(labels) if run.config.conditional else None
+        draws = Draws(samples, used, energies, codes)
         mean = {} if draws.energies is None else {"mean_energy": float(draws.energies.mean())}
         return draws, score(draws.samples) | mean
 
@@ -257,10 +266,10 @@ def _sample(
     if request.sampler == "generator" or request.steps == 0:
         return Found(rows, history, first, first)
 
-    def log_density(state: TrainState) -> LogDensityFn:
+    def log_density(state: TrainState, label: Array) -> LogDensityFn:
         generate, energy = generator_and_energy(run, state)
         return latent.latent_log_density(
-            generate,
+            lambda normal: generate(normal, label[None]),
             cast(Callable[[Array], Array], energy),
             inverse_temperature=request.inverse_temperature,
         )
@@ -275,6 +284,7 @@ def _sample(
         starts,
         log_density,
         run.state,
+        labels,
         sampler=sampler,
         num_steps=request.steps,
         step_size=request.step_size,
@@ -286,6 +296,29 @@ def _sample(
     chain = {sampler.monitor: settled, "step_size": walk.step_size}
     rows[f"{request.sampler}, {request.steps} steps"] = {**scores, **chain}
     return Found(rows, history, first, last)
+
+
+def _gain(run: Trained, prior: Draws) -> Scores:
+    """Returns how much likelier test data are under the model than under the generator, in nats.
+
+    With the log-normaliser from the prior's draws, its standard error and effective draws.
+    """
+    _, energy = generator_and_energy(run, run.state)
+    of_energies = kale.log_normalizer_estimate(jnp.asarray(prior.energies))
+    points = as_unit_interval(jnp.asarray(run.dataset.test))
+    if run.config.conditional:
+        labels = jnp.asarray(run.dataset.test_labels)
+        points = conditional.join(points, jax.nn.one_hot(labels, run.dataset.num_classes))
+    of_one = cast(Callable[[Array], Array], energy)
+    energies = jax.jit(
+        lambda points: lax.map(lambda x: of_one(x[None])[0], points, batch_size=_BATCH)
+    )(points)
+    error = jnp.hypot(jnp.std(energies) / math.sqrt(len(energies)), of_energies.standard_error)
+    figures = {"nats": -jnp.mean(energies) - of_energies.value, "standard_error": error}
+    return {
+        name: float(value)
+        for name, value in {**figures, "log_normalizer": of_energies.value}.items()
+    } | {"effective_draws": float(of_energies.effective_sample_size)}
 
 
 def _make_score(
@@ -403,12 +436,7 @@ def _define_flags() -> None:
 
 
 def _request_from_flags() -> Request:
-    fields = [field.name for field in dataclasses.fields(Request)]
-    modules = flags.FLAGS.flags_by_module_dict()
-    for flag in modules["experiments.settings"] + modules["experiments.train"]:
-        if flag.present and flag.name not in fields:
-            raise UsageError(f"{flag.name}: got a flag of experiments.train; see --help")
-    return Request(**{name: flags.FLAGS[name].value for name in fields})
+    return Request(**command.values_of(Request, only=("experiments.settings", "experiments.train")))
 
 
 def main() -> None:

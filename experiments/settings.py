@@ -254,7 +254,7 @@ OBJECTIVES = {
         energy=operator.itemgetter(0),
     ),
     "kale": Choice(
-        "KL[p || q] of an energy on top of the generator, by KALE (paper 004)",
+        "KL[data || samples] by KALE, with an energy on top of the generator (paper 004)",
         _kale,
         1,
         energy=lambda output: output[0] if isinstance(output, tuple) else output,
@@ -441,12 +441,20 @@ def validate(config: Config, num_devices: int) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UsageError(f"{name}: got {value}; expected an integer >= 1")
-    rates = ("learning_rate", "critic_learning_rate", "clip", "penalty_weight")
+    rates = ("learning_rate", "critic_learning_rate", "clip")
     for name in (*rates, "ridge", "resident_gib", "kernel_scales"):
         setting = getattr(config, name)
         for value in np.atleast_1d(() if setting is None else setting):
             if not 0 < value < math.inf:
                 raise UsageError(f"{name}: got {value}; expected a positive, finite number")
+    if config.batch_size < 2:
+        raise UsageError(f"batch_size: got {config.batch_size}; expected an integer >= 2")
+    least = 0.0 if config.objective == "kale" else math.ulp(0.0)
+    if config.penalty_weight is not None and not least <= config.penalty_weight < math.inf:
+        raise UsageError(
+            f"penalty_weight: got {config.penalty_weight}; expected a positive, finite number (0, "
+            "too, for kale)"
+        )
     for name in ("b1", "discount"):
         if not 0 <= getattr(config, name) < 1:
             raise UsageError(f"{name}: got {getattr(config, name)}; expected a number in [0, 1)")

@@ -464,25 +464,13 @@ def _define_flags() -> None:
 
 
 def _config_from_flags() -> Config:
-    values = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Config)}
-    try:
-        counts = tuple(int(n) for n in values["num_particles"])
-    except ValueError:
-        raise UsageError(
-            f"num_particles: got {values['num_particles']}; expected integers such as 100,500"
-        ) from None
-    rules = tuple(values["lengthscales"])
-    return Config(**values | {"num_particles": counts, "lengthscales": rules})
+    return Config(**command.values_of(Config))
 
 
 def main() -> None:
     """Parses the flags and compares."""
     _define_flags()
-    flags.mark_flag_as_required("workdir")
-    command.main(
-        lambda config: run(config, workdir=flags.FLAGS.workdir, data_dir=flags.FLAGS.data_dir),
-        _config_from_flags,
-    )
+    command.main_in_workdir(run, _config_from_flags)
 
 
 if __name__ == "__main__":

@@ -29,9 +29,10 @@ def latent_log_density(
     energy of the sample; at beta = 1 the samples G(z) follow :math:`e^{-E(x)}\, G(dx)`, above that
     they are sharper than the model, towards 0 they become the generator's.
 
-    The energy is one on top of the generator, as KALE learns it. The logit of a discriminator is an
-    estimate of log P/G, so that minus the logit is an energy; minus a Wasserstein critic is one up
-    to a factor, which beta has to make up for.
+    The energy is one on top of the generator, as KALE learns it, not one on all samples as
+    SteinGAN's, whose model does not have the generator in it: there beta sharpens the generator.
+    The logit of a discriminator is an estimate of log P/G, so that minus the logit is an energy;
+    minus a Wasserstein critic is one up to a factor, which beta has to make up for.
 
     Latents of another prior are a function of normal ones: :func:`uniform_latents` gives those of
     a generator trained on [-1, 1], with no walls for the sampler to run into::

@@ -12,6 +12,8 @@ argument of :func:`steingan`         what the code does
 ``lengthscale=half_svgd``            a kernel narrower by the root of log(n + 1)
 ``threshold=math.inf``               the energy is never frozen
 ===================================  ==============================================================
+
+A fourth, the norm inside of the energy, is the caller's network's.
 """
 
 import math
@@ -73,7 +75,9 @@ def half_median(features: Array, *, axis_name: str | None = None) -> Array:
 
 
 def half_svgd(features: Array, *, axis_name: str | None = None) -> Array:
-    """Returns half of the lengthscale of SVGD's rule: that of the authors' public code.
+    """Returns half of the lengthscale of SVGD's rule, as the authors' public code has it.
+
+    Their median also counts the n distances of points to themselves.
 
     Args:
       features: e; shape (n, f), floating.
@@ -251,7 +255,8 @@ def steingan(
     Returns:
       Objective of two players with info ``critic_loss``, ``energy_data``, ``energy_samples`` and
       ``rate_factor``, by which the energy's learning rate is to be multiplied
-      (:func:`kernelgrad.critic.scale_by_info`).
+      (:func:`kernelgrad.critic.scale_by_info`; behind Adam, whose moments go on while the energy is
+      frozen).
 
     Raises:
       ValueError: a number out of its range.

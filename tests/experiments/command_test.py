@@ -123,3 +123,53 @@ def test_help_of_a_real_binary_exits_0(tmp_path):
     assert (result.returncode, result.stderr) == (0, "")
     assert "Trains a toy." in result.stdout
     assert "Strength of the ridge." in result.stdout
+
+
+@dataclasses.dataclass(frozen=True)
+class Lists:
+    """A config whose flags are defined below."""
+
+    command_test_counts: tuple[int, ...] = (1, 2)
+    command_test_scales: tuple[float, ...] = (0.5,)
+    command_test_names: tuple[str, ...] = ()
+    command_test_steps: int = 3
+
+
+flags.DEFINE_list("command_test_counts", ["1", "2"], "Integers for these tests.")
+flags.DEFINE_list("command_test_scales", ["0.5"], "Numbers for these tests.")
+flags.DEFINE_list("command_test_names", [], "Words for these tests.")
+flags.DEFINE_bool("command_test_other", False, "No field of the config.")
+
+
+def read(*arguments, **options):
+    with flagsaver.flagsaver():
+        flags.FLAGS(["binary", *arguments])
+        return command.values_of(Lists, **options)
+
+
+def test_flags_have_the_types_of_their_fields():
+    assert Lists(**read()) == Lists()
+    given = read(
+        "--command_test_counts=3,4",
+        "--command_test_scales=2,1e-3",
+        "--command_test_names=a,b",
+        "--command_test_steps=5",
+    )
+    assert Lists(**given) == Lists((3, 4), (2.0, 0.001), ("a", "b"), 5)
+    assert [type(value) for value in given["command_test_scales"]] == [float, float]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        (
+            "--command_test_counts=1.5",
+            r"command_test_counts: got \['1.5'\]; expected integers such",
+        ),
+        ("--command_test_scales=x", r"command_test_scales: got \['x'\]; expected numbers such as"),
+        ("--command_test_other", "command_test_other: got a flag of experiments.train"),
+    ],
+)
+def test_flags_that_do_not_fit_are_usage_errors(argument, message):
+    with pytest.raises(errors.UsageError, match=message):
+        read(argument, only=(__name__,))

@@ -14,6 +14,7 @@ from experiments import train as training
 from experiments.data import Dataset
 from experiments.errors import UsageError
 from experiments.settings import Config
+from kernelgrad import critic
 
 LABELS = np.array([2, 0, 2, 2, 1, 2, 0, 2])
 SMALL = Config(
@@ -45,13 +46,9 @@ def test_parts_are_what_was_joined(rng):
     np.testing.assert_array_equal(labels, codes)
 
 
-@pytest.mark.parametrize("source", ["drawn", "of normal values"])
-def test_labels_come_as_often_as_in_the_data(key, source):
+def test_labels_come_as_often_as_in_the_data(key):
     n = 20_000
-    if source == "drawn":
-        codes = conditional.draw_labels(key, n, labelled(np.float32))
-    else:
-        codes = conditional.labels_of_normal(jax.random.normal(key, (n,)), labelled(np.float32))
+    codes = conditional.draw_labels(key, n, labelled(np.float32))
     expected = np.array([2, 1, 5]) / 8
     assert set(np.unique(codes)) == {0.0, 1.0}
     np.testing.assert_array_equal(np.sum(codes, axis=1), 1)
@@ -155,6 +152,26 @@ def test_the_generator_takes_labels_as_the_data_have_them(key):
     points, _ = model.generator(state.params, state.batch_stats, latents)
     np.testing.assert_array_equal(points[:, 64:], latents[:, 4:])
     assert model.generate(state.params, state.batch_stats, latents).shape == (6, 8, 8, 1)
+
+
+@pytest.mark.parametrize("objective", ["gan_kl", "steingan"])
+def test_a_direction_holds_the_labels_still(key, objective):
+    """Exactly, though the critic's values depend on them."""
+    dataset = datasets.load("eight_gaussians")
+    model = training.build(dataclasses.replace(POINTS, objective=objective, margin=0.0), dataset)
+    points = jnp.asarray(conditional.labelled_points(dataset)[:6])
+    others = points.at[:, 2:].set(jnp.roll(points[:, 2:], 1, axis=1))
+
+    @jax.jit
+    def look(key):
+        critic_fn = critic.bind(model.initial_state(key).critic, model.objective)
+        values = [jax.tree.leaves(critic_fn(x))[0] for x in (points, others)]
+        return values, model.objective.objective.direction(critic_fn, key, points, points)[0]
+
+    (values, of_others), direction = look(key)
+    assert np.any(values != of_others)
+    assert np.any(direction[:, :2] != 0)
+    np.testing.assert_array_equal(direction[:, 2:], 0)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ TINY = Config(
     seeds=(0, 1),
     width=8,
     depth=1,
-    num_normalizer_samples=1000,
+    num_normalizer_samples=10_000,
 )
 SHORT = Settings(num_steps=60, eval_every=20, batch_size=16, num_base=64)
 

@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,9 +15,9 @@ def shapes(network, inputs=(2, 50)):
     return jax.eval_shape(lambda key, x: network.init(key, x, train=False), *arguments)
 
 
-def random_variables(network, rng):
+def random_variables(network, rng, inputs=(2, 50)):
     """Variables of the right shapes: parameters N(0, 0.1^2), running averages 0 and 1."""
-    draw = shapes(network)
+    draw = shapes(network, inputs)
     params = jax.tree.map(
         lambda leaf: 0.1 * rng.standard_normal(leaf.shape).astype(np.float32), draw["params"]
     )
@@ -272,6 +273,31 @@ def test_energy_has_the_norm_it_is_asked_for(key, rng, shape):
     absolute = energies[1] - energies[0]  # |error|_2 <= |error|_1 <= sqrt(d) |error|_2
     assert np.all(absolute**2 >= energies[0] * (1 - 1e-5))
     assert np.all(absolute**2 <= np.sqrt(size) * energies[0] * (1 + 1e-5))
+
+
+@pytest.mark.parametrize(("shape", "width"), [((16, 16, 3), 4), ((16, 16, 1), 1), ((32, 32, 2), 1)])
+def test_the_decoder_is_relu_layers_and_a_sigmoid(rng, shape, width):
+    """Also where inner layers have as many channels as the image."""
+    network = networks.ConvEnergy(width)
+    images = rng.uniform(size=(3, *shape)).astype(np.float32)
+    variables = jax.tree.map(lambda leaf: 2 * leaf, random_variables(network, rng, images.shape))
+
+    @jax.jit
+    def look(variables, images):
+        return network.apply(
+            variables, images, train=False, capture_intermediates=True, mutable=["intermediates"]
+        )
+
+    (energies, _), seen = look(variables, images)
+    layers = sorted(name for name in variables["params"] if "ConvTranspose" in name)
+    hidden = seen["intermediates"][layers[0]]["__call__"][0]
+    for name in layers[1:]:
+        params = variables["params"][name]
+        layer = nn.ConvTranspose(params["bias"].size, (4, 4), (2, 2))
+        hidden = layer.apply({"params": params}, np.maximum(hidden, 0))
+    decoded = 1 / (1 + np.exp(-np.asarray(hidden)))
+    expected = [NORMS["euclidean"](error) for error in images - decoded]
+    np.testing.assert_allclose(energies, expected, rtol=1e-5)
 
 
 def test_a_tracked_normalizer_starts_at_0_beside_the_critic(key, rng):

@@ -149,6 +149,59 @@ def test_energies_are_those_of_the_posterior(
         assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_chains_of_a_conditional_run_keep_labels_and_follow_its_energy(tmp_path, monkeypatch):
+    """ULA follows z given y, with y as often as in the data; and the gain is that of KALE."""
+    config = dataclasses.replace(POINTS, conditional=True)
+    training.run(config, workdir=str(tmp_path), num_devices=1)
+    state, dataset = restored(tmp_path, config), datasets.load(config.dataset)
+    monkeypatch.setattr(sample, "_make_score", unscored)
+    sample.run(Request(str(tmp_path), sampler="ula", num_samples=800, steps=150, step_size=0.02))
+    arrays, results = load(tmp_path, "ula")
+    critic = networks.critic_for((10,), config.width)
+    params = {"params": state.critic.params["network"]}
+    generator = networks.generator_for((2,), config.width)
+
+    def energy(normal, codes):
+        latents = np.concatenate([normal, codes], axis=1).astype(np.float32)
+        x = generator.apply({"params": state.params}, latents, train=False)
+        return np.asarray(
+            critic.apply(params, np.concatenate([x, codes], axis=1), train=False), np.float64
+        )
+
+    axis = np.linspace(-5, 5, 100)
+    grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+    means, squares = [], []
+    for label in range(8):
+        codes = np.tile(np.eye(8, dtype=np.float32)[label], (len(grid), 1))
+        values = energy(grid, codes)
+        weights = np.exp(-np.sum(grid**2, axis=1) / 2 - values)
+        means.append(np.average(values, weights=weights))
+        squares.append(np.average(values**2, weights=weights))
+    shares = np.bincount(dataset.train_labels) / len(dataset.train_labels)
+    mean = shares @ means
+    deviation = math.sqrt(shares @ squares - mean**2)
+    assert abs(arrays["energies"].mean() - mean) < 5 * deviation / math.sqrt(800)
+    z = (arrays["labels"].mean(axis=0) - shares) / np.sqrt(shares * (1 - shares) / 800)
+    assert np.abs(z).max() < 5
+    np.testing.assert_allclose(
+        arrays["energies"], energy(arrays["latents"], arrays["labels"]), rtol=1e-3, atol=1e-4
+    )
+
+    codes = np.eye(8, dtype=np.float32)[dataset.test_labels]
+    points = np.concatenate([dataset.test, codes], axis=1)
+    of_test = np.asarray(critic.apply(params, points, train=False), np.float64)
+    normal = np.random.default_rng(0).standard_normal((20_000, 2))
+    codes = np.eye(8, dtype=np.float32)[np.random.default_rng(1).choice(8, 20_000, p=shares)]
+    weights = np.exp(-energy(normal, codes))
+    expected = -of_test.mean() - np.log(weights.mean())
+    gain = results["gain"]
+    assert abs(gain["nats"] - expected) < 5 * gain["standard_error"]
+    relative = np.std(weights) / weights.mean()
+    np.testing.assert_allclose(gain["effective_draws"], 800 / (1 + relative**2), rtol=0.2)
+    error = math.sqrt(of_test.var() / len(of_test) + relative**2 / 800)
+    np.testing.assert_allclose(gain["standard_error"], error, rtol=0.2)
+
+
 @pytest.mark.parametrize(
     "objective", [name for name, choice in settings.OBJECTIVES.items() if choice.critic_steps]
 )
@@ -186,7 +239,7 @@ def test_every_prior_has_normal_latents():
 # ------------------------------------------------------------------------------------- the chains
 
 
-def gaussian(deviations):
+def gaussian(deviations, context):
     return lambda z: -jnp.sum(jnp.square(z / deviations)) / 2
 
 
@@ -197,6 +250,7 @@ def walk(key, starts, deviations, sampler, num_steps, **options):
         starts,
         gaussian,
         jnp.asarray(deviations),
+        jnp.zeros((len(starts), 0)),
         sampler=SAMPLERS[sampler],
         num_steps=num_steps,
         visit=lambda *visited: visits.append(visited),
@@ -297,6 +351,7 @@ def test_only_the_first_half_of_the_steps_moves_the_step_size(key):
             jnp.zeros((4, 2)),
             gaussian,
             1.0,
+            jnp.zeros((4, 0)),
             sampler=still,
             num_steps=num_steps,
             step_size=2.0,

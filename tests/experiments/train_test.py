@@ -227,6 +227,46 @@ def test_preset_is_what_paper_000_states():
     assert settings.PRESETS["paper000"]["learning_rate"] == 5e-5
 
 
+PAPERS = {
+    "paper001": Config(
+        objective="gan_kl", dataset="swiss_roll", num_steps=3000, eval_every=50, batch_size=256,
+        latent_dim=2, width=64, learning_rate=1e-3, b1=0.5, critic_steps=5,
+        kernel_scales=(0.01, 0.05, 0.25, 1.0),
+    ),
+    "paper003": Config(
+        objective="steingan", dataset="mnist", conditional=True, margin=0.2, num_steps=30_000,
+        eval_every=3000, batch_size=100, latent_dim=100, prior="uniform", width=64,
+        learning_rate=1e-3, critic_learning_rate=1e-4, b1=0.5, discount=0.7, freeze_threshold=0.5,
+        stein_field="svgd", feature_lengthscale="half_median", energy_norm="euclidean",
+    ),
+    "paper004": Config(
+        objective="kale", dataset="mnist", num_steps=150_000, eval_every=5000, batch_size=128,
+        latent_dim=100, width=64, learning_rate=1e-4, b1=0.5, critic_steps=5, spectral_norm=True,
+        penalty="zero_centred", penalty_weight=1.0, log_normalizer="newton",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_preset_is_that_of_its_paper(name):
+    with flagsaver.flagsaver():
+        flags.FLAGS(["train", f"--preset={name}", "--workdir=w"])
+        assert settings.from_flags() == PAPERS[name]
+
+
+@pytest.mark.parametrize("name", settings.PRESETS)
+def test_presets_are_valid(name):
+    settings.validate(Config(**settings.PRESETS[name]), 2)
+
+
+def test_the_uniform_prior_is_on_both_sides_of_0(key):
+    """U[-1, 1], of mean 0 and variance 1/3."""
+    latents = settings.PRIORS["uniform"](key, (10_000,))
+    assert -1 <= latents.min() < -0.99
+    assert 0.99 < latents.max() <= 1
+    assert abs(latents.mean()) < 5 / np.sqrt(3 * latents.size)
+
+
 def test_host_batches_cover_an_epoch_and_resume(rng):
     data = rng.normal(size=(13, 2)).astype(np.float32)
     stream = feed.host_batches(data, 7, 4, 2, 0, 2)
