@@ -75,7 +75,7 @@ def small_sets(monkeypatch):
         return Dataset(name, x[:500], x[500:], None, None, 0)
 
     monkeypatch.setattr(datasets, "load", load)
-    monkeypatch.setattr(density_estimation, "_DRAWS_OF_A_LOOK", 1000)
+    monkeypatch.setattr(density_estimation, "_DRAWS_OF_A_LOOK", 5000)
 
 
 # ------------------------------------------------------------------------------ base and columns
