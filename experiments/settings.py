@@ -15,6 +15,7 @@ from absl import flags
 from experiments import data as datasets
 from experiments import networks
 from experiments.errors import UsageError
+from experiments.presets import PRESETS
 from kernelgrad import adversarial, kale, kernels, objectives, steingan, svgd, two_player
 from kernelgrad.objectives import MakeKernel, Objective
 from kernelgrad.two_player import TwoPlayer
@@ -46,66 +47,6 @@ FIELDS: dict[str, steingan.FieldFn] = {
 FEATURE_LENGTHSCALES: dict[str, steingan.LengthscaleFn] = {
     "half_median": steingan.half_median,
     "half_svgd": steingan.half_svgd,
-}
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper000": {
-        "objective": "kl",
-        "dataset": "mnist",
-        "batch_size": 100,
-        "latent_dim": 50,
-        "width": 64,
-        "learning_rate": 5e-5,
-        "kernel": "imq",
-        "kernel_scales": (0.5, 1.0, 2.0, 4.0),
-        "num_steps": 300 * 600,
-        "eval_every": 50 * 600,
-    },
-    "paper001": {
-        "objective": "gan_kl",
-        "dataset": "swiss_roll",
-        "num_steps": 3000,
-        "batch_size": 256,
-        "latent_dim": 2,
-        "width": 64,
-        "learning_rate": 1e-3,
-        "b1": 0.5,
-        "critic_steps": 5,
-        "kernel_scales": (0.01, 0.05, 0.25, 1.0),
-        "eval_every": 50,
-    },
-    "paper003": {
-        "objective": "steingan",
-        "dataset": "mnist",
-        "conditional": True,
-        "margin": 0.2,
-        "num_steps": 50 * 600,
-        "batch_size": 100,
-        "latent_dim": 100,
-        "prior": "uniform",
-        "width": 64,
-        "learning_rate": 1e-3,
-        "critic_learning_rate": 1e-4,
-        "b1": 0.5,
-        "discount": 0.7,
-        "freeze_threshold": 0.5,
-        "eval_every": 5 * 600,
-    },
-    "paper004": {
-        "objective": "kale",
-        "dataset": "mnist",
-        "num_steps": 150_000,
-        "batch_size": 128,
-        "latent_dim": 100,
-        "width": 64,
-        "learning_rate": 1e-4,
-        "b1": 0.5,
-        "critic_steps": 5,
-        "spectral_norm": True,
-        "penalty": "zero_centred",
-        "penalty_weight": 1.0,
-        "log_normalizer": "newton",
-        "eval_every": 5000,
-    },
 }
 
 

@@ -19,7 +19,7 @@ from absl.testing import flagsaver
 from PIL import Image
 from scipy import stats
 
-from experiments import compare, settings, targets, toy, toy_report
+from experiments import compare, presets, settings, targets, toy, toy_report
 from experiments.errors import DivergenceError, Terminated, UsageError
 from experiments.plots import Backdrop, FieldFrame
 from experiments.runtime import Workdir
@@ -319,7 +319,7 @@ def test_divergence_names_the_step(tmp_path, small, monkeypatch):
 @pytest.mark.slow
 def test_kl_falls_tenfold_on_the_roll(tmp_path):
     config = dataclasses.replace(
-        Config(**settings.PRESETS[toy.PRESET]), num_steps=1000, eval_every=100
+        Config(**presets.PRESETS[toy.PRESET]), num_steps=1000, eval_every=100
     )
     rows = toy.run(toy.Request(config, str(tmp_path), seeds=(0, 1, 2)))
     assert "never" not in rows["gan_kl"]["KL / 10 at step"]
@@ -336,7 +336,7 @@ def parsed(*arguments):
 
 def test_flags_override_the_preset():
     request = parsed("--dataset=ring", "--seed=3")
-    config = Config(**{**settings.PRESETS["paper001"], "dataset": "ring", "seed": 3})
+    config = Config(**{**presets.PRESETS["paper001"], "dataset": "ring", "seed": 3})
     assert request == toy.Request(config, "w")
     assert config.objective == "gan_kl"
 

@@ -14,7 +14,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from experiments import data as datasets
-from experiments import feed, settings
+from experiments import feed, presets, settings
 from experiments import train as training
 from experiments.runtime import DivergenceError, UsageError
 from experiments.settings import Config
@@ -224,7 +224,7 @@ def test_preset_is_what_paper_000_states():
         dataset="mnist", batch_size=100, latent_dim=50, width=64, learning_rate=1e-4,
         kernel="imq", kernel_scales=(0.5, 1.0, 2.0, 4.0), num_steps=180_000, eval_every=30_000,
     )  # fmt: skip
-    assert settings.PRESETS["paper000"]["learning_rate"] == 5e-5
+    assert presets.PRESETS["paper000"]["learning_rate"] == 5e-5
 
 
 PAPERS = {
@@ -254,9 +254,9 @@ def test_preset_is_that_of_its_paper(name):
         assert settings.from_flags() == PAPERS[name]
 
 
-@pytest.mark.parametrize("name", settings.PRESETS)
+@pytest.mark.parametrize("name", presets.PRESETS)
 def test_presets_are_valid(name):
-    settings.validate(Config(**settings.PRESETS[name]), 2)
+    settings.validate(Config(**presets.PRESETS[name]), 2)
 
 
 def test_the_uniform_prior_is_on_both_sides_of_0(key):
