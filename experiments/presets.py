@@ -1,9 +1,9 @@
 """Settings of the papers' experiments, by name: fields of a Config that differ from its defaults.
 
-Paper 000 states its rate, batch, latents and kernel, paper 003 its prior, rates, discount, margin and
-threshold; sizes, lengths of training, and what papers 001 and 004 leave open are ours. The public
-code of paper 004 takes 100 steps of the energy at the start and now and then, and lets the rates
-decay; its preset does neither.
+Paper 000 states its rate, batch, latents and kernel, paper 003 its prior, rates, discount, margin
+and threshold; sizes, lengths of training, and what papers 001 and 004 leave open are ours. The
+public code of paper 004 takes 100 steps of the energy at the start and now and then, and lets the
+rates decay; its preset does neither.
 """
 
 from typing import Any
