@@ -1,6 +1,7 @@
 """Markov chains of latents, one a sample: side by side, over all devices, and resumable."""
 
 import io
+import json
 import math
 import pathlib
 from collections.abc import Callable
@@ -12,6 +13,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
+from experiments.image_metrics import Scores
+from experiments.runtime import Workdir
 from kernelgrad import hmc, langevin
 from kernelgrad.types import Array, Key, LogDensityFn, PyTree
 
@@ -131,6 +134,44 @@ def read_progress(path: pathlib.Path) -> tuple[str, Progress] | None:
         return str(about), Progress(monitor, log_step, tuple(leaves))
     except Exception:  # a flipped bit makes zipfile and numpy raise a dozen types
         return None
+
+
+class Unfinished(NamedTuple):
+    """Where chains are kept until they are done, lest a kill loses them.
+
+    Attributes:
+      folder: of the run.
+      sampler: whose chains they are.
+      about: what they belong to: the request, the checkpoint and the scores' classifier.
+    """
+
+    folder: Workdir
+    sampler: str
+    about: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Of the file, below the run's folder."""
+        return f"samples_{self.sampler}/unfinished.npz"
+
+    def read(self) -> tuple[list[Scores], Progress | None]:
+        """Returns the scores along the chains and the chains, as far as an equal call came."""
+        found = read_progress(self.folder.path / self.name)
+        if found is not None:
+            about = json.loads(found[0])
+            history = about.pop("history")
+            if about == json.loads(json.dumps(self.about)):
+                return history, found[1]
+        return [], None
+
+    def write(self, history: list[Scores], progress: Progress) -> None:
+        """Keeps them."""
+        about = json.dumps({**self.about, "history": history})
+        self.folder.write_bytes(self.name, progress.to_bytes(about))
+
+    def clear(self) -> None:
+        """Forgets them."""
+        (self.folder.path / self.name).unlink(missing_ok=True)
 
 
 def walk(

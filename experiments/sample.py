@@ -29,20 +29,19 @@ import json
 import math
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from jax import lax
 
 from experiments import classifier as classifiers
 from experiments import (
     command,
-    conditional,
     image_metrics,
     latent_chains,
+    latent_model,
     plots,
     settings,
     threads,
@@ -52,22 +51,19 @@ from experiments import data as datasets
 from experiments.data import Dataset
 from experiments.errors import UsageError
 from experiments.image_metrics import Scores
-from experiments.latent_chains import SAMPLERS, Progress
+from experiments.latent_chains import SAMPLERS, Progress, Unfinished
+from experiments.latent_model import Draws
 from experiments.plots import Backdrop
 from experiments.runtime import Workdir
 from experiments.settings import Config
 from experiments.tables import format_table
 from experiments.trained import Trained
-from kernelgrad import critic as critics
-from kernelgrad import kale, kernels, latent, mmd
-from kernelgrad.critic import Critic
-from kernelgrad.train import TrainState, as_unit_interval
-from kernelgrad.types import Array, LogDensityFn
+from kernelgrad import kernels, mmd
+from kernelgrad.types import Array
 
 _MIN_SAMPLES = 6  # of the distances between features
 _JUDGED_BY_NEIGHBOURS = 500  # as experiments.evaluate
 _DRAWN_COLUMNS = 6  # of images, on each side
-_BATCH = 1000  # of test data
 _MARGIN = 0.15  # around the data
 _GRID = 120  # points along each axis, of the energy's contours
 
@@ -86,22 +82,6 @@ class Request:
     seed: int = 0
 
 
-class Draws(NamedTuple):
-    """Samples of normal latents.
-
-    Attributes:
-      samples: shape (n, ...).
-      latents: what the generator took, without labels; shape (n, l).
-      energies: of the samples; shape (n,), None without a critic.
-      labels: their codes, shape (n, k); None but for a conditional run.
-    """
-
-    samples: np.ndarray
-    latents: np.ndarray
-    energies: np.ndarray | None
-    labels: np.ndarray | None
-
-
 class Found(NamedTuple):
     """What came out.
 
@@ -116,12 +96,6 @@ class Found(NamedTuple):
     history: list[Scores]
     first: Draws
     last: Draws
-
-
-_FROM_NORMAL: dict[str, Callable[[Array], Array]] = {
-    "normal": lambda latents: latents,
-    "uniform": latent.uniform_latents,
-}
 
 
 def run(request: Request) -> dict[str, Scores]:
@@ -141,7 +115,7 @@ def run(request: Request) -> dict[str, Scores]:
     """
     _validate(request)
     config = trained.stored_config(request.workdir)
-    if request.sampler != "generator" and not _energy(config):
+    if request.sampler != "generator" and not latent_model.energy_of(config):
         known = [name for name, choice in settings.OBJECTIVES.items() if choice.energy]
         raise UsageError(
             f"workdir: got {request.workdir}, a run of {config.objective}, which has no critic; "
@@ -152,7 +126,7 @@ def run(request: Request) -> dict[str, Scores]:
         results = {"checkpoint": run.step, "request": dataclasses.asdict(request), **scored_by}
         found = _sample(request, run, score, Unfinished(folder, request.sampler, results))
         if config.objective == "kale":
-            results["gain"] = _gain(run, found.first)
+            results["gain"] = latent_model.gain(run, found.first)
         place = _write(folder, run, results, found)
     print(format_table(found.rows))
     if "gain" in results:
@@ -165,71 +139,6 @@ def run(request: Request) -> dict[str, Scores]:
     return found.rows
 
 
-def generator_and_energy(
-    run: Trained, state: TrainState
-) -> tuple[Callable[[Array, Array], Array], Callable[[Array], Array] | None]:
-    """Returns (normal latents, labels) -> points, and points -> energies, None without a critic.
-
-    Points are samples; in a conditional run, samples and the codes (n, k) of their labels, of which
-    other runs have none, (n, 0). Both functions hold the state still, and each point and energy is
-    a function of its own latent: batch normalisation goes by the running averages.
-    """
-    config = run.config
-
-    def generate(normal: Array, labels: Array) -> Array:
-        latents = conditional.join(_FROM_NORMAL[config.prior](normal), labels)
-        samples = run.model.generate(state.params, state.batch_stats, latents)
-        return conditional.join(samples, labels) if config.conditional else samples
-
-    of_output = _energy(config)
-    if of_output is None:
-        return generate, None
-    critic_fn = critics.bind(cast(Any, state.critic), cast(Critic, run.model.objective))
-    return generate, lambda points: of_output(critic_fn(points))
-
-
-def _energy(config: Config) -> Callable[[Any], Array] | None:
-    return settings.OBJECTIVES[config.objective].energy
-
-
-class Unfinished(NamedTuple):
-    """Where chains are kept until they are done, lest a kill loses them.
-
-    Attributes:
-      folder: of the run.
-      sampler: whose chains they are.
-      about: what they belong to: the request, the checkpoint and the scores' classifier.
-    """
-
-    folder: Workdir
-    sampler: str
-    about: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """Of the file, below the run's folder."""
-        return f"samples_{self.sampler}/unfinished.npz"
-
-    def read(self) -> tuple[list[Scores], Progress | None]:
-        """Returns the scores along the chains and the chains, as far as an equal call came."""
-        found = latent_chains.read_progress(self.folder.path / self.name)
-        if found is not None:
-            about = json.loads(found[0])
-            history = about.pop("history")
-            if about == json.loads(json.dumps(self.about)):
-                return history, found[1]
-        return [], None
-
-    def write(self, history: list[Scores], progress: Progress) -> None:
-        """Keeps them."""
-        about = json.dumps({**self.about, "history": history})
-        self.folder.write_bytes(self.name, progress.to_bytes(about))
-
-    def clear(self) -> None:
-        """Forgets them."""
-        (self.folder.path / self.name).unlink(missing_ok=True)
-
-
 def _sample(
     request: Request,
     run: Trained,
@@ -237,52 +146,32 @@ def _sample(
     unfinished: Unfinished,
 ) -> Found:
     """Draws from the prior, and from the posterior if asked to."""
-    start_key, walk_key = jax.random.split(jax.random.key(request.seed))
+    start_key, walk_key, label_key = jax.random.split(jax.random.key(request.seed), 3)
     starts = jax.random.normal(start_key, (request.num_samples, run.config.latent_dim))
-    labels = jnp.zeros((request.num_samples, 0))
-    if run.config.conditional:
-        label_key = jax.random.fold_in(walk_key, 0)  # steps count from 1
-        labels = conditional.draw_labels(label_key, request.num_samples, run.dataset)
+    labels = latent_model.draw_labels(label_key, run, request.num_samples)
+    look = latent_model.make_look(run, labels)
 
-    @jax.jit
-    def look(state: TrainState, normal: Array) -> tuple[Array, Array, Array | None]:
-        generate, energy = generator_and_energy(run, state)
-        points = samples = generate(normal, labels)
-        if run.config.conditional:
-            samples, _ = conditional.part(points, run.dataset.sample_shape)
-        return samples, _FROM_NORMAL[run.config.prior](normal), energy and energy(points)
-
-    def draw(latents: Array) -> tuple[Draws, Scores]:
-        samples, used, energies = jax.device_get(look(run.state, jax.device_get(latents)))
-        codes = np.asarray(labels) if run.config.conditional else None
-        draws = Draws(samples, used, energies, codes)
+    def draw(normal: Array) -> tuple[Draws, Scores]:
+        draws = look(normal)
         mean = {} if draws.energies is None else {"mean_energy": float(draws.energies.mean())}
         return draws, score(draws.samples) | mean
 
     first, scores = draw(starts)
     rows = {"generator": scores}
+    if request.sampler == "generator" or request.steps == 0:
+        return Found(rows, [{"step": 0.0, **scores}], first, first)
+    sampler = SAMPLERS[request.sampler]
     earlier, progress = unfinished.read()
     history = earlier or [{"step": 0.0, **scores}]
-    if request.sampler == "generator" or request.steps == 0:
-        return Found(rows, history, first, first)
 
-    def log_density(state: TrainState, label: Array) -> LogDensityFn:
-        generate, energy = generator_and_energy(run, state)
-        return latent.latent_log_density(
-            lambda normal: generate(normal, label[None]),
-            cast(Callable[[Array], Array], energy),
-            inverse_temperature=request.inverse_temperature,
-        )
-
-    def visit(step: int, latents: Array, monitor: float, progress: Progress) -> None:
-        history.append({"step": float(step), **draw(latents)[1], sampler.monitor: monitor})
+    def visit(step: int, normal: Array, monitor: float, progress: Progress) -> None:
+        history.append({"step": float(step), **draw(normal)[1], sampler.monitor: monitor})
         unfinished.write(history, progress)
 
-    sampler = SAMPLERS[request.sampler]
     walk = latent_chains.walk(
         walk_key,
         starts,
-        log_density,
+        latent_model.log_density(run, request.inverse_temperature),
         run.state,
         labels,
         sampler=sampler,
@@ -296,29 +185,6 @@ def _sample(
     chain = {sampler.monitor: settled, "step_size": walk.step_size}
     rows[f"{request.sampler}, {request.steps} steps"] = {**scores, **chain}
     return Found(rows, history, first, last)
-
-
-def _gain(run: Trained, prior: Draws) -> Scores:
-    """Returns how much likelier test data are under the model than under the generator, in nats.
-
-    With the log-normaliser from the prior's draws, its standard error and effective draws.
-    """
-    _, energy = generator_and_energy(run, run.state)
-    of_energies = kale.log_normalizer_estimate(jnp.asarray(prior.energies))
-    points = as_unit_interval(jnp.asarray(run.dataset.test))
-    if run.config.conditional:
-        labels = jnp.asarray(run.dataset.test_labels)
-        points = conditional.join(points, jax.nn.one_hot(labels, run.dataset.num_classes))
-    of_one = cast(Callable[[Array], Array], energy)
-    energies = jax.jit(
-        lambda points: lax.map(lambda x: of_one(x[None])[0], points, batch_size=_BATCH)
-    )(points)
-    error = jnp.hypot(jnp.std(energies) / math.sqrt(len(energies)), of_energies.standard_error)
-    figures = {"nats": -jnp.mean(energies) - of_energies.value, "standard_error": error}
-    return {
-        name: float(value)
-        for name, value in {**figures, "log_normalizer": of_energies.value}.items()
-    } | {"effective_draws": float(of_energies.effective_sample_size)}
 
 
 def _make_score(
@@ -385,7 +251,7 @@ def _backdrop(run: Trained) -> Backdrop:
     margin = _MARGIN * (high - low)
     (left, bottom), (right, top) = (low - margin).tolist(), (high + margin).tolist()
     bounds, labels = ((left, right), (bottom, top)), ("$x_1$", "$x_2$")
-    _, energy = generator_and_energy(run, run.state)
+    _, energy = latent_model.generator_and_energy(run, run.state)
     if energy is None or run.config.conditional or run.dataset.sample_shape != (2,):
         return Backdrop(bounds, labels, draws=data)
     axes = [np.linspace(*ends, _GRID) for ends in bounds]

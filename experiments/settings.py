@@ -223,6 +223,11 @@ def critic_steps(config: Config) -> int:
     return config.critic_steps if config.critic_steps and default else default
 
 
+def tracks(config: Config) -> bool:
+    """Returns whether the critic keeps a log-normaliser from batch to batch."""
+    return config.objective == "kale" and TRACKS[config.log_normalizer] is not None
+
+
 def rows_per_step(config: Config) -> int:
     """Returns how many examples a step takes: a batch for each step of a critic."""
     return config.batch_size * max(1, critic_steps(config))
@@ -360,6 +365,28 @@ def from_flags() -> Config:
     return Config(**settings)
 
 
+class _Range(NamedTuple):
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+_COUNT = _Range(lambda value: value >= 1, "an integer >= 1")
+_POSITIVE = _Range(lambda value: 0 < value < math.inf, "a positive, finite number")
+_NOT_NEGATIVE = _Range(lambda value: 0 <= value < math.inf, "a finite number >= 0")
+_SHARE = _Range(lambda value: 0 <= value < 1, "a number in [0, 1)")
+_RANGES = {
+    **dict.fromkeys(("num_steps", "latent_dim", "width", "eval_every"), _COUNT),
+    **dict.fromkeys(("critic_steps", "noise_steps"), _COUNT),
+    "batch_size": _Range(lambda value: value >= 2, "an integer >= 2"),
+    **dict.fromkeys(("learning_rate", "critic_learning_rate", "clip"), _POSITIVE),
+    **dict.fromkeys(("ridge", "resident_gib", "kernel_scales"), _POSITIVE),
+    **dict.fromkeys(("penalty_weight", "noise_variance", "margin"), _NOT_NEGATIVE),
+    **dict.fromkeys(("b1", "discount"), _SHARE),
+    "log_normalizer_rate": _Range(lambda value: 0 < value <= 1, "a number in (0, 1]"),
+    "freeze_threshold": _Range(lambda value: value > 0, "a positive number or inf"),
+}
+
+
 def validate(config: Config, num_devices: int) -> None:
     """Raises UsageError for the first setting out of its range, before anything is compiled."""
     if config.objective not in OBJECTIVES:
@@ -369,46 +396,27 @@ def validate(config: Config, num_devices: int) -> None:
             f"objective: got {config.objective!r}; expected one of {', '.join(known)}. "
             f"Did you mean {nearest}?"
         )
-    counts = (
-        "num_steps",
-        "batch_size",
-        "latent_dim",
-        "width",
-        "eval_every",
-        "critic_steps",
-        "noise_steps",
-    )
-    for name in counts:
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UsageError(f"{name}: got {value}; expected an integer >= 1")
-    rates = ("learning_rate", "critic_learning_rate", "clip")
-    for name in (*rates, "ridge", "resident_gib", "kernel_scales"):
+    for name, (holds, expected) in _RANGES.items():
         setting = getattr(config, name)
         for value in np.atleast_1d(() if setting is None else setting):
-            if not 0 < value < math.inf:
-                raise UsageError(f"{name}: got {value}; expected a positive, finite number")
-    if config.batch_size < 2:
-        raise UsageError(f"batch_size: got {config.batch_size}; expected an integer >= 2")
-    least = 0.0 if config.objective == "kale" else math.ulp(0.0)
-    if config.penalty_weight is not None and not least <= config.penalty_weight < math.inf:
+            if not holds(value):
+                raise UsageError(f"{name}: got {value}; expected {expected}")
+    if config.batch_size % num_devices:
+        below = config.batch_size // num_devices * num_devices
+        sizes = [size for size in (below, below + num_devices) if size > 0]
         raise UsageError(
-            f"penalty_weight: got {config.penalty_weight}; expected a positive, finite number (0, "
-            "too, for kale)"
+            f"batch_size: got {config.batch_size} for {num_devices} devices; expected a multiple, "
+            f"such as {' or '.join(map(str, sizes))}"
         )
-    for name in ("b1", "discount"):
-        if not 0 <= getattr(config, name) < 1:
-            raise UsageError(f"{name}: got {getattr(config, name)}; expected a number in [0, 1)")
-    if not 0 < config.log_normalizer_rate <= 1:
-        raise UsageError(
-            f"log_normalizer_rate: got {config.log_normalizer_rate}; expected a number in (0, 1]"
-        )
-    if not config.freeze_threshold > 0:
-        raise UsageError(
-            f"freeze_threshold: got {config.freeze_threshold}; expected a positive number or inf"
-        )
-    if not 0 <= config.margin < math.inf:
-        raise UsageError(f"margin: got {config.margin}; expected a finite number >= 0")
+    _validate_for_objective(config)
+
+
+def _validate_for_objective(config: Config) -> None:
+    """Raises UsageError for a setting that does not go with the objective, or with labels."""
+    if config.objective == "noisy_jsd" and config.noise_variance == 0:
+        raise UsageError("noise_variance: got 0.0 for noisy_jsd; expected a number > 0")
+    if config.objective == "wgan_gp" and config.penalty_weight == 0:
+        raise UsageError("penalty_weight: got 0.0 for wgan_gp; expected a number > 0")
     if config.conditional and not OBJECTIVES[config.objective].critic_steps:
         known = [name for name, choice in OBJECTIVES.items() if choice.critic_steps]
         raise UsageError(
@@ -419,15 +427,4 @@ def validate(config: Config, num_devices: int) -> None:
         raise UsageError(
             f"noise_variance: got {config.noise_variance} with --conditional; expected 0, for the "
             "noise would blur the labels"
-        )
-    lowest = "> 0" if config.objective == "noisy_jsd" else ">= 0"
-    noise = config.noise_variance
-    if not (0 < noise < math.inf or (noise == 0 and lowest == ">= 0")):
-        raise UsageError(f"noise_variance: got {noise}; expected a number {lowest}")
-    if config.batch_size % num_devices:
-        below = config.batch_size // num_devices * num_devices
-        sizes = [size for size in (below, below + num_devices) if size > 0]
-        raise UsageError(
-            f"batch_size: got {config.batch_size} for {num_devices} devices; expected a multiple, "
-            f"such as {' or '.join(map(str, sizes))}"
         )

@@ -74,12 +74,12 @@ def build(config: Config, dataset: Dataset, axis_name: str | None = None) -> Mod
     objective, init_critic = _build_objective(config, dataset)
 
     def sample_latents(key: Key, n: int) -> Array:
-        latents = settings.PRIORS[config.prior](key, (n, config.latent_dim))
+        prior = settings.PRIORS[config.prior]
         if not config.conditional:
-            return latents
-        return conditional.join(
-            latents, conditional.draw_labels(jax.random.fold_in(key, 1), n, dataset)
-        )
+            return prior(key, (n, config.latent_dim))
+        latent_key, label_key = jax.random.split(key)
+        latents = prior(latent_key, (n, config.latent_dim))
+        return conditional.join(latents, conditional.draw_labels(label_key, n, dataset))
 
     def generator(params: PyTree, batch_stats: PyTree, latents: Array) -> tuple[Array, PyTree]:
         variables = {"params": params, "batch_stats": batch_stats}
@@ -116,10 +116,12 @@ def _build_objective(
         return values, updated.get("batch_stats", {})
 
     critic = Critic(objective, apply, _critic_optimizer(config), settings.critic_steps(config))
-    rows = training_rows(config, dataset)
+    shape = dataset.sample_shape
+    if config.conditional:
+        shape = (math.prod(shape) + dataset.num_classes,)
 
     def initial_state(key: Key) -> CriticState:
-        points = jnp.zeros((2, *rows.shape[1:]))
+        points = jnp.zeros((2, *shape))
         variables = network.init(key, points, train=False)
         return critics.init(variables["params"], variables.get("batch_stats", {}), critic)
 
@@ -138,7 +140,7 @@ def _critic_network(config: Config, dataset: Dataset) -> nn.Module:
     network = networks.critic_for(shape, config.width, spectral_norm)
     if config.conditional:
         network = conditional.ConditionalCritic(network, shape)
-    if config.objective == "kale" and settings.TRACKS[config.log_normalizer]:
+    if settings.tracks(config):
         network = networks.TrackedNormalizer(network)
     return network
 
@@ -149,7 +151,7 @@ def _critic_optimizer(config: Config) -> optax.GradientTransformation:
     optimizer = optax.adam(rate, b1=config.b1)
     if choice.is_energy:
         return optax.chain(optimizer, critics.scale_by_info(lambda info: info["rate_factor"]))
-    if config.objective == "kale" and settings.TRACKS[config.log_normalizer]:
+    if settings.tracks(config):
         return optax.partition(
             {"network": optimizer, "log_normalizer": optax.sgd(1.0)},
             lambda params: {name: name for name in params},

@@ -156,21 +156,9 @@ def make_train_step(
             jax.random.fold_in(key, state.step), 4
         )
         batches = _deal(data, num_batches)
-        direction_fn: Callable[..., tuple[Array, Info]]
-        if isinstance(objective, Critic):
-            critic_state, critic_info = critics.train(
-                critic_key,
-                state.critic,
-                objective,
-                lambda *keys_and_data: draw(state, *keys_and_data)[-2:],
-                batches,
-                axis_name=axis_name,
-            )
-            state = state._replace(critic=critic_state)
-            critic_fn = critics.bind(critic_state, objective)
-            direction_fn = functools.partial(objective.objective.direction, critic_fn)
-        else:
-            direction_fn, critic_info = objective, {}
+        state, direction_fn, critic_info = _follow(
+            objective, state, critic_key, functools.partial(draw, state), batches, axis_name
+        )
         batch = draw(state, latent_key, noise_key, batches[-1])
         direction, info = direction_fn(
             objective_key, batch.samples, batch.data, axis_name=axis_name
@@ -337,6 +325,27 @@ def _scan(
         return lax.scan(body, state, items)
     state, info = body(state, items[0])
     return state, jax.tree.map(lambda value: value[None], info)
+
+
+def _follow(
+    objective: Objective | Critic,
+    state: TrainState,
+    key: Key,
+    draw: Callable[[Key, Key, Array], _Batch],
+    batches: Array,
+    axis_name: str | None,
+) -> tuple[TrainState, Callable[..., tuple[Array, Info]], Info]:
+    """Returns the state after the critic's steps, the direction that follows it, and its info."""
+    if not isinstance(objective, Critic):
+        return state, objective, {}
+
+    def seen(*keys_and_data: Array) -> tuple[Array, Array]:
+        batch = draw(*keys_and_data)
+        return batch.samples, batch.data
+
+    critic, info = critics.train(key, state.critic, objective, seen, batches, axis_name=axis_name)
+    direction_fn = functools.partial(objective.objective.direction, critics.bind(critic, objective))
+    return state._replace(critic=critic), direction_fn, info
 
 
 def _deal(data: Array, num_batches: int) -> Array:

@@ -214,65 +214,72 @@ def kale(
       derived in :mod:`kernelgrad.kale`.
     """
     _checks.not_negative(penalty_weight=penalty_weight)
+    return TwoPlayer(
+        functools.partial(_kale_loss, penalty_weight, penalty, track),
+        functools.partial(_kale_direction, track),
+    )
 
-    def energies(output: Any) -> Array:
-        return output if track is None else output[0]
 
-    def log_normalizer_of(output: Any, axis_name: str | None) -> Array:
-        if track is None:
-            return kales.optimal_log_normalizer(output, axis_name=axis_name)
-        return output[1]
+def _energies(track: TrackFn | None, output: Any) -> Array:
+    return output if track is None else output[0]
 
-    def critic_loss(
-        critic_fn: CriticFn,
-        key: Key,
-        samples: Array,
-        data: Array,
-        *,
-        axis_name: str | None = None,
-    ) -> tuple[Array, Info]:
-        def energy_fn(points: Array) -> Array:
-            return energies(critic_fn(points))
 
-        output = critic_fn(samples)
-        of_data, of_samples = energy_fn(data), energies(output)
-        tracked = log_normalizer_of(output, axis_name)
-        log_normalizer = lax.stop_gradient(tracked)
-        loss = -kales.kale(of_data, of_samples, log_normalizer)
-        slope = penalty(
-            energy_fn, adversarial.interpolates(key, data, samples, axis_name=axis_name)
-        )
-        info = {
-            "critic_loss": loss,
-            "penalty": slope,
-            "energy_data": jnp.mean(of_data),
-            "log_normalizer": log_normalizer,
-        }
-        total = loss + penalty_weight * slope
-        if track is not None:  # a term of value 0 and slope c - track(c, energies)
-            descent = log_normalizer - track(log_normalizer, of_samples, axis_name=axis_name)
-            total += (tracked - log_normalizer) * lax.stop_gradient(descent)
-        return total, info
+def _log_normalizer(track: TrackFn | None, output: Any, axis_name: str | None) -> Array:
+    if track is None:
+        return kales.optimal_log_normalizer(output, axis_name=axis_name)
+    return output[1]
 
-    def direction(
-        critic_fn: CriticFn,
-        key: Key,
-        samples: Array,
-        data: Array,
-        *,
-        axis_name: str | None = None,
-    ) -> tuple[Array, Info]:
-        del key, data
 
-        def energy_fn(points: Array) -> tuple[Array, Array]:
-            output = critic_fn(points)
-            return energies(output), log_normalizer_of(output, axis_name)
+def _kale_loss(
+    penalty_weight: float,
+    penalty: Callable[[CriticFn, Array], Array],
+    track: TrackFn | None,
+    critic_fn: CriticFn,
+    key: Key,
+    samples: Array,
+    data: Array,
+    *,
+    axis_name: str | None = None,
+) -> tuple[Array, Info]:
+    def energy_fn(points: Array) -> Array:
+        return _energies(track, critic_fn(points))
 
-        energy, pull, log_normalizer = jax.vjp(energy_fn, samples, has_aux=True)
-        (descent,) = pull(kales.generator_weights(energy, log_normalizer))
-        return descent, {}
+    output = critic_fn(samples)
+    of_data, of_samples = energy_fn(data), _energies(track, output)
+    tracked = _log_normalizer(track, output, axis_name)
+    log_normalizer = lax.stop_gradient(tracked)
+    loss = -kales.kale(of_data, of_samples, log_normalizer)
+    slope = penalty(energy_fn, adversarial.interpolates(key, data, samples, axis_name=axis_name))
+    total = loss + penalty_weight * slope
+    if track is not None:  # a term of value 0 and slope c - track(c, energies)
+        descent = log_normalizer - track(log_normalizer, of_samples, axis_name=axis_name)
+        total += (tracked - log_normalizer) * lax.stop_gradient(descent)
+    return total, {
+        "critic_loss": loss,
+        "penalty": slope,
+        "energy_data": jnp.mean(of_data),
+        "log_normalizer": log_normalizer,
+    }
 
-    return TwoPlayer(critic_loss, direction)
+
+def _kale_direction(
+    track: TrackFn | None,
+    critic_fn: CriticFn,
+    key: Key,
+    samples: Array,
+    data: Array,
+    *,
+    axis_name: str | None = None,
+) -> tuple[Array, Info]:
+    del key, data
+
+    def energy_fn(points: Array) -> tuple[Array, Array]:
+        output = critic_fn(points)
+        return _energies(track, output), _log_normalizer(track, output, axis_name)
+
+    energy, pull, log_normalizer = jax.vjp(energy_fn, samples, has_aux=True)
+    (descent,) = pull(kales.generator_weights(energy, log_normalizer))
+    return descent, {}
 
 
 def _gan(generator_loss: Callable[[Array], Array]) -> TwoPlayer:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import classifier, latent_chains, networks, sample, settings
+from experiments import classifier, latent_chains, latent_model, networks, sample, settings
 from experiments import data as datasets
 from experiments import train as training
 from experiments.errors import UsageError
@@ -233,7 +233,7 @@ def test_objectives_without_a_critic_have_no_energy():
 
 
 def test_every_prior_has_normal_latents():
-    assert set(sample._FROM_NORMAL) == set(settings.PRIORS)
+    assert set(latent_model.FROM_NORMAL) == set(settings.PRIORS)
 
 
 # ------------------------------------------------------------------------------------- the chains
