@@ -24,8 +24,10 @@ def pairs(
     targets = pairwise.embed(kernel, queries if samples is None else samples)
 
     def values(x: Array) -> Array:
-        rows, cols = distances.centred(pairwise.embed(kernel, x), targets)
-        return profile(distances.tile_distances(rows, cols, 0 if samples is None else None))
+        rows, cols = distances.prepare(pairwise.embed(kernel, x), targets)
+        return profile(
+            distances.between(pairwise.radial(kernel), rows, cols, 0 if samples is None else None)
+        )
 
     value, pull = jax.vjp(values, queries)
     return value, lambda weights: pull(weights)[0]

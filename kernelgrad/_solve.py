@@ -124,14 +124,13 @@ def _preconditioner(kernel: Kernel, points: Array, ridge: Array) -> Solve:
 
 def _pivoted_cholesky(kernel: Kernel, points: Array, rank: int) -> tuple[Array, Array]:
     """Returns F^T, shape (rank, n), and the diagonal of K - F F^T; rows are 0 below rounding."""
-    points, _ = distances.centred(points, None)
     peak = _gram.at_zero(kernel, points)
     rounding = rank * jnp.finfo(points.dtype).eps * peak
 
     def add(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         factor, left = carry
         pivot = jnp.argmax(left)
-        sq_dist = distances.tile_distances(points[pivot][None], points)[0]
+        sq_dist = distances.sq_norms(points - points[pivot])
         row = kernel.profile(sq_dist) - _gram.dot(factor[:, pivot], factor)
         row = jnp.where(left[pivot] > rounding, row * lax.rsqrt(left[pivot]), 0)
         left = jnp.maximum(left - jnp.square(row), 0).at[pivot].set(0)

@@ -1,20 +1,62 @@
-"""Squared distances between points: centred first, by one full-precision matmul, never negative."""
+"""Squared distances between points: by a matmul where that keeps the digits, else by differences.
+
+The matmul |a|^2 + |b|^2 - 2 a.b of centred points errs by some eps (|a|^2 + |b|^2). A pair is lost
+where that is more than the kernel bears and more than a small part of the distance itself: such as
+two neighbours in a cluster far from the middle. A tile with such a pair is computed again from the
+differences of the coordinates as they came, which are exact.
+"""
 
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_batching import custom_vmap
 
-from kernelgrad.types import Array
+from kernelgrad.types import Array, Kernel
 
-DIRECT_DIMENSIONS = 3  # up to here differences are as cheap as a matmul, and exact
+DIRECT_DIMENSIONS = 3  # up to here differences are as cheap as a matmul
+
+_BORNE = 32  # epsilons of k(0) by which rounding may move a kernel
+_RELATIVE = 1e-5  # error of a squared distance that no radial kernel feels
 
 _dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
+T = TypeVar("T")
 
-def centred(x: Array, y: Array | None, axis_name: str | None = None) -> tuple[Array, Array]:
-    """Returns both sets in at least float32, moved so that a middle of the second is 0.
+
+class Points(NamedTuple):
+    """Points as pairs need them.
+
+    Attributes:
+      raw: as they came, in at least float32; shape (n, d).
+      centred: less a middle that both sides of the pairs share; shape (n, d).
+      sq_norms: squared norms of the centred ones; shape (n,).
+    """
+
+    raw: Array
+    centred: Array
+    sq_norms: Array
+
+    def unit(self) -> Array:
+        """Returns a power of two near the median norm; shape ().
+
+        In this unit of length no product of lengths overflows, and none of them loses a digit.
+        """
+        norms = lax.stop_gradient(self.sq_norms)
+        middle = jnp.median(norms)
+        middle = jnp.where(middle > 0, middle, jnp.max(norms))
+        middle = jnp.where((middle > 0) & jnp.isfinite(middle), middle, 1)
+        return jnp.exp2(jnp.round(jnp.log2(middle) / 2))
+
+
+def prepare(
+    x: Array, y: Array | None = None, axis_name: str | None = None
+) -> tuple[Points, Points]:
+    """Returns both sides of the pairs, moved so that a middle of the second is 0.
 
     Args:
       x: points; shape (n, d), floating.
@@ -22,15 +64,37 @@ def centred(x: Array, y: Array | None, axis_name: str | None = None) -> tuple[Ar
       axis_name: if set, all devices take the middle of the first one's y.
 
     Returns:
-      x and y less the middle, which carries no gradient.
+      x and y. The middle carries no gradient.
     """
     dtype = x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.float32
     x = x.astype(dtype)
-    y = x if y is None else y.astype(dtype)
-    centre = lax.stop_gradient(_middle(y))
+    others = x if y is None else y.astype(dtype)
+    centre = lax.stop_gradient(_middle(others))
     if axis_name is not None:
         centre = lax.all_gather(centre, axis_name)[0]
-    return x - centre, y - centre
+
+    def moved(points: Array) -> Points:
+        centred = points - centre
+        return Points(points, centred, sq_norms(centred))
+
+    rows = moved(x)
+    return rows, rows if y is None else moved(others)
+
+
+class InUnits(NamedTuple):
+    """A radial kernel of points that are given in another unit of length.
+
+    Attributes:
+      kernel: of the points as they came.
+      square: of the unit; shape ().
+    """
+
+    kernel: Kernel
+    square: Array
+
+    def profile(self, sq_dist: Array) -> Array:
+        """Returns k at squared distances in the unit, elementwise."""
+        return self.kernel.profile(sq_dist * self.square)
 
 
 def _middle(x: Array) -> Array:
@@ -47,35 +111,210 @@ def _middle(x: Array) -> Array:
     return median(*jnp.split(median(*jnp.split(nine, 3)), 3))
 
 
-def tile_distances(
-    rows: Array,
-    cols: Array,
-    shift: int | Array | None = None,
-    norms: tuple[Array, Array] | None = None,
-) -> Array:
-    """Returns squared distances between centred points, full precision and never negative.
+def between(kernel: Kernel | None, rows: Points, cols: Points, shift: Any = None) -> Array:
+    """Returns squared distances that are never negative, and as exact as the kernel asks.
 
     Args:
-      rows: points; shape (n, d), at least float32.
-      cols: points; shape (m, d).
+      kernel: radial, what the distances are for. None: they are exact in themselves.
+      rows: from :func:`prepare`; shape (n, d).
+      cols: its other side; shape (m, d).
       shift: row a and column a + shift are one point, at distance 0. None: no point is in both.
-      norms: :func:`sq_norms` of both, where they are at hand; shapes (n,) and (m,).
 
     Returns:
       Squared distances, shape (n, m).
     """
-    if rows.shape[1] <= DIRECT_DIMENSIONS:
-        sq_dist = jnp.zeros((rows.shape[0], cols.shape[0]), rows.dtype)
-        for a, b in zip(rows.T, cols.T, strict=True):
-            sq_dist += jnp.square(_differences(a, b))
-    else:
-        row_norms, col_norms = (sq_norms(rows), sq_norms(cols)) if norms is None else norms
-        left = [-2 * rows, row_norms[:, None], jnp.ones_like(row_norms)[:, None]]
-        right = [cols, jnp.ones_like(col_norms)[:, None], col_norms[:, None]]
-        # the norms inside of the matmul: a fifth less time than adding them to its result
-        sq_dist = _dot(jnp.concatenate(left, axis=1), jnp.concatenate(right, axis=1).T)
-        sq_dist += lax.stop_gradient(jnp.maximum(sq_dist, 0) - sq_dist)  # keeps d/dx at coincidence
+    if rows.raw.shape[1] <= DIRECT_DIMENSIONS:
+        return direct(rows, cols)
+    return chosen(lost(kernel, rows, cols, shift), rows, cols, shift)
+
+
+def chosen(exact: Array, rows: Points, cols: Points, shift: Any = None) -> Array:
+    """Returns squared distances that are never negative, directly or by one matmul.
+
+    Args:
+      exact: from :func:`lost`.
+      rows: from :func:`prepare`; shape (n, d).
+      cols: its other side; shape (m, d).
+      shift: row a and column a + shift are one point, at distance 0. None: no point is in both.
+
+    Returns:
+      Squared distances, shape (n, m).
+    """
+    if rows.raw.shape[1] <= DIRECT_DIMENSIONS:
+        return direct(rows, cols)
+    exactly = jax.checkpoint(direct)
+    sq_dist = choose(exact, lambda: exactly(rows, cols), lambda: products(rows, cols))
+    sq_dist += lax.stop_gradient(jnp.maximum(sq_dist, 0) - sq_dist)  # keeps d/dx at coincidence
     return sq_dist if shift is None else jnp.where(same_point(sq_dist, shift), 0, sq_dist)
+
+
+def products(rows: Points, cols: Points) -> Array:
+    """Returns squared distances by a full-precision matmul, negative where rounding makes them so.
+
+    Args:
+      rows: from :func:`prepare`; shape (n, d).
+      cols: its other side; shape (m, d).
+
+    Returns:
+      Squared distances, shape (n, m).
+    """
+    left = [-2 * rows.centred, rows.sq_norms[:, None], jnp.ones_like(rows.sq_norms)[:, None]]
+    right = [cols.centred, jnp.ones_like(cols.sq_norms)[:, None], cols.sq_norms[:, None]]
+    # the norms inside of the matmul: a fifth less time than adding them to its result
+    return _dot(jnp.concatenate(left, axis=1), jnp.concatenate(right, axis=1).T)
+
+
+def difference_sums(factors: Array, rows: Points, cols: Points, *, axis: int) -> Array:
+    r"""Returns the sums :math:`\sum f_{ij} (y_j - x_i)` of differences of coordinates.
+
+    Args:
+      factors: f; shape (n, m).
+      rows: x_i, from :func:`prepare`; shape (n, d).
+      cols: y_j, its other side; shape (m, d).
+      axis: 1 for sums over j, at the rows; 0 for sums over i, at the columns.
+
+    Returns:
+      Sums, shape (n, d) or (m, d).
+
+    Cost: O(n m d) time, O(n m) memory, its gradient's too.
+    """
+
+    @jax.checkpoint
+    def of(coordinate: tuple[Array, Array]) -> Array:
+        x, y = coordinate
+        return jnp.sum(factors * (y[None, :] - x[:, None]), axis=axis)
+
+    return lax.map(of, (rows.raw.T, cols.raw.T)).T
+
+
+def direct(rows: Points, cols: Points) -> Array:
+    """Returns squared distances by differences of coordinates, exact to a few epsilons each.
+
+    Args:
+      rows: from :func:`prepare`; shape (n, d).
+      cols: its other side; shape (m, d).
+
+    Returns:
+      Squared distances, shape (n, m). Between finite points far apart they may be infinite.
+
+    Cost: O(n m d) time, some four times that of the matmul; O(n m) memory, its gradient's too.
+    """
+    if rows.raw.shape[1] <= DIRECT_DIMENSIONS:
+        sq_dist = jnp.zeros((rows.raw.shape[0], cols.raw.shape[0]), rows.raw.dtype)
+        for a, b in zip(rows.raw.T, cols.raw.T, strict=True):
+            sq_dist += jnp.square(_differences(a, b))
+        return sq_dist
+    return over_coordinates(lambda a, b: jnp.square(a - b), rows.raw, cols.raw)
+
+
+def over_coordinates(term: Callable[[Any, Any], Array], rows: Any, cols: Any) -> Array:
+    """Adds up a function of one coordinate of all pairs over the coordinates, one at a time.
+
+    Args:
+      term: (of_row, of_column) -> summand, shape (n, m); it sees one coordinate of each array of
+        `rows`, shape (n, 1), and of `cols`, shape (1, m).
+      rows: array of shape (n, d), or a pytree of such.
+      cols: likewise; shape (m, d).
+
+    Returns:
+      The sums, shape (n, m).
+    """
+
+    def of(coordinates: Any) -> Array:
+        a, b = coordinates
+        return term(jax.tree.map(lambda v: v[:, None], a), jax.tree.map(lambda v: v[None, :], b))
+
+    @jax.checkpoint
+    def add(total: Array, coordinates: Any) -> tuple[Array, None]:
+        return total + of(coordinates), None
+
+    coordinates = jax.tree.map(jnp.transpose, (rows, cols))
+    first, others = (jax.tree.map(lambda v, s=s: v[s], coordinates) for s in (0, slice(1, None)))
+    return lax.scan(add, of(first), others)[0]
+
+
+def _differences(a: Array, b: Array) -> Array:
+    """Returns a_i - b_j by a matmul of inner dimension 2: exact, and faster than broadcasts."""
+    left, right = jnp.stack([a, jnp.ones_like(a)], axis=1), jnp.stack([jnp.ones_like(b), -b])
+    return _dot(left, right)
+
+
+def lost(kernel: Kernel | None, rows: Points, cols: Points, shift: Any = None) -> Array:
+    """Returns whether the matmul loses a pair.
+
+    Args:
+      kernel: radial, what the distances are for. None: they are to be exact in themselves.
+      rows: from :func:`prepare`; shape (n, d).
+      cols: its other side; shape (m, d).
+      shift: row a and column a + shift are one point, which is no pair. None: there is none.
+
+    Returns:
+      Whether there is a pair whose distance errs by more than 1e-5 of itself, and by more than
+      moves the kernel by 32 epsilons of k(0); int32, shape (), 0 or 1, the same over a vmap.
+
+    Cost: O(n + m) where the points are within some five lengthscales of their middle, else a
+      matmul.
+    """
+    rows, cols, kernel = lax.stop_gradient((rows, cols, kernel))
+    unit = jnp.finfo(rows.raw.dtype).eps
+
+    def moves(rounding: Array) -> Array:
+        if kernel is None:
+            return rounding > 0
+        peak = kernel.profile(jnp.zeros((), rounding.dtype))
+        return jnp.abs(peak - kernel.profile(rounding)) > _BORNE * unit * jnp.abs(peak)
+
+    def look() -> Array:
+        rounding = unit * (rows.sq_norms[:, None] + cols.sq_norms[None, :])
+        bad = moves(rounding) & ~(products(rows, cols) >= rounding / _RELATIVE)
+        if shift is not None:
+            bad &= ~same_point(bad, shift)
+        return _any(jnp.any(bad).astype(jnp.int32))
+
+    farthest = unit * (jnp.max(rows.sq_norms) + jnp.max(cols.sq_norms))
+    return choose(_any(moves(farthest).astype(jnp.int32)), look, lambda: jnp.zeros((), jnp.int32))
+
+
+def far_apart(rows: Points, cols: Points, borne: Array) -> Array:
+    """Returns whether the matmul may err by more than `borne` in some squared distance.
+
+    Args:
+      rows: from :func:`prepare`; shape (n, d).
+      cols: its other side; shape (m, d).
+      borne: error of a squared distance that does no harm; shape ().
+
+    Returns:
+      int32, shape (), 0 or 1, the same over a vmap.
+    """
+    unit = jnp.finfo(rows.raw.dtype).eps
+    far = ~(unit * (jnp.max(rows.sq_norms) + jnp.max(cols.sq_norms)) <= borne)
+    return _any(far.astype(jnp.int32))
+
+
+def choose(condition: Array, if_true: Callable[[], T], if_false: Callable[[], T]) -> T:
+    """Returns what one of two functions of no arguments returns; only that one runs.
+
+    Args:
+      condition: int32, shape (), 0 or 1.
+      if_true: called where it is 1.
+      if_false: called where it is 0.
+
+    Returns:
+      A pytree.
+    """
+    return lax.cond(condition == 1, if_true, if_false)
+
+
+@custom_vmap
+def _any(flag: Array) -> Array:
+    """Returns the flag, and under vmap whether any is set: a choice stays one for the batch."""
+    return flag
+
+
+@_any.def_vmap
+def _any_of_batch(axis_size: int, in_batched: list[bool], flags: Array) -> tuple[Array, bool]:
+    del axis_size, in_batched
+    return _any(jnp.max(flags)), False
 
 
 def same_point(tile: Array, shift: int | Array) -> Array:
@@ -102,9 +341,3 @@ def sq_norms(points: Array) -> Array:
       Squared norms, shape (n,), in squared units of the points.
     """
     return jnp.sum(jnp.square(points), axis=1)
-
-
-def _differences(a: Array, b: Array) -> Array:
-    """Returns a_i - b_j by a matmul of inner dimension 2: exact, and faster than broadcasts."""
-    left, right = jnp.stack([a, jnp.ones_like(a)], axis=1), jnp.stack([jnp.ones_like(b), -b])
-    return _dot(left, right)

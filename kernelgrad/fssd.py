@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, distances
+from kernelgrad import _checks, _gram
 from kernelgrad.types import Array, Kernel, Key
 
 _LEAST_DEVIATION = 0.1  # of sigma, in units of the null's: sigma itself is 0 where q = p
@@ -166,10 +166,10 @@ def _stein_features(particles: Array, score: Array, kernel: Kernel, locations: A
     """Returns tau at each particle, shape (n, J d)."""
     if hasattr(kernel, "features"):
         raise ValueError("kernel: got a feature kernel; expected a radial kernel of the particles")
-    points, sites = distances.centred(jnp.asarray(particles), jnp.asarray(locations))
-    sq_dist = distances.tile_distances(points, sites)
-    value, slope = jax.jvp(kernel.profile, (sq_dist,), (jnp.ones_like(sq_dist),))
+    points, sites = _gram.wide(particles), _gram.wide(locations)
     steps = points[:, None, :] - sites[None, :, :]
+    sq_dist = jnp.sum(jnp.square(steps), axis=2)
+    value, slope = jax.jvp(kernel.profile, (sq_dist,), (jnp.ones_like(sq_dist),))
     score = jnp.asarray(score).astype(points.dtype)
     features = value[:, :, None] * score[:, None, :] + 2 * slope[:, :, None] * steps
     return features.reshape(points.shape[0], -1) / sites.size**0.5

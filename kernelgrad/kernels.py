@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, pairwise
+from kernelgrad import _checks, distances, pairwise
 from kernelgrad.median import median_squared_distance
 from kernelgrad.types import Array, Kernel, PyTree
 
@@ -273,8 +273,11 @@ def gram(kernel: Kernel, x: Array, y: Array | None = None) -> Array:
 
     Cost: O(n m d) time, O(n m) memory; :func:`kernelgrad.pairwise.kernel_sum` needs no gram.
     """
-    embedded = None if y is None else pairwise.embed(kernel, y)
-    return kernel.profile(pairwise.squared_distances(pairwise.embed(kernel, x), embedded))
+    _checks.points(x=x, **({} if y is None else {"y": y}))
+    embedded = [None if points is None else pairwise.embed(kernel, points) for points in (x, y)]
+    rows, cols = distances.prepare(*jax.tree.map(jnp.asarray, embedded))
+    shift = 0 if y is None else None
+    return kernel.profile(distances.between(pairwise.radial(kernel), rows, cols, shift))
 
 
 def median_lengthscale(x: Array, y: Array | None = None, *, axis_name: str | None = None) -> Array:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from kernelgrad import _checks, distances, kernels, pairwise, tiles
+from kernelgrad.distances import Points
 from kernelgrad.types import Array, Kernel, Key, ScoreFn, TestResult
 
 _SIGNS_AT_ONCE = 256
@@ -41,8 +42,8 @@ def stein_gram(particles: Array, score: Array, kernel: Kernel) -> Array:
     References:
       Liu, Lee & Jordan 2016, eq. (6); Wang & Liu 2016 (amortized SVGD), eq. (6).
     """
-    side = _side(particles, score, kernel)
-    return _stein_tile(kernel, 0, side, side)
+    side, kernel, unit = _side(particles, score, kernel)
+    return _stein_tile(kernel, 0, side, side) / jnp.square(unit)
 
 
 def ksd_v_statistic(
@@ -183,10 +184,10 @@ def goodness_of_fit_test(
       Chwialkowski, Strathmann & Gretton 2016, section 2, with block signs for its Markov chain of
       signs; Phipson & Smyth 2010 for the p-value.
     """
-    side = _side(particles, score, kernel)
+    side, kernel, unit = _side(particles, score, kernel)
     _checks.finite(particles=particles, score=score)
     _checks.at_least("num_bootstrap", num_bootstrap, 1)
-    n, dtype = side.points.shape[0], side.points.dtype
+    n, dtype = side.score.shape[0], side.score.dtype
     blocks = _blocks(n, num_chains, block_length)
     batches = -(-num_bootstrap // _SIGNS_AT_ONCE)
     width = -(-num_bootstrap // batches)
@@ -202,7 +203,8 @@ def goodness_of_fit_test(
     exceeded = jnp.sum(null >= observed - rounding)
     p_value = (1 + exceeded).astype(dtype) / (1 + num_bootstrap)
     p_value = jnp.where(jnp.isfinite(observed), p_value, jnp.nan)
-    return TestResult(observed.astype(jnp.result_type(particles)), p_value)
+    statistic = observed / jnp.square(unit)
+    return TestResult(statistic.astype(jnp.result_type(particles)), p_value)
 
 
 def stein_thinning(particles: Array, score: Array, kernel: Kernel, *, num_points: int) -> Array:
@@ -232,7 +234,7 @@ def stein_thinning(particles: Array, score: Array, kernel: Kernel, *, num_points
     References:
       Riabiz et al. 2022 (Optimal thinning of MCMC output), Algorithm 1.
     """
-    side = _side(particles, score, kernel)
+    side, kernel, _ = _side(particles, score, kernel)
     _checks.finite(particles=particles, score=score)
     _checks.at_least("num_points", num_points, 1)
 
@@ -254,8 +256,7 @@ class _Side(NamedTuple):
     costs three inner products of length d, and the c that balances x and s keeps their digits.
     """
 
-    points: Array
-    sq_norms: Array
+    points: Points
     score: Array  # t
     left: Array  # (2 p, |t|^2 - |p|^2 - d, 1), whose product with
     right: Array  # (p, 1, |t|^2 - |p|^2 - d) is |t - t'|^2 - |p - p'|^2 + 2 t.t' - 2 d
@@ -263,7 +264,8 @@ class _Side(NamedTuple):
     weight: Array
 
 
-def _side(particles: Array, score: Array, kernel: Kernel) -> _Side:
+def _side(particles: Array, score: Array, kernel: Kernel) -> tuple[_Side, Kernel, Array]:
+    """Returns the particles, and the kernel, in a unit of length of their own, and that unit."""
     _checks.points(particles=particles)
     _checks.floating(score=score)
     _checks.shape("score", score, jnp.shape(particles))
@@ -271,17 +273,19 @@ def _side(particles: Array, score: Array, kernel: Kernel) -> _Side:
         raise ValueError("kernel: got a feature kernel; expected a radial kernel of the particles")
     if isinstance(kernel, kernels.RadialMixture) and kernel.shape is kernels._laplace:
         raise ValueError("kernel: got laplace, not differentiable at 0; expected matern32 or IMQ")
-    points, _ = distances.centred(jnp.asarray(particles), None)
-    score = jnp.asarray(score).astype(points.dtype)
-    sq_norms = distances.sq_norms(points)
-    root = _balance(sq_norms, distances.sq_norms(score))
+    as_given, _ = distances.prepare(jnp.asarray(particles))
+    unit = as_given.unit()
+    points, _ = distances.prepare(as_given.raw / unit)
+    score = jnp.asarray(score).astype(unit.dtype) * unit
+    root = _balance(points.sq_norms, distances.sq_norms(score))
     score = score / root
-    mixed = root * points + score
-    excess = distances.sq_norms(score) - distances.sq_norms(mixed) - points.shape[1]
+    mixed = root * points.centred + score
+    excess = distances.sq_norms(score) - distances.sq_norms(mixed) - score.shape[1]
     ones = jnp.ones_like(excess)
     left = jnp.concatenate([2 * mixed, excess[:, None], ones[:, None]], axis=1)
     right = jnp.concatenate([mixed, ones[:, None], excess[:, None]], axis=1)
-    return _Side(points, sq_norms, score, left, right, root**2 * ones, ones)
+    side = _Side(points, score, left, right, root**2 * ones, ones)
+    return side, distances.InUnits(kernel, jnp.square(unit)), unit
 
 
 def _balance(point_norms: Array, score_norms: Array) -> Array:
@@ -296,16 +300,17 @@ def _row_shares(
 ) -> Array:
     """Mean over i of sums over j, in which a pair counts for both of its points."""
     if axis_name is None:
-        side = _side(particles, score, kernel)
+        side, kernel, unit = _side(particles, score, kernel)
         tile = functools.partial(_share_tile, own)
-        return jnp.mean(tiles.stream_symmetric(tile, kernel, side).rows)
+        mean = jnp.mean(tiles.stream_symmetric(tile, kernel, side).rows)
+        return mean / jnp.square(unit)
     n = jnp.shape(particles)[0]
     particles, score = (pairwise.gather(a, axis_name) for a in (particles, score))
-    everyone = _side(particles, score, kernel)
+    everyone, kernel, unit = _side(particles, score, kernel)
     first = lax.axis_index(axis_name) * n
     here = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, first, n), everyone)
     rows = tiles.stream(functools.partial(_row_tile, own), (kernel, first), here, everyone).rows
-    return lax.pmean(jnp.mean(rows), axis_name)
+    return lax.pmean(jnp.mean(rows), axis_name) / jnp.square(unit)
 
 
 def _row_tile(
@@ -320,28 +325,39 @@ def _row_tile(
 
 
 def _share_tile(
-    own: bool, kernel: Kernel, shift: int | None, rows: _Side, cols: _Side
+    own: bool, kernel: Kernel, shift: int | Array, rows: _Side, cols: _Side
 ) -> tiles.PairSums:
     gram = _stein_tile(kernel, shift, rows, cols)
-    if shift is not None and not own:
+    if not own:
         gram = jnp.where(distances.same_point(gram, shift), 0, gram)
     shares = _dot(gram, cols.weight) * rows.weight
-    shares *= 2 if shift is None else 1
+    shares *= jnp.where(tiles.is_own(shift), 1, 2).astype(shares.dtype)
     return tiles.PairSums(rows=shares, cols=jnp.zeros_like(shares))
 
 
-def _stein_tile(kernel: Kernel, shift: int | Array | None, rows: _Side, cols: _Side) -> Array:
-    norms = (rows.sq_norms, cols.sq_norms)
-    sq_dist = distances.tile_distances(rows.points, cols.points, shift, norms)
+def _stein_tile(kernel: Kernel, shift: int | Array, rows: _Side, cols: _Side) -> Array:
+    exact = distances.lost(kernel, rows.points, cols.points, shift)
+    sq_dist = distances.chosen(exact, rows.points, cols.points, shift)
     ones = jnp.ones_like(sq_dist)
     value = kernel.profile(sq_dist)
     slope, curvature = jax.jvp(
         lambda r: jax.jvp(kernel.profile, (r,), (ones,))[1], (sq_dist,), (ones,)
     )
     scale, inner = rows.scale[:, None], _dot(rows.score, cols.score.T)
-    mixed = scale * sq_dist - 2 * inner + _dot(rows.left, cols.right.T)
-    if shift is not None:
-        mixed = jnp.where(distances.same_point(mixed, shift), -2 * rows.points.shape[1], mixed)
+
+    def by_differences() -> Array:
+        moved = distances.over_coordinates(
+            lambda a, b: (a[0] - b[0]) * (b[1] - a[1]),
+            (rows.points.raw, rows.score),
+            (cols.points.raw, cols.score),
+        )
+        return 2 * jnp.sqrt(scale) * moved - scale * sq_dist + 2 * inner - 2 * rows.score.shape[1]
+
+    polar = distances.choose(
+        exact, jax.checkpoint(by_differences), lambda: _dot(rows.left, cols.right.T)
+    )
+    mixed = scale * sq_dist - 2 * inner + polar
+    mixed = jnp.where(distances.same_point(mixed, shift), -2 * rows.score.shape[1], mixed)
     return scale * value * inner + slope * mixed - 4 * curvature * sq_dist
 
 
@@ -356,8 +372,8 @@ def _blocks(n: int, num_chains: int, block_length: int | Array) -> Array:
 
 
 def _form_tile(
-    kernel: Kernel, shift: int | None, rows: tuple[_Side, Array], cols: tuple[_Side, Array]
+    kernel: Kernel, shift: int | Array, rows: tuple[_Side, Array], cols: tuple[_Side, Array]
 ) -> tiles.PairSums:
     gram = _stein_tile(kernel, shift, rows[0], cols[0])
     forms = jnp.sum(rows[1] * _dot(gram, cols[1]), axis=0)
-    return tiles.PairSums(total=forms * (2 if shift is None else 1))
+    return tiles.PairSums(total=forms * jnp.where(tiles.is_own(shift), 1, 2).astype(forms.dtype))

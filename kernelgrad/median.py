@@ -3,15 +3,19 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from kernelgrad import _checks, distances, pairwise
+from kernelgrad.distances import Points
 from kernelgrad.types import Array
 
 _TILE = 512
 _LIMB = 20  # numbers of pairs exceed int32: counts are (high, low) with low < 2^_LIMB
 _SAMPLE = 64  # points whose pairs place the first pivots
+_LOW = 0.3  # share of the sampled pairs that stay below the median, whatever the sample
+_RELATIVE = 1e-5  # error that a distance may have
 _ROUNDING = 8  # above the error of |a|^2 + |b|^2 - 2 a.b, in units of eps (|a|^2 + |b|^2)
 
 _Count = tuple[Array, Array]
@@ -44,12 +48,15 @@ def median_squared_distance(
     _checks.points(x=x, **({} if y is None else {"y": y}))
     pool = lax.stop_gradient(x if y is None else jnp.concatenate([x, y]))
     first = 0 if axis_name is None else lax.axis_index(axis_name) * pool.shape[0]
-    everyone, _ = distances.centred(pairwise.gather(pool, axis_name), None)
-    num_points = everyone.shape[0]
+    everyone, _ = distances.prepare(pairwise.gather(pool, axis_name))
+    num_points = everyone.raw.shape[0]
     if num_points < 2:
         raise ValueError(f"x: got {num_points} point; expected at least 2, a median needs a pair")
 
-    pairs = _Pairs(everyone, first, pool.shape[0], axis_name)
+    stride = -(-num_points // _SAMPLE)
+    some = jax.tree.map(lambda a: a[::stride], everyone)
+    sampled = jnp.sort(distances.direct(some, some).ravel())
+    pairs = _Pairs(everyone, first, pool.shape[0], axis_name, sampled)
     num_pairs = num_points * (num_points - 1) // 2
     lower = _order_statistic(pairs, num_pairs, (num_pairs + 1) // 2)
     upper = lower
@@ -57,17 +64,22 @@ def median_squared_distance(
         upto, above = pairs.beyond(lower)
         upper = jnp.where(_at_least(upto, num_pairs // 2 + 1), lower, above)
     median = lower / 2 + upper / 2
-    return jnp.where(jnp.all(jnp.isfinite(everyone)), median, jnp.nan)
+    return jnp.where(jnp.all(jnp.isfinite(everyone.raw)), median, jnp.nan)
 
 
 @dataclass(frozen=True)
 class _Pairs:
     """The pairs i < j with i among this device's `num_local` points starting at `first`."""
 
-    points: Array
+    points: Points
     first: int | Array
     num_local: int
     axis_name: str | None
+    sampled: Array  # distances of some pairs, from the smallest to the largest
+
+    def quantiles(self, *shares: float) -> Array:
+        """Returns those of the sampled distances."""
+        return self.sampled[(jnp.array(shares) * (self.sampled.size - 1)).astype(jnp.int32)]
 
     def count(self, pivots: Array) -> _Count:
         """Counts the pairs at distance <= each pivot, over all devices."""
@@ -98,7 +110,7 @@ class _Pairs:
             return _carried(high, low + jnp.sum(near, dtype=jnp.int32)), smallest
 
         zero = jnp.zeros((), jnp.int32)
-        start = ((zero, zero), jnp.full((), jnp.inf, self.points.dtype))
+        start = ((zero, zero), jnp.full((), jnp.inf, self.points.raw.dtype))
         count, smallest = self._fold(add, start)
         if self.axis_name is None:
             return count, smallest
@@ -106,34 +118,54 @@ class _Pairs:
 
     def _fold(self, add, start):  # type: ignore[no-untyped-def]
         """Folds `add` over the tiles on and above the diagonal; pairs i >= j are at infinity."""
-        size = min(_TILE, self.points.shape[0])
-        num_points = self.points.shape[0]
-        padded = jnp.pad(self.points, ((0, size), (0, 0)))
+        num_points = self.points.raw.shape[0]
+        size = min(_TILE, num_points)
+        padded = jax.tree.map(
+            lambda a: jnp.pad(a, [(0, size)] + [(0, 0)] * (a.ndim - 1)), self.points
+        )
+        borne = _RELATIVE * self.quantiles(_LOW)[0]
+
+        def part(start):  # type: ignore[no-untyped-def]
+            return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, start, size), padded)
 
         def add_row(row, carry):  # type: ignore[no-untyped-def]
             origin = self.first + row * size
-            rows = lax.dynamic_slice_in_dim(padded, origin, size)
+            rows = part(origin)
 
             def add_tile(col, carry):  # type: ignore[no-untyped-def]
-                cols = lax.dynamic_slice_in_dim(padded, origin + col * size, size)
-                sq_dist, rounding = _distances(rows, cols)
-                i = row * size + lax.broadcasted_iota(jnp.int32, sq_dist.shape, 0)
-                j = lax.broadcasted_iota(jnp.int32, sq_dist.shape, 1) + (origin + col * size)
-                inside = (i < self.num_local) & (self.first + i < j) & (j < num_points)
-                return add(carry, jnp.where(inside, sq_dist, jnp.inf), rounding)
+                cols = part(origin + col * size)
+
+                def add_pairs(distances_of):  # type: ignore[no-untyped-def]
+                    sq_dist, rounding = distances_of(rows, cols)
+                    i = row * size + lax.broadcasted_iota(jnp.int32, sq_dist.shape, 0)
+                    j = lax.broadcasted_iota(jnp.int32, sq_dist.shape, 1) + (origin + col * size)
+                    inside = (i < self.num_local) & (self.first + i < j) & (j < num_points)
+                    return add(carry, jnp.where(inside, sq_dist, jnp.inf), rounding)
+
+                return distances.choose(
+                    distances.far_apart(rows, cols, borne),
+                    lambda: add_pairs(_exact_distances),
+                    lambda: add_pairs(_distances),
+                )
 
             return lax.fori_loop(0, -(-(num_points - origin) // size), add_tile, carry)
 
         return lax.fori_loop(0, -(-self.num_local // size), add_row, start)
 
 
-def _distances(rows: Array, cols: Array) -> tuple[Array, Array]:
+def _exact_distances(rows: Points, cols: Points) -> tuple[Array, Array]:
+    """Squared distances of one tile by differences, and their rounding."""
+    sq_dist = distances.direct(rows, cols)
+    return sq_dist, _ROUNDING * jnp.finfo(sq_dist.dtype).eps * sq_dist
+
+
+def _distances(rows: Points, cols: Points) -> tuple[Array, Array]:
     """Squared distances of one tile, 0 where rounding may have made them, and that rounding."""
-    sq_dist = distances.tile_distances(rows, cols)
-    unit = _ROUNDING * jnp.finfo(rows.dtype).eps
-    if rows.shape[1] <= distances.DIRECT_DIMENSIONS:
-        return sq_dist, unit * sq_dist
-    rounding = unit * (distances.sq_norms(rows)[:, None] + distances.sq_norms(cols)[None, :])
+    if rows.raw.shape[1] <= distances.DIRECT_DIMENSIONS:
+        return _exact_distances(rows, cols)
+    sq_dist = distances.products(rows, cols)
+    unit = _ROUNDING * jnp.finfo(sq_dist.dtype).eps
+    rounding = unit * (rows.sq_norms[:, None] + cols.sq_norms[None, :])
     return jnp.where(sq_dist <= rounding, 0, sq_dist), rounding
 
 
@@ -154,7 +186,7 @@ def _order_statistic(pairs: _Pairs, num_pairs: int, rank: int) -> Array:
     few passes for a smooth distribution; those at the quarters of the interval bound the number
     of passes for any other.
     """
-    dtype = pairs.points.dtype
+    dtype = pairs.points.raw.dtype
     integer = jnp.int32 if dtype == jnp.float32 else jnp.int64
 
     def value(bits: Array) -> Array:
@@ -198,11 +230,7 @@ def _order_statistic(pairs: _Pairs, num_pairs: int, rank: int) -> Array:
         below=(zero, zero),
         upto=(zero + (num_pairs >> _LIMB), zero + num_pairs % (1 << _LIMB)),
     )
-    stride = -(-pairs.points.shape[0] // _SAMPLE)
-    sample = pairs.points[::stride]
-    sampled = jnp.sort(distances.tile_distances(sample, sample).ravel())
-    quantiles = jnp.array([0.3, 0.45, 0.49, 0.51, 0.55, 0.7])
-    first = sampled[(quantiles * (sampled.size - 1)).astype(jnp.int32)]
+    first = pairs.quantiles(_LOW, 0.45, 0.49, 0.51, 0.55, 0.7)
     bracket, _ = lax.while_loop(lambda s: s[0].high - s[0].low > 1, advance, (bracket, first))
     return value(bracket.high)
 

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _gram, distances, pairwise
+from kernelgrad import _checks, _gram, distances, kernels, pairwise
+from kernelgrad.distances import Points
 from kernelgrad.types import Array, Key
 
 _PAIRS_AT_ONCE = 1 << 21
@@ -175,14 +176,17 @@ def noisy_logits_and_gradient(
     _checks.positive(variance=variance)
     dtype = _gram.wide(points).dtype
     clouds = [pairwise.gather(cloud.astype(dtype), axis_name) for cloud in (real, fake)]
-    rows, cols = distances.centred(points, jnp.concatenate(clouds))
-    width = _gram.like(variance, rows)
-    num_real, num_cols = clouds[0].shape[0], cols.shape[0]
+    rows, cols = distances.prepare(points, jnp.concatenate(clouds))
+    width = _gram.like(variance, cols.raw)
+    num_real, num_cols = clouds[0].shape[0], cols.raw.shape[0]
+    reals, fakes = (
+        jax.tree.map(lambda a: a[:num_real], cols),
+        jax.tree.map(lambda a: a[num_real:], cols),
+    )
 
     @jax.checkpoint
-    def at(row: Array) -> tuple[Array, Array]:
-        of_real = _kernel_sums(row, cols[:num_real], width)
-        of_fake = _kernel_sums(row, cols[num_real:], width)
+    def at(row: Points) -> tuple[Array, Array]:
+        of_real, of_fake = (_kernel_sums(row, cloud, width) for cloud in (reals, fakes))
         logit = of_real.log_mean - of_fake.log_mean
         logit += (of_fake.nearest - of_real.nearest) / (2 * width)
         return logit, (of_real.centre - of_fake.centre) / width
@@ -245,16 +249,17 @@ class _KernelSums(NamedTuple):
     centre: Array  # mu, the mean of y weighted by kappa
 
 
-def _kernel_sums(row: Array, cloud: Array, variance: Array) -> _KernelSums:
-    sq_dist = distances.tile_distances(row[None], cloud)[0]
+def _kernel_sums(row: Points, cloud: Points, variance: Array) -> _KernelSums:
+    kernel = kernels.rbf_mixture(jnp.sqrt(variance))
+    sq_dist = distances.between(kernel, jax.tree.map(lambda a: a[None], row), cloud)[0]
     nearest = lax.stop_gradient(jnp.min(sq_dist))
     exponents = (nearest - sq_dist) / (2 * variance)
     # XLA may round a distance here otherwise than in its minimum; far away exp would not bear it
-    is_nearest = sq_dist <= nearest * (1 + 4 * jnp.finfo(row.dtype).eps)
+    is_nearest = sq_dist <= nearest * (1 + 4 * jnp.finfo(sq_dist.dtype).eps)
     exponents += lax.stop_gradient(jnp.where(is_nearest, 0, exponents) - exponents)
-    kernels = jnp.exp(exponents)
-    centre = _gram.dot(kernels, cloud) / jnp.sum(kernels)
-    return _KernelSums(nearest, jnp.log(jnp.mean(kernels)), centre)
+    kappa = jnp.exp(exponents)
+    centre = _gram.dot(kappa, cloud.centred) / jnp.sum(kappa)
+    return _KernelSums(nearest, jnp.log(jnp.mean(kappa)), centre)
 
 
 # -------------------------------------------------------------------------------------- contracts

@@ -15,17 +15,20 @@ import jax.numpy as jnp
 from jax import lax
 
 from kernelgrad import _checks, distances, tiles
+from kernelgrad.distances import Points
 from kernelgrad.types import Array, Kernel
 
-_dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+_Dot = Callable[[Array, Array], Array]
+
+_dot: _Dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
 def squared_distances(x: Array, y: Array | None = None) -> Array:
     r"""Returns :math:`|x_i - y_j|^2` for all pairs.
 
-    Points are centred first and the cross term is a full-precision matmul, so that an offset of
-    the data costs no digits; negative rounding errors become 0. In at most 3 dimensions the
-    differences are taken directly.
+    Exact to about 1e-5 of each distance, whatever the offset of the data and however far their
+    clusters are apart: points are centred and multiplied in full precision, and where a pair is
+    too close for that, or in at most 3 dimensions, coordinates are subtracted first.
 
     Args:
       x: points; shape (n, d), floating.
@@ -37,11 +40,11 @@ def squared_distances(x: Array, y: Array | None = None) -> Array:
     Raises:
       ValueError: wrong rank, dtype or mismatched dimensions.
 
-    Cost: O(n m d) time, O(n m) memory.
+    Cost: O(n m d) time, some five times more where pairs are too close; O(n m) memory.
     """
     _checks.points(x=x, **({} if y is None else {"y": y}))
-    rows, cols = distances.centred(*jax.tree.map(jnp.asarray, (x, y)))
-    return distances.tile_distances(rows, cols, 0 if y is None else None)
+    rows, cols = distances.prepare(*jax.tree.map(jnp.asarray, (x, y)))
+    return distances.between(None, rows, cols, 0 if y is None else None)
 
 
 def kernel_sum(
@@ -81,7 +84,7 @@ def kernel_sum(
     _check_offsets(x, y, offsets)
     dtype, x, y = jnp.result_type(x), embed(kernel, x), None if y is None else embed(kernel, y)
     pairs = _pairs(radial(kernel), x, y, axis_name)
-    return pairs.contract(pairs.gathered(weights), None, offsets)[0].astype(dtype)
+    return pairs.sums(weights, offsets=offsets)[0].astype(dtype)
 
 
 def gradient_sum(
@@ -124,13 +127,8 @@ def gradient_sum(
     _check_sums(x, y, gradient_weights=weights, name="weights")
     if hasattr(kernel, "features"):
         return _feature_gradient_sum(kernel, x, y, weights, axis_name)
-    pairs, rate = _pairs(kernel, x, y, axis_name), _log_slope(kernel)
-    moments = pairs.moments(weights)
-    if rate is None:
-        _, sums = pairs.contract(None, moments)
-    else:
-        sums, _ = pairs.contract(rate * moments, None)
-    return pairs.pulled(sums).astype(jnp.result_type(x))
+    sums = _pairs(kernel, x, y, axis_name).sums(None, weights, joined=True)
+    return sums.astype(jnp.result_type(x))
 
 
 def kernel_and_gradient_sum(
@@ -168,10 +166,8 @@ def kernel_and_gradient_sum(
     if hasattr(kernel, "features"):
         values = kernel_sum(kernel, x, y, weights, offsets=offsets, axis_name=axis_name)
         return values, gradient_sum(kernel, x, y, gradient_weights, axis_name=axis_name)
-    pairs = _pairs(kernel, x, y, axis_name)
-    columns = pairs.gathered(weights), pairs.moments(gradient_weights)
-    values, sums = pairs.contract(*columns, offsets)
-    return jax.tree.map(lambda s: s.astype(jnp.result_type(x)), (values, pairs.pulled(sums)))
+    sums = _pairs(kernel, x, y, axis_name).sums(weights, gradient_weights, offsets=offsets)
+    return jax.tree.map(lambda s: s.astype(jnp.result_type(x)), sums)
 
 
 def stein_sum(
@@ -219,13 +215,8 @@ def stein_sum(
     if hasattr(kernel, "features"):
         values = kernel_sum(kernel, x, y, weights, axis_name=axis_name)
         return values + gradient_sum(kernel, x, y, gradient_weights, axis_name=axis_name)
-    pairs, rate = _pairs(kernel, x, y, axis_name), _log_slope(kernel)
-    weights, moments = pairs.gathered(weights), pairs.moments(gradient_weights)
-    if rate is None:
-        values, sums = pairs.contract(weights, moments)
-        return (values + pairs.pulled(sums)).astype(jnp.result_type(x))
-    sums, _ = pairs.contract((rate * moments).at[:, :-1].add(weights), None)
-    return pairs.pulled(sums).astype(jnp.result_type(x))
+    sums = _pairs(kernel, x, y, axis_name).sums(weights, gradient_weights, joined=True)
+    return sums.astype(jnp.result_type(x))
 
 
 def _check_sums(
@@ -253,104 +244,133 @@ def _check_offsets(x: Array, y: Array | None, offsets: tuple[Array, Array] | Non
 class _Side(NamedTuple):
     """The points on one side of the pairs, and what they weigh in the other side's sums."""
 
-    points: Array
-    sq_norms: Array
+    points: Points
     offset: Array | None = None
-    of_values: Array | None = None
-    of_slopes: Array | None = None
+    weights: Any = None  # (m, p), or None
+    gradient_weights: Any = None  # (m,), or None
 
 
 class _Pairs(NamedTuple):
-    r"""Points between which a radial kernel is to be summed, centred and gathered.
-
-    As :math:`\sum_j g_j \nabla_{y_j} k = 2 \sum_j k'_{ij} g_j y_j - 2 x_i \sum_j k'_{ij} g_j`, sums
-    of values and of gradients are products of k and k' with columns known beforehand.
-    """
+    """Points between which a radial kernel is to be summed, gathered over devices."""
 
     kernel: Kernel
-    rows: Array
-    cols: Array
+    rows: Points
+    cols: Points
     axis_name: str | None
     same: bool  # rows are (among) the columns
 
-    def gathered(self, array: Array) -> Array:
-        """Returns what belongs to the columns, of all devices."""
-        return gather(jnp.asarray(array).astype(self.rows.dtype), self.axis_name)
-
-    def moments(self, gradient_weights: Array) -> Array:
-        """Returns the columns 2 g y and 2 g, whose products with k' make up the gradient sums."""
-        force = 2 * self.gathered(gradient_weights)[:, None]
-        return jnp.concatenate([force * self.cols, force], axis=1)
-
-    def pulled(self, sums: Array) -> Array:
-        """Returns the gradient sums from the sums of the moments."""
-        return sums[:, :-1] - self.rows * sums[:, -1:]
-
-    def contract(
+    def sums(
         self,
-        of_values: Array | None,
-        of_slopes: Array | None,
+        weights: Array | None,
+        gradient_weights: Array | None = None,
+        *,
         offsets: tuple[Array, Array] | None = None,
-    ) -> tuple[Array, Array]:
-        """Returns the sums of (k - a - b) times some columns, and of k' times others."""
+        joined: bool = False,
+    ) -> Any:
+        """Returns the sums of (k - a - b) w and of g grad k as a pair, or joined into one array."""
         above, beside = (None, None) if offsets is None else offsets
-        beside = None if beside is None else self.gathered(beside)
-        side = _Side(self.cols, distances.sq_norms(self.cols), beside, of_values, of_slopes)
+        side = _Side(self.cols, *map(self._gathered, (beside, weights, gradient_weights)))
         if self.same and self.axis_name is None:
-            return tiles.stream_symmetric(_mirrored_tile, self.kernel, side).rows
-        above = None if above is None else jnp.asarray(above).astype(self.rows.dtype)
-        here = _Side(self.rows, distances.sq_norms(self.rows), above)
-        own = None
-        if self.same and self.axis_name is not None:
-            own = (self.axis_name, self.rows.shape[0])
-        return tiles.stream(functools.partial(_tile, own), self.kernel, here, side).rows
+            mirrored = functools.partial(_mirrored_tile, joined)
+            return tiles.stream_symmetric(mirrored, self.kernel, side).rows
+        first = None  # of the columns that are the rows
+        if self.same:
+            first = lax.axis_index(self.axis_name) * self.rows.raw.shape[0]
+        here = _Side(self.rows, None if above is None else self._typed(above))
+        tile = functools.partial(_tile, joined)
+        return tiles.stream(tile, (self.kernel, first), here, side).rows
+
+    def _typed(self, array: Array) -> Array:
+        return jnp.asarray(array).astype(self.rows.raw.dtype)
+
+    def _gathered(self, array: Array | None) -> Array | None:
+        """Returns what belongs to the columns, of all devices."""
+        return None if array is None else gather(self._typed(array), self.axis_name)
 
 
 def _pairs(kernel: Kernel, x: Array, y: Array | None, axis_name: str | None) -> _Pairs:
     x, y = jax.tree.map(jnp.asarray, (x, y))
     others = None if y is None and axis_name is None else gather(x if y is None else y, axis_name)
-    return _Pairs(kernel, *distances.centred(x, others), axis_name, same=y is None)
+    return _Pairs(kernel, *distances.prepare(x, others, axis_name), axis_name, same=y is None)
 
 
 def _tile(
-    own: tuple[str, int] | None, kernel: Kernel, shift: Any, rows: _Side, cols: _Side
+    joined: bool,
+    shared: tuple[Kernel, Array | None],
+    shift: Any,
+    rows: _Side,
+    cols: _Side,
 ) -> tiles.PairSums:
-    """The sums at the rows; `own` gives the axis and the share of it if rows are among columns."""
-    shift = None if own is None else shift + lax.axis_index(own[0]) * own[1]
-    value, slope = _profile(kernel, shift, rows, cols)
-    return tiles.PairSums(rows=_products(_dot, value, slope, cols))
+    """The sums at the rows; the first of all rows is the column `first`, if it is one."""
+    kernel, first = shared
+    at_rows, _ = _sums(joined, kernel, None if first is None else shift + first, rows, cols)
+    return tiles.PairSums(rows=at_rows())
 
 
-def _mirrored_tile(kernel: Kernel, shift: Any, rows: _Side, cols: _Side) -> tiles.PairSums:
+def _mirrored_tile(
+    joined: bool, kernel: Kernel, shift: Any, rows: _Side, cols: _Side
+) -> tiles.PairSums:
     """The sums at the rows, and, unless they are the columns, at the columns."""
-    value, slope = _profile(kernel, shift, rows, cols)
-    sums = _products(_dot, value, slope, cols)
-    if shift is not None:
-        return tiles.PairSums(rows=sums, cols=jax.tree.map(jnp.zeros_like, sums))
-    return tiles.PairSums(rows=sums, cols=_products(_transposed_dot, value, slope, rows))
+    at_rows, at_cols = _sums(joined, kernel, shift, rows, cols)
+    sums = at_rows()
+    mirrored = tiles.unless_own(shift, at_cols, sums)
+    return tiles.PairSums(rows=sums, cols=mirrored)
 
 
-def _profile(kernel: Kernel, shift: Any, rows: _Side, cols: _Side) -> tuple[Array, Array | None]:
-    """Returns k less its offsets and, where they are asked for, its derivatives in sq_dist."""
-    sq_dist = distances.tile_distances(
-        rows.points, cols.points, shift, (rows.sq_norms, cols.sq_norms)
-    )
-    if cols.of_slopes is None:
-        value, slope = kernel.profile(sq_dist), None
+def _sums(
+    joined: bool, kernel: Kernel, shift: Any, rows: _Side, cols: _Side
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    r"""The sums of one tile, at its rows and at its columns.
+
+    :math:`\sum_j g_j \nabla_{y_j} k = 2 \sum_j k'_{ij} g_j y_j - 2 x_i \sum_j k'_{ij} g_j` is a
+    product of k' with moments known beforehand, unless that would lose a pair. A single Gaussian
+    has k' = rate k, so that one product serves the joined sums.
+    """
+    rate = _log_slope(kernel) if joined else None
+    exact = distances.lost(kernel, rows.points, cols.points, shift)
+    sq_dist = distances.chosen(exact, rows.points, cols.points, shift)
+    if cols.gradient_weights is None or rate is not None:
+        value = slope = kernel.profile(sq_dist)
     else:
         value, slope = jax.jvp(kernel.profile, (sq_dist,), (jnp.ones_like(sq_dist),))
+    less = value
     if rows.offset is not None and cols.offset is not None:
-        value -= rows.offset[:, None] + cols.offset[None, :]
-    return value, slope
+        less = value - (rows.offset[:, None] + cols.offset[None, :])
 
+    def gradients(
+        here: _Side, others: _Side, with_them: Array | None, dot: _Dot, axis: int
+    ) -> Array:
+        force = 2 * others.gradient_weights[:, None]
+        if rate is not None:
+            force = rate.astype(force.dtype) * force
 
-def _products(
-    dot: Callable[[Array, Array], Array], value: Array, slope: Array | None, others: _Side
-) -> tuple[Array | None, Array | None]:
-    """Sums over one tile; linear in what the others weigh, so zero padding is silent."""
-    values = None if others.of_values is None else dot(value, others.of_values)
-    slopes = None if slope is None else dot(slope, others.of_slopes)  # type: ignore[arg-type]
-    return values, slopes
+        def by_products() -> Array:
+            moments = jnp.concatenate([force * others.points.centred, force], axis=1)
+            if with_them is not None:
+                moments = moments.at[:, :-1].add(with_them)
+            sums = dot(slope, moments)
+            return sums[:, :-1] - here.points.centred * sums[:, -1:]
+
+        def by_differences() -> Array:
+            factors = slope * (force.T if axis == 1 else -force)
+            sums = distances.difference_sums(factors, rows.points, cols.points, axis=axis)
+            return sums if with_them is None else sums + dot(slope, with_them)
+
+        return distances.choose(exact, by_differences, by_products)
+
+    def at(here: _Side, others: _Side, dot: _Dot, axis: int) -> Any:
+        weights = others.weights
+        if others.gradient_weights is None:
+            return dot(less, weights), None
+        if rate is not None:
+            return gradients(here, others, weights, dot, axis)
+        values = None if weights is None else dot(less, weights)
+        of_gradients = gradients(here, others, None, dot, axis)
+        if not joined:
+            return values, of_gradients
+        return of_gradients if values is None else values + of_gradients
+
+    return lambda: at(rows, cols, _dot, 1), lambda: at(cols, rows, _transposed_dot, 0)
 
 
 def _transposed_dot(matrix: Array, vectors: Array) -> Array:
@@ -376,12 +396,13 @@ def _feature_gradient_sum(
     x, y, weights = jax.tree.map(jnp.asarray, (x, y, weights))
     targets, pull = jax.vjp(kernel.features, x if y is None else y)
     embedded = targets if y is None else kernel.features(x)
-    rows, cols = distances.centred(embedded, targets, axis_name)
-    pairs = _pairs(_Slope(radial(kernel)), rows, None if y is None else cols, axis_name)
+    here, there = distances.prepare(embedded, targets, axis_name)
+    rows, cols = here.centred, there.centred
+    pairs = _pairs(_Slope(radial(kernel)), embedded, None if y is None else targets, axis_name)
 
     def slope_sum(vectors: Array) -> Array:
         weighted = 2 * weights[:, None].astype(cols.dtype) * vectors.astype(cols.dtype)
-        return pairs.contract(pairs.gathered(weighted), None)[0]
+        return pairs.sums(weighted)[0]
 
     def add_feature(total: Array, feature: tuple[Array, Array]) -> tuple[Array, None]:
         direction, coordinate = feature

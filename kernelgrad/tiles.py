@@ -28,7 +28,7 @@ class PairSums(NamedTuple):
     total: PyTree = None
 
 
-# fn(shared, shift, rows, cols): row a is the point of column a + shift; shift None: no shared point
+# fn(shared, shift, rows, cols): row a is the point of column a + shift, if there is one
 TileFn = Callable[[PyTree, Any, PyTree, PyTree], PairSums]
 
 
@@ -61,7 +61,7 @@ def stream_symmetric(fn: TileFn, shared: PyTree, points: PyTree) -> PairSums:
     """Adds up `fn` over the tiles on and above the diagonal of points x points.
 
     A tile of a set with itself (shift 0) must return in its rows, and not in its columns, what its
-    pairs contribute; any other (shift None) stands for its mirror image too.
+    pairs contribute; any other (another shift, past all columns) stands for its mirror image too.
 
     Args:
       fn: the tile function; see :func:`stream` for padding. Its row and column sums have one shape.
@@ -77,6 +77,39 @@ def stream_symmetric(fn: TileFn, shared: PyTree, points: PyTree) -> PairSums:
         part = fn(shared, 0, points, points)
         return PairSums(rows=_add(part.rows, part.cols), total=part.total)
     return _stream_symmetric(fn, shared, points)
+
+
+def is_own(shift: int | Array) -> bool | Array:
+    """Returns whether a tile of :func:`stream_symmetric` is one of a set with itself.
+
+    Args:
+      shift: of the tile.
+
+    Returns:
+      A plain bool where the one tile is all there is.
+    """
+    return shift == 0
+
+
+def unless_own(shift: int | Array, of_cols: Callable[[], PyTree], of_rows: PyTree) -> PyTree:
+    """Returns the column sums of a tile of :func:`stream_symmetric`, 0 of a set with itself.
+
+    Args:
+      shift: of the tile.
+      of_cols: computes the sums at the columns; it does not run in vain.
+      of_rows: the sums at the rows, of the same shapes.
+
+    Returns:
+      Sums.
+    """
+
+    def zeros() -> PyTree:
+        return jax.tree.map(jnp.zeros_like, of_rows)
+
+    own = is_own(shift)
+    if isinstance(own, bool):
+        return zeros() if own else of_cols()
+    return lax.cond(own, zeros, of_cols)
 
 
 def split(tree: PyTree, largest: int) -> PyTree:
@@ -163,17 +196,16 @@ def _stream_symmetric(fn: TileFn, shared: PyTree, points: PyTree) -> PairSums:
         return jax.tree.map(lambda t: lax.dynamic_index_in_dim(t, index, keepdims=False), tiles)
 
     def add_row(i: Array, carry: PyTree) -> PyTree:
-        sums, total = carry
         rows = tile(i)
-        own = fn(shared, 0, rows, rows)
 
         def add_tile(j: Array, carry: PyTree) -> PyTree:
             sums, row_sums, total = carry
-            part = fn(shared, None, rows, tile(j))
+            shift = jnp.where(i == j, 0, TILE_ROWS)
+            part = fn(shared, shift, rows, tile(j))
             return _add_at(sums, j, part.cols), *_add((row_sums, total), (part.rows, part.total))
 
-        start = (sums, _add(own.rows, own.cols), _add(total, own.total))
-        sums, row_sums, total = lax.fori_loop(i + 1, num_tiles, add_tile, start)
+        sums, total = carry
+        sums, row_sums, total = lax.fori_loop(i, num_tiles, add_tile, (sums, zeros.rows, total))
         return _add_at(sums, i, row_sums), total
 
     start = jax.tree.map(lambda z: jnp.broadcast_to(z, (num_tiles, *z.shape)), zeros.rows)

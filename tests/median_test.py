@@ -108,17 +108,18 @@ def test_two_middle_values_are_told_apart_in_any_draw(rng):
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_middle_values_among_large_norms_survive_passes_that_round_apart(sign, rng, monkeypatch):
     """The last pass rounds by eps |x|^2 against the others, far more than eps of the median."""
-    signs, exact = [-sign], distances.tile_distances
+    signs, exact = [-sign], distances.products
 
     def rounded(rows, cols):
-        norms = distances.sq_norms(rows)[:, None] + distances.sq_norms(cols)[None, :]
+        norms = rows.sq_norms[:, None] + cols.sq_norms[None, :]
         return exact(rows, cols) + signs[-1] * 2 * jnp.finfo(norms.dtype).eps * norms
 
     def beyond(pairs, bound, last_pass=median._Pairs.beyond):
         signs.append(sign)
         return last_pass(pairs, bound)
 
-    monkeypatch.setattr(distances, "tile_distances", rounded)
+    monkeypatch.setattr(distances, "products", rounded)
+    monkeypatch.setattr(distances, "far_apart", lambda *_: jnp.int32(0))
     monkeypatch.setattr(median._Pairs, "beyond", beyond)
     x = 100 * np.ones((13, 5)) + rng.normal(size=(13, 5))
     x[[0, 1, 4, 6]] = 0.001 * rng.normal(size=(4, 5))  # the centre is among these
