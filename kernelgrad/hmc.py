@@ -45,7 +45,7 @@ def init(position: PyTree, log_density_fn: LogDensityFn) -> HMCState:
 
     Cost: one gradient.
     """
-    position = _markov.floating_leaves(position)
+    position = _checks.floating_leaves("position", position)
     return HMCState(position, *_markov.evaluate_first(position, log_density_fn))
 
 
@@ -148,6 +148,7 @@ def leapfrog(
     _checks.positive(step_size=step_size)
     _checks.in_range("num_leapfrog_steps", num_leapfrog_steps, 1, math.inf, closed="l")
     inverse = _markov.diagonal(inverse_mass, state.position)
+    momentum = _checks.floating_leaves("momentum", momentum)
 
     def kick_drift_kick(_: Array, carry: tuple[HMCState, PyTree]) -> tuple[HMCState, PyTree]:
         state, p = carry

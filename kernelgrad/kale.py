@@ -76,7 +76,7 @@ def kale(energy_data: Array, energy_base: Array, log_normalizer: float | Array) 
       KALE: When Energy-Based Learning Meets Adversarial Training, abstract; Nguyen, Wainwright &
       Jordan 2010, the dual form of KL.
     """
-    _check_energies(energy_data=energy_data, energy_base=energy_base)
+    energy_data, energy_base = _checks.vectors(energy_data=energy_data, energy_base=energy_base)
     _checks.shape("log_normalizer", log_normalizer, ())
     data = jnp.mean(energy_data + _gram.like(log_normalizer, energy_data))
     return 1 - data - jnp.mean(_exp(-(energy_base + _gram.like(log_normalizer, energy_base))))
@@ -108,7 +108,7 @@ def donsker_varadhan(
     References:
       Donsker & Varadhan 1983.
     """
-    _check_energies(energy_data=energy_data, energy_base=energy_base)
+    energy_data, energy_base = _checks.vectors(energy_data=energy_data, energy_base=energy_base)
     log_normalizer = optimal_log_normalizer(energy_base, axis_name=axis_name)
     return -jnp.mean(pairwise.gather(energy_data, axis_name) + log_normalizer)
 
@@ -138,7 +138,7 @@ def generator_weights(energy_base: Array, log_normalizer: float | Array) -> Arra
       KALE: When Energy-Based Learning Meets Adversarial Training, abstract (the discriminator is
       the energy, the generator its base); Milgrom & Segal 2002 for the envelope theorem.
     """
-    _check_energies(energy_base=energy_base)
+    (energy_base,) = _checks.vectors(energy_base=energy_base)
     _checks.shape("log_normalizer", log_normalizer, ())
     energy = lax.stop_gradient(energy_base)
     exponent = -(energy + lax.stop_gradient(_gram.like(log_normalizer, energy)))
@@ -167,7 +167,7 @@ def contrastive_divergence_loss(energy_data: Array, energy_chain: Array) -> Arra
     References:
       Hinton 2002, section 3; Tieleman 2008 for persistent chains.
     """
-    _check_energies(energy_data=energy_data, energy_chain=energy_chain)
+    energy_data, energy_chain = _checks.vectors(energy_data=energy_data, energy_chain=energy_chain)
     return jnp.mean(energy_data) - jnp.mean(energy_chain)
 
 
@@ -192,7 +192,7 @@ def optimal_log_normalizer(energy_base: Array, *, axis_name: str | None = None) 
     Raises:
       ValueError: wrong rank or dtype.
     """
-    _check_energies(energy_base=energy_base)
+    (energy_base,) = _checks.vectors(energy_base=energy_base)
     energy = pairwise.gather(energy_base, axis_name)
     return jax.nn.logsumexp(-energy) - math.log(energy.shape[0])
 
@@ -287,6 +287,7 @@ def log_normalizer_estimate(
     Raises:
       ValueError: wrong rank or dtype, or a single draw.
     """
+    (energy_base,) = _checks.vectors(energy_base=energy_base)
     value = optimal_log_normalizer(energy_base, axis_name=axis_name)
     energy = pairwise.gather(energy_base, axis_name)
     _checks.at_least("draws of energy_base", energy.shape[0], 2)
@@ -314,7 +315,7 @@ def log_density(energy: Array, log_base: Array, log_normalizer: float | Array) -
     Raises:
       ValueError: wrong rank or dtype, or shapes that differ.
     """
-    _check_energies(energy=energy, log_base=log_base)
+    energy, log_base = _checks.vectors(energy=energy, log_base=log_base)
     _checks.shape("log_base", log_base, energy.shape)
     _checks.shape("log_normalizer", log_normalizer, ())
     return log_base - (energy + _gram.like(log_normalizer, energy))
@@ -340,9 +341,3 @@ def _exp(x: Array) -> Array:
 def _top(x: Array) -> int:
     """Returns the largest integer exponent whose exponential has a finite square."""
     return math.floor(math.log(float(jnp.finfo(x.dtype).max)) / 2)
-
-
-def _check_energies(**energies: Array) -> None:
-    _checks.floating(**energies)
-    for name, values in energies.items():
-        _checks.shape(name, values, ("n",))

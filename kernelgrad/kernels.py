@@ -273,6 +273,7 @@ def gram(kernel: Kernel, x: Array, y: Array | None = None) -> Array:
 
     Cost: O(n m d) time, O(n m) memory; :func:`kernelgrad.pairwise.kernel_sum` needs no gram.
     """
+    x, y = _checks.pair(x, y)
     embedded = None if y is None else pairwise.embed(kernel, y)
     return kernel.profile(pairwise.squared_distances(pairwise.embed(kernel, x), embedded))
 
@@ -296,6 +297,7 @@ def median_lengthscale(x: Array, y: Array | None = None, *, axis_name: str | Non
 
     Cost: see :func:`kernelgrad.median.median_squared_distance`.
     """
+    x, y = _checks.pair(x, y)
     median = median_squared_distance(x, y, axis_name=axis_name)
     pool = lax.stop_gradient(x if y is None else jnp.concatenate([x, y]))
     pool = pairwise.gather(pool, axis_name).astype(median.dtype)
@@ -324,6 +326,7 @@ def svgd_lengthscale(x: Array, *, axis_name: str | None = None) -> Array:
     References:
       Liu & Wang 2016, section 5: h = median^2 / log n, with exp(-|x - y|^2 / h).
     """
+    (x,) = _checks.points(x=x)
     size = x.shape[0] * pairwise.num_devices(axis_name)
     return median_lengthscale(x, axis_name=axis_name) / math.sqrt(2 * math.log(size + 1))
 
@@ -366,9 +369,9 @@ def _mixture(
     weights: Scales | None,
     exponent: Array | None = None,
 ) -> RadialMixture:
+    _checks.positive(lengthscales=lengthscales)
     scales = jnp.atleast_1d(jnp.asarray(lengthscales, dtype=float))
     _checks.shape("lengthscales", scales, ("c",))
-    _checks.positive(lengthscales=lengthscales)
     if weights is not None:
         _checks.in_range("weights", weights, 0.0, math.inf, closed="l")
         weights = jnp.atleast_1d(jnp.asarray(weights, dtype=float))

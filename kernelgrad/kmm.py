@@ -49,7 +49,7 @@ def kernel_mean_matching(
     References:
       Huang et al. 2007, section 3; Gretton et al. 2009.
     """
-    _checks.points(p=p, q=q)
+    p, q = _checks.points(p=p, q=q)
     for name, value, low in (("max_weight", max_weight, 1.0), ("tolerance", tolerance, 0.0)):
         _checks.shape(name, value, ())
         _checks.in_range(name, value, low, math.inf, closed="l")

@@ -41,6 +41,7 @@ def stein_gram(particles: Array, score: Array, kernel: Kernel) -> Array:
     References:
       Liu, Lee & Jordan 2016, eq. (6); Wang & Liu 2016 (amortized SVGD), eq. (6).
     """
+    particles, score = _checks.scored(particles, score)
     side = _side(particles, score, kernel)
     return _stein_tile(kernel, 0, side, side)
 
@@ -73,9 +74,10 @@ def ksd_v_statistic(
     References:
       Liu, Lee & Jordan 2016, eq. (6) and section 3.
     """
-    n = jnp.shape(particles)[0] * pairwise.num_devices(axis_name)
+    particles, score = _checks.scored(particles, score)
+    n = particles.shape[0] * pairwise.num_devices(axis_name)
     shares = _row_shares(particles, score, kernel, axis_name, own=True)
-    return (shares / n).astype(jnp.result_type(particles))
+    return (shares / n).astype(particles.dtype)
 
 
 def ksd_u_statistic(
@@ -103,10 +105,11 @@ def ksd_u_statistic(
     References:
       Liu, Lee & Jordan 2016, eq. (14).
     """
-    n = jnp.shape(particles)[0] * pairwise.num_devices(axis_name)
+    particles, score = _checks.scored(particles, score)
+    n = particles.shape[0] * pairwise.num_devices(axis_name)
     _checks.at_least("number of particles", n, 2)
     shares = _row_shares(particles, score, kernel, axis_name, own=False)
-    return (shares / (n - 1)).astype(jnp.result_type(particles))
+    return (shares / (n - 1)).astype(particles.dtype)
 
 
 def ksd_gradient(particles: Array, score_fn: ScoreFn, kernel: Kernel) -> Array:
@@ -135,8 +138,8 @@ def ksd_gradient(particles: Array, score_fn: ScoreFn, kernel: Kernel) -> Array:
     References:
       Korba, Aubin-Frankowski, Majewski & Ablin 2021, section 3.
     """
-    _checks.points(particles=particles)
-    return jax.grad(lambda x: ksd_v_statistic(x, score_fn(x), kernel))(jnp.asarray(particles))
+    (particles,) = _checks.points(particles=particles)
+    return jax.grad(lambda x: ksd_v_statistic(x, score_fn(x), kernel))(particles)
 
 
 def goodness_of_fit_test(
@@ -183,6 +186,7 @@ def goodness_of_fit_test(
       Chwialkowski, Strathmann & Gretton 2016, section 2, with block signs for its Markov chain of
       signs; Phipson & Smyth 2010 for the p-value.
     """
+    particles, score = _checks.scored(particles, score)
     side = _side(particles, score, kernel)
     _checks.finite(particles=particles, score=score)
     _checks.at_least("num_bootstrap", num_bootstrap, 1)
@@ -202,7 +206,7 @@ def goodness_of_fit_test(
     exceeded = jnp.sum(null >= observed - rounding)
     p_value = (1 + exceeded).astype(dtype) / (1 + num_bootstrap)
     p_value = jnp.where(jnp.isfinite(observed), p_value, jnp.nan)
-    return TestResult(observed.astype(jnp.result_type(particles)), p_value)
+    return TestResult(observed.astype(particles.dtype), p_value)
 
 
 def stein_thinning(particles: Array, score: Array, kernel: Kernel, *, num_points: int) -> Array:
@@ -232,6 +236,7 @@ def stein_thinning(particles: Array, score: Array, kernel: Kernel, *, num_points
     References:
       Riabiz et al. 2022 (Optimal thinning of MCMC output), Algorithm 1.
     """
+    particles, score = _checks.scored(particles, score)
     side = _side(particles, score, kernel)
     _checks.finite(particles=particles, score=score)
     _checks.at_least("num_points", num_points, 1)
@@ -264,15 +269,12 @@ class _Side(NamedTuple):
 
 
 def _side(particles: Array, score: Array, kernel: Kernel) -> _Side:
-    _checks.points(particles=particles)
-    _checks.floating(score=score)
-    _checks.shape("score", score, jnp.shape(particles))
     if hasattr(kernel, "features"):
         raise ValueError("kernel: got a feature kernel; expected a radial kernel of the particles")
     if isinstance(kernel, kernels.RadialMixture) and kernel.shape is kernels._laplace:
         raise ValueError("kernel: got laplace, not differentiable at 0; expected matern32 or IMQ")
-    points, _ = distances.centred(jnp.asarray(particles), None)
-    score = jnp.asarray(score).astype(points.dtype)
+    points, _ = distances.centred(particles, None)
+    score = score.astype(points.dtype)
     sq_norms = distances.sq_norms(points)
     root = _balance(sq_norms, distances.sq_norms(score))
     score = score / root
@@ -299,7 +301,7 @@ def _row_shares(
         side = _side(particles, score, kernel)
         tile = functools.partial(_share_tile, own)
         return jnp.mean(tiles.stream_symmetric(tile, kernel, side).rows)
-    n = jnp.shape(particles)[0]
+    n = particles.shape[0]
     particles, score = (pairwise.gather(a, axis_name) for a in (particles, score))
     everyone = _side(particles, score, kernel)
     first = lax.axis_index(axis_name) * n

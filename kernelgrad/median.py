@@ -41,7 +41,7 @@ def median_squared_distance(
     Cost: about 5 passes of O((n + m)^2 d / 2) time, at most 17 (32 in float64); O((n + m) d)
       memory.
     """
-    _checks.points(x=x, **({} if y is None else {"y": y}))
+    x, y = _checks.pair(x, y)
     pool = lax.stop_gradient(x if y is None else jnp.concatenate([x, y]))
     first = 0 if axis_name is None else lax.axis_index(axis_name) * pool.shape[0]
     everyone, _ = distances.centred(pairwise.gather(pool, axis_name), None)

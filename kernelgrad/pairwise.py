@@ -39,8 +39,8 @@ def squared_distances(x: Array, y: Array | None = None) -> Array:
 
     Cost: O(n m d) time, O(n m) memory.
     """
-    _checks.points(x=x, **({} if y is None else {"y": y}))
-    rows, cols = distances.centred(*jax.tree.map(jnp.asarray, (x, y)))
+    x, y = _checks.pair(x, y)
+    rows, cols = distances.centred(x, y)
     return distances.tile_distances(rows, cols, 0 if y is None else None)
 
 
@@ -77,8 +77,11 @@ def kernel_sum(
 
     Cost: O(n m (d + p)) time, O((n + m) (d + p)) memory.
     """
-    _check_sums(x, y, weights=weights)
-    _check_offsets(x, y, offsets)
+    x, y = _checks.pair(x, y)
+    weights, offsets = (
+        _of_rows("weights", weights, x if y is None else y, "p"),
+        _offsets(offsets, x, y),
+    )
     dtype, x, y = jnp.result_type(x), embed(kernel, x), None if y is None else embed(kernel, y)
     pairs = _pairs(radial(kernel), x, y, axis_name)
     return pairs.contract(pairs.gathered(weights), None, offsets)[0].astype(dtype)
@@ -119,9 +122,11 @@ def gradient_sum(
     References:
       Li 2017 (approximate KL gradients), eq. (2), where w = 1 and y = x.
     """
+    x, y = _checks.pair(x, y)
+    others = x if y is None else y
     if weights is None:
-        weights = jnp.ones(jnp.shape(x if y is None else y)[:1], jnp.result_type(x))
-    _check_sums(x, y, gradient_weights=weights, name="weights")
+        weights = jnp.ones(others.shape[:1], x.dtype)
+    weights = _of_rows("weights", weights, others)
     if hasattr(kernel, "features"):
         return _feature_gradient_sum(kernel, x, y, weights, axis_name)
     pairs, rate = _pairs(kernel, x, y, axis_name), _log_slope(kernel)
@@ -163,8 +168,11 @@ def kernel_and_gradient_sum(
 
     Cost: O(n m (d + p)) time, O((n + m) (d + p)) memory.
     """
-    _check_sums(x, y, weights=weights, gradient_weights=gradient_weights)
-    _check_offsets(x, y, offsets)
+    x, y = _checks.pair(x, y)
+    others = x if y is None else y
+    weights = _of_rows("weights", weights, others, "p")
+    gradient_weights = _of_rows("gradient_weights", gradient_weights, others)
+    offsets = _offsets(offsets, x, y)
     if hasattr(kernel, "features"):
         values = kernel_sum(kernel, x, y, weights, offsets=offsets, axis_name=axis_name)
         return values, gradient_sum(kernel, x, y, gradient_weights, axis_name=axis_name)
@@ -211,11 +219,12 @@ def stein_sum(
     References:
       Liu & Wang 2016, eq. (8); Wang & Liu 2016 (amortized SVGD), eq. (7).
     """
+    x, y = _checks.pair(x, y)
     others = x if y is None else y
     if gradient_weights is None:
-        gradient_weights = jnp.ones(jnp.shape(others)[:1], jnp.result_type(x))
-    _check_sums(x, y, weights=weights, gradient_weights=gradient_weights)
-    _checks.shape("weights", weights, jnp.shape(others))
+        gradient_weights = jnp.ones(others.shape[:1], x.dtype)
+    weights = _of_rows("weights", weights, others, x.shape[1])
+    gradient_weights = _of_rows("gradient_weights", gradient_weights, others)
     if hasattr(kernel, "features"):
         values = kernel_sum(kernel, x, y, weights, axis_name=axis_name)
         return values + gradient_sum(kernel, x, y, gradient_weights, axis_name=axis_name)
@@ -228,23 +237,21 @@ def stein_sum(
     return pairs.pulled(sums).astype(jnp.result_type(x))
 
 
-def _check_sums(
-    x: Array, y: Array | None, *, name: str = "gradient_weights", **weights: Array
-) -> None:
-    _checks.points(x=x, **({} if y is None else {"y": y}))
-    m = jnp.shape(x if y is None else y)[0]
-    for key, value in weights.items():
-        key, expected = ("weights", (m, "p")) if key == "weights" else (name, (m,))
-        _checks.floating(**{key: value})
-        _checks.shape(key, value, expected)
+def _of_rows(name: str, values: Array, points: Array, *rest: int | str) -> Array:
+    """Returns what belongs to points, a row each, or raises ValueError."""
+    (values,) = _checks.floating(**{name: values})
+    _checks.shape(name, values, (points.shape[0], *rest))
+    return values
 
 
-def _check_offsets(x: Array, y: Array | None, offsets: tuple[Array, Array] | None) -> None:
+def _offsets(
+    offsets: tuple[Array, Array] | None, x: Array, y: Array | None
+) -> tuple[Array, Array] | None:
     if offsets is None:
-        return
-    for offset, points in zip(offsets, (x, x if y is None else y), strict=True):
-        _checks.floating(offsets=offset)
-        _checks.shape("offsets", offset, jnp.shape(points)[:1])
+        return None
+    above, beside = offsets
+    others = x if y is None else y
+    return _of_rows("offsets", above, x), _of_rows("offsets", beside, others)
 
 
 # ------------------------------------------------------------------------------------- sums

@@ -63,6 +63,8 @@ def chain_rule(generator_fn: GeneratorFn, params: PyTree, direction: Array) -> P
     References:
       Li 2017 (approximate KL gradients), eq. (1); Wang & Liu 2016 (amortized SVGD), eq. (10).
     """
+    params = _checks.floating_leaves("params", params)
+    (direction,) = _checks.floating(direction=direction)
     samples, pull = jax.vjp(generator_fn, params)
     _checks.shape("direction", direction, samples.shape)
     (gradient,) = pull((direction / samples.shape[0]).astype(samples.dtype))
@@ -112,6 +114,8 @@ def regression(
     _checks.shape("step_size", step_size, ())
     _checks.positive(step_size=step_size)
     _checks.at_least("num_steps", num_steps, 1)
+    params = _checks.floating_leaves("params", params)
+    (direction,) = _checks.floating(direction=direction)
     samples = generator_fn(params)
     _checks.shape("direction", direction, samples.shape)
     offset = (step_size * direction).astype(samples.dtype)
@@ -182,6 +186,7 @@ def gauss_newton(
     _checks.shape("damping", damping, ())
     _checks.in_range("damping", damping, 0.0, float("inf"), closed="l")
     _checks.at_least("max_iterations", max_iterations, 1)
+    (direction,) = _checks.floating(direction=direction)
     push, pull = _linearise(generator_fn, params, direction, axis_name)
     downhill = pull(direction)
     eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(downhill))
@@ -231,6 +236,8 @@ def residuals(
 
     Cost: two forward and two backward passes of the generator.
     """
+    (direction,) = _checks.floating(direction=direction)
+    gradient = _checks.floating_leaves("gradient", gradient)
     push, pull = _linearise(generator_fn, params, direction, axis_name)
     miss = push(gradient) - direction.astype(jnp.result_type(*jax.tree.leaves(gradient)))
     left = _add_scaled(pull(miss), damping, gradient)
@@ -244,6 +251,7 @@ def _linearise(
     generator_fn: GeneratorFn, params: PyTree, direction: Array, axis_name: str | None
 ) -> tuple[Callable[[PyTree], Array], Callable[[Array], PyTree]]:
     """Returns the products v -> J v and u -> J^T u / n over the union of all devices' samples."""
+    params = _checks.floating_leaves("params", params)
     samples, push = jax.linearize(generator_fn, params)
     _checks.shape("direction", direction, samples.shape)
     transpose = jax.linear_transpose(push, params)

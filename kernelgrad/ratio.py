@@ -101,6 +101,7 @@ def density_ratio(model: RatioModel, x: Array) -> Array:
 
     Cost: O(n c d) time.
     """
+    x, _ = _checks.points(x=x, centers=model.centers)
     if isinstance(model, LinearRatio):
         return jnp.maximum(_expansion(model.kernel, model.centers, model.weights, x), 0)
     log_ratio = log_density_ratio(model, x)
@@ -130,9 +131,9 @@ def log_density_ratio(model: RatioModel, x: Array) -> Array:
 
     Cost: O(n c d) time; O((n + c) d) memory, and O(n c) for a :class:`MixtureRatio`.
     """
+    x, centers = _checks.points(x=x, centers=model.centers)
     if isinstance(model, MixtureRatio):
-        _checks.points(x=x, centers=model.centers)
-        logits = _log_gram(model.kernel, _gram.wide(x), model.centers)
+        logits = _log_gram(model.kernel, _gram.wide(x), centers)
         return _gram.like(jax.nn.logsumexp(logits + model.log_weights[None, :], axis=1), x)
     value = _expansion(model.kernel, model.centers, model.weights, x)
     if isinstance(model, LogLinearRatio):
@@ -163,6 +164,7 @@ def log_ratio_gradient(model: RatioModel, x: Array) -> Array:
     References:
       Huszar 2016 (an alternative update rule for GANs), alternative M-step #2.
     """
+    (x,) = _checks.points(x=x)
     value, pull = jax.vjp(lambda points: log_density_ratio(model, points), x)
     (gradient,) = pull(jnp.ones_like(value))
     return gradient
@@ -300,6 +302,7 @@ def lsif(
       Kanamori, Hido & Sugiyama 2009, section 2.2, with the square of w as penalty for its sum.
     """
     _check_loop(num_steps, tolerance)
+    p, q, centers = _checks.points(p=p, q=q, centers=p if centers is None else centers)
     p, q, kernel, ridge, alpha, centers = lax.stop_gradient((p, q, kernel, ridge, alpha, centers))
     centers, moment, mean = _least_squares(p, q, kernel, ridge, alpha, centers, axis_name)
     size = _gram.like(ridge, mean)
@@ -444,7 +447,7 @@ def logistic(
     """
     _check_ridge(ridge)
     _check_loop(num_steps, tolerance)
-    _checks.points(p=p, q=q)
+    p, q = _checks.points(p=p, q=q)
     pool = jnp.concatenate([p, q]) if centers is None else centers
     p, q, centers = _unions(p, q, pool, axis_name)
     kernel, p, q, centers = lax.stop_gradient((kernel, p, q, centers))
@@ -483,7 +486,7 @@ def _unions(
     p: Array, q: Array, centers: Array, axis_name: str | None
 ) -> tuple[Array, Array, Array]:
     """Returns the samples and centers of all devices, in at least float32."""
-    _checks.points(p=p, q=q, centers=centers)
+    p, q, centers = _checks.points(p=p, q=q, centers=centers)
     p, q, centers = (pairwise.gather(_gram.wide(x), axis_name) for x in (p, q, centers))
     return p, q, centers
 
