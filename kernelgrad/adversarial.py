@@ -230,7 +230,9 @@ def wasserstein_bound(
     for name, value in {"jsd": jsd, "noise_variance": noise_variance, "diameter": diameter}.items():
         _checks.shape(name, value, ())
     _checks.not_negative(noise_variance=noise_variance, diameter=diameter)
-    return 2 * jnp.sqrt(noise_variance) + 2 * diameter * _root(jnp.asarray(jsd))
+    (jsd,) = _checks.floating(jsd=jsd if hasattr(jsd, "dtype") else float(jsd))
+    spread, diameter = _gram.like(noise_variance, jsd), _gram.like(diameter, jsd)
+    return 2 * jnp.sqrt(spread) + 2 * diameter * _root(jsd)
 
 
 # --------------------------------------------------------------------------- hinge and Wasserstein

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, distances
+from kernelgrad import _checks, _gram, distances
 from kernelgrad.types import Array, Kernel, Key
 
 _LEAST_DEVIATION = 0.1  # of sigma, in units of the null's: sigma itself is 0 where q = p
@@ -202,7 +202,8 @@ def _ascend(
         size = jnp.sqrt(jnp.mean(jnp.square(gradient)))
         return locations + rate / jnp.where(size > 0, size, 1) * gradient * spread, None
 
-    rates = step_size * jnp.linspace(1, 0, num_steps, endpoint=False, dtype=locations.dtype)
+    rates = jnp.linspace(1, 0, num_steps, endpoint=False, dtype=locations.dtype)
+    rates *= _gram.like(step_size, locations)
     locations, _ = lax.scan(step, locations, rates)
     return locations, proxy(locations)
 

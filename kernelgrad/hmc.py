@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _markov
+from kernelgrad import _checks, _gram, _markov
 from kernelgrad._markov import MetropolisInfo
 from kernelgrad.types import Array, Key, LogDensityFn, PyTree
 
@@ -149,6 +149,7 @@ def leapfrog(
     _checks.in_range("num_leapfrog_steps", num_leapfrog_steps, 1, math.inf, closed="l")
     inverse = _markov.diagonal(inverse_mass, state.position)
     momentum = _checks.floating_leaves("momentum", momentum)
+    momentum = jax.tree.map(_gram.like, momentum, state.position)
 
     def kick_drift_kick(_: Array, carry: tuple[HMCState, PyTree]) -> tuple[HMCState, PyTree]:
         state, p = carry

@@ -359,8 +359,9 @@ def median_mixture(
       squared distance on the union of samples and data, times [0.5, 1, 2, 4].
     """
     _checks.positive(scales=scales)
-    roots = jnp.asarray([math.sqrt(scale) for scale in scales])
-    return family(roots * median_lengthscale(x, y, axis_name=axis_name))
+    lengthscale = median_lengthscale(x, y, axis_name=axis_name)
+    roots = jnp.asarray([math.sqrt(scale) for scale in scales], lengthscale.dtype)
+    return family(roots * lengthscale)
 
 
 def _mixture(

@@ -354,7 +354,7 @@ def _blocks(n: int, num_chains: int, block_length: int | Array) -> Array:
         raise ValueError(f"num_chains: got {num_chains}; expected a divisor of {n} particles")
     _checks.in_range("block_length", block_length, 1, n // num_chains, closed="lr")
     chain, step = jnp.divmod(jnp.arange(n), n // num_chains)
-    return chain * (n // num_chains) + step // block_length
+    return chain * (n // num_chains) + step // jnp.asarray(block_length, step.dtype)
 
 
 def _form_tile(

@@ -134,7 +134,7 @@ def gradient_sum(
     if rate is None:
         _, sums = pairs.contract(None, moments)
     else:
-        sums, _ = pairs.contract(rate * moments, None)
+        sums, _ = pairs.contract(rate.astype(moments.dtype) * moments, None)
     return pairs.pulled(sums).astype(jnp.result_type(x))
 
 
@@ -233,7 +233,7 @@ def stein_sum(
     if rate is None:
         values, sums = pairs.contract(weights, moments)
         return (values + pairs.pulled(sums)).astype(jnp.result_type(x))
-    sums, _ = pairs.contract((rate * moments).at[:, :-1].add(weights), None)
+    sums, _ = pairs.contract((rate.astype(moments.dtype) * moments).at[:, :-1].add(weights), None)
     return pairs.pulled(sums).astype(jnp.result_type(x))
 
 

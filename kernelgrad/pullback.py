@@ -17,7 +17,7 @@ import optax
 from jax import lax
 from jax.scipy.sparse.linalg import cg
 
-from kernelgrad import _checks
+from kernelgrad import _checks, _gram
 from kernelgrad.types import Array, PyTree
 
 GeneratorFn = Callable[[PyTree], Array]
@@ -118,7 +118,7 @@ def regression(
     (direction,) = _checks.floating(direction=direction)
     samples = generator_fn(params)
     _checks.shape("direction", direction, samples.shape)
-    offset = (step_size * direction).astype(samples.dtype)
+    offset = (_gram.like(step_size, direction) * direction).astype(samples.dtype)
 
     def shifted(moved: PyTree) -> PyTree:
         return jax.tree.map(jnp.add, params, moved)
@@ -135,7 +135,7 @@ def regression(
 
     start = (jax.tree.map(jnp.zeros_like, params), optimizer.init(params))
     moved, _ = lax.fori_loop(0, num_steps, inner, start)
-    return jax.tree.map(lambda m: (-m / step_size).astype(m.dtype), moved)
+    return jax.tree.map(lambda m: -m / _gram.like(step_size, m), moved)
 
 
 def gauss_newton(
@@ -239,7 +239,9 @@ def residuals(
     (direction,) = _checks.floating(direction=direction)
     gradient = _checks.floating_leaves("gradient", gradient)
     push, pull = _linearise(generator_fn, params, direction, axis_name)
-    miss = push(gradient) - direction.astype(jnp.result_type(*jax.tree.leaves(gradient)))
+    followed = push(gradient)
+    direction = direction.astype(followed.dtype)
+    miss = followed - direction
     left = _add_scaled(pull(miss), damping, gradient)
     squares = _mean_over_devices(
         (jnp.sum(jnp.square(miss)), jnp.sum(jnp.square(direction))), axis_name

@@ -229,8 +229,9 @@ def rate_factor(
     References:
       Wang & Liu 2016 (learning to draw samples), section 5: 5e-4 in place of 1e-4, and 0.5.
     """
-    lead = energy_samples - energy_data
-    return lax.stop_gradient(jnp.where(lead < 0, boost, jnp.where(lead > threshold, 0.0, 1.0)))
+    lead = jnp.asarray(energy_samples - energy_data)
+    factor = jnp.where(lead < 0, boost, jnp.where(lead > threshold, 0.0, 1.0))
+    return lax.stop_gradient(factor.astype(lead.dtype))
 
 
 def steingan(

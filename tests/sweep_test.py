@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from sweep_table import ELSEWHERE, TABLE, Setting, example, public_functions
 
+from kernelgrad import kernels, pairwise
+
 ROWS = pytest.mark.parametrize("name", TABLE)
 TAKING_ARRAYS = pytest.mark.parametrize("name", [name for name in TABLE if TABLE[name].names])
 
@@ -95,3 +97,51 @@ def test_other_dtypes_are_named(name):
         for other in others:
             with pytest.raises(ValueError, match=re.escape(f": got dtype {other.dtype}; expected")):
                 call(name, {**arrays, argument: other})
+
+
+# ------------------------------------------------------------------------------------------ dtypes
+
+
+def _types(name, arrays, setting):
+    """Dtypes of a row's outputs, and whether a sum of them has a gradient, by tracing alone."""
+
+    def total(arrays):
+        floats = [leaf for leaf in call(name, arrays, setting) if leaf.dtype.kind != "i"]
+        return sum(jnp.sum(leaf).astype(jnp.float32) for leaf in floats)
+
+    if TABLE[name].smooth and arrays:
+        jax.eval_shape(jax.grad(total), arrays)
+    return [leaf.dtype for leaf in jax.eval_shape(lambda a: call(name, a, setting), arrays)]
+
+
+FOLLOWS_THE_FLAG = {"kernels.median_mixture", "adversarial.wasserstein_bound"}  # numbers, no data
+
+
+@ROWS
+def test_x64_changes_no_dtype_of_float32_data(name):
+    """Under strict promotion, with kernels and numbers in float64."""
+    arrays = data(name)
+    usual = _types(name, arrays, PLAIN)
+    with jax.enable_x64(True):
+        wide = _types(name, arrays, Setting(number=jnp.float64))
+    assert wide == usual or name in FOLLOWS_THE_FLAG
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: kernels.rbf_mixture([1.0, 2.0], [0.5, 1.0]),
+        lambda: kernels.imq_mixture(1.0, exponent=-0.7),
+        lambda: kernels.rational_quadratic(1.0, alpha=2.0),
+        lambda: kernels.matern32(1.0),
+        lambda: kernels.matern52(1.0),
+        lambda: kernels.laplace(1.0),
+        lambda: kernels.feature_kernel(kernels.rbf_mixture(1.0), lambda w, x: jnp.tanh(w * x), 2.0),
+    ],
+)
+def test_x64_changes_no_dtype_under_any_kernel(make):
+    x = np.ones((4, 3), np.float32)
+    with jax.enable_x64(True):
+        sums = lambda kernel: pairwise.stein_sum(kernel, x, None, x)  # noqa: E731
+        assert jax.eval_shape(sums, make()).dtype == jnp.float32
+        jax.eval_shape(jax.grad(lambda kernel: jnp.sum(sums(kernel))), make())
