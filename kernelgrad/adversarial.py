@@ -196,7 +196,8 @@ def kl_estimate(real_logits: Array, fake_logits: Array, *, axis_name: str | None
     """
     real_logits, fake_logits = _checks.vectors(real_logits=real_logits, fake_logits=fake_logits)
     real, fake = (pairwise.gather(logits, axis_name) for logits in (real_logits, fake_logits))
-    return math.log(real.shape[0]) - jax.nn.logsumexp(-real) - jnp.mean(fake)
+    bound = math.log(real.shape[0]) - jax.nn.logsumexp(-real) - jnp.mean(fake)
+    return pairwise.agreed(bound, axis_name)
 
 
 def wasserstein_bound(

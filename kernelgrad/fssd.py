@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _gram, distances
+from kernelgrad import _axes, _checks, _gram, distances
 from kernelgrad.types import Array, Kernel, Key
 
 _LEAST_DEVIATION = 0.1  # of sigma, in units of the null's: sigma itself is 0 where q = p
@@ -204,6 +204,7 @@ def _ascend(
 
     rates = jnp.linspace(1, 0, num_steps, endpoint=False, dtype=locations.dtype)
     rates *= _gram.like(step_size, locations)
+    locations = _axes.varying(locations, particles, score, rates)
     locations, _ = lax.scan(step, locations, rates)
     return locations, proxy(locations)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _gram, _markov
+from kernelgrad import _axes, _checks, _gram, _markov
 from kernelgrad._markov import MetropolisInfo
 from kernelgrad.types import Array, Key, LogDensityFn, PyTree
 
@@ -159,4 +159,5 @@ def leapfrog(
         state = HMCState(x, *_markov.evaluate(x, log_density_fn))
         return state, _markov.add_scaled(p, step_size / 2, state.gradient)
 
-    return lax.fori_loop(0, num_leapfrog_steps, kick_drift_kick, (state, momentum))
+    start = _axes.varying((state, momentum), step_size, inverse)
+    return lax.fori_loop(0, num_leapfrog_steps, kick_drift_kick, start)

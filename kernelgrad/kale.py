@@ -110,7 +110,8 @@ def donsker_varadhan(
     """
     energy_data, energy_base = _checks.vectors(energy_data=energy_data, energy_base=energy_base)
     log_normalizer = optimal_log_normalizer(energy_base, axis_name=axis_name)
-    return -jnp.mean(pairwise.gather(energy_data, axis_name) + log_normalizer)
+    bound = -jnp.mean(pairwise.gather(energy_data, axis_name) + log_normalizer)
+    return pairwise.agreed(bound, axis_name)
 
 
 def generator_weights(energy_base: Array, log_normalizer: float | Array) -> Array:
@@ -194,7 +195,7 @@ def optimal_log_normalizer(energy_base: Array, *, axis_name: str | None = None) 
     """
     (energy_base,) = _checks.vectors(energy_base=energy_base)
     energy = pairwise.gather(energy_base, axis_name)
-    return jax.nn.logsumexp(-energy) - math.log(energy.shape[0])
+    return pairwise.agreed(jax.nn.logsumexp(-energy) - math.log(energy.shape[0]), axis_name)
 
 
 def ema_step(
@@ -293,7 +294,8 @@ def log_normalizer_estimate(
     _checks.at_least("draws of energy_base", energy.shape[0], 2)
     weights = energy.size * jax.nn.softmax(-energy)
     standard_error = jnp.std(weights, ddof=1) / math.sqrt(weights.size)
-    return NormalizerEstimate(value, standard_error, weights.size / jnp.mean(jnp.square(weights)))
+    effective = weights.size / jnp.mean(jnp.square(weights))
+    return NormalizerEstimate(value, *pairwise.agreed((standard_error, effective), axis_name))
 
 
 def log_density(energy: Array, log_base: Array, log_normalizer: float | Array) -> Array:

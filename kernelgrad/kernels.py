@@ -303,6 +303,7 @@ def median_lengthscale(x: Array, y: Array | None = None, *, axis_name: str | Non
     pool = pairwise.gather(pool, axis_name).astype(median.dtype)
     size = pool.shape[0]
     mean = 2 * size / (size - 1) * jnp.sum(jnp.var(pool - pool[:1], axis=0))
+    mean = pairwise.agreed(mean, axis_name)
     fallback = jnp.where(mean > 0, mean, 1)
     return jnp.sqrt(jnp.where(median == 0, fallback, median))
 

@@ -304,20 +304,20 @@ def _row_shares(
     n = particles.shape[0]
     particles, score = (pairwise.gather(a, axis_name) for a in (particles, score))
     everyone = _side(particles, score, kernel)
-    first = lax.axis_index(axis_name) * n
-    here = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, first, n), everyone)
-    rows = tiles.stream(functools.partial(_row_tile, own), (kernel, first), here, everyone).rows
+    here = jax.tree.map(lambda a: pairwise.share(a, axis_name), everyone)
+    tile = functools.partial(_row_tile, own, axis_name, n)
+    rows = tiles.stream(tile, kernel, here, everyone).rows
     return lax.pmean(jnp.mean(rows), axis_name)
 
 
 def _row_tile(
-    own: bool, shared: tuple[Kernel, Array], shift: Array, rows: _Side, cols: _Side
+    own: bool, axis_name: str, share: int, kernel: Kernel, shift: Array, rows: _Side, cols: _Side
 ) -> tiles.PairSums:
-    """Sums over some of the columns; this device's first row is the column `first`."""
-    kernel, first = shared
-    gram = _stein_tile(kernel, shift + first, rows, cols)
+    """Sums over some of the columns; a device's first row is its index times the share."""
+    shift = shift + lax.axis_index(axis_name) * share
+    gram = _stein_tile(kernel, shift, rows, cols)
     if not own:
-        gram = jnp.where(distances.same_point(gram, shift + first), 0, gram)
+        gram = jnp.where(distances.same_point(gram, shift), 0, gram)
     return tiles.PairSums(rows=_dot(gram, cols.weight) * rows.weight)
 
 

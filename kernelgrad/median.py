@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, distances, pairwise
+from kernelgrad import _axes, _checks, distances, pairwise
 from kernelgrad.types import Array
 
 _TILE = 512
@@ -57,7 +57,8 @@ def median_squared_distance(
         upto, above = pairs.beyond(lower)
         upper = jnp.where(_at_least(upto, num_pairs // 2 + 1), lower, above)
     median = lower / 2 + upper / 2
-    return jnp.where(jnp.all(jnp.isfinite(everyone)), median, jnp.nan)
+    finite = pairwise.agreed(jnp.all(jnp.isfinite(everyone)).astype(median.dtype), axis_name)
+    return jnp.where(finite == 1, median, jnp.nan)
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ class _Pairs:
 
             return lax.fori_loop(0, -(-(num_points - origin) // size), add_tile, carry)
 
+        start = _axes.varying(start, self.points)
         return lax.fori_loop(0, -(-self.num_local // size), add_row, start)
 
 
@@ -203,7 +205,9 @@ def _order_statistic(pairs: _Pairs, num_pairs: int, rank: int) -> Array:
     sampled = jnp.sort(distances.tile_distances(sample, sample).ravel())
     quantiles = jnp.array([0.3, 0.45, 0.49, 0.51, 0.55, 0.7])
     first = sampled[(quantiles * (sampled.size - 1)).astype(jnp.int32)]
-    bracket, _ = lax.while_loop(lambda s: s[0].high - s[0].low > 1, advance, (bracket, first))
+    first = pairwise.agreed(first, pairs.axis_name)
+    search = _axes.varying((bracket, first))
+    bracket, _ = lax.while_loop(lambda s: s[0].high - s[0].low > 1, advance, search)
     return value(bracket.high)
 
 

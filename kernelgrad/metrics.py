@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.special import xlogy
 
-from kernelgrad import _checks
+from kernelgrad import _axes, _checks
 from kernelgrad.types import Array
 
 _BLOCK_ROWS = 256  # of n points against m: 256 m floats at a time
@@ -284,7 +284,8 @@ def _squared_radii(points: Array, k: int) -> Array:
             larger = jnp.min(jnp.where(others > value, others, jnp.inf))
             return jnp.where(jnp.sum(others <= value) < k, larger, value)
 
-        return lax.fori_loop(0, k, next_larger, jnp.full((), -1, points.dtype))
+        below = _axes.varying(jnp.full((), -1, points.dtype), others)
+        return lax.fori_loop(0, k, next_larger, below)
 
     return lax.map(sq_radius, (jnp.arange(points.shape[0]), points), batch_size=_BLOCK_ROWS)
 
@@ -340,6 +341,7 @@ def nearest_neighbors_l1(queries: Array, data: Array) -> tuple[Array, Array]:
     starts = jnp.minimum(starts, data.shape[0] - num_rows)  # the last block may overlap
     n = queries.shape[0]
     best = (jnp.zeros(n, jnp.int32), jnp.full(n, jnp.inf, dtype))
+    best = _axes.varying(best, queries, data)
     (indices, distances), _ = lax.scan(merge, best, starts)
     return indices, jnp.where(finite, distances / units, jnp.nan)
 

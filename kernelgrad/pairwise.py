@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, distances, tiles
-from kernelgrad.types import Array, Kernel
+from kernelgrad import _axes, _checks, distances, tiles
+from kernelgrad.types import Array, Kernel, PyTree
 
 _dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
@@ -396,7 +396,7 @@ def _feature_gradient_sum(
         return total - coordinate[:, None] * slope_sum(row), None
 
     (own,) = pull(cols.astype(targets.dtype))
-    basis = jnp.eye(targets.shape[1], dtype=targets.dtype)
+    basis = _axes.varying(jnp.eye(targets.shape[1], dtype=targets.dtype), targets)
     gradient, _ = lax.scan(add_feature, slope_sum(own), (basis, rows.T))
     return gradient.astype(x.dtype)
 
@@ -465,6 +465,19 @@ def share(everything: Array, axis_name: str | None) -> Array:
         return everything
     size = everything.shape[0] // num_devices(axis_name)
     return lax.dynamic_slice_in_dim(everything, lax.axis_index(axis_name) * size, size)
+
+
+def agreed(value: PyTree, axis_name: str | None) -> PyTree:
+    """Returns what every device has computed alike, as one value that does not vary over them.
+
+    Args:
+      value: pytree of floating arrays, the same on all devices.
+      axis_name: of the devices; None: there is one.
+
+    Returns:
+      The value; ``jax.shard_map`` lets it out through ``out_specs=P()``.
+    """
+    return value if axis_name is None else lax.pmean(value, axis_name)
 
 
 def gather(array: Array | None, axis_name: str | None) -> Any:

@@ -17,7 +17,7 @@ import optax
 from jax import lax
 from jax.scipy.sparse.linalg import cg
 
-from kernelgrad import _checks, _gram
+from kernelgrad import _axes, _checks, _gram
 from kernelgrad.types import Array, PyTree
 
 GeneratorFn = Callable[[PyTree], Array]
@@ -65,9 +65,11 @@ def chain_rule(generator_fn: GeneratorFn, params: PyTree, direction: Array) -> P
     """
     params = _checks.floating_leaves("params", params)
     (direction,) = _checks.floating(direction=direction)
+    params = _axes.varying(params, direction)  # its gradient is then this device's
     samples, pull = jax.vjp(generator_fn, params)
     _checks.shape("direction", direction, samples.shape)
-    (gradient,) = pull((direction / samples.shape[0]).astype(samples.dtype))
+    direction = _axes.varying((direction / samples.shape[0]).astype(samples.dtype), samples)
+    (gradient,) = pull(direction)
     return gradient
 
 
@@ -116,6 +118,7 @@ def regression(
     _checks.at_least("num_steps", num_steps, 1)
     params = _checks.floating_leaves("params", params)
     (direction,) = _checks.floating(direction=direction)
+    params = _axes.varying(params, direction)
     samples = generator_fn(params)
     _checks.shape("direction", direction, samples.shape)
     offset = (_gram.like(step_size, direction) * direction).astype(samples.dtype)
@@ -134,7 +137,8 @@ def regression(
         return optax.apply_updates(moved, updates), opt_state
 
     start = (jax.tree.map(jnp.zeros_like, params), optimizer.init(params))
-    moved, _ = lax.fori_loop(0, num_steps, inner, start)
+    moved, _ = lax.fori_loop(0, num_steps, inner, _axes.varying(start, params))
+    moved = _mean_over_devices(moved, axis_name)
     return jax.tree.map(lambda m: -m / _gram.like(step_size, m), moved)
 
 
@@ -200,7 +204,7 @@ def gauss_newton(
 
     scaled = jax.tree.map(lambda leaf: leaf / unit, downhill)
     solution, _ = cg(normal, scaled, tol=tolerance, maxiter=max_iterations)
-    return jax.tree.map(lambda leaf: leaf * unit, solution)
+    return _mean_over_devices(jax.tree.map(lambda leaf: leaf * unit, solution), axis_name)
 
 
 def residuals(
@@ -254,15 +258,17 @@ def _linearise(
 ) -> tuple[Callable[[PyTree], Array], Callable[[Array], PyTree]]:
     """Returns the products v -> J v and u -> J^T u / n over the union of all devices' samples."""
     params = _checks.floating_leaves("params", params)
+    params = _axes.varying(params, direction)
     samples, push = jax.linearize(generator_fn, params)
     _checks.shape("direction", direction, samples.shape)
     transpose = jax.linear_transpose(push, params)
 
     def pull(cotangent: Array) -> PyTree:
-        (gradient,) = transpose((cotangent / samples.shape[0]).astype(samples.dtype))
+        cotangent = (cotangent / samples.shape[0]).astype(samples.dtype)
+        (gradient,) = transpose(_axes.varying(cotangent, samples))
         return _mean_over_devices(gradient, axis_name)
 
-    return push, pull
+    return lambda step: push(_axes.varying(step, params)), pull
 
 
 def _mean_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:

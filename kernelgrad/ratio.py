@@ -257,6 +257,7 @@ def rulsif(
     centers, moment, mean = _least_squares(p, q, kernel, ridge, alpha, centers, axis_name)
     weights = _solve.dense(moment, _gram.like(ridge, mean))(mean[:, None])[:, 0]
     size = p.shape[0] * pairwise.num_devices(axis_name)
+    centers, weights = pairwise.agreed((centers, weights), axis_name)
     return LinearRatio(kernel, centers, weights, _gram.like(1 / math.sqrt(size), mean))
 
 
@@ -314,7 +315,8 @@ def lsif(
         num_steps=num_steps,
         tolerance=2 * size * _gram.like(tolerance, mean),
     )
-    return MixtureRatio(kernel, centers, jnp.log(weights), residual / (2 * size))
+    fit = pairwise.agreed((centers, weights, residual), axis_name)
+    return MixtureRatio(kernel, fit[0], jnp.log(fit[1]), fit[2] / (2 * size))
 
 
 def _least_squares(
@@ -392,7 +394,8 @@ def kliep(
     log_shares, gap = _convex.mixture_shares(
         log_convex, num_steps=num_steps, tolerance=_gram.like(tolerance, log_convex)
     )
-    return MixtureRatio(kernel, centers, log_shares - log_mean, gap)
+    fit = pairwise.agreed((centers, log_shares - log_mean, gap), axis_name)
+    return MixtureRatio(kernel, *fit)
 
 
 # ----------------------------------------------------------------------------- logistic regression
@@ -462,7 +465,8 @@ def logistic(
         num_steps=num_steps,
         tolerance=_gram.like(tolerance, features),
     )
-    return LogLinearRatio(kernel, centers, weights[1:], weights[0], gap)
+    fit = pairwise.agreed((centers, weights[1:], weights[0], gap), axis_name)
+    return LogLinearRatio(kernel, *fit)
 
 
 # -------------------------------------------------------------------------------- what they share

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _gram, pairwise
+from kernelgrad import _axes, _checks, _gram, pairwise
 from kernelgrad.types import Array, Kernel
 
 _Iterate = tuple[Array, Array, Array, Array]
@@ -239,6 +239,7 @@ def _nu_iterate(
 
     nothing = jnp.zeros_like(zeta)
     start = (nothing, nothing, -(4 * nu + 2) / (4 * nu + 1), jnp.zeros_like(nu))
+    start = _axes.varying(start)
     times = jnp.arange(2, num_steps + 1, dtype=gram.dtype)
     (coefficients, _, scale, _), _ = lax.scan(step, start, times)
     return gram, zeta, coefficients, scale

@@ -286,7 +286,7 @@ def steingan(
         of_data, of_samples = (critic_fn(points)[0] for points in (data, samples))
         loss = stabilized_loss(of_data, of_samples, discount=discount)
         mean_data, mean_samples = (
-            jnp.mean(pairwise.gather(energy, axis_name)) for energy in (of_data, of_samples)
+            pairwise.agreed(jnp.mean(energy), axis_name) for energy in (of_data, of_samples)
         )
         return loss, {
             "critic_loss": loss,

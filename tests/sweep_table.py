@@ -158,7 +158,9 @@ ELSEWHERE = {
     **dict.fromkeys(
         [f"distances.{n}" for n in ("centred", "tile_distances", "same_point", "sq_norms")]
         + [f"tiles.{n}" for n in ("stream", "stream_symmetric", "split")]
-        + [f"pairwise.{n}" for n in ("embed", "radial", "num_devices", "share", "gather")],
+        + [
+            f"pairwise.{n}" for n in ("embed", "radial", "num_devices", "share", "gather", "agreed")
+        ],
         "inside of the engine, whose public sums are in the table",
     ),
     **dict.fromkeys(
