@@ -1,28 +1,67 @@
-"""Trace-time contracts: each names the argument, what was got and what was expected."""
+"""Trace-time contracts: each names the argument, what was got and what was expected.
+
+They are also the one way in for arrays: those that say they return take JAX and NumPy arrays alike.
+"""
 
 import math
+import operator
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernelgrad.types import Array
+from kernelgrad.types import Array, PyTree
+
+ArrayLike = Array | np.ndarray | np.generic | complex
 
 
-def floating(**arrays: Array) -> None:
-    """Raises ValueError for the first argument whose dtype is not floating."""
-    for name, array in arrays.items():
-        if not jnp.issubdtype(jnp.asarray(array).dtype, jnp.floating):
-            raise ValueError(f"{name}: got dtype {jnp.asarray(array).dtype}; expected floating")
+def array(name: str, value: ArrayLike, kind: type = jnp.number, expected: str = "numbers") -> Array:
+    """Returns an array-like as a JAX array; the one way into every public function.
+
+    JAX arrays, traced ones too, come back as they are. NumPy arrays are copied, whatever their
+    strides and byte order, in the dtype that JAX has for theirs: float32 for float64 without x64.
+
+    Args:
+      name: the argument's name.
+      value: JAX or NumPy array, or a scalar of either or of Python.
+      kind: of the dtype; a scalar type of JAX.
+      expected: the kind in words.
+
+    Raises:
+      ValueError: anything else, such as a list, which is a pytree to JAX, or another dtype.
+    """
+    _admit(name, value)
+    got = value if isinstance(value, jax.Array) else np.asarray(value)
+    if not jnp.issubdtype(got.dtype, kind):
+        raise ValueError(f"{name}: got dtype {got.dtype}; expected {expected}")
+    if isinstance(got, jax.Array):
+        return got
+    too_wide = got.dtype.kind == "f" and got.dtype.itemsize > 8
+    dtype = np.dtype(np.float64) if too_wide else got.dtype.newbyteorder("=")
+    with np.errstate(over="ignore"):  # infinity says it
+        return jnp.array(got.astype(jax.dtypes.canonicalize_dtype(dtype)))
 
 
-def shape(name: str, array: float | Array, expected: Sequence[int | str]) -> None:
+def floating(**arrays: ArrayLike) -> tuple[Array, ...]:
+    """Returns the arguments as arrays; raises ValueError for the first that is not floating."""
+    return tuple(array(name, value, jnp.floating, "floating") for name, value in arrays.items())
+
+
+def floating_leaves(name: str, tree: PyTree) -> PyTree:
+    """Returns the pytree with array leaves; raises ValueError for the first not floating."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: floating(**{name + jax.tree_util.keystr(path): leaf})[0], tree
+    )
+
+
+def shape(name: str, array: ArrayLike, expected: Sequence[int | str]) -> None:
     """Raises ValueError unless `array` has the shape; a str entry matches any size >= 1.
 
     >>> shape("x", jnp.zeros((3, 2)), ("n", 2))
     """
-    got = jnp.shape(array)
+    _admit(name, array, "a JAX or NumPy array" if expected else "a number")
+    got = np.shape(array)
     fits = len(got) == len(expected) and all(
         size >= 1 if isinstance(want, str) else size == want
         for size, want in zip(got, expected, strict=True)
@@ -32,25 +71,46 @@ def shape(name: str, array: float | Array, expected: Sequence[int | str]) -> Non
         raise ValueError(f"{name}: got shape {got}; expected ({wanted}), no size 0")
 
 
-def points(**arrays: Array) -> None:
-    """Raises ValueError unless every argument is a floating (n, d) array with one common d."""
-    names = list(arrays)
-    floating(**arrays)
-    for name in names:
-        shape(name, arrays[name], ("n", "d"))
-    for name in names[1:]:
-        if arrays[name].shape[1] != arrays[names[0]].shape[1]:
+def points(**arrays: ArrayLike) -> tuple[Array, ...]:
+    """Returns the arguments as floating (n, d) arrays with one common d, or raises ValueError."""
+    names, taken = list(arrays), floating(**arrays)
+    for name, value in zip(names, taken, strict=True):
+        shape(name, value, ("n", "d"))
+    for name, value in zip(names, taken, strict=True):
+        if value.shape[1] != taken[0].shape[1]:
             raise ValueError(
-                f"{name}: got shape {arrays[name].shape}; expected "
-                f"(n, {arrays[names[0]].shape[1]}) like {names[0]}"
+                f"{name}: got shape {value.shape}; expected (n, {taken[0].shape[1]}) "
+                f"like {names[0]}"
             )
+    return taken
 
 
-def batches(**arrays: Array) -> None:
-    """Raises ValueError for the first argument that is not a floating (n, ...) array."""
-    floating(**arrays)
-    for name, array in arrays.items():
-        shape(name, array, ("n", *jnp.shape(array)[1:]))
+def pair(x: ArrayLike, y: ArrayLike | None) -> tuple[Array, Array | None]:
+    """Returns x and, unless it is None, y as points of one dimension, or raises ValueError."""
+    return (*points(x=x), None) if y is None else points(x=x, y=y)  # type: ignore[return-value]
+
+
+def scored(particles: ArrayLike, score: ArrayLike) -> tuple[Array, Array]:
+    """Returns points and a floating array of their shape, or raises ValueError."""
+    ((particles,), (score,)) = points(particles=particles), floating(score=score)
+    shape("score", score, particles.shape)
+    return particles, score
+
+
+def vectors(**arrays: ArrayLike) -> tuple[Array, ...]:
+    """Returns the arguments as floating (n,) arrays, or raises ValueError."""
+    taken = floating(**arrays)
+    for name, value in zip(arrays, taken, strict=True):
+        shape(name, value, ("n",))
+    return taken
+
+
+def batches(**arrays: ArrayLike) -> tuple[Array, ...]:
+    """Returns the arguments as floating (n, ...) arrays, or raises ValueError."""
+    taken = floating(**arrays)
+    for name, value in zip(arrays, taken, strict=True):
+        shape(name, value, ("n", *value.shape[1:]))
+    return taken
 
 
 def in_range(
@@ -73,6 +133,11 @@ def in_range(
     if any(isinstance(entry, jax.core.Tracer) for entry in jax.tree.leaves(value)):
         return
     array = np.asarray(value)
+    if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool) or np.iscomplexobj(
+        array
+    ):
+        got = f"dtype {array.dtype}" if hasattr(value, "dtype") else type(value).__name__
+        raise ValueError(f"{name}: got {got}; expected real numbers")
     above = array >= low if "l" in closed else array > low
     below = array <= high if "r" in closed else array < high
     if not np.all(above & below):
@@ -94,7 +159,12 @@ def positive(**values: float | Sequence[float] | Array) -> None:
 
 
 def at_least(name: str, value: int, minimum: int) -> None:
-    """Raises ValueError for a static integer below `minimum`."""
+    """Raises ValueError for what is no static integer, or one below `minimum`."""
+    try:
+        operator.index(value)
+    except TypeError as error:
+        got = f"{name}: got {type(value).__name__}"
+        raise ValueError(f"{got}; expected an integer >= {minimum}") from error
     if value < minimum:
         raise ValueError(f"{name}: got {value}; expected an integer >= {minimum}")
 
@@ -110,3 +180,10 @@ def finite(**arrays: Array) -> None:
                 f"{name}: got {len(bad)} non-finite entries, the first at index "
                 f"{tuple(bad[0].tolist())}; expected finite values"
             )
+
+
+def _admit(name: str, value: ArrayLike, expected: str = "a JAX or NumPy array") -> None:
+    """Raises ValueError for what is no array and no number."""
+    numeric = isinstance(value, (jax.Array, np.ndarray, np.generic, complex, float, int))
+    if not numeric or isinstance(value, np.ma.MaskedArray):
+        raise ValueError(f"{name}: got {type(value).__name__}; expected {expected}")

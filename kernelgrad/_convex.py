@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _gram, _solve
+from kernelgrad import _axes, _gram, _solve
 from kernelgrad.types import Array
 
 _HALVINGS = 20  # of a Newton step, before it counts as no step
@@ -60,6 +60,7 @@ def mixture_shares(
 
     even = jnp.full(c, 1 / c, likelihood.dtype)
     start = even, growth(even), jnp.zeros((), jnp.int32)
+    start = _axes.varying(start, likelihood)
     shares, factor, _ = lax.while_loop(unfinished, raise_likelihood, start)
     return jnp.log(shares), jnp.maximum(jnp.log(jnp.max(factor)), 0)
 
@@ -117,6 +118,7 @@ def classifier(
 
     infinite, one = jnp.full((), jnp.inf, features.dtype), jnp.ones((), features.dtype)
     start = jnp.zeros(c, features.dtype), infinite, one, jnp.zeros((), jnp.int32)
+    start = _axes.varying(start, features, offsets, ridge)
     weights, gap, _, _ = lax.while_loop(unfinished, descend, start)
     return weights, gap
 
@@ -171,5 +173,6 @@ def quadratic(
 
     infinite, one = jnp.full((), jnp.inf, start.dtype), jnp.ones((), start.dtype)
     first = start, start, one, infinite, jnp.zeros((), jnp.int32)
+    first = _axes.varying(first, matrix, target)
     point, _, _, residual, _ = lax.while_loop(unfinished, descend, first)
     return point, residual

@@ -31,13 +31,6 @@ class MetropolisInfo(NamedTuple):
     diverged: Array
 
 
-def floating_leaves(position: PyTree) -> PyTree:
-    """Returns the position with array leaves; raises ValueError if one is not floating."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(position):
-        _checks.floating(**{f"position{jax.tree_util.keystr(path)}": leaf})
-    return jax.tree.map(jnp.asarray, position)
-
-
 def evaluate(position: PyTree, log_density_fn: LogDensityFn) -> tuple[Array, PyTree]:
     """Returns the log density and its gradient; raises ValueError if it is not a scalar."""
     log_density, pull = jax.vjp(log_density_fn, position)

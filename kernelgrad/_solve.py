@@ -13,7 +13,7 @@ from jax import lax
 from jax.scipy.linalg import cho_factor, cho_solve
 from jax.scipy.sparse.linalg import cg
 
-from kernelgrad import _gram, distances, pairwise
+from kernelgrad import _axes, _gram, distances, pairwise
 from kernelgrad.types import Array, Kernel
 
 NUM_PIVOTS = 256
@@ -103,6 +103,7 @@ def _refined(apply: Solve, precondition: Solve, ridge: Array, b: Array) -> Array
 
     largest = jnp.finfo(b.dtype).max
     start = jnp.zeros_like(b), b, jnp.full((), largest, b.dtype), jnp.full((), jnp.inf, b.dtype)
+    start = _axes.varying(start, ridge)
     x, residual, _, _ = lax.while_loop(unfinished, refine, start)
     return jnp.where(excess(x, residual) <= LARGEST_ERROR, x, jnp.nan) * scale
 
@@ -137,7 +138,8 @@ def _pivoted_cholesky(kernel: Kernel, points: Array, rank: int) -> tuple[Array, 
         return factor.at[index].set(row), left
 
     empty = jnp.zeros((rank, points.shape[0]), points.dtype)
-    return lax.fori_loop(0, rank, add, (empty, jnp.broadcast_to(peak, points.shape[:1])))
+    start = _axes.varying((empty, jnp.broadcast_to(peak, points.shape[:1])), points)
+    return lax.fori_loop(0, rank, add, start)
 
 
 def _norms(columns: Array) -> Array:

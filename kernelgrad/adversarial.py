@@ -50,7 +50,7 @@ def discriminator_loss(real_logits: Array, fake_logits: Array) -> Array:
     References:
       Arjovsky & Bottou 2017, -L(D, theta); Huszar 2016, D-step.
     """
-    _check_logits(real_logits=real_logits, fake_logits=fake_logits)
+    real_logits, fake_logits = _checks.vectors(real_logits=real_logits, fake_logits=fake_logits)
     return jnp.mean(_softplus(-real_logits)) + jnp.mean(_softplus(fake_logits))
 
 
@@ -74,7 +74,7 @@ def saturating_loss(fake_logits: Array) -> Array:
     References:
       Huszar 2016, M-step; Arjovsky & Bottou 2017.
     """
-    _check_logits(fake_logits=fake_logits)
+    (fake_logits,) = _checks.vectors(fake_logits=fake_logits)
     return -jnp.mean(_softplus(fake_logits))
 
 
@@ -98,7 +98,7 @@ def non_saturating_loss(fake_logits: Array) -> Array:
     References:
       Huszar 2016, alternative M-step; Arjovsky & Bottou 2017, alternate update.
     """
-    _check_logits(fake_logits=fake_logits)
+    (fake_logits,) = _checks.vectors(fake_logits=fake_logits)
     return jnp.mean(_softplus(-fake_logits))
 
 
@@ -123,7 +123,7 @@ def kl_loss(fake_logits: Array) -> Array:
     References:
       Huszar 2016, alternative M-step #2.
     """
-    _check_logits(fake_logits=fake_logits)
+    (fake_logits,) = _checks.vectors(fake_logits=fake_logits)
     return -jnp.mean(fake_logits)
 
 
@@ -194,9 +194,10 @@ def kl_estimate(real_logits: Array, fake_logits: Array, *, axis_name: str | None
     References:
       Donsker & Varadhan 1983; Huszar 2016, connection to KL minimisation.
     """
-    _check_logits(real_logits=real_logits, fake_logits=fake_logits)
+    real_logits, fake_logits = _checks.vectors(real_logits=real_logits, fake_logits=fake_logits)
     real, fake = (pairwise.gather(logits, axis_name) for logits in (real_logits, fake_logits))
-    return math.log(real.shape[0]) - jax.nn.logsumexp(-real) - jnp.mean(fake)
+    bound = math.log(real.shape[0]) - jax.nn.logsumexp(-real) - jnp.mean(fake)
+    return pairwise.agreed(bound, axis_name)
 
 
 def wasserstein_bound(
@@ -230,7 +231,9 @@ def wasserstein_bound(
     for name, value in {"jsd": jsd, "noise_variance": noise_variance, "diameter": diameter}.items():
         _checks.shape(name, value, ())
     _checks.not_negative(noise_variance=noise_variance, diameter=diameter)
-    return 2 * jnp.sqrt(noise_variance) + 2 * diameter * _root(jnp.asarray(jsd))
+    (jsd,) = _checks.floating(jsd=jsd if hasattr(jsd, "dtype") else float(jsd))
+    spread, diameter = _gram.like(noise_variance, jsd), _gram.like(diameter, jsd)
+    return 2 * jnp.sqrt(spread) + 2 * diameter * _root(jsd)
 
 
 # --------------------------------------------------------------------------- hinge and Wasserstein
@@ -256,7 +259,7 @@ def hinge_discriminator_loss(real_logits: Array, fake_logits: Array) -> Array:
     References:
       Lim & Ye 2017; Miyato et al. 2018, eq. (16).
     """
-    _check_logits(real_logits=real_logits, fake_logits=fake_logits)
+    real_logits, fake_logits = _checks.vectors(real_logits=real_logits, fake_logits=fake_logits)
     return jnp.mean(jax.nn.relu(1 - real_logits)) + jnp.mean(jax.nn.relu(1 + fake_logits))
 
 
@@ -281,7 +284,7 @@ def wasserstein_critic_loss(real_values: Array, fake_values: Array) -> Array:
     References:
       Arjovsky, Chintala & Bottou 2017, eq. (2).
     """
-    _check_logits(real_values=real_values, fake_values=fake_values)
+    real_values, fake_values = _checks.vectors(real_values=real_values, fake_values=fake_values)
     return jnp.mean(fake_values) - jnp.mean(real_values)
 
 
@@ -305,7 +308,7 @@ def wasserstein_generator_loss(fake_values: Array) -> Array:
     References:
       Arjovsky, Chintala & Bottou 2017, Theorem 3; Miyato et al. 2018, eq. (17).
     """
-    _check_logits(fake_values=fake_values)
+    (fake_values,) = _checks.vectors(fake_values=fake_values)
     return -jnp.mean(fake_values)
 
 
@@ -328,12 +331,11 @@ def clip_weights(params: PyTree, *, clip: float | Array) -> PyTree:
     _checks.shape("clip", clip, ())
     _checks.positive(clip=clip)
 
-    def clipped(path: tuple, weight: Array) -> Array:
-        _checks.floating(**{"params" + jax.tree_util.keystr(path): weight})
+    def clipped(weight: Array) -> Array:
         bound = _gram.like(clip, weight)
         return jnp.clip(weight, -bound, bound)
 
-    return jax.tree_util.tree_map_with_path(clipped, params)
+    return jax.tree.map(clipped, _checks.floating_leaves("params", params))
 
 
 # ------------------------------------------------------------------------------ gradient penalties
@@ -359,8 +361,8 @@ def interpolates(key: Key, real: Array, fake: Array, *, axis_name: str | None = 
     References:
       Gulrajani et al. 2017, algorithm 1.
     """
-    _checks.batches(real=real, fake=fake)
-    _checks.shape("fake", fake, jnp.shape(real))
+    real, fake = _checks.batches(real=real, fake=fake)
+    _checks.shape("fake", fake, real.shape)
     size = real.shape[0] * pairwise.num_devices(axis_name)
     shares = jax.random.uniform(key, (size,) + (1,) * (real.ndim - 1), real.dtype)
     shares = pairwise.share(shares, axis_name)
@@ -445,7 +447,7 @@ def zero_centred_gradient_penalty(critic_fn: Callable[[Array], Array], points: A
 
 def _sq_slopes(critic_fn: Callable[[Array], Array], points: Array) -> Array:
     """Returns the squared norm of the critic's gradient at each point; shape (n,)."""
-    _checks.batches(points=points)
+    (points,) = _checks.batches(points=points)
     values, pull = jax.vjp(critic_fn, points)
     _checks.shape("critic_fn(points)", values, points.shape[:1])
     (gradients,) = pull(jnp.ones_like(values))
@@ -458,9 +460,3 @@ def _sq_slopes(critic_fn: Callable[[Array], Array], points: Array) -> Array:
 def _root(x: Array) -> Array:
     """Returns the square root, with derivative 0 at 0, and 0 below."""
     return jnp.where(x <= 0, 0, jnp.sqrt(jnp.where(x <= 0, 1, x)))
-
-
-def _check_logits(**logits: Array) -> None:
-    _checks.floating(**logits)
-    for name, values in logits.items():
-        _checks.shape(name, values, ("n",))

@@ -131,7 +131,7 @@ def stein_block_length(particles: Array, score: Array, *, num_chains: int = 1) -
     References:
       Andrews 1991, eqs. (6.2) and (6.4), Bartlett kernel; Sokal 1997, section 3, for tau.
     """
-    _checks.points(particles=particles, score=score)
+    particles, score = _checks.scored(particles, score)
     n = particles.shape[0]
     spread = particles - jnp.mean(particles, axis=0, keepdims=True)
     functions = jnp.concatenate([score, score * spread], axis=1)
@@ -145,7 +145,7 @@ def _rows(positions: PyTree, chain_axis: int | None) -> tuple[PyTree, int]:
     """Returns the draws, chain after chain, on one leading axis, and the number of chains."""
     if chain_axis not in (None, 0, 1):
         raise ValueError(f"chain_axis: got {chain_axis}; expected None, 0 or 1")
-    positions = _markov.floating_leaves(positions)
+    positions = _checks.floating_leaves("positions", positions)
     axes = 1 if chain_axis is None else 2
     shapes = {leaf.shape[:axes] for leaf in jax.tree.leaves(positions)}
     if len(shapes) != 1 or len(next(iter(shapes))) != axes or 0 in next(iter(shapes)):

@@ -8,6 +8,7 @@ import jax
 import optax
 from jax import lax
 
+from kernelgrad import _axes
 from kernelgrad.two_player import CriticFn, TwoPlayer
 from kernelgrad.types import Array, Info, Key, PyTree
 
@@ -119,7 +120,8 @@ def step(
         critic_fn = bind(state._replace(params=params), critic)
         return critic.objective.critic_loss(critic_fn, key, samples, data, axis_name=axis_name)
 
-    gradient, info = jax.grad(loss, has_aux=True)(state.params)
+    own = _axes.varying(state.params, samples, data)  # whose gradient is this device's
+    gradient, info = jax.grad(loss, has_aux=True)(own)
     _, stats = critic.apply(state.params, state.stats, data)
     if axis_name is not None:
         gradient, stats, info = lax.pmean((gradient, stats, info), axis_name)

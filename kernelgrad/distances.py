@@ -287,7 +287,7 @@ def far_apart(rows: Points, cols: Points, borne: Array) -> Array:
       int32, shape (), 0 or 1, the same over a vmap.
     """
     unit = jnp.finfo(rows.raw.dtype).eps
-    far = ~(unit * (jnp.max(rows.sq_norms) + jnp.max(cols.sq_norms)) <= borne)
+    far = ~(unit * (jnp.max(rows.sq_norms) + jnp.max(cols.sq_norms)) < borne)
     return _any(far.astype(jnp.int32))
 
 

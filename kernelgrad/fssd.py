@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _gram
+from kernelgrad import _axes, _checks, _gram
 from kernelgrad.types import Array, Kernel, Key
 
 _LEAST_DEVIATION = 0.1  # of sigma, in units of the null's: sigma itself is 0 where q = p
@@ -63,12 +63,11 @@ def fssd_u_statistic(particles: Array, score: Array, kernel: Kernel, locations: 
     References:
       Jitkrittum et al. 2017, section 3.
     """
-    _checks.points(particles=particles, locations=locations)
-    _checks.floating(score=score)
-    _checks.shape("score", score, jnp.shape(particles))
-    _checks.at_least("number of particles", jnp.shape(particles)[0], 2)
+    particles, score = _checks.scored(particles, score)
+    particles, locations = _checks.points(particles=particles, locations=locations)
+    _checks.at_least("number of particles", particles.shape[0], 2)
     features = _stein_features(particles, score, kernel, locations)
-    return _u_statistic(features).astype(jnp.result_type(particles))
+    return _u_statistic(features).astype(particles.dtype)
 
 
 def goodness_of_fit_test(
@@ -125,16 +124,14 @@ def goodness_of_fit_test(
     References:
       Jitkrittum et al. 2017, Proposition 2 and Theorem 3 for the test, Proposition 4 for the power.
     """
-    _checks.points(particles=particles)
-    _checks.floating(score=score)
-    _checks.shape("score", score, jnp.shape(particles))
+    particles, score = _checks.scored(particles, score)
     _checks.finite(particles=particles, score=score)
     _checks.in_range("train_fraction", train_fraction, 0.0, 1.0)
     _checks.positive(step_size=step_size)
     _checks.at_least("num_starts", num_starts, 1)
     _checks.at_least("num_steps", num_steps, 0)
     _checks.at_least("num_simulations", num_simulations, 1)
-    n = jnp.shape(particles)[0]
+    n = particles.shape[0]
     _checks.at_least("number of particles", n, 4)
     num_train = min(max(round(train_fraction * n), 2), n - 2)
     _checks.at_least("num_locations", num_locations, 1)
@@ -146,8 +143,7 @@ def goodness_of_fit_test(
     split_key, start_key, null_key = jax.random.split(key, 3)
     order = jax.random.permutation(split_key, n)
     train, test = (
-        (jnp.asarray(particles)[part], jnp.asarray(score)[part])
-        for part in (order[:num_train], order[num_train:])
+        (particles[part], score[part]) for part in (order[:num_train], order[num_train:])
     )
     climb = functools.partial(_ascend, *train, kernel, num_steps=num_steps, step_size=step_size)
 
@@ -159,7 +155,7 @@ def goodness_of_fit_test(
     features = _stein_features(*test, kernel, locations)
     statistic = _u_statistic(features)
     p_value = _null_p_value(null_key, statistic, features, num_simulations)
-    return FSSDTest(statistic.astype(jnp.result_type(particles)), p_value, locations)
+    return FSSDTest(statistic.astype(particles.dtype), p_value, locations)
 
 
 def _stein_features(particles: Array, score: Array, kernel: Kernel, locations: Array) -> Array:
@@ -170,7 +166,7 @@ def _stein_features(particles: Array, score: Array, kernel: Kernel, locations: A
     steps = points[:, None, :] - sites[None, :, :]
     sq_dist = jnp.sum(jnp.square(steps), axis=2)
     value, slope = jax.jvp(kernel.profile, (sq_dist,), (jnp.ones_like(sq_dist),))
-    score = jnp.asarray(score).astype(points.dtype)
+    score = score.astype(points.dtype)
     features = value[:, :, None] * score[:, None, :] + 2 * slope[:, :, None] * steps
     return features.reshape(points.shape[0], -1) / sites.size**0.5
 
@@ -206,7 +202,9 @@ def _ascend(
         size = jnp.sqrt(jnp.mean(jnp.square(gradient)))
         return locations + rate / jnp.where(size > 0, size, 1) * gradient * spread, None
 
-    rates = step_size * jnp.linspace(1, 0, num_steps, endpoint=False, dtype=locations.dtype)
+    rates = jnp.linspace(1, 0, num_steps, endpoint=False, dtype=locations.dtype)
+    rates *= _gram.like(step_size, locations)
+    locations = _axes.varying(locations, particles, score, rates)
     locations, _ = lax.scan(step, locations, rates)
     return locations, proxy(locations)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _markov
+from kernelgrad import _axes, _checks, _gram, _markov
 from kernelgrad._markov import MetropolisInfo
 from kernelgrad.types import Array, Key, LogDensityFn, PyTree
 
@@ -45,7 +45,7 @@ def init(position: PyTree, log_density_fn: LogDensityFn) -> HMCState:
 
     Cost: one gradient.
     """
-    position = _markov.floating_leaves(position)
+    position = _checks.floating_leaves("position", position)
     return HMCState(position, *_markov.evaluate_first(position, log_density_fn))
 
 
@@ -148,6 +148,8 @@ def leapfrog(
     _checks.positive(step_size=step_size)
     _checks.in_range("num_leapfrog_steps", num_leapfrog_steps, 1, math.inf, closed="l")
     inverse = _markov.diagonal(inverse_mass, state.position)
+    momentum = _checks.floating_leaves("momentum", momentum)
+    momentum = jax.tree.map(_gram.like, momentum, state.position)
 
     def kick_drift_kick(_: Array, carry: tuple[HMCState, PyTree]) -> tuple[HMCState, PyTree]:
         state, p = carry
@@ -157,4 +159,5 @@ def leapfrog(
         state = HMCState(x, *_markov.evaluate(x, log_density_fn))
         return state, _markov.add_scaled(p, step_size / 2, state.gradient)
 
-    return lax.fori_loop(0, num_leapfrog_steps, kick_drift_kick, (state, momentum))
+    start = _axes.varying((state, momentum), step_size, inverse)
+    return lax.fori_loop(0, num_leapfrog_steps, kick_drift_kick, start)

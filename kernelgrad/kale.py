@@ -76,7 +76,7 @@ def kale(energy_data: Array, energy_base: Array, log_normalizer: float | Array) 
       KALE: When Energy-Based Learning Meets Adversarial Training, abstract; Nguyen, Wainwright &
       Jordan 2010, the dual form of KL.
     """
-    _check_energies(energy_data=energy_data, energy_base=energy_base)
+    energy_data, energy_base = _checks.vectors(energy_data=energy_data, energy_base=energy_base)
     _checks.shape("log_normalizer", log_normalizer, ())
     data = jnp.mean(energy_data + _gram.like(log_normalizer, energy_data))
     return 1 - data - jnp.mean(_exp(-(energy_base + _gram.like(log_normalizer, energy_base))))
@@ -108,9 +108,10 @@ def donsker_varadhan(
     References:
       Donsker & Varadhan 1983.
     """
-    _check_energies(energy_data=energy_data, energy_base=energy_base)
+    energy_data, energy_base = _checks.vectors(energy_data=energy_data, energy_base=energy_base)
     log_normalizer = optimal_log_normalizer(energy_base, axis_name=axis_name)
-    return -jnp.mean(pairwise.gather(energy_data, axis_name) + log_normalizer)
+    bound = -jnp.mean(pairwise.gather(energy_data, axis_name) + log_normalizer)
+    return pairwise.agreed(bound, axis_name)
 
 
 def generator_weights(energy_base: Array, log_normalizer: float | Array) -> Array:
@@ -138,7 +139,7 @@ def generator_weights(energy_base: Array, log_normalizer: float | Array) -> Arra
       KALE: When Energy-Based Learning Meets Adversarial Training, abstract (the discriminator is
       the energy, the generator its base); Milgrom & Segal 2002 for the envelope theorem.
     """
-    _check_energies(energy_base=energy_base)
+    (energy_base,) = _checks.vectors(energy_base=energy_base)
     _checks.shape("log_normalizer", log_normalizer, ())
     energy = lax.stop_gradient(energy_base)
     exponent = -(energy + lax.stop_gradient(_gram.like(log_normalizer, energy)))
@@ -167,7 +168,7 @@ def contrastive_divergence_loss(energy_data: Array, energy_chain: Array) -> Arra
     References:
       Hinton 2002, section 3; Tieleman 2008 for persistent chains.
     """
-    _check_energies(energy_data=energy_data, energy_chain=energy_chain)
+    energy_data, energy_chain = _checks.vectors(energy_data=energy_data, energy_chain=energy_chain)
     return jnp.mean(energy_data) - jnp.mean(energy_chain)
 
 
@@ -192,9 +193,9 @@ def optimal_log_normalizer(energy_base: Array, *, axis_name: str | None = None) 
     Raises:
       ValueError: wrong rank or dtype.
     """
-    _check_energies(energy_base=energy_base)
+    (energy_base,) = _checks.vectors(energy_base=energy_base)
     energy = pairwise.gather(energy_base, axis_name)
-    return jax.nn.logsumexp(-energy) - math.log(energy.shape[0])
+    return pairwise.agreed(jax.nn.logsumexp(-energy) - math.log(energy.shape[0]), axis_name)
 
 
 def ema_step(
@@ -287,12 +288,14 @@ def log_normalizer_estimate(
     Raises:
       ValueError: wrong rank or dtype, or a single draw.
     """
+    (energy_base,) = _checks.vectors(energy_base=energy_base)
     value = optimal_log_normalizer(energy_base, axis_name=axis_name)
     energy = pairwise.gather(energy_base, axis_name)
     _checks.at_least("draws of energy_base", energy.shape[0], 2)
     weights = energy.size * jax.nn.softmax(-energy)
     standard_error = jnp.std(weights, ddof=1) / math.sqrt(weights.size)
-    return NormalizerEstimate(value, standard_error, weights.size / jnp.mean(jnp.square(weights)))
+    effective = weights.size / jnp.mean(jnp.square(weights))
+    return NormalizerEstimate(value, *pairwise.agreed((standard_error, effective), axis_name))
 
 
 def log_density(energy: Array, log_base: Array, log_normalizer: float | Array) -> Array:
@@ -314,7 +317,7 @@ def log_density(energy: Array, log_base: Array, log_normalizer: float | Array) -
     Raises:
       ValueError: wrong rank or dtype, or shapes that differ.
     """
-    _check_energies(energy=energy, log_base=log_base)
+    energy, log_base = _checks.vectors(energy=energy, log_base=log_base)
     _checks.shape("log_base", log_base, energy.shape)
     _checks.shape("log_normalizer", log_normalizer, ())
     return log_base - (energy + _gram.like(log_normalizer, energy))
@@ -340,9 +343,3 @@ def _exp(x: Array) -> Array:
 def _top(x: Array) -> int:
     """Returns the largest integer exponent whose exponential has a finite square."""
     return math.floor(math.log(float(jnp.finfo(x.dtype).max)) / 2)
-
-
-def _check_energies(**energies: Array) -> None:
-    _checks.floating(**energies)
-    for name, values in energies.items():
-        _checks.shape(name, values, ("n",))

@@ -273,9 +273,9 @@ def gram(kernel: Kernel, x: Array, y: Array | None = None) -> Array:
 
     Cost: O(n m d) time, O(n m) memory; :func:`kernelgrad.pairwise.kernel_sum` needs no gram.
     """
-    _checks.points(x=x, **({} if y is None else {"y": y}))
-    embedded = [None if points is None else pairwise.embed(kernel, points) for points in (x, y)]
-    rows, cols = distances.prepare(*jax.tree.map(jnp.asarray, embedded))
+    x, y = _checks.pair(x, y)
+    embedded = None if y is None else pairwise.embed(kernel, y)
+    rows, cols = distances.prepare(pairwise.embed(kernel, x), embedded)
     shift = 0 if y is None else None
     return kernel.profile(distances.between(pairwise.radial(kernel), rows, cols, shift))
 
@@ -299,11 +299,13 @@ def median_lengthscale(x: Array, y: Array | None = None, *, axis_name: str | Non
 
     Cost: see :func:`kernelgrad.median.median_squared_distance`.
     """
+    x, y = _checks.pair(x, y)
     median = median_squared_distance(x, y, axis_name=axis_name)
     pool = lax.stop_gradient(x if y is None else jnp.concatenate([x, y]))
     pool = pairwise.gather(pool, axis_name).astype(median.dtype)
     size = pool.shape[0]
     mean = 2 * size / (size - 1) * jnp.sum(jnp.var(pool - pool[:1], axis=0))
+    mean = pairwise.agreed(mean, axis_name)
     fallback = jnp.where(mean > 0, mean, 1)
     return jnp.sqrt(jnp.where(median == 0, fallback, median))
 
@@ -327,6 +329,7 @@ def svgd_lengthscale(x: Array, *, axis_name: str | None = None) -> Array:
     References:
       Liu & Wang 2016, section 5: h = median^2 / log n, with exp(-|x - y|^2 / h).
     """
+    (x,) = _checks.points(x=x)
     size = x.shape[0] * pairwise.num_devices(axis_name)
     return median_lengthscale(x, axis_name=axis_name) / math.sqrt(2 * math.log(size + 1))
 
@@ -359,8 +362,9 @@ def median_mixture(
       squared distance on the union of samples and data, times [0.5, 1, 2, 4].
     """
     _checks.positive(scales=scales)
-    roots = jnp.asarray([math.sqrt(scale) for scale in scales])
-    return family(roots * median_lengthscale(x, y, axis_name=axis_name))
+    lengthscale = median_lengthscale(x, y, axis_name=axis_name)
+    roots = jnp.asarray([math.sqrt(scale) for scale in scales], lengthscale.dtype)
+    return family(roots * lengthscale)
 
 
 def _mixture(
@@ -369,9 +373,9 @@ def _mixture(
     weights: Scales | None,
     exponent: Array | None = None,
 ) -> RadialMixture:
+    _checks.positive(lengthscales=lengthscales)
     scales = jnp.atleast_1d(jnp.asarray(lengthscales, dtype=float))
     _checks.shape("lengthscales", scales, ("c",))
-    _checks.positive(lengthscales=lengthscales)
     if weights is not None:
         _checks.in_range("weights", weights, 0.0, math.inf, closed="l")
         weights = jnp.atleast_1d(jnp.asarray(weights, dtype=float))

@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _convex, _gram, kernels, pairwise
+from kernelgrad import _axes, _checks, _convex, _gram, kernels, pairwise
 from kernelgrad.types import Array, Kernel
 
 
@@ -49,7 +49,7 @@ def kernel_mean_matching(
     References:
       Huang et al. 2007, section 3; Gretton et al. 2009.
     """
-    _checks.points(p=p, q=q)
+    p, q = _checks.points(p=p, q=q)
     for name, value, low in (("max_weight", max_weight, 1.0), ("tolerance", tolerance, 0.0)):
         _checks.shape(name, value, ())
         _checks.in_range(name, value, low, math.inf, closed="l")
@@ -88,7 +88,7 @@ def _project(point: Array, top: Array, slack: Array) -> Array:
         above = mean(middle) > goal
         return jnp.where(above, middle, low), jnp.where(above, high, middle)
 
-    ends = jnp.min(point) - top, jnp.max(point)
+    ends = _axes.varying((jnp.min(point) - top, jnp.max(point)), goal)
     low, high = lax.fori_loop(0, jnp.finfo(point.dtype).nmant + 8, halve, ends)
     shift = jnp.where(mean(zero) == goal, zero, (low + high) / 2)
     return jnp.clip(point - shift, 0, top)

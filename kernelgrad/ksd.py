@@ -42,6 +42,7 @@ def stein_gram(particles: Array, score: Array, kernel: Kernel) -> Array:
     References:
       Liu, Lee & Jordan 2016, eq. (6); Wang & Liu 2016 (amortized SVGD), eq. (6).
     """
+    particles, score = _checks.scored(particles, score)
     side, kernel, unit = _side(particles, score, kernel)
     return _stein_tile(kernel, 0, side, side) / jnp.square(unit)
 
@@ -74,9 +75,10 @@ def ksd_v_statistic(
     References:
       Liu, Lee & Jordan 2016, eq. (6) and section 3.
     """
-    n = jnp.shape(particles)[0] * pairwise.num_devices(axis_name)
+    particles, score = _checks.scored(particles, score)
+    n = particles.shape[0] * pairwise.num_devices(axis_name)
     shares = _row_shares(particles, score, kernel, axis_name, own=True)
-    return (shares / n).astype(jnp.result_type(particles))
+    return (shares / n).astype(particles.dtype)
 
 
 def ksd_u_statistic(
@@ -104,10 +106,11 @@ def ksd_u_statistic(
     References:
       Liu, Lee & Jordan 2016, eq. (14).
     """
-    n = jnp.shape(particles)[0] * pairwise.num_devices(axis_name)
+    particles, score = _checks.scored(particles, score)
+    n = particles.shape[0] * pairwise.num_devices(axis_name)
     _checks.at_least("number of particles", n, 2)
     shares = _row_shares(particles, score, kernel, axis_name, own=False)
-    return (shares / (n - 1)).astype(jnp.result_type(particles))
+    return (shares / (n - 1)).astype(particles.dtype)
 
 
 def ksd_gradient(particles: Array, score_fn: ScoreFn, kernel: Kernel) -> Array:
@@ -136,8 +139,8 @@ def ksd_gradient(particles: Array, score_fn: ScoreFn, kernel: Kernel) -> Array:
     References:
       Korba, Aubin-Frankowski, Majewski & Ablin 2021, section 3.
     """
-    _checks.points(particles=particles)
-    return jax.grad(lambda x: ksd_v_statistic(x, score_fn(x), kernel))(jnp.asarray(particles))
+    (particles,) = _checks.points(particles=particles)
+    return jax.grad(lambda x: ksd_v_statistic(x, score_fn(x), kernel))(particles)
 
 
 def goodness_of_fit_test(
@@ -184,6 +187,7 @@ def goodness_of_fit_test(
       Chwialkowski, Strathmann & Gretton 2016, section 2, with block signs for its Markov chain of
       signs; Phipson & Smyth 2010 for the p-value.
     """
+    particles, score = _checks.scored(particles, score)
     side, kernel, unit = _side(particles, score, kernel)
     _checks.finite(particles=particles, score=score)
     _checks.at_least("num_bootstrap", num_bootstrap, 1)
@@ -204,7 +208,7 @@ def goodness_of_fit_test(
     p_value = (1 + exceeded).astype(dtype) / (1 + num_bootstrap)
     p_value = jnp.where(jnp.isfinite(observed), p_value, jnp.nan)
     statistic = observed / jnp.square(unit)
-    return TestResult(statistic.astype(jnp.result_type(particles)), p_value)
+    return TestResult(statistic.astype(particles.dtype), p_value)
 
 
 def stein_thinning(particles: Array, score: Array, kernel: Kernel, *, num_points: int) -> Array:
@@ -234,6 +238,7 @@ def stein_thinning(particles: Array, score: Array, kernel: Kernel, *, num_points
     References:
       Riabiz et al. 2022 (Optimal thinning of MCMC output), Algorithm 1.
     """
+    particles, score = _checks.scored(particles, score)
     side, kernel, _ = _side(particles, score, kernel)
     _checks.finite(particles=particles, score=score)
     _checks.at_least("num_points", num_points, 1)
@@ -266,17 +271,14 @@ class _Side(NamedTuple):
 
 def _side(particles: Array, score: Array, kernel: Kernel) -> tuple[_Side, Kernel, Array]:
     """Returns the particles, and the kernel, in a unit of length of their own, and that unit."""
-    _checks.points(particles=particles)
-    _checks.floating(score=score)
-    _checks.shape("score", score, jnp.shape(particles))
     if hasattr(kernel, "features"):
         raise ValueError("kernel: got a feature kernel; expected a radial kernel of the particles")
     if isinstance(kernel, kernels.RadialMixture) and kernel.shape is kernels._laplace:
         raise ValueError("kernel: got laplace, not differentiable at 0; expected matern32 or IMQ")
-    as_given, _ = distances.prepare(jnp.asarray(particles))
+    as_given, _ = distances.prepare(particles)
     unit = as_given.unit()
     points, _ = distances.prepare(as_given.raw / unit)
-    score = jnp.asarray(score).astype(unit.dtype) * unit
+    score = score.astype(unit.dtype) * unit
     root = _balance(points.sq_norms, distances.sq_norms(score))
     score = score / root
     mixed = root * points.centred + score
@@ -304,23 +306,23 @@ def _row_shares(
         tile = functools.partial(_share_tile, own)
         mean = jnp.mean(tiles.stream_symmetric(tile, kernel, side).rows)
         return mean / jnp.square(unit)
-    n = jnp.shape(particles)[0]
+    n = particles.shape[0]
     particles, score = (pairwise.gather(a, axis_name) for a in (particles, score))
     everyone, kernel, unit = _side(particles, score, kernel)
-    first = lax.axis_index(axis_name) * n
-    here = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, first, n), everyone)
-    rows = tiles.stream(functools.partial(_row_tile, own), (kernel, first), here, everyone).rows
-    return lax.pmean(jnp.mean(rows), axis_name) / jnp.square(unit)
+    here = jax.tree.map(lambda a: pairwise.share(a, axis_name), everyone)
+    tile = functools.partial(_row_tile, own, axis_name, n)
+    rows = tiles.stream(tile, kernel, here, everyone).rows
+    return lax.pmean(jnp.mean(rows) / jnp.square(unit), axis_name)
 
 
 def _row_tile(
-    own: bool, shared: tuple[Kernel, Array], shift: Array, rows: _Side, cols: _Side
+    own: bool, axis_name: str, share: int, kernel: Kernel, shift: Array, rows: _Side, cols: _Side
 ) -> tiles.PairSums:
-    """Sums over some of the columns; this device's first row is the column `first`."""
-    kernel, first = shared
-    gram = _stein_tile(kernel, shift + first, rows, cols)
+    """Sums over some of the columns; a device's first row is its index times the share."""
+    shift = shift + lax.axis_index(axis_name) * share
+    gram = _stein_tile(kernel, shift, rows, cols)
     if not own:
-        gram = jnp.where(distances.same_point(gram, shift + first), 0, gram)
+        gram = jnp.where(distances.same_point(gram, shift), 0, gram)
     return tiles.PairSums(rows=_dot(gram, cols.weight) * rows.weight)
 
 
@@ -368,7 +370,7 @@ def _blocks(n: int, num_chains: int, block_length: int | Array) -> Array:
         raise ValueError(f"num_chains: got {num_chains}; expected a divisor of {n} particles")
     _checks.in_range("block_length", block_length, 1, n // num_chains, closed="lr")
     chain, step = jnp.divmod(jnp.arange(n), n // num_chains)
-    return chain * (n // num_chains) + step // block_length
+    return chain * (n // num_chains) + step // jnp.asarray(block_length, step.dtype)
 
 
 def _form_tile(

@@ -77,7 +77,7 @@ def init(position: PyTree, log_density_fn: LogDensityFn) -> LangevinState:
 
     Cost: one gradient.
     """
-    position = _markov.floating_leaves(position)
+    position = _checks.floating_leaves("position", position)
     return LangevinState(position, *_markov.evaluate_first(position, log_density_fn))
 
 

@@ -62,7 +62,7 @@ def latent_log_density(
     _checks.positive(inverse_temperature=inverse_temperature)
 
     def log_density_fn(latent: Array) -> Array:
-        _checks.floating(latent=latent)
+        (latent,) = _checks.floating(latent=latent)
         _checks.shape("latent", latent, ("l",))
         energy = energy_fn(generator_fn(latent[None]))
         _checks.shape("energy_fn(generator_fn(latents)) of one latent", energy, (1,))
@@ -89,5 +89,5 @@ def uniform_latents(normal_latents: Array) -> Array:
     Raises:
       ValueError: latents that are not floating.
     """
-    _checks.floating(normal_latents=normal_latents)
+    (normal_latents,) = _checks.floating(normal_latents=normal_latents)
     return lax.erf(normal_latents / math.sqrt(2))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, distances, pairwise
+from kernelgrad import _axes, _checks, distances, pairwise
 from kernelgrad.distances import Points
 from kernelgrad.types import Array
 
@@ -45,7 +45,7 @@ def median_squared_distance(
     Cost: about 5 passes of O((n + m)^2 d / 2) time, at most 17 (32 in float64); O((n + m) d)
       memory.
     """
-    _checks.points(x=x, **({} if y is None else {"y": y}))
+    x, y = _checks.pair(x, y)
     pool = lax.stop_gradient(x if y is None else jnp.concatenate([x, y]))
     first = 0 if axis_name is None else lax.axis_index(axis_name) * pool.shape[0]
     everyone, _ = distances.prepare(pairwise.gather(pool, axis_name))
@@ -64,7 +64,8 @@ def median_squared_distance(
         upto, above = pairs.beyond(lower)
         upper = jnp.where(_at_least(upto, num_pairs // 2 + 1), lower, above)
     median = lower / 2 + upper / 2
-    return jnp.where(jnp.all(jnp.isfinite(everyone.raw)), median, jnp.nan)
+    finite = pairwise.agreed(jnp.all(jnp.isfinite(everyone.raw)).astype(median.dtype), axis_name)
+    return jnp.where(finite == 1, median, jnp.nan)
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,7 @@ class _Pairs:
 
             return lax.fori_loop(0, -(-(num_points - origin) // size), add_tile, carry)
 
+        start = _axes.varying(start, self.points)
         return lax.fori_loop(0, -(-self.num_local // size), add_row, start)
 
 
@@ -231,7 +233,9 @@ def _order_statistic(pairs: _Pairs, num_pairs: int, rank: int) -> Array:
         upto=(zero + (num_pairs >> _LIMB), zero + num_pairs % (1 << _LIMB)),
     )
     first = pairs.quantiles(_LOW, 0.45, 0.49, 0.51, 0.55, 0.7)
-    bracket, _ = lax.while_loop(lambda s: s[0].high - s[0].low > 1, advance, (bracket, first))
+    first = pairwise.agreed(first, pairs.axis_name)
+    search = _axes.varying((bracket, first))
+    bracket, _ = lax.while_loop(lambda s: s[0].high - s[0].low > 1, advance, search)
     return value(bracket.high)
 
 

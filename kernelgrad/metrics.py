@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.special import xlogy
 
-from kernelgrad import _checks
+from kernelgrad import _axes, _checks
 from kernelgrad.types import Array
 
 _BLOCK_ROWS = 256  # of n points against m: 256 m floats at a time
@@ -42,7 +42,7 @@ def inception_score(probs: Array) -> Array:
     References:
       Salimans et al. 2016, section 4.
     """
-    _checks.floating(probs=probs)
+    (probs,) = _checks.floating(probs=probs)
     _checks.shape("probs", probs, ("n", "c"))
     probs = _at_least_float32(probs)
     row_sums = jnp.sum(probs, axis=1)
@@ -75,13 +75,9 @@ def label_entropy(labels: Array, num_classes: int) -> Array:
     References:
       Li 2017, section 3, with the labels of the nearest training images.
     """
+    labels = _checks.array("labels", labels, jnp.integer, "an integer dtype")
     _checks.shape("labels", labels, ("n",))
-    if not jnp.issubdtype(jnp.asarray(labels).dtype, jnp.integer):
-        raise ValueError(
-            f"labels: got dtype {jnp.asarray(labels).dtype}; expected an integer dtype"
-        )
     _checks.at_least("num_classes", num_classes, 1)
-    labels = jnp.asarray(labels)
     _in_range("labels", labels, 0, num_classes - 1)
     counts = jnp.bincount(labels, length=num_classes)
     shares = counts.astype(jnp.float32) / labels.shape[0]
@@ -120,7 +116,7 @@ def frechet_distance(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> Ar
     References:
       Heusel et al. 2017, eq. (6), as FID; Dowson & Landau 1982.
     """
-    _checks.floating(mean1=mean1, cov1=cov1, mean2=mean2, cov2=cov2)
+    mean1, cov1, mean2, cov2 = _checks.floating(mean1=mean1, cov1=cov1, mean2=mean2, cov2=cov2)
     _checks.shape("mean1", mean1, ("d",))
     d = mean1.shape[0]
     _checks.shape("mean2", mean2, (d,))
@@ -166,7 +162,7 @@ def kernel_inception_distance(features1: Array, features2: Array) -> Array:
     References:
       Binkowski et al. 2018, section 4; Gretton et al. 2012, eq. (3).
     """
-    _checks.points(features1=features1, features2=features2)
+    features1, features2 = _checks.points(features1=features1, features2=features2)
     for name, features in (("features1", features1), ("features2", features2)):
         if features.shape[0] < 2:
             raise ValueError(f"{name}: got 1 row; expected at least 2, the estimate needs pairs")
@@ -240,7 +236,7 @@ def precision_recall(real: Array, fake: Array, *, k: int = 5) -> PrecisionRecall
       Kynkäänniemi et al. 2019, eqs. (1)-(2); Naeem et al. 2020, section 3, and their code for the
       open balls.
     """
-    _checks.points(real=real, fake=fake)
+    real, fake = _checks.points(real=real, fake=fake)
     _checks.at_least("k", k, 1)
     for name, points in (("real", real), ("fake", fake)):
         if points.shape[0] <= k:
@@ -288,7 +284,8 @@ def _squared_radii(points: Array, k: int) -> Array:
             larger = jnp.min(jnp.where(others > value, others, jnp.inf))
             return jnp.where(jnp.sum(others <= value) < k, larger, value)
 
-        return lax.fori_loop(0, k, next_larger, jnp.full((), -1, points.dtype))
+        below = _axes.varying(jnp.full((), -1, points.dtype), others)
+        return lax.fori_loop(0, k, next_larger, below)
 
     return lax.map(sq_radius, (jnp.arange(points.shape[0]), points), batch_size=_BLOCK_ROWS)
 
@@ -319,10 +316,7 @@ def nearest_neighbors_l1(queries: Array, data: Array) -> tuple[Array, Array]:
     References:
       Li 2017, section 3.
     """
-    queries, data = jnp.asarray(queries), jnp.asarray(data)
-    for name, array in (("queries", queries), ("data", data)):
-        if array.dtype != jnp.uint8 and not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(f"{name}: got dtype {array.dtype}; expected floating or uint8")
+    queries, data = _floating_or_uint8("queries", queries), _floating_or_uint8("data", data)
     _checks.shape("queries", queries, ("n", "d"))
     _checks.shape("data", data, ("m", queries.shape[1]))
     dtype = jnp.float64 if jnp.float64 in (queries.dtype, data.dtype) else jnp.float32
@@ -347,13 +341,18 @@ def nearest_neighbors_l1(queries: Array, data: Array) -> tuple[Array, Array]:
     starts = jnp.minimum(starts, data.shape[0] - num_rows)  # the last block may overlap
     n = queries.shape[0]
     best = (jnp.zeros(n, jnp.int32), jnp.full(n, jnp.inf, dtype))
+    best = _axes.varying(best, queries, data)
     (indices, distances), _ = lax.scan(merge, best, starts)
     return indices, jnp.where(finite, distances / units, jnp.nan)
 
 
 def _at_least_float32(array: Array) -> Array:
-    array = jnp.asarray(array)
     return array if jnp.finfo(array.dtype).bits >= 32 else array.astype(jnp.float32)
+
+
+def _floating_or_uint8(name: str, array: Array) -> Array:
+    is_image = getattr(array, "dtype", None) == jnp.uint8
+    return _checks.array(name, array, jnp.uint8 if is_image else jnp.floating, "floating or uint8")
 
 
 def _dot(a: Array, b: Array) -> Array:

@@ -41,7 +41,7 @@ def mmd_v_statistic(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None
     References:
       Gretton et al. 2012, eq. (5); Li 2017 (approximate KL gradients), section 3.
     """
-    _checks.points(x=x, y=y)
+    x, y = _checks.points(x=x, y=y)
     x, y, base, a, b = _samples(x, y, kernel, axis_name)
     k_xx, k_yy = (_mean(base, u, None, (o, o), axis_name) for u, o in ((x, a), (y, b)))
     return k_xx + k_yy - 2 * _mean(base, x, y, (a, b), axis_name)
@@ -70,7 +70,7 @@ def mmd_u_statistic(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None
     References:
       Gretton et al. 2012, eq. (3).
     """
-    _checks.points(x=x, y=y)
+    x, y = _checks.points(x=x, y=y)
     x, y, base, a, b = _samples(x, y, kernel, axis_name)
     within = []
     for name, points, offset in (("x", x, a), ("y", y, b)):
@@ -109,7 +109,7 @@ def mmd_gradient(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None = 
     References:
       Li 2017 (approximate KL gradients), footnote 2.
     """
-    _checks.points(x=x, y=y)
+    x, y = _checks.points(x=x, y=y)
     base = pairwise.radial(kernel)
     embedded, pull = jax.vjp(lambda points: pairwise.embed(kernel, points), x)
     targets = pairwise.embed(kernel, y)
@@ -144,7 +144,7 @@ def mmd_value_and_gradient(
     References:
       As :func:`mmd_v_statistic` and :func:`mmd_gradient`.
     """
-    _checks.points(x=x, y=y)
+    x, y = _checks.points(x=x, y=y)
     embedded, pull = jax.vjp(lambda points: pairwise.embed(kernel, points), x)
     _, targets, base, a, b = _samples(x, y, kernel, axis_name)
     n, m = (points.shape[0] * pairwise.num_devices(axis_name) for points in (x, y))
@@ -196,7 +196,7 @@ def two_sample_test(
     References:
       Gretton et al. 2012, section 5; Phipson & Smyth 2010 for the p-value.
     """
-    _checks.points(x=x, y=y)
+    x, y = _checks.points(x=x, y=y)
     _checks.at_least("num_permutations", num_permutations, 1)
     n, m = x.shape[0], y.shape[0]
     pool = pairwise.embed(kernel, jnp.concatenate([x, y]))

@@ -46,6 +46,7 @@ def instance_noise(
     References:
       Arjovsky & Bottou 2017, section 3.
     """
+    (x,) = _checks.batches(x=x)
     scale = _noise_scale(x, variance)
     return x + scale * pairwise.share(
         jax.random.normal(key, _union_shape(x, axis_name), x.dtype), axis_name
@@ -77,6 +78,7 @@ def bounded_noise(
     References:
       Arjovsky & Bottou 2017, Theorem 3.3.
     """
+    (x,) = _checks.batches(x=x)
     scale = math.sqrt(3) * _noise_scale(x, variance)
     return x + scale * pairwise.share(
         jax.random.uniform(key, _union_shape(x, axis_name), x.dtype, -1, 1), axis_name
@@ -88,7 +90,6 @@ def _union_shape(x: Array, axis_name: str | None) -> tuple[int, ...]:
 
 
 def _noise_scale(x: Array, variance: float | Array) -> Array:
-    _checks.batches(x=x)
     _checks.shape("variance", variance, ())
     _checks.not_negative(variance=variance)
     return jnp.sqrt(_gram.like(variance, x))
@@ -171,7 +172,7 @@ def noisy_logits_and_gradient(
     References:
       Arjovsky & Bottou 2017, Theorem 3.2.
     """
-    _checks.points(points=points, real=real, fake=fake)
+    points, real, fake = _checks.points(points=points, real=real, fake=fake)
     _checks.shape("variance", variance, ())
     _checks.positive(variance=variance)
     dtype = _gram.wide(points).dtype

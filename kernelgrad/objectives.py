@@ -69,6 +69,7 @@ def kl_direction(
     References:
       Li 2017 (approximate KL gradients), eqs. (1), (2), (3).
     """
+    samples, data = _checks.points(samples=samples, data=data)
     score_q = score.stein_score(samples, kernel, ridge=ridge, axis_name=axis_name)
     score_p = score.stein_score_at(samples, data, kernel, ridge=ridge, axis_name=axis_name)
     return score_q - score_p
@@ -94,7 +95,7 @@ def kl(make_kernel: MakeKernel, *, ridge: float | None = None) -> Objective:
         key: Key, samples: Array, data: Array, *, axis_name: str | None = None
     ) -> tuple[Array, Info]:
         del key
-        x, y = _flat(samples), _flat(data)
+        x, y = _flat(samples, data)
         kernel = make_kernel(x, y, axis_name=axis_name)
         size = x.shape[0] * pairwise.num_devices(axis_name)
         eta = score.default_ridge(size, kernel) if ridge is None else ridge
@@ -122,7 +123,7 @@ def mmd_v(make_kernel: MakeKernel) -> Objective:
         key: Key, samples: Array, data: Array, *, axis_name: str | None = None
     ) -> tuple[Array, Info]:
         del key
-        x, y = _flat(samples), _flat(data)
+        x, y = _flat(samples, data)
         kernel = make_kernel(x, y, axis_name=axis_name)
         size = x.shape[0] * pairwise.num_devices(axis_name)
         value, gradient = mmd.mmd_value_and_gradient(x, y, kernel, axis_name=axis_name)
@@ -155,7 +156,7 @@ def noisy_jsd(*, variance: float) -> Objective:
     def objective(
         key: Key, samples: Array, data: Array, *, axis_name: str | None = None
     ) -> tuple[Array, Info]:
-        x, y = _flat(samples), _flat(data)
+        x, y = _flat(samples, data)
         noised_x, noised_y = (
             noise.instance_noise(one, points, variance=variance, axis_name=axis_name)
             for one, points in zip(jax.random.split(key), (x, y), strict=True)
@@ -233,7 +234,7 @@ def density_ratio(make_kernel: MakeKernel, fit: Callable[..., ratio.RatioModel])
         key: Key, samples: Array, data: Array, *, axis_name: str | None = None
     ) -> tuple[Array, Info]:
         del key
-        x, y = _flat(samples), _flat(data)
+        x, y = _flat(samples, data)
         model = fit(y, x, make_kernel(x, y, axis_name=axis_name), axis_name=axis_name)
         log_ratio, pull = jax.vjp(lambda points: -ratio.log_density_ratio(model, points), x)
         (direction,) = pull(jnp.ones_like(log_ratio))
@@ -243,8 +244,9 @@ def density_ratio(make_kernel: MakeKernel, fit: Callable[..., ratio.RatioModel])
     return objective
 
 
-def _flat(points: Array) -> Array:
-    return points.reshape(points.shape[0], -1)
+def _flat(samples: Array, data: Array) -> tuple[Array, Array]:
+    samples, data = _checks.batches(samples=samples, data=data)
+    return samples.reshape(samples.shape[0], -1), data.reshape(data.shape[0], -1)
 
 
 def _over_devices(mean: Array, axis_name: str | None) -> Array:

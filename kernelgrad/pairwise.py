@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, distances, tiles
+from kernelgrad import _axes, _checks, distances, tiles
 from kernelgrad.distances import Points
-from kernelgrad.types import Array, Kernel
+from kernelgrad.types import Array, Kernel, PyTree
 
 _Dot = Callable[[Array, Array], Array]
 
@@ -42,8 +42,8 @@ def squared_distances(x: Array, y: Array | None = None) -> Array:
 
     Cost: O(n m d) time, some five times more where pairs are too close; O(n m) memory.
     """
-    _checks.points(x=x, **({} if y is None else {"y": y}))
-    rows, cols = distances.prepare(*jax.tree.map(jnp.asarray, (x, y)))
+    x, y = _checks.pair(x, y)
+    rows, cols = distances.prepare(x, y)
     return distances.between(None, rows, cols, 0 if y is None else None)
 
 
@@ -80,8 +80,11 @@ def kernel_sum(
 
     Cost: O(n m (d + p)) time, O((n + m) (d + p)) memory.
     """
-    _check_sums(x, y, weights=weights)
-    _check_offsets(x, y, offsets)
+    x, y = _checks.pair(x, y)
+    weights, offsets = (
+        _of_rows("weights", weights, x if y is None else y, "p"),
+        _offsets(offsets, x, y),
+    )
     dtype, x, y = jnp.result_type(x), embed(kernel, x), None if y is None else embed(kernel, y)
     pairs = _pairs(radial(kernel), x, y, axis_name)
     return pairs.sums(weights, offsets=offsets)[0].astype(dtype)
@@ -122,9 +125,11 @@ def gradient_sum(
     References:
       Li 2017 (approximate KL gradients), eq. (2), where w = 1 and y = x.
     """
+    x, y = _checks.pair(x, y)
+    others = x if y is None else y
     if weights is None:
-        weights = jnp.ones(jnp.shape(x if y is None else y)[:1], jnp.result_type(x))
-    _check_sums(x, y, gradient_weights=weights, name="weights")
+        weights = jnp.ones(others.shape[:1], x.dtype)
+    weights = _of_rows("weights", weights, others)
     if hasattr(kernel, "features"):
         return _feature_gradient_sum(kernel, x, y, weights, axis_name)
     sums = _pairs(kernel, x, y, axis_name).sums(None, weights, joined=True)
@@ -161,8 +166,11 @@ def kernel_and_gradient_sum(
 
     Cost: O(n m (d + p)) time, O((n + m) (d + p)) memory.
     """
-    _check_sums(x, y, weights=weights, gradient_weights=gradient_weights)
-    _check_offsets(x, y, offsets)
+    x, y = _checks.pair(x, y)
+    others = x if y is None else y
+    weights = _of_rows("weights", weights, others, "p")
+    gradient_weights = _of_rows("gradient_weights", gradient_weights, others)
+    offsets = _offsets(offsets, x, y)
     if hasattr(kernel, "features"):
         values = kernel_sum(kernel, x, y, weights, offsets=offsets, axis_name=axis_name)
         return values, gradient_sum(kernel, x, y, gradient_weights, axis_name=axis_name)
@@ -207,11 +215,12 @@ def stein_sum(
     References:
       Liu & Wang 2016, eq. (8); Wang & Liu 2016 (amortized SVGD), eq. (7).
     """
+    x, y = _checks.pair(x, y)
     others = x if y is None else y
     if gradient_weights is None:
-        gradient_weights = jnp.ones(jnp.shape(others)[:1], jnp.result_type(x))
-    _check_sums(x, y, weights=weights, gradient_weights=gradient_weights)
-    _checks.shape("weights", weights, jnp.shape(others))
+        gradient_weights = jnp.ones(others.shape[:1], x.dtype)
+    weights = _of_rows("weights", weights, others, x.shape[1])
+    gradient_weights = _of_rows("gradient_weights", gradient_weights, others)
     if hasattr(kernel, "features"):
         values = kernel_sum(kernel, x, y, weights, axis_name=axis_name)
         return values + gradient_sum(kernel, x, y, gradient_weights, axis_name=axis_name)
@@ -219,23 +228,21 @@ def stein_sum(
     return sums.astype(jnp.result_type(x))
 
 
-def _check_sums(
-    x: Array, y: Array | None, *, name: str = "gradient_weights", **weights: Array
-) -> None:
-    _checks.points(x=x, **({} if y is None else {"y": y}))
-    m = jnp.shape(x if y is None else y)[0]
-    for key, value in weights.items():
-        key, expected = ("weights", (m, "p")) if key == "weights" else (name, (m,))
-        _checks.floating(**{key: value})
-        _checks.shape(key, value, expected)
+def _of_rows(name: str, values: Array, points: Array, *rest: int | str) -> Array:
+    """Returns what belongs to points, a row each, or raises ValueError."""
+    (values,) = _checks.floating(**{name: values})
+    _checks.shape(name, values, (points.shape[0], *rest))
+    return values
 
 
-def _check_offsets(x: Array, y: Array | None, offsets: tuple[Array, Array] | None) -> None:
+def _offsets(
+    offsets: tuple[Array, Array] | None, x: Array, y: Array | None
+) -> tuple[Array, Array] | None:
     if offsets is None:
-        return
-    for offset, points in zip(offsets, (x, x if y is None else y), strict=True):
-        _checks.floating(offsets=offset)
-        _checks.shape("offsets", offset, jnp.shape(points)[:1])
+        return None
+    above, beside = offsets
+    others = x if y is None else y
+    return _of_rows("offsets", above, x), _of_rows("offsets", beside, others)
 
 
 # ------------------------------------------------------------------------------------- sums
@@ -273,12 +280,9 @@ class _Pairs(NamedTuple):
         if self.same and self.axis_name is None:
             mirrored = functools.partial(_mirrored_tile, joined)
             return tiles.stream_symmetric(mirrored, self.kernel, side).rows
-        first = None  # of the columns that are the rows
-        if self.same:
-            first = lax.axis_index(self.axis_name) * self.rows.raw.shape[0]
         here = _Side(self.rows, None if above is None else self._typed(above))
-        tile = functools.partial(_tile, joined)
-        return tiles.stream(tile, (self.kernel, first), here, side).rows
+        own = (self.axis_name, self.rows.raw.shape[0]) if self.same else None
+        return tiles.stream(functools.partial(_tile, joined, own), self.kernel, here, side).rows
 
     def _typed(self, array: Array) -> Array:
         return jnp.asarray(array).astype(self.rows.raw.dtype)
@@ -296,14 +300,15 @@ def _pairs(kernel: Kernel, x: Array, y: Array | None, axis_name: str | None) -> 
 
 def _tile(
     joined: bool,
-    shared: tuple[Kernel, Array | None],
+    own: tuple[Any, int] | None,
+    kernel: Kernel,
     shift: Any,
     rows: _Side,
     cols: _Side,
 ) -> tiles.PairSums:
-    """The sums at the rows; the first of all rows is the column `first`, if it is one."""
-    kernel, first = shared
-    at_rows, _ = _sums(joined, kernel, None if first is None else shift + first, rows, cols)
+    """The sums at the rows; `own` gives the axis and the share of it if rows are among columns."""
+    shift = None if own is None else shift + lax.axis_index(own[0]) * own[1]
+    at_rows, _ = _sums(joined, kernel, shift, rows, cols)
     return tiles.PairSums(rows=at_rows())
 
 
@@ -410,7 +415,7 @@ def _feature_gradient_sum(
         return total - coordinate[:, None] * slope_sum(row), None
 
     (own,) = pull(cols.astype(targets.dtype))
-    basis = jnp.eye(targets.shape[1], dtype=targets.dtype)
+    basis = _axes.varying(jnp.eye(targets.shape[1], dtype=targets.dtype), targets)
     gradient, _ = lax.scan(add_feature, slope_sum(own), (basis, rows.T))
     return gradient.astype(x.dtype)
 
@@ -479,6 +484,19 @@ def share(everything: Array, axis_name: str | None) -> Array:
         return everything
     size = everything.shape[0] // num_devices(axis_name)
     return lax.dynamic_slice_in_dim(everything, lax.axis_index(axis_name) * size, size)
+
+
+def agreed(value: PyTree, axis_name: str | None) -> PyTree:
+    """Returns what every device has computed alike, as one value that does not vary over them.
+
+    Args:
+      value: pytree of floating arrays, the same on all devices.
+      axis_name: of the devices; None: there is one.
+
+    Returns:
+      The value; ``jax.shard_map`` lets it out through ``out_specs=P()``.
+    """
+    return value if axis_name is None else lax.pmean(value, axis_name)
 
 
 def gather(array: Array | None, axis_name: str | None) -> Any:

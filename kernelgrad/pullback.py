@@ -17,7 +17,7 @@ import optax
 from jax import lax
 from jax.scipy.sparse.linalg import cg
 
-from kernelgrad import _checks
+from kernelgrad import _axes, _checks, _gram
 from kernelgrad.types import Array, PyTree
 
 GeneratorFn = Callable[[PyTree], Array]
@@ -63,9 +63,13 @@ def chain_rule(generator_fn: GeneratorFn, params: PyTree, direction: Array) -> P
     References:
       Li 2017 (approximate KL gradients), eq. (1); Wang & Liu 2016 (amortized SVGD), eq. (10).
     """
+    params = _checks.floating_leaves("params", params)
+    (direction,) = _checks.floating(direction=direction)
+    params = _axes.varying(params, direction)  # its gradient is then this device's
     samples, pull = jax.vjp(generator_fn, params)
     _checks.shape("direction", direction, samples.shape)
-    (gradient,) = pull((direction / samples.shape[0]).astype(samples.dtype))
+    direction = _axes.varying((direction / samples.shape[0]).astype(samples.dtype), samples)
+    (gradient,) = pull(direction)
     return gradient
 
 
@@ -112,9 +116,12 @@ def regression(
     _checks.shape("step_size", step_size, ())
     _checks.positive(step_size=step_size)
     _checks.at_least("num_steps", num_steps, 1)
+    params = _checks.floating_leaves("params", params)
+    (direction,) = _checks.floating(direction=direction)
+    params = _axes.varying(params, direction)
     samples = generator_fn(params)
     _checks.shape("direction", direction, samples.shape)
-    offset = (step_size * direction).astype(samples.dtype)
+    offset = (_gram.like(step_size, direction) * direction).astype(samples.dtype)
 
     def shifted(moved: PyTree) -> PyTree:
         return jax.tree.map(jnp.add, params, moved)
@@ -130,8 +137,9 @@ def regression(
         return optax.apply_updates(moved, updates), opt_state
 
     start = (jax.tree.map(jnp.zeros_like, params), optimizer.init(params))
-    moved, _ = lax.fori_loop(0, num_steps, inner, start)
-    return jax.tree.map(lambda m: (-m / step_size).astype(m.dtype), moved)
+    moved, _ = lax.fori_loop(0, num_steps, inner, _axes.varying(start, params))
+    moved = _mean_over_devices(moved, axis_name)
+    return jax.tree.map(lambda m: -m / _gram.like(step_size, m), moved)
 
 
 def gauss_newton(
@@ -182,6 +190,7 @@ def gauss_newton(
     _checks.shape("damping", damping, ())
     _checks.in_range("damping", damping, 0.0, float("inf"), closed="l")
     _checks.at_least("max_iterations", max_iterations, 1)
+    (direction,) = _checks.floating(direction=direction)
     push, pull = _linearise(generator_fn, params, direction, axis_name)
     downhill = pull(direction)
     eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(downhill))
@@ -195,7 +204,7 @@ def gauss_newton(
 
     scaled = jax.tree.map(lambda leaf: leaf / unit, downhill)
     solution, _ = cg(normal, scaled, tol=tolerance, maxiter=max_iterations)
-    return jax.tree.map(lambda leaf: leaf * unit, solution)
+    return _mean_over_devices(jax.tree.map(lambda leaf: leaf * unit, solution), axis_name)
 
 
 def residuals(
@@ -231,8 +240,12 @@ def residuals(
 
     Cost: two forward and two backward passes of the generator.
     """
+    (direction,) = _checks.floating(direction=direction)
+    gradient = _checks.floating_leaves("gradient", gradient)
     push, pull = _linearise(generator_fn, params, direction, axis_name)
-    miss = push(gradient) - direction.astype(jnp.result_type(*jax.tree.leaves(gradient)))
+    followed = push(gradient)
+    direction = direction.astype(followed.dtype)
+    miss = followed - direction
     left = _add_scaled(pull(miss), damping, gradient)
     squares = _mean_over_devices(
         (jnp.sum(jnp.square(miss)), jnp.sum(jnp.square(direction))), axis_name
@@ -244,15 +257,18 @@ def _linearise(
     generator_fn: GeneratorFn, params: PyTree, direction: Array, axis_name: str | None
 ) -> tuple[Callable[[PyTree], Array], Callable[[Array], PyTree]]:
     """Returns the products v -> J v and u -> J^T u / n over the union of all devices' samples."""
+    params = _checks.floating_leaves("params", params)
+    params = _axes.varying(params, direction)
     samples, push = jax.linearize(generator_fn, params)
     _checks.shape("direction", direction, samples.shape)
     transpose = jax.linear_transpose(push, params)
 
     def pull(cotangent: Array) -> PyTree:
-        (gradient,) = transpose((cotangent / samples.shape[0]).astype(samples.dtype))
+        cotangent = (cotangent / samples.shape[0]).astype(samples.dtype)
+        (gradient,) = transpose(_axes.varying(cotangent, samples))
         return _mean_over_devices(gradient, axis_name)
 
-    return push, pull
+    return lambda step: push(_axes.varying(step, params)), pull
 
 
 def _mean_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:

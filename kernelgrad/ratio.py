@@ -101,6 +101,7 @@ def density_ratio(model: RatioModel, x: Array) -> Array:
 
     Cost: O(n c d) time.
     """
+    x, _ = _checks.points(x=x, centers=model.centers)
     if isinstance(model, LinearRatio):
         return jnp.maximum(_expansion(model.kernel, model.centers, model.weights, x), 0)
     log_ratio = log_density_ratio(model, x)
@@ -130,9 +131,9 @@ def log_density_ratio(model: RatioModel, x: Array) -> Array:
 
     Cost: O(n c d) time; O((n + c) d) memory, and O(n c) for a :class:`MixtureRatio`.
     """
+    x, centers = _checks.points(x=x, centers=model.centers)
     if isinstance(model, MixtureRatio):
-        _checks.points(x=x, centers=model.centers)
-        logits = _log_gram(model.kernel, _gram.wide(x), model.centers)
+        logits = _log_gram(model.kernel, _gram.wide(x), centers)
         return _gram.like(jax.nn.logsumexp(logits + model.log_weights[None, :], axis=1), x)
     value = _expansion(model.kernel, model.centers, model.weights, x)
     if isinstance(model, LogLinearRatio):
@@ -163,6 +164,7 @@ def log_ratio_gradient(model: RatioModel, x: Array) -> Array:
     References:
       Huszar 2016 (an alternative update rule for GANs), alternative M-step #2.
     """
+    (x,) = _checks.points(x=x)
     value, pull = jax.vjp(lambda points: log_density_ratio(model, points), x)
     (gradient,) = pull(jnp.ones_like(value))
     return gradient
@@ -255,6 +257,7 @@ def rulsif(
     centers, moment, mean = _least_squares(p, q, kernel, ridge, alpha, centers, axis_name)
     weights = _solve.dense(moment, _gram.like(ridge, mean))(mean[:, None])[:, 0]
     size = p.shape[0] * pairwise.num_devices(axis_name)
+    centers, weights = pairwise.agreed((centers, weights), axis_name)
     return LinearRatio(kernel, centers, weights, _gram.like(1 / math.sqrt(size), mean))
 
 
@@ -300,6 +303,7 @@ def lsif(
       Kanamori, Hido & Sugiyama 2009, section 2.2, with the square of w as penalty for its sum.
     """
     _check_loop(num_steps, tolerance)
+    p, q, centers = _checks.points(p=p, q=q, centers=p if centers is None else centers)
     p, q, kernel, ridge, alpha, centers = lax.stop_gradient((p, q, kernel, ridge, alpha, centers))
     centers, moment, mean = _least_squares(p, q, kernel, ridge, alpha, centers, axis_name)
     size = _gram.like(ridge, mean)
@@ -311,7 +315,8 @@ def lsif(
         num_steps=num_steps,
         tolerance=2 * size * _gram.like(tolerance, mean),
     )
-    return MixtureRatio(kernel, centers, jnp.log(weights), residual / (2 * size))
+    fit = pairwise.agreed((centers, weights, residual), axis_name)
+    return MixtureRatio(kernel, fit[0], jnp.log(fit[1]), fit[2] / (2 * size))
 
 
 def _least_squares(
@@ -389,7 +394,8 @@ def kliep(
     log_shares, gap = _convex.mixture_shares(
         log_convex, num_steps=num_steps, tolerance=_gram.like(tolerance, log_convex)
     )
-    return MixtureRatio(kernel, centers, log_shares - log_mean, gap)
+    fit = pairwise.agreed((centers, log_shares - log_mean, gap), axis_name)
+    return MixtureRatio(kernel, *fit)
 
 
 # ----------------------------------------------------------------------------- logistic regression
@@ -444,7 +450,7 @@ def logistic(
     """
     _check_ridge(ridge)
     _check_loop(num_steps, tolerance)
-    _checks.points(p=p, q=q)
+    p, q = _checks.points(p=p, q=q)
     pool = jnp.concatenate([p, q]) if centers is None else centers
     p, q, centers = _unions(p, q, pool, axis_name)
     kernel, p, q, centers = lax.stop_gradient((kernel, p, q, centers))
@@ -459,7 +465,8 @@ def logistic(
         num_steps=num_steps,
         tolerance=_gram.like(tolerance, features),
     )
-    return LogLinearRatio(kernel, centers, weights[1:], weights[0], gap)
+    fit = pairwise.agreed((centers, weights[1:], weights[0], gap), axis_name)
+    return LogLinearRatio(kernel, *fit)
 
 
 # -------------------------------------------------------------------------------- what they share
@@ -483,7 +490,7 @@ def _unions(
     p: Array, q: Array, centers: Array, axis_name: str | None
 ) -> tuple[Array, Array, Array]:
     """Returns the samples and centers of all devices, in at least float32."""
-    _checks.points(p=p, q=q, centers=centers)
+    p, q, centers = _checks.points(p=p, q=q, centers=centers)
     p, q, centers = (pairwise.gather(_gram.wide(x), axis_name) for x in (p, q, centers))
     return p, q, centers
 

@@ -45,9 +45,7 @@ def select(score_fn: Callable[..., Array], *grids: Array) -> Selection:
     Cost: the product of the grids' sizes times that of the score, one at a time.
     """
     _checks.at_least("number of grids", len(grids), 1)
-    for number, grid in enumerate(grids):
-        _checks.floating(**{f"grids[{number}]": grid})
-        _checks.shape(f"grids[{number}]", grid, ("a",))
+    grids = _checks.vectors(**{f"grids[{number}]": grid for number, grid in enumerate(grids)})
     points = [axis.ravel() for axis in jnp.meshgrid(*grids, indexing="ij")]
     scores = lax.map(lambda point: score_fn(*point), points)
     best = jnp.argmin(jnp.where(jnp.isnan(scores), jnp.inf, scores))
@@ -98,15 +96,14 @@ def rulsif_loo(
     References:
       Kanamori, Hido & Sugiyama 2009, section 3.3, who leave out x_i and y_i together.
     """
-    _checks.points(p=p, q=q, **({} if centers is None else {"centers": centers}))
+    p, q, centers = _checks.points(p=p, q=q, centers=p if centers is None else centers)
     _checks.shape("ridge", ridge, ())
     _checks.positive(ridge=ridge)
     _checks.shape("alpha", alpha, ())
     _checks.in_range("alpha", alpha, 0.0, 1.0, closed="l")
     for name, samples in (("p", p), ("q", q)):
         _checks.at_least(f"number of samples in {name}", samples.shape[0], 2)
-    p, q = _gram.wide(p), _gram.wide(q)
-    centers = p if centers is None else _gram.wide(centers)
+    p, q, centers = (_gram.wide(x) for x in (p, q, centers))
     at_p, at_q = kernels.gram(kernel, p, centers), kernels.gram(kernel, q, centers)
     share, ridge, mean = _gram.like(alpha, at_p), _gram.like(ridge, at_p), jnp.mean(at_p, axis=0)
     moments = [(share, at_p), (1 - share, at_q)]
@@ -229,7 +226,7 @@ def _cross_validated(
     loss: Callable[[_Pair, _Pair], Array], p: Array, q: Array, num_folds: int
 ) -> Array:
     """Returns the mean of the loss over folds, of one size; left-over samples are always fitted."""
-    _checks.points(p=p, q=q)
+    p, q = _checks.points(p=p, q=q)
     _checks.at_least("num_folds", num_folds, 2)
     for name, samples in (("p", p), ("q", q)):
         _checks.at_least(f"number of samples in {name}", samples.shape[0], num_folds)

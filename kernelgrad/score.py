@@ -72,7 +72,7 @@ def stein_score(
     References:
       Li 2017 (approximate KL gradients), eq. (2).
     """
-    _checks.points(samples=samples)
+    (samples,) = _checks.points(samples=samples)
     _check_ridge(ridge)
     solve, repulsion = _system(kernel, pairwise.gather(_gram.wide(samples), axis_name), ridge)
     score = -solve(repulsion)
@@ -125,7 +125,7 @@ def stein_score_at(
       Li 2017 (approximate KL gradients), eq. (3), the case where k is translation invariant and
       hence r = -1^T D.
     """
-    _checks.points(queries=queries, samples=samples)
+    queries, samples = _checks.points(queries=queries, samples=samples)
     _check_ridge(ridge)
     points, everyone = _gram.wide(queries), pairwise.gather(_gram.wide(samples), axis_name)
     solve, repulsion = _system(kernel, everyone, ridge)
@@ -176,7 +176,7 @@ def rkhs_score_at(queries: Array, samples: Array, kernel: Kernel, *, ridge: floa
     References:
       Zhou, Shi & Zhu 2020, Theorem 3.1, with a diagonal kernel and lambda = eta / n.
     """
-    _checks.points(queries=queries, samples=samples)
+    queries, samples = _checks.points(queries=queries, samples=samples)
     points, nodes = _gram.wide(queries), _gram.wide(samples)
     score = stein_score(nodes, kernel, ridge=ridge)
     witness = pairwise.stein_sum(kernel, points, nodes, score)

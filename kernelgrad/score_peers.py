@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _gram, pairwise
+from kernelgrad import _axes, _checks, _gram, pairwise
 from kernelgrad.types import Array, Kernel
 
 _Iterate = tuple[Array, Array, Array, Array]
@@ -57,7 +57,7 @@ def spectral_score(samples: Array, kernel: Kernel, *, mass_fraction: float | Arr
     References:
       Shi, Sun & Zhu 2018 (SSGE); Zhou, Shi & Zhu 2020, Theorem 3.2 and Example 3.6.
     """
-    _checks.points(samples=samples)
+    (samples,) = _checks.points(samples=samples)
     inverse, repulsion = _spectral_parts(_gram.wide(samples), kernel, mass_fraction)
     return _gram.like(-_gram.dot(inverse, repulsion), samples)
 
@@ -89,7 +89,7 @@ def spectral_score_at(
     References:
       As :func:`spectral_score`.
     """
-    _checks.points(queries=queries, samples=samples)
+    queries, samples = _checks.points(queries=queries, samples=samples)
     points, nodes = _gram.wide(queries), _gram.wide(samples)
     inverse, repulsion = _spectral_parts(nodes, kernel, mass_fraction)
     coefficients = -_gram.dot(inverse, _gram.dot(inverse, repulsion))
@@ -175,7 +175,7 @@ def nu_method_score(
     References:
       Zhou, Shi & Zhu 2020, Example C.4; Engl, Hanke & Neubauer 1996, section 6.3 for u_t, w_t.
     """
-    _checks.points(samples=samples)
+    (samples,) = _checks.points(samples=samples)
     gram, zeta, coefficients, scale = _nu_iterate(_gram.wide(samples), kernel, num_steps, nu)
     return _gram.like(_gram.dot(gram, coefficients) + scale * zeta, samples)
 
@@ -208,7 +208,7 @@ def nu_method_score_at(
     References:
       Zhou, Shi & Zhu 2020, Example C.4.
     """
-    _checks.points(queries=queries, samples=samples)
+    queries, samples = _checks.points(queries=queries, samples=samples)
     points, nodes = _gram.wide(queries), _gram.wide(samples)
     gram, _, coefficients, scale = _nu_iterate(nodes, kernel, num_steps, nu)
     peak = _gram.at_zero(kernel, gram)
@@ -239,6 +239,7 @@ def _nu_iterate(
 
     nothing = jnp.zeros_like(zeta)
     start = (nothing, nothing, -(4 * nu + 2) / (4 * nu + 1), jnp.zeros_like(nu))
+    start = _axes.varying(start)
     times = jnp.arange(2, num_steps + 1, dtype=gram.dtype)
     (coefficients, _, scale, _), _ = lax.scan(step, start, times)
     return gram, zeta, coefficients, scale
@@ -268,7 +269,7 @@ def kde_score(samples: Array, kernel: Kernel) -> Array:
     References:
       Li & Turner 2018, the plug-in estimator.
     """
-    _checks.points(samples=samples)
+    (samples,) = _checks.points(samples=samples)
     return _gram.like(_kde(_gram.wide(samples), None, kernel), samples)
 
 
@@ -298,7 +299,7 @@ def kde_score_at(queries: Array, samples: Array, kernel: Kernel) -> Array:
     References:
       Li & Turner 2018, the plug-in estimator.
     """
-    _checks.points(queries=queries, samples=samples)
+    queries, samples = _checks.points(queries=queries, samples=samples)
     return _gram.like(_kde(_gram.wide(queries), _gram.wide(samples), kernel), queries)
 
 

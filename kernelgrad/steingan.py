@@ -25,7 +25,7 @@ from jax import lax
 
 from kernelgrad import _checks, kernels, pairwise, svgd
 from kernelgrad.kernels import FeatureKernel
-from kernelgrad.two_player import CriticFn, TwoPlayer
+from kernelgrad.two_player import CriticFn, TwoPlayer, on_batches
 from kernelgrad.types import Array, Info, Kernel, Key, PyTree
 
 
@@ -125,6 +125,7 @@ def row_normalized_direction(
     References:
       The public code of SteinGAN, its demonstration on restricted Boltzmann machines.
     """
+    particles, score = _checks.scored(particles, score)
     ascent = svgd.svgd_direction(particles, score, kernel, axis_name=axis_name)
     ones = jnp.ones((particles.shape[0], 1), particles.dtype)
     sums = pairwise.kernel_sum(kernel, particles, None, ones, axis_name=axis_name)
@@ -157,8 +158,7 @@ def nearest_direction(
     References:
       The public code of SteinGAN, its images.
     """
-    _checks.points(particles=particles)
-    _checks.shape("score", score, particles.shape)
+    particles, score = _checks.scored(particles, score)
     pool = pairwise.gather(particles, axis_name)
     _checks.at_least("particles", pool.shape[0], 2)
     features = kernel.features(particles)
@@ -201,6 +201,9 @@ def stabilized_loss(
       Wang & Liu 2016 (learning to draw samples), eqs. (13) and (16).
     """
     _checks.in_range("discount", discount, 0.0, 1.0, closed="l")
+    energy_data, energy_samples = _checks.vectors(
+        energy_data=energy_data, energy_samples=energy_samples
+    )
     return jnp.mean(energy_data) - (1 - discount) * jnp.mean(energy_samples)
 
 
@@ -226,8 +229,9 @@ def rate_factor(
     References:
       Wang & Liu 2016 (learning to draw samples), section 5: 5e-4 in place of 1e-4, and 0.5.
     """
-    lead = energy_samples - energy_data
-    return lax.stop_gradient(jnp.where(lead < 0, boost, jnp.where(lead > threshold, 0.0, 1.0)))
+    lead = jnp.asarray(energy_samples - energy_data)
+    factor = jnp.where(lead < 0, boost, jnp.where(lead > threshold, 0.0, 1.0))
+    return lax.stop_gradient(factor.astype(lead.dtype))
 
 
 def steingan(
@@ -269,6 +273,7 @@ def steingan(
     _checks.in_range("discount", discount, 0.0, 1.0, closed="l")
     _checks.in_range("threshold", threshold, 0.0, math.inf, closed="r")
 
+    @on_batches
     def critic_loss(
         critic_fn: CriticFn,
         key: Key,
@@ -281,7 +286,7 @@ def steingan(
         of_data, of_samples = (critic_fn(points)[0] for points in (data, samples))
         loss = stabilized_loss(of_data, of_samples, discount=discount)
         mean_data, mean_samples = (
-            jnp.mean(pairwise.gather(energy, axis_name)) for energy in (of_data, of_samples)
+            pairwise.agreed(jnp.mean(energy), axis_name) for energy in (of_data, of_samples)
         )
         return loss, {
             "critic_loss": loss,
@@ -290,6 +295,7 @@ def steingan(
             "rate_factor": rate_factor(mean_data, mean_samples, threshold=threshold),
         }
 
+    @on_batches
     def direction(
         critic_fn: CriticFn,
         key: Key,

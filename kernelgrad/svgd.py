@@ -80,9 +80,7 @@ def svgd_direction(
     References:
       Wang & Liu 2016, eq. (7); Liu & Wang 2016, eq. (8).
     """
-    _checks.points(particles=particles)
-    _checks.floating(score=score)
-    _checks.shape("score", score, particles.shape)
+    particles, score = _checks.scored(particles, score)
     sums = pairwise.stein_sum(kernel, particles, None, score, axis_name=axis_name)
     return sums / (particles.shape[0] * pairwise.num_devices(axis_name))
 
@@ -113,7 +111,7 @@ def kernel_noise(key: Key, particles: Array, kernel: Kernel) -> Array:
     References:
       Gallego & Rios Insua 2018, Stochastic gradient MCMC with repulsive forces.
     """
-    _checks.points(particles=particles)
+    (particles,) = _checks.points(particles=particles)
     gram = kernels.gram(kernel, particles)
     jitter = particles.shape[0] * jnp.finfo(gram.dtype).eps * jnp.diagonal(gram)
     factor = jnp.linalg.cholesky(gram + jnp.diag(jitter))
@@ -134,9 +132,9 @@ def init(particles: Array, optimizer: optax.GradientTransformation) -> SVGDState
     Raises:
       ValueError: wrong rank or dtype, or concrete particles that are not finite.
     """
-    _checks.points(particles=particles)
+    (particles,) = _checks.points(particles=particles)
     _checks.finite(particles=particles)
-    return SVGDState(jnp.asarray(particles), optimizer.init(particles))
+    return SVGDState(particles, optimizer.init(particles))
 
 
 def step(
@@ -174,10 +172,10 @@ def step(
     References:
       Wang & Liu 2016, eqs. (1), (7).
     """
-    score = score_fn(state.particles)
-    direction = svgd_direction(state.particles, score, kernel, axis_name=axis_name)
-    updates, opt_state = optimizer.update(-direction, state.opt_state, state.particles)
-    particles = optax.apply_updates(state.particles, updates)
+    (particles,) = _checks.points(**{"state.particles": state.particles})
+    direction = svgd_direction(particles, score_fn(particles), kernel, axis_name=axis_name)
+    updates, opt_state = optimizer.update(-direction, state.opt_state, particles)
+    particles = optax.apply_updates(particles, updates)
     mean_square = jnp.mean(jnp.sum(jnp.square(direction), axis=1))
     finite = jnp.all(jnp.isfinite(direction) & jnp.isfinite(particles))
     if axis_name is not None:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from kernelgrad import _axes
 from kernelgrad.types import Array, PyTree
 
 TILE_ROWS = 512
@@ -54,6 +55,7 @@ def stream(fn: TileFn, shared: PyTree, rows: PyTree, cols: PyTree) -> PairSums:
     n, m = _size(rows), _size(cols)
     if n * m <= DENSE_PAIRS:
         return fn(shared, 0, rows, cols)
+    shared, rows, cols = _axes.varying((shared, rows, cols))
     return _stream(fn, shared, rows, cols)
 
 
@@ -76,6 +78,7 @@ def stream_symmetric(fn: TileFn, shared: PyTree, points: PyTree) -> PairSums:
     if _size(points) ** 2 <= DENSE_PAIRS:
         part = fn(shared, 0, points, points)
         return PairSums(rows=_add(part.rows, part.cols), total=part.total)
+    shared, points = _axes.varying((shared, points))
     return _stream_symmetric(fn, shared, points)
 
 
@@ -243,7 +246,8 @@ def _zero_sums(fn: TileFn, shared: PyTree, row_tiles: PyTree, col_tiles: PyTree)
     """Zeros shaped like what `fn` returns for one tile."""
     rows, cols = jax.tree.map(lambda t: t[0], (row_tiles, col_tiles))
     shapes = jax.eval_shape(lambda s, r, c: fn(s, 0, r, c), shared, rows, cols)
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return _axes.varying(zeros, shared, rows, cols)
 
 
 def _size(tree: PyTree) -> int:

@@ -155,6 +155,7 @@ def make_train_step(
         latent_key, objective_key, noise_key, critic_key = jax.random.split(
             jax.random.fold_in(key, state.step), 4
         )
+        (data,) = _checks.batches(data=data)
         batches = _deal(data, num_batches)
         state, direction_fn, critic_info = _follow(
             objective, state, critic_key, functools.partial(draw, state), batches, axis_name
@@ -210,6 +211,7 @@ def scan_resident(
     _checks.at_least("num_steps", num_steps, 1)
 
     def run(state: TrainState, key: Key, data: Array) -> tuple[TrainState, Info]:
+        data = _checks.array("data", data)
         size, devices = data.shape[0], pairwise.num_devices(axis_name)
         if batch_size > size or batch_size % devices:
             raise ValueError(
@@ -314,6 +316,7 @@ def as_unit_interval(data: Array) -> Array:
     Returns:
       Floating array of the same shape.
     """
+    data = _checks.array("data", data)
     return data.astype(jnp.float32) / 255 if data.dtype == jnp.uint8 else data
 
 

@@ -65,6 +65,30 @@ class TwoPlayer:
     project: Callable[[PyTree], PyTree] = _unchanged
 
 
+def on_batches(player_fn: PlayerFn) -> PlayerFn:
+    """Returns the function with samples and data taken as arrays first, or refused by name.
+
+    Args:
+      player_fn: of JAX arrays.
+
+    Returns:
+      Function of JAX or NumPy arrays; raises ValueError for anything else.
+    """
+
+    def taken(
+        critic_fn: CriticFn,
+        key: Key,
+        samples: Array,
+        data: Array,
+        *,
+        axis_name: str | None = None,
+    ) -> tuple[Array, Info]:
+        samples, data = _checks.batches(samples=samples, data=data)
+        return player_fn(critic_fn, key, samples, data, axis_name=axis_name)
+
+    return taken
+
+
 def gan_saturating() -> TwoPlayer:
     r"""Returns the first GAN: the generator descends E log(1 - D), 2 JSD at the optimal D.
 
@@ -162,6 +186,7 @@ def wgan_gp(
     """
     _checks.positive(weight=weight)
 
+    @on_batches
     def critic_loss(
         critic_fn: CriticFn,
         key: Key,
@@ -215,8 +240,8 @@ def kale(
     """
     _checks.not_negative(penalty_weight=penalty_weight)
     return TwoPlayer(
-        functools.partial(_kale_loss, penalty_weight, penalty, track),
-        functools.partial(_kale_direction, track),
+        on_batches(functools.partial(_kale_loss, penalty_weight, penalty, track)),
+        on_batches(functools.partial(_kale_direction, track)),
     )
 
 
@@ -292,6 +317,7 @@ def _critic_loss(
 ) -> PlayerFn:
     """Returns a loss of the values at data and samples, with more functions of them to log."""
 
+    @on_batches
     def critic_loss(
         critic_fn: CriticFn,
         key: Key,
@@ -312,6 +338,7 @@ def _critic_loss(
 def _critic_direction(loss: Callable[[Array], Array]) -> PlayerFn:
     """Returns the direction of a mean over samples of a function of the critic's values."""
 
+    @on_batches
     def direction_fn(
         critic_fn: CriticFn,
         key: Key,

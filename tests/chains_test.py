@@ -189,7 +189,7 @@ def test_blackjax_draws_can_be_tested(key):
 @pytest.mark.parametrize(
     ("positions", "options", "message"),
     [
-        (jnp.ones(5, jnp.int32), {}, "position: got dtype int32; expected floating"),
+        (jnp.ones(5, jnp.int32), {}, "positions: got dtype int32; expected floating"),
         ({"a": jnp.ones(5), "b": jnp.ones((4, 2))}, {}, r"leading axes \[\(4,\), \(5,\)\]"),
         (jnp.ones(5), {"chain_axis": 0}, r"leading axes \[\(5,\)\]; expected one 2-tuple"),
         (jnp.ones((0, 2)), {}, "no size 0"),

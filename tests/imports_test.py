@@ -16,7 +16,7 @@ SOURCES = {path.stem: path for path in pathlib.Path(kernelgrad.__file__).parent.
 ROWS = [
     {"__init__"},
     {"types"},
-    {"_checks"},
+    {"_checks", "_axes"},
     {"tiles", "distances", "_markov"},
     {"pairwise"},
     {"median", "_gram"},
