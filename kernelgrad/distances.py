@@ -20,7 +20,7 @@ from kernelgrad.types import Array, Kernel
 
 DIRECT_DIMENSIONS = 3  # up to here differences are as cheap as a matmul
 
-_BORNE = 32  # epsilons of k(0) by which rounding may move a kernel
+_BORNE = 24  # epsilons of k(0) by which rounding may move a kernel
 _RELATIVE = 1e-5  # error of a squared distance that no radial kernel feels
 
 _dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
@@ -250,7 +250,7 @@ def lost(kernel: Kernel | None, rows: Points, cols: Points, shift: Any = None) -
 
     Returns:
       Whether there is a pair whose distance errs by more than 1e-5 of itself, and by more than
-      moves the kernel by 32 epsilons of k(0); int32, shape (), 0 or 1, the same over a vmap.
+      moves the kernel by 24 epsilons of k(0); int32, shape (), 0 or 1, the same over a vmap.
 
     Cost: O(n + m) where the points are within some five lengthscales of their middle, else a
       matmul.

@@ -353,12 +353,12 @@ def _stein_tile(kernel: Kernel, shift: int | Array, rows: _Side, cols: _Side) ->
             (rows.points.raw, rows.score),
             (cols.points.raw, cols.score),
         )
-        return 2 * jnp.sqrt(scale) * moved - scale * sq_dist + 2 * inner - 2 * rows.score.shape[1]
+        return 2 * jnp.sqrt(scale) * moved - 2 * rows.score.shape[1]
 
     polar = distances.choose(
         exact, jax.checkpoint(by_differences), lambda: _dot(rows.left, cols.right.T)
     )
-    mixed = scale * sq_dist - 2 * inner + polar
+    mixed = polar + jnp.where(exact == 1, 0, scale * sq_dist - 2 * inner)
     mixed = jnp.where(distances.same_point(mixed, shift), -2 * rows.score.shape[1], mixed)
     return scale * value * inner + slope * mixed - 4 * curvature * sq_dist
 

@@ -332,7 +332,9 @@ def _sums(
     has k' = rate k, so that one product serves the joined sums.
     """
     rate = _log_slope(kernel) if joined else None
-    exact = distances.lost(kernel, rows.points, cols.points, shift)
+    # in a product with moments a point pulls at itself, too, but for rounding
+    own = shift if cols.gradient_weights is None else None
+    exact = distances.lost(kernel, rows.points, cols.points, own)
     sq_dist = distances.chosen(exact, rows.points, cols.points, shift)
     if cols.gradient_weights is None or rate is not None:
         value = slope = kernel.profile(sq_dist)
