@@ -65,7 +65,8 @@ def latent_log_density(
     def log_density_fn(latent: Array) -> Array:
         _checks.floating(latent=latent)
         _checks.shape("latent", latent, ("l",))
-        energy = energy_fn(generator_fn(latent[None]))
+        sample = _checks.call("generator_fn", "(latents) -> samples", generator_fn, latent[None])
+        energy = _checks.call("energy_fn", "(samples) -> energies", energy_fn, sample)
         _checks.shape("energy_fn(generator_fn(latents)) of one latent", energy, (1,))
         wide = _gram.wide(latent)
         energy = _gram.like(energy[0], wide)

@@ -307,11 +307,15 @@ def precision_recall(real: Array, fake: Array, *, k: int = 5) -> PrecisionRecall
 
     num_balls = lax.map(balls_around, fake, batch_size=_BLOCK_ROWS)
     recalled, covered = lax.map(recalled_and_covered, (real, real_sq_radii), batch_size=_BLOCK_ROWS)
+
+    def share(hits: Array) -> Array:  # counted in integers: float32 ends at 2^24
+        return jnp.sum(hits, dtype=jnp.int32).astype(real.dtype) / hits.shape[0]
+
     shares = PrecisionRecall(
-        precision=jnp.mean(num_balls > 0, dtype=real.dtype),
-        recall=jnp.mean(recalled, dtype=real.dtype),
+        precision=share(num_balls > 0),
+        recall=share(recalled),
         density=jnp.mean(num_balls, dtype=real.dtype) / k,
-        coverage=jnp.mean(covered, dtype=real.dtype),
+        coverage=share(covered),
     )
     finite = jnp.isfinite(real).all() & jnp.isfinite(fake).all()
     return jax.tree.map(lambda share: jnp.where(finite, share, jnp.nan), shares)

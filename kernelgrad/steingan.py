@@ -281,7 +281,10 @@ def steingan(
         axis_name: str | None = None,
     ) -> tuple[Array, Info]:
         del key
-        of_data, of_samples = (critic_fn(points)[0] for points in (data, samples))
+        of_data, of_samples = (
+            _checks.pair("critic", "points -> (energies, features)", critic_fn(points))[0]
+            for points in (data, samples)
+        )
         loss = stabilized_loss(of_data, of_samples, discount=discount)
         mean_data, mean_samples = (
             jnp.mean(_gram.wide(pairwise.gather(energy, axis_name)))
@@ -306,7 +309,8 @@ def steingan(
         flat = samples.reshape(samples.shape[0], -1)
 
         def shaped(points: Array) -> tuple[Array, Array]:
-            return critic_fn(points.reshape(-1, *samples.shape[1:]))
+            output = critic_fn(points.reshape(-1, *samples.shape[1:]))
+            return _checks.pair("critic", "points -> (energies, features)", output)
 
         def features(_: PyTree, points: Array) -> Array:
             return shaped(points)[1]

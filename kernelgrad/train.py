@@ -153,7 +153,8 @@ def make_train_step(
         samples, batch_stats = _generated(generator, state.params, state.batch_stats, latents)
         samples = lax.stop_gradient(samples)
         if noise_variance is not None:
-            variance = noise_variance(state.step)
+            form = "(step) -> variance"
+            variance = _checks.call("noise_variance", form, noise_variance, state.step)
             samples, data = (
                 noise.instance_noise(one, points, variance=variance, axis_name=axis_name)
                 for one, points in zip(jax.random.split(noise_key), (samples, data), strict=True)

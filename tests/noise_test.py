@@ -39,6 +39,8 @@ def test_annealed_noise_is_gone(key, noise):
     annealed = jax.jit(noise)(key, images, variance=0.0)
     assert annealed.dtype == images.dtype
     np.testing.assert_array_equal(annealed, images)
+    slope = jax.grad(lambda v: jnp.sum(noise(key, images.astype(jnp.float32), variance=v)))(0.0)
+    assert slope == 0  # of a root, infinite to either side
 
 
 # ------------------------------------------------------- the optimal discriminator of noised clouds
