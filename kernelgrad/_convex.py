@@ -113,7 +113,7 @@ def classifier(
         change = -_solve.dense(hessian, ridge)(gradient[:, None])[:, 0]
         turned = _gram.dot(features, change)
         values = jax.vmap(lambda s: objective(margins + s * turned, weights + s * change))(scales)
-        scale = scales[jnp.argmin(values)]
+        scale = scales[jnp.argmin(jnp.where(jnp.isnan(values), jnp.inf, values))]
         return weights + scale * change, -jnp.sum(gradient * change) / 2, scale, step + 1
 
     infinite, one = jnp.full((), jnp.inf, features.dtype), jnp.ones((), features.dtype)

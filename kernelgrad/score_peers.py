@@ -279,8 +279,9 @@ def kde_score_at(queries: Array, samples: Array, kernel: Kernel) -> Array:
     .. math:: s(x) = \nabla_x \log \sum_j k(x, y_j)
 
     Gaussian mixtures are summed in logarithms: however far the query, it is drawn to its nearest
-    samples by (y - x) / l^2. Other kernels must not underflow: the Laplace and Matern kernels do
-    so beyond 50 to 90 lengthscales in float32, the inverse multiquadric never does.
+    samples by (y - x) / l^2, beyond 1e18 lengthscales (in float32) as from there. Other kernels
+    must not underflow: the Laplace and Matern kernels do so beyond 50 to 90 lengthscales in
+    float32, the inverse multiquadric never does.
 
     Args:
       queries: points x; shape (q, d), floating.
@@ -300,7 +301,10 @@ def kde_score_at(queries: Array, samples: Array, kernel: Kernel) -> Array:
       Li & Turner 2018, the plug-in estimator.
     """
     queries, samples = _checks.points(queries=queries, samples=samples)
-    return _gram.like(_kde(_gram.wide(queries), _gram.wide(samples), kernel), queries)
+    points, nodes = _gram.wide(queries), _gram.wide(samples)
+    if not hasattr(kernel, "features"):
+        points = _gram.within_reach(kernel, points, nodes)
+    return _gram.like(_kde(points, nodes, kernel), queries)
 
 
 def _kde(queries: Array, samples: Array | None, kernel: Kernel) -> Array:
