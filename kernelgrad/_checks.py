@@ -205,10 +205,11 @@ def call(name: str, form: str, fn: Callable[..., Any], *args: Any, **kwargs: Any
 
 def two_returned(name: str, form: str, value: Any) -> tuple[Any, Any]:
     """Returns the two values that a function returned; ValueError, with its form, if not two."""
-    if not isinstance(value, tuple) or len(value) != 2:
-        got = f"{len(value)} values" if isinstance(value, tuple) else type(value).__name__
+    values = tuple(value) if isinstance(value, tuple | list) else ()
+    if len(values) != 2:
+        got = f"{len(values)} values" if values else type(value).__name__
         raise ValueError(f"{name}: returned {got}; expected {form}")
-    return value
+    return values
 
 
 def rows(name: str, form: str, value: Any, size: int) -> None:

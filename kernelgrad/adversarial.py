@@ -43,7 +43,7 @@ def discriminator_loss(real_logits: Array, fake_logits: Array) -> Array:
       fake_logits: logits at the generated samples; shape (m,).
 
     Returns:
-      Loss, shape (), in nats; value and gradient are finite for any finite logits.
+      Loss, shape (), in nats; value and gradient are finite where the sum of absolute logits is.
 
     Raises:
       ValueError: wrong rank or dtype.

@@ -199,6 +199,8 @@ def _autocorrelation_time(chains: Array) -> Array:
     """Returns 1 + 2 sum_h rho_h, at least 1, of each function; chains is (chains, draws, f)."""
     length = chains.shape[1]
     centred = chains - jnp.mean(chains, axis=1, keepdims=True)
+    size = jnp.max(jnp.abs(centred), axis=(0, 1), keepdims=True)
+    centred = centred / jnp.where(size > 0, size, 1)  # times have no unit, squares have a range
     spectrum = jnp.square(jnp.abs(jnp.fft.rfft(centred, 2 * length, axis=1)))
     covariance = jnp.fft.irfft(jnp.mean(spectrum, axis=0), 2 * length, axis=0)[:length]
     scale = jnp.where(covariance[:1] > 0, covariance[:1], 1)

@@ -193,6 +193,8 @@ def _ascend(
 
     def proxy(locations: Array) -> Array:
         features = _stein_features(particles, score, kernel, locations)
+        size = lax.stop_gradient(jnp.max(jnp.abs(features)))
+        features = features / jnp.where(size > 0, size, 1)  # fourth powers; the proxy has no unit
         variance = 4 * jnp.var(_dot(features, jnp.mean(features, axis=0)))
         null_level = jnp.mean(jnp.sum(jnp.square(features), axis=1))
         floor = jnp.square(_LEAST_DEVIATION * null_level) + jnp.finfo(features.dtype).tiny

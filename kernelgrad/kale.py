@@ -59,8 +59,8 @@ def kale(energy_data: Array, energy_base: Array, log_normalizer: float | Array) 
     commutes with pmean at a c that all devices share.
 
     From the exponent 44 on in float32 (354 in float64, 5 in float16), where the square of the
-    exponential nears the largest float of the energies, its tangent takes over: value and gradient
-    stay finite, and the value at most that of :func:`donsker_varadhan`.
+    exponential nears the largest float of the energies, its tangent takes over: the value is at
+    most that of :func:`donsker_varadhan`, and with the gradient finite up to exponents of 1e19.
 
     Args:
       energy_data: E(x_i) at draws of P; shape (n,), floating, in nats.

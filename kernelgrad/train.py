@@ -1,8 +1,8 @@
 """The training step, the ways to feed it, and the only pmap of the repository.
 
-    samples   = generator(params, latents)
-    direction = objective(samples, data)          one vector per sample
-    params   <- optimizer(pullback(direction))    chain rule, Optax
+    samples, batch_stats = generator(params, batch_stats, latents)
+    direction, info = objective(key, samples, data)                  one vector per sample
+    params <- optimizer(pullback(direction))                         chain rule, Optax
 
 An objective of two players has a critic, which makes steps of its own before every step of the
 generator, each on fresh samples and data.

@@ -107,7 +107,9 @@ def slow_block_length(particles, score, num_chains):
 def test_block_length_matches_the_sums(key, coefficient):
     x = autoregressive(key, coefficient, 3, 200, 2).reshape(600, 2)
     score = -x - 0.1 * x**3
-    got = jax.jit(lambda x, s: chains.stein_block_length(x, s, num_chains=3))(x, score)
+    length = jax.jit(lambda x, s: chains.stein_block_length(x, s, num_chains=3))
+    got = length(x, score)
+    assert abs(int(length(1e-17 * x, 1e17 * score)) - int(got)) <= 1
     assert got.dtype == jnp.int32
     assert abs(int(got) - slow_block_length(x, score, 3)) <= 1
 

@@ -181,6 +181,22 @@ def test_one_bad_start_or_particle(key, rng):
         fssd.goodness_of_fit_test(key, x, jnp.full((12, 2), 1e30), kernel, **options)
 
 
+@pytest.mark.parametrize("unit", [1e-15, 1e15])
+def test_the_test_does_not_depend_on_the_unit(key, rng, unit):
+    x = jnp.asarray(rng.normal(0.5, 1, size=(30, 2)), jnp.float32)
+    options = {"num_locations": 1, "num_starts": 2, "num_steps": 3, "num_simulations": 99}
+
+    @jax.jit
+    def test(unit):
+        kernel = kernels.rbf_mixture(unit)
+        return fssd.goodness_of_fit_test(key, unit * x, -x / unit, kernel, **options)
+
+    got, expected = test(jnp.float32(unit)), test(jnp.float32(1))
+    np.testing.assert_allclose(got.locations / unit, expected.locations, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(got.statistic * unit * unit, expected.statistic, rtol=2e-3)
+    np.testing.assert_allclose(got.p_value, expected.p_value, atol=0.011)
+
+
 BAD_TESTS = {
     "num_locations: got 0": {"num_locations": 0},
     "num_locations: got 3; expected at most 2": {"num_locations": 3},
