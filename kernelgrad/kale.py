@@ -14,7 +14,8 @@ generator  descends :func:`generator_weights` times     lowers the bound on KL[P
 
 The log-normaliser of a batch comes in three ways: in closed form (:func:`optimal_log_normalizer`),
 as an average over batches (:func:`ema_step`), or learned (:func:`newton_step`).
-:func:`log_normalizer_estimate` gives the one of a trained model, with its standard error.
+:func:`log_normalizer_estimate` gives the one of a trained model, with its standard error. All are
+summed, and returned, in at least float32.
 """
 
 import math
@@ -57,9 +58,9 @@ def kale(energy_data: Array, energy_base: Array, log_normalizer: float | Array) 
     Its derivative in c is m - 1, with m the mean of the exponentials. A mean over samples, it
     commutes with pmean at a c that all devices share.
 
-    From the exponent 44 on in float32 (354 in float64), where the square of the exponential nears
-    the largest float, its tangent takes over: value and gradient stay finite, and the value at most
-    that of :func:`donsker_varadhan`.
+    From the exponent 44 on in float32 (354 in float64, 5 in float16), where the square of the
+    exponential nears the largest float of the energies, its tangent takes over: the value is at
+    most that of :func:`donsker_varadhan`, and with the gradient finite up to exponents of 1e19.
 
     Args:
       energy_data: E(x_i) at draws of P; shape (n,), floating, in nats.
@@ -78,8 +79,11 @@ def kale(energy_data: Array, energy_base: Array, log_normalizer: float | Array) 
     """
     energy_data, energy_base = _checks.vectors(energy_data=energy_data, energy_base=energy_base)
     _checks.shape("log_normalizer", log_normalizer, ())
+    top = _top(energy_base)
+    energy_data, energy_base = _gram.wide(energy_data), _gram.wide(energy_base)
     data = jnp.mean(energy_data + _gram.like(log_normalizer, energy_data))
-    return 1 - data - jnp.mean(_exp(-(energy_base + _gram.like(log_normalizer, energy_base))))
+    exponents = -(energy_base + _gram.like(log_normalizer, energy_base))
+    return 1 - data - jnp.mean(_exp(exponents, top))
 
 
 def donsker_varadhan(
@@ -110,8 +114,8 @@ def donsker_varadhan(
     """
     energy_data, energy_base = _checks.vectors(energy_data=energy_data, energy_base=energy_base)
     log_normalizer = optimal_log_normalizer(energy_base, axis_name=axis_name)
-    bound = -jnp.mean(pairwise.gather(energy_data, axis_name) + log_normalizer)
-    return pairwise.agreed(bound, axis_name)
+    energies = _gram.wide(pairwise.gather(energy_data, axis_name))
+    return pairwise.agreed(-jnp.mean(energies + log_normalizer), axis_name)
 
 
 def generator_weights(energy_base: Array, log_normalizer: float | Array) -> Array:
@@ -130,7 +134,8 @@ def generator_weights(energy_base: Array, log_normalizer: float | Array) -> Arra
       log_normalizer: c; shape (), in nats.
 
     Returns:
-      Weights, shape (m,), finite: the slopes of the exponentials of :func:`kale`.
+      Weights, shape (m,), dtype of the energies, finite: the slopes of the exponentials of
+      :func:`kale`.
 
     Raises:
       ValueError: wrong rank or dtype.
@@ -141,9 +146,9 @@ def generator_weights(energy_base: Array, log_normalizer: float | Array) -> Arra
     """
     (energy_base,) = _checks.vectors(energy_base=energy_base)
     _checks.shape("log_normalizer", log_normalizer, ())
-    energy = lax.stop_gradient(energy_base)
+    energy = lax.stop_gradient(_gram.wide(energy_base))
     exponent = -(energy + lax.stop_gradient(_gram.like(log_normalizer, energy)))
-    return jnp.exp(jnp.minimum(exponent, _top(exponent)))
+    return _gram.like(jnp.exp(jnp.minimum(exponent, _top(energy_base))), energy_base)
 
 
 def contrastive_divergence_loss(energy_data: Array, energy_chain: Array) -> Array:
@@ -169,7 +174,7 @@ def contrastive_divergence_loss(energy_data: Array, energy_chain: Array) -> Arra
       Hinton 2002, section 3; Tieleman 2008 for persistent chains.
     """
     energy_data, energy_chain = _checks.vectors(energy_data=energy_data, energy_chain=energy_chain)
-    return jnp.mean(energy_data) - jnp.mean(energy_chain)
+    return jnp.mean(_gram.wide(energy_data)) - jnp.mean(_gram.wide(energy_chain))
 
 
 # ----------------------------------------------------------------------------- the log-normaliser
@@ -194,7 +199,7 @@ def optimal_log_normalizer(energy_base: Array, *, axis_name: str | None = None) 
       ValueError: wrong rank or dtype.
     """
     (energy_base,) = _checks.vectors(energy_base=energy_base)
-    energy = pairwise.gather(energy_base, axis_name)
+    energy = _gram.wide(pairwise.gather(energy_base, axis_name))
     return pairwise.agreed(jax.nn.logsumexp(-energy) - math.log(energy.shape[0]), axis_name)
 
 
@@ -290,10 +295,10 @@ def log_normalizer_estimate(
     """
     (energy_base,) = _checks.vectors(energy_base=energy_base)
     value = optimal_log_normalizer(energy_base, axis_name=axis_name)
-    energy = pairwise.gather(energy_base, axis_name)
+    energy = _gram.wide(pairwise.gather(energy_base, axis_name))
     _checks.at_least("draws of energy_base", energy.shape[0], 2)
     weights = energy.size * jax.nn.softmax(-energy)
-    standard_error = jnp.std(weights, ddof=1) / math.sqrt(weights.size)
+    standard_error = _gram.root(jnp.var(weights, ddof=1) / weights.size)
     effective = weights.size / jnp.mean(jnp.square(weights))
     return NormalizerEstimate(value, *pairwise.agreed((standard_error, effective), axis_name))
 
@@ -320,7 +325,8 @@ def log_density(energy: Array, log_base: Array, log_normalizer: float | Array) -
     energy, log_base = _checks.vectors(energy=energy, log_base=log_base)
     _checks.shape("log_base", log_base, energy.shape)
     _checks.shape("log_normalizer", log_normalizer, ())
-    return log_base - (energy + _gram.like(log_normalizer, energy))
+    energy = _gram.wide(energy)
+    return _gram.like(log_base, energy) - (energy + _gram.like(log_normalizer, energy))
 
 
 def _before_and_batch(
@@ -334,9 +340,8 @@ def _before_and_batch(
     return _gram.like(log_normalizer, batch), batch, _gram.like(rate, batch)
 
 
-def _exp(x: Array) -> Array:
-    """Returns exp(x), and its tangent at _top(x) above that."""
-    top = _top(x)
+def _exp(x: Array, top: int) -> Array:
+    """Returns exp(x), and its tangent at `top` above that."""
     return jnp.exp(jnp.minimum(x, top)) * (1 + jnp.maximum(x - top, 0))
 
 

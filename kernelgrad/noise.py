@@ -16,6 +16,7 @@ from kernelgrad.distances import Points
 from kernelgrad.types import Array, Key
 
 _PAIRS_AT_ONCE = 1 << 21
+_FAR = 16  # radii of the clouds, beyond which squared distances round off more than the clouds
 
 
 # --------------------------------------------------------------------------------- instance noise
@@ -48,9 +49,8 @@ def instance_noise(
     """
     (x,) = _checks.batches(x=x)
     scale = _noise_scale(x, variance)
-    return x + scale * pairwise.share(
-        jax.random.normal(key, _union_shape(x, axis_name), x.dtype), axis_name
-    )
+    draws = jax.random.normal(key, _union_shape(x, axis_name), scale.dtype)
+    return _gram.like(_gram.wide(x) + scale * pairwise.share(draws, axis_name), x)
 
 
 def bounded_noise(
@@ -80,9 +80,8 @@ def bounded_noise(
     """
     (x,) = _checks.batches(x=x)
     scale = math.sqrt(3) * _noise_scale(x, variance)
-    return x + scale * pairwise.share(
-        jax.random.uniform(key, _union_shape(x, axis_name), x.dtype, -1, 1), axis_name
-    )
+    draws = jax.random.uniform(key, _union_shape(x, axis_name), scale.dtype, -1, 1)
+    return _gram.like(_gram.wide(x) + scale * pairwise.share(draws, axis_name), x)
 
 
 def _union_shape(x: Array, axis_name: str | None) -> tuple[int, ...]:
@@ -92,7 +91,7 @@ def _union_shape(x: Array, axis_name: str | None) -> tuple[int, ...]:
 def _noise_scale(x: Array, variance: float | Array) -> Array:
     _checks.shape("variance", variance, ())
     _checks.not_negative(variance=variance)
-    return jnp.sqrt(_gram.like(variance, x))
+    return _gram.root(_gram.like(variance, _gram.wide(x)))
 
 
 # ------------------------------------------------------- the optimal discriminator of noised clouds
@@ -112,9 +111,9 @@ def noisy_logits(
         - \log \frac1n \sum_j e^{-|x - \tilde x_j|^2 / 2 \sigma^2}
 
     the logarithm of the ratio of the two noised densities, in closed form: no network. Summed in
-    logarithms, it is finite however far the point. At points that carry fresh noise of the same
-    variance, the logits of real and of generated ones make :func:`jsd_estimate` an unbiased
-    estimate of the JSD of the two noised clouds.
+    logarithms, it is finite however far the point, up to the range of the dtype. At points that
+    carry fresh noise of the same variance, the logits of real and of generated ones make
+    :func:`jsd_estimate` an unbiased estimate of the JSD of the two noised clouds.
 
     Args:
       points: x, noised or not; shape (q, d), floating.
@@ -184,10 +183,12 @@ def noisy_logits_and_gradient(
         jax.tree.map(lambda a: a[:num_real], cols),
         jax.tree.map(lambda a: a[num_real:], cols),
     )
+    reach = _FAR * lax.stop_gradient(jnp.max(jnp.abs(cols.centred)))
 
     @jax.checkpoint
     def at(row: Points) -> tuple[Array, Array]:
-        of_real, of_fake = (_kernel_sums(row, cloud, width) for cloud in (reals, fakes))
+        far = jnp.max(jnp.abs(row.centred)) > reach
+        of_real, of_fake = (_kernel_sums(row, cloud, width, far) for cloud in (reals, fakes))
         logit = of_real.log_mean - of_fake.log_mean
         logit += (of_fake.nearest - of_real.nearest) / (2 * width)
         return logit, (of_real.centre - of_fake.centre) / width
@@ -245,18 +246,22 @@ def noisy_jsd_direction(
 class _KernelSums(NamedTuple):
     r"""Sums over a cloud of :math:`\kappa_j = e^{-(|x - y_j|^2 - r) / 2 \sigma^2}` at one x."""
 
-    nearest: Array  # r, the least squared distance: no sum underflows
+    nearest: Array  # r, the least squared distance: no sum underflows; less |x|^2 where x is far
     log_mean: Array  # of kappa
     centre: Array  # mu, the mean of y weighted by kappa
 
 
-def _kernel_sums(row: Points, cloud: Points, variance: Array) -> _KernelSums:
+def _kernel_sums(row: Points, cloud: Points, variance: Array, far: Array) -> _KernelSums:
     kernel = kernels.rbf_mixture(jnp.sqrt(variance))
-    sq_dist = distances.between(kernel, jax.tree.map(lambda a: a[None], row), cloud)[0]
+    # where x is far its squared distances overflow: those of a point of the cloud stand in
+    one = jax.tree.map(lambda a, others: jnp.where(far, others[:1], a[None]), row, cloud)
+    near = distances.between(kernel, one, cloud)[0]
+    beyond = cloud.sq_norms - 2 * _gram.dot(cloud.centred, row.centred)
+    sq_dist = jnp.where(far, beyond, near)
     nearest = lax.stop_gradient(jnp.min(sq_dist))
     exponents = (nearest - sq_dist) / (2 * variance)
     # XLA may round a distance here otherwise than in its minimum; far away exp would not bear it
-    is_nearest = sq_dist <= nearest * (1 + 4 * jnp.finfo(sq_dist.dtype).eps)
+    is_nearest = sq_dist <= nearest + 4 * jnp.finfo(sq_dist.dtype).eps * jnp.abs(nearest)
     exponents += lax.stop_gradient(jnp.where(is_nearest, 0, exponents) - exponents)
     kappa = jnp.exp(exponents)
     centre = _gram.dot(kappa, cloud.centred) / jnp.sum(kappa)

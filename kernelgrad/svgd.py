@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from kernelgrad import _checks, kernels, pairwise
+from kernelgrad import _checks, _gram, kernels, pairwise
 from kernelgrad.types import Array, Kernel, Key
 
 
@@ -81,8 +81,10 @@ def svgd_direction(
       Wang & Liu 2016, eq. (7); Liu & Wang 2016, eq. (8).
     """
     particles, score = _checks.scored(particles, score)
-    sums = pairwise.stein_sum(kernel, particles, None, score, axis_name=axis_name)
-    return sums / (particles.shape[0] * pairwise.num_devices(axis_name))
+    size = particles.shape[0] * pairwise.num_devices(axis_name)
+    points = particles if hasattr(kernel, "features") else _gram.wide(particles)
+    sums = pairwise.stein_sum(kernel, points, None, score, axis_name=axis_name)
+    return _gram.like(sums / size, particles)
 
 
 def kernel_noise(key: Key, particles: Array, kernel: Kernel) -> Array:
@@ -173,12 +175,13 @@ def step(
       Wang & Liu 2016, eqs. (1), (7).
     """
     (particles,) = _checks.points(**{"state.particles": state.particles})
-    direction = svgd_direction(particles, score_fn(particles), kernel, axis_name=axis_name)
+    score = _checks.call("score_fn", "(particles) -> scores", score_fn, particles)
+    direction = svgd_direction(particles, score, kernel, axis_name=axis_name)
     updates, opt_state = optimizer.update(-direction, state.opt_state, particles)
     particles = optax.apply_updates(particles, updates)
-    mean_square = jnp.mean(jnp.sum(jnp.square(direction), axis=1))
+    mean_square = jnp.mean(jnp.sum(jnp.square(_gram.wide(direction)), axis=1))
     finite = jnp.all(jnp.isfinite(direction) & jnp.isfinite(particles))
     if axis_name is not None:
         mean_square = lax.pmean(mean_square, axis_name)
         finite = lax.pmin(finite.astype(jnp.int32), axis_name) == 1
-    return SVGDState(particles, opt_state), SVGDInfo(jnp.sqrt(mean_square), finite)
+    return SVGDState(particles, opt_state), SVGDInfo(_gram.root(mean_square), finite)

@@ -156,8 +156,24 @@ def public_functions():
 # Public functions without a row, and why.
 ELSEWHERE = {
     **dict.fromkeys(
-        [f"distances.{n}" for n in ("centred", "tile_distances", "same_point", "sq_norms")]
-        + [f"tiles.{n}" for n in ("stream", "stream_symmetric", "split")]
+        [
+            f"distances.{n}"
+            for n in (
+                "prepare",
+                "between",
+                "chosen",
+                "products",
+                "difference_sums",
+                "direct",
+                "over_coordinates",
+                "lost",
+                "far_apart",
+                "choose",
+                "same_point",
+                "sq_norms",
+            )
+        ]
+        + [f"tiles.{n}" for n in ("stream", "stream_symmetric", "is_own", "unless_own", "split")]
         + [
             f"pairwise.{n}" for n in ("embed", "radial", "num_devices", "share", "gather", "agreed")
         ],
