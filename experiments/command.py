@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from experiments.data import DataError
-from experiments.errors import DivergenceError, StorageError, Terminated, UsageError
+from experiments.errors import DivergenceError, StorageError, Terminated, UsageError, line
+from experiments.signals import Signals
 
 _DEBUG = flags.DEFINE_bool(
     "debug", False, "Show the traceback of every error and all library logs."
@@ -30,7 +31,8 @@ def main(run: Callable[[Any], Any], make_config: Callable[[], Any]) -> NoReturn:
 
     Raises:
       SystemExit: 0 success; 1 StorageError or OSError; 2 UsageError, a bad flag or bad data;
-        3 DivergenceError; 130 Ctrl-C; 143 Terminated.
+        3 DivergenceError; 129, 130 and 143 SIGHUP, SIGINT and SIGTERM. Where a run is not in a
+        loop that saves (:class:`experiments.signals.Signals`), a signal ends it at once.
     """
     sys.exit(app.run(functools.partial(_run, run, make_config), flags_parser=_parse_flags))
 
@@ -105,7 +107,10 @@ def _run(run: Callable[[Any], Any], make_config: Callable[[], Any], _: list[str]
             config = make_config()
         except ValueError as error:
             raise UsageError(str(error)) from error
-        run(config)
+        with Signals(at_once=True):
+            run(config)
+    except Terminated as error:
+        return _report(error, 128 + error.number)
     except KeyboardInterrupt:
         return _report("interrupted; run the same command again to resume", 130)
     except Exception as error:
@@ -123,13 +128,12 @@ def _exit_code(error: Exception) -> int | None:
         ((UsageError, DataError), 2),
         ((StorageError, OSError), 1),
         (DivergenceError, 3),
-        (Terminated, 143),
     ):
         if isinstance(error, kinds):
             return code
     return None
 
 
-def _report(error: Exception | str, code: int) -> int:
-    print("kernelgrad: error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+def _report(error: BaseException | str, code: int) -> int:
+    print(line("error", error), file=sys.stderr, flush=True)
     return code

@@ -31,10 +31,10 @@ from experiments import command, density_report, energy_fits, files, gaussian_ba
 from experiments import data as datasets
 from experiments.density_report import Record
 from experiments.energy_fits import Look, Settings
-from experiments.errors import StorageError, Terminated, UsageError
+from experiments.errors import StorageError, UsageError
 from experiments.gaussian_base import Split
 from experiments.networks import MLPCritic
-from experiments.runtime import Signals, Workdir
+from experiments.runtime import Workdir
 from kernelgrad.kale import NormalizerEstimate
 from kernelgrad.types import Array, Key
 
@@ -72,7 +72,6 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Results
       DataError: a table is missing or damaged.
       StorageError: the work folder cannot be used.
       DivergenceError: a likelihood is not finite.
-      Terminated: SIGTERM came; the fits so far are saved.
     """
     validate(config)
     splits = {name: load_splits(name, config.seeds, data_dir) for name in config.datasets}
@@ -80,14 +79,11 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Results
     num_fits = len(config.datasets) * len(config.seeds) * len(config.methods)
     total = num_fits * config.num_steps
     with (
-        Workdir(pathlib.Path(workdir), config, free_fields=("datasets", "methods")) as folder,
-        Signals() as signals,
+        Workdir(workdir, config, free_fields=("datasets", "methods")) as folder,
         tqdm(total=total, unit="step") as bar,
     ):
 
         def report(method: str, look: Look) -> None:
-            if signals.stop:
-                raise Terminated(f"SIGTERM: run the same command to resume in {folder.path}")
             bar.set_description(f"{name}, seed {seed}, {method}: {look.gain:+.2f} nats")
             bar.update(config.eval_every if look.step else 0)
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from experiments.image_metrics import Scores
 from experiments.runtime import Workdir
+from experiments.signals import Signals, terminated
 from kernelgrad import hmc, langevin
 from kernelgrad.types import Array, Key, LogDensityFn, PyTree
 
@@ -185,6 +186,7 @@ def walk(
     num_steps: int,
     step_size: float | None = None,
     visit: Callable[[int, Array, float, Progress], None],
+    keep: Callable[[Progress], None] = lambda _: None,
     progress: Progress | None = None,
 ) -> Walk:
     """Moves the chains and shows their progress.
@@ -203,8 +205,12 @@ def walk(
       step_size: > 0; None: the sampler's.
       visit: called about ten times, the last time at the end, with the number of steps so far, the
         latents, the mean of the monitor since the last call, and the chains' progress.
+      keep: called with the chains' progress where a signal ends them between two visits.
       progress: that of an earlier, equal call; None: from the start. The end is the same, bit for
         bit.
+
+    Raises:
+      Terminated: a signal came; the chains are kept.
     """
     by_chain, whole = _shardings(len(starts))
     init, advance = _make_steps(log_density, sampler)
@@ -221,21 +227,28 @@ def walk(
         form = jax.tree.structure(jax.eval_shape(init, init_key, starts, params, contexts))
         state = jax.device_put(jax.tree.unflatten(form, progress.state), by_chain)
     monitor = [] if progress is None else progress.monitor.tolist()
-    last = start = len(monitor)
+    start = len(monitor)
     visits = {-(-n * num_steps // _NUM_VISITS) for n in range(1, _NUM_VISITS + 1)}
+    last = max((step for step in visits if step <= start), default=0)
     bar = tqdm(total=num_steps, initial=start, desc=f"{len(starts)} chains", unit="step")
-    with bar:
+    with Signals() as signals, bar:
         for step in range(start + 1, num_steps + 1):
             step_key = jax.random.fold_in(key, step)
             adapts = 2 * step <= num_steps
             state, log_step, mean = advance(step_key, state, log_step, params, contexts, adapts)
             monitor.append(float(mean))
             bar.update()
-            if step in visits:
+            stop = signals.stop
+            if step in visits or stop:
                 leaves = tuple(jax.device_get(jax.tree.leaves(state)))
                 so_far = Progress(np.array(monitor), jax.device_get(log_step), leaves)
+            if step in visits:
                 visit(step, state.position, float(np.mean(monitor[last:])), so_far)
                 last = step
+            elif stop:
+                keep(so_far)
+            if stop:
+                raise terminated(stop, f"kept the chains after step {step}")
     return Walk(state.position, math.exp(log_step), np.array(monitor))
 
 

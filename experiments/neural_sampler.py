@@ -34,7 +34,6 @@ import functools
 import io
 import math
 import os
-import pathlib
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -48,9 +47,10 @@ from jax import lax
 from tqdm import tqdm, trange
 
 from experiments import command, networks, rbm, sampler_report, targets, threads
-from experiments.errors import Terminated, UsageError
-from experiments.runtime import Signals, Workdir
+from experiments.errors import UsageError
+from experiments.runtime import Workdir
 from experiments.sampler_report import Record, Rows
+from experiments.signals import Signals, terminated
 from experiments.targets import Target
 from kernelgrad import kernels, pullback, score, svgd, train
 from kernelgrad.train import TrainState
@@ -209,18 +209,16 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
       DataError: a file is missing or damaged.
       StorageError: the work folder cannot be used.
       DivergenceError: a network is not finite.
-      Terminated: SIGTERM came; the last evaluation is saved.
+      Terminated: a signal came; the state is saved.
     """
     validate(config)
     if config.target == "rbm":
         values = rbm.run(rbm.Config(), workdir=workdir, data_dir=data_dir)
         return {name: {"test log-likelihood": float(np.mean(v))} for name, v in values.items()}
     target = targets.load(config.target, data_dir, seed=config.seed)
-    root = pathlib.Path(workdir)
     key, reference_key = jax.random.split(jax.random.key(config.seed))
     with (
-        Workdir(root, config, free_fields=("updates",)) as folder,
-        Signals() as signals,
+        Workdir(workdir, config, free_fields=("updates",)) as folder,
         threads.one_for_blas(),
     ):
         reference = sampler_report.make_reference(reference_key, target)
@@ -234,7 +232,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
         frames: dict[str, np.ndarray] = {}
         for name, sampler in samplers.items():
             one = dataclasses.replace(config, updates=(name,))
-            with Workdir(root / name, one) as own:
+            with Workdir(folder.below(name), one) as own, Signals() as signals:
                 histories[name] = _train(one, sampler, measure, own, signals)
                 frames[name] = _frames(own, histories[name])
         times = time_steps(samplers)
@@ -281,10 +279,8 @@ def _train(
             bar.update(count)
             bar.set_postfix({n: f"{value:.3g}" for n, value in record(step, state).items()})
             folder.save(step, state)
-            if signals.stop:
-                raise Terminated(
-                    f"SIGTERM: saved step {step} in {folder.path}; run the same command to resume"
-                )
+            if stop := signals.stop:
+                raise terminated(stop, f"saved step {step} in {folder.path}")
     return folder.history()
 
 

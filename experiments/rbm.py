@@ -23,7 +23,6 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -39,8 +38,9 @@ from experiments import boltzmann, command, networks, plots
 from experiments import data as datasets
 from experiments.boltzmann import RBMParams
 from experiments.data import Dataset
-from experiments.errors import Terminated, UsageError
-from experiments.runtime import Signals, Workdir
+from experiments.errors import UsageError
+from experiments.runtime import Workdir
+from experiments.signals import Signals, terminated
 from experiments.tables import format_table
 from kernelgrad import kernels, pairwise, pullback, svgd
 from kernelgrad.types import Array, Key, PyTree
@@ -236,7 +236,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
       DataError: the images are missing or damaged.
       StorageError: the work folder cannot be used.
       DivergenceError: a likelihood is not finite.
-      Terminated: SIGTERM came; the last epoch is saved.
+      Terminated: a signal came; the epoch was ended and saved.
     """
     validate(config)
     dataset = datasets.load(config.dataset, data_dir)
@@ -249,15 +249,12 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
         )
     histories: dict[str, list[list[dict[str, float]]]] = {name: [] for name in config.directions}
     pictures: dict[str, dict[str, np.ndarray]] = {}
-    root = pathlib.Path(workdir)
-    with (
-        Workdir(root, config, free_fields=("directions", "seeds", "num_epochs")) as folder,
-        Signals() as signals,
-    ):
+    with Workdir(workdir, config, free_fields=("directions", "seeds", "num_epochs")) as folder:
         for seed in config.seeds:
             for name in config.directions:
                 one = dataclasses.replace(config, directions=(name,), seeds=(seed,))
-                with Workdir(root / name / f"seed{seed}", one, free_fields=("num_epochs",)) as own:
+                place = folder.below(f"{name}/seed{seed}")
+                with Workdir(place, one, free_fields=("num_epochs",)) as own, Signals() as signals:
                     history, images = _train(one, dataset, own, signals)
                 histories[name].append(history)
                 pictures.setdefault(name, images)
@@ -304,10 +301,8 @@ def _train(
                 raise folder.divergence(epoch, "the likelihood is not finite")
             folder.log(epoch, record)
             folder.save(epoch, state)
-            if signals.stop:
-                raise Terminated(
-                    f"SIGTERM: saved epoch {epoch} in {folder.path}; run the same command to resume"
-                )
+            if stop := signals.stop:
+                raise terminated(stop, f"saved epoch {epoch} in {folder.path}")
     folder.write_bytes("curves.png", plots.learning_curves(folder.history()))
     shown = _shown_images(trainer, state, eval_key, dataset.sample_shape)
     for name, images in shown.items():

@@ -112,6 +112,7 @@ def run(request: Request) -> dict[str, Scores]:
         critic.
       DataError: the run's data are missing, or they are images without labels.
       StorageError: the folder cannot be used.
+      Terminated: a signal came; the chains are kept.
     """
     _validate(request)
     config = trained.stored_config(request.workdir)
@@ -178,6 +179,7 @@ def _sample(
         num_steps=request.steps,
         step_size=request.step_size,
         visit=visit,
+        keep=lambda progress: unfinished.write(history, progress),
         progress=progress,
     )
     last, scores = draw(walk.latents)

@@ -17,7 +17,6 @@ import itertools
 import json
 import math
 import os
-import pathlib
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -30,11 +29,12 @@ from absl import flags
 from tqdm import tqdm, trange
 
 from experiments import command, long_chains, plots, posteriors
-from experiments.errors import Terminated, UsageError
+from experiments.errors import UsageError
 from experiments.long_chains import Chains
 from experiments.plots import CurvePanel
 from experiments.posteriors import LogisticPosterior
-from experiments.runtime import Signals, Workdir
+from experiments.runtime import Workdir
+from experiments.signals import Signals, terminated
 from experiments.tables import format_table
 from kernelgrad import kernels, ksd, svgd
 from kernelgrad.svgd import SVGDState
@@ -88,7 +88,7 @@ def run(
       DataError: the table is missing or damaged.
       StorageError: the work folder cannot be used.
       DivergenceError: particles are not finite.
-      Terminated: SIGTERM came; the last evaluation is saved.
+      Terminated: a signal came; the state is saved.
     """
     validate(config)
     posterior = posteriors.red_wine(
@@ -100,11 +100,7 @@ def run(
             "training rows"
         )
     start_key, chain_key, subset_key = jax.random.split(jax.random.key(config.seed), 3)
-    root = pathlib.Path(workdir)
-    with (
-        Workdir(root, config, free_fields=("num_particles", "lengthscales")) as folder,
-        Signals() as signals,
-    ):
+    with Workdir(workdir, config, free_fields=("num_particles", "lengthscales")) as folder:
         starts = _prior_draws(start_key, config, config.num_chains, posterior.dimension)
         chains = long_chains.run(
             chain_key,
@@ -117,7 +113,7 @@ def run(
         histories: Histories = {}
         for rule, n in itertools.product(config.lengthscales, config.num_particles):
             one = dataclasses.replace(config, lengthscales=(rule,), num_particles=(n,))
-            with Workdir(root / rule / f"particles{n}", one) as own:
+            with Workdir(folder.below(f"{rule}/particles{n}"), one) as own, Signals() as signals:
                 histories[rule, n] = _move(one, posterior, reference, own, signals)
         ksd_of_n = {
             n: ksd_of_draws(subset_key, posterior, reference, n) for n in config.num_particles
@@ -244,16 +240,17 @@ def _move(
                 raise folder.divergence(step, "the particles are not finite")
             step += 1
             bar.update()
-            if step % config.eval_every == 0 or step == config.num_steps or signals.stop:
+            is_due = step % config.eval_every == 0 or step == config.num_steps
+            if is_due:
                 record = record_of(state)
                 bar.set_postfix(ksd=f"{record['ksd']:.3g}")
                 folder.log(step, record)
-                folder.save(step, state)
                 folder.write_bytes("curves.png", plots.learning_curves(folder.history()))
-            if signals.stop:
-                raise Terminated(
-                    f"SIGTERM: saved step {step} in {folder.path}; run the same command to resume"
-                )
+            stop = signals.stop
+            if is_due or stop:
+                folder.save(step, state)
+            if stop:
+                raise terminated(stop, f"saved step {step} in {folder.path}")
     return folder.history()
 
 

@@ -34,10 +34,11 @@ from tqdm import tqdm
 from experiments import command, compare, settings, targets, threads, toy_report
 from experiments import train as training
 from experiments.data import Dataset
-from experiments.errors import Terminated, UsageError
+from experiments.errors import UsageError
 from experiments.plots import FieldFrame
-from experiments.runtime import Signals, Workdir
+from experiments.runtime import Workdir
 from experiments.settings import Config
+from experiments.signals import Signals, terminated
 from experiments.toy_report import Record, Rows, Ruler, Runs
 from experiments.train import Model
 from kernelgrad import critic as critics
@@ -102,7 +103,7 @@ def run(request: Request) -> Rows:
       UsageError: a setting out of its range, or a work folder with another run.
       StorageError: the work folder cannot be used.
       DivergenceError: a state is not finite.
-      Terminated: SIGTERM came; the state is saved.
+      Terminated: a signal came; the state is saved.
     """
     base = for_objective(request.config, request.config.objective)
     seeds = request.seeds or (base.seed,)
@@ -113,7 +114,6 @@ def run(request: Request) -> Rows:
     compares = bool(request.objectives or request.seeds)
     with (
         Workdir(request.workdir, base, free_fields=_FREE) as folder,
-        Signals() as signals,
         threads.one_for_blas(),
     ):
         key, ruler_key = jax.random.split(jax.random.key(0))
@@ -122,9 +122,10 @@ def run(request: Request) -> Rows:
         trained = {}
         for name, lab in labs.items():
             if compares:
-                trained[name] = _train_seeds(lab, seeds, folder.path / name, signals)
+                trained[name] = _train_seeds(lab, name, seeds, folder)
             else:
-                trained[name] = {folder.path: train_one(lab, base.seed, folder, signals)}
+                with Signals() as signals:
+                    trained[name] = {folder.path: train_one(lab, base.seed, folder, signals)}
         runs, times = {}, time_steps(labs)
         for name, histories in trained.items():
             path, history = next(iter(histories.items()))
@@ -206,13 +207,13 @@ def _device() -> list[jax.Device]:
 
 
 def _train_seeds(
-    lab: Lab, seeds: tuple[int, ...], root: pathlib.Path, signals: Signals
+    lab: Lab, name: str, seeds: tuple[int, ...], root: Workdir
 ) -> dict[pathlib.Path, list[Record]]:
     """Trains under each seed in a folder of its own, and returns the records by folder."""
     trained = {}
     for seed in seeds:
-        path, config = root / f"seed{seed}", dataclasses.replace(lab.config, seed=seed)
-        with Workdir(path, config, free_fields=_FREE) as folder:
+        path, config = root.below(f"{name}/seed{seed}"), dataclasses.replace(lab.config, seed=seed)
+        with Workdir(path, config, free_fields=_FREE) as folder, Signals() as signals:
             trained[path] = train_one(lab, seed, folder, signals)
     return trained
 
@@ -245,12 +246,11 @@ def train_one(lab: Lab, seed: int, folder: Workdir, signals: Signals) -> list[Re
                 last = {name: float(values[-1]) for name, values in scalars.items()}
                 figures = _record(lab, folder, step, train.unreplicate(state), last)
                 bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()})
-            if is_due or signals.stop:
+            stop = signals.stop
+            if is_due or stop:
                 folder.save(step, train.unreplicate(state))
-            if signals.stop:
-                raise Terminated(
-                    f"SIGTERM: saved step {step} in {folder.path}; run the same command to resume"
-                )
+            if stop:
+                raise terminated(stop, f"saved step {step} in {folder.path}")
     history = folder.history()
     frames = [read_frame(folder.path, record) for record in history]
     toy_report.draw_run(folder, config.objective, history, frames, lab.ruler)

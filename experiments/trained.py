@@ -69,7 +69,8 @@ def opened(workdir: str, data_dir: str | None = None) -> Iterator[tuple[Workdir,
     dataset = datasets.load(config.dataset, data_dir, seed=config.seed)
     with Workdir(workdir, config) as folder:
         model = training.build(config, dataset)
-        restored = folder.restore(jax.eval_shape(model.initial_state, jax.random.key(0)))
+        form = jax.eval_shape(model.initial_state, jax.random.key(0))
+        restored = folder.restore(form, cut_metrics=False)
         if restored is None:
             raise UsageError(f"workdir: got {folder.path} without a checkpoint; train first")
         yield folder, Trained(config, dataset, model, *restored)

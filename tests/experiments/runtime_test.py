@@ -23,7 +23,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from experiments import command, errors, runtime
+from experiments import command, errors, runtime, signals
 
 slow = pytest.mark.skipif(
     os.environ.get("KERNELGRAD_SLOW_TESTS") != "1", reason="set KERNELGRAD_SLOW_TESTS=1"
@@ -447,7 +447,9 @@ def test_unusable_folders(tmp_path, monkeypatch):
             runtime.Workdir(tmp_path / bad, Config())
     (tmp_path / "run").mkdir()
     (tmp_path / "run/checkpoints").write_text("in the way")
-    with pytest.raises(errors.StorageError, match=r"^workdir .*File exists"):
+    with pytest.raises(
+        errors.StorageError, match=r"^workdir .*checkpoints: got a regular file; exp"
+    ):
         runtime.Workdir(tmp_path / "run", Config())
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 1_500_000))
     with pytest.raises(
@@ -570,7 +572,7 @@ def _toy_state(step: int, words: np.ndarray) -> dict[str, Any]:
 
 def _toy_loop(send: Any, path: str, num_steps: int, pause: float) -> None:
     """A training loop: restore, then per step advance, log, and save every third step."""
-    with runtime.Workdir(path, Config()) as workdir, runtime.Signals() as signals:
+    with runtime.Workdir(path, Config()) as workdir, signals.Signals() as heard:
         found = workdir.restore(abstract(_toy_state(0, _words(0))))
         step, state = (0, _toy_state(0, _words(0))) if found is None else found
         send(("restored", (step, raw(state) == raw(_toy_state(step, _words(step))))))
@@ -583,12 +585,12 @@ def _toy_loop(send: Any, path: str, num_steps: int, pause: float) -> None:
                 step, {"checksum": float(words.sum(dtype=np.uint32)), "unit": state["unit"][3]}
             )
             send(("logged", step))
-            stop = signals.stop
+            stop = heard.stop
             if step % 3 == 0 or step == num_steps or stop:
                 workdir.save(step, state)
                 send(("announced", step))
             if stop:
-                raise errors.Terminated(f"SIGTERM: saved step {step}, run again to resume")
+                raise signals.terminated(stop, f"saved step {step}")
         send(("finished", step))
 
 
@@ -675,14 +677,15 @@ def test_twenty_kills_change_nothing(fork, tmp_path, rng, batch):
     _survive(fork, tmp_path / "run", rng, kills=20)
 
 
-def test_sigterm_saves_and_exits_143(fork, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_saves_and_exits_by_its_number(fork, tmp_path, number):
     child = fork(_toy, str(tmp_path / "run"), 1000, 0.05)
     child.wait_for("announced")
-    child.process.terminate()
-    assert child.end() == 143
+    os.kill(child.process.pid, number)
+    assert child.end() == 128 + number
     step = [value for kind, value in child.drain() if kind == "announced"][-1]
     assert child.stderr() == (
-        f"kernelgrad: error: SIGTERM: saved step {step}, run again to resume\n"
+        f"kernelgrad: error: {number.name}: saved step {step}; run the same command to resume\n"
     )
     assert fork(_toy, str(tmp_path / "run"), step).wait_for("restored") == (step, True)
     assert (tmp_path / "run/metrics.jsonl").read_text() == _expected_metrics(step)
@@ -706,17 +709,57 @@ def test_a_second_sigterm_exits_at_once(fork, tmp_path):
     assert child.end(timeout=10) == 143
 
 
-def test_the_earlier_handler_comes_back():
-    before = signal.getsignal(signal.SIGTERM)
-    with runtime.Signals() as signals:
-        assert not signals.stop
-        os.kill(os.getpid(), signal.SIGTERM)
+def _hear(number: int) -> None:
+    with signals.Signals() as heard:
+        assert heard.stop is None
+        os.kill(os.getpid(), number)
         deadline = time.monotonic() + 5
-        while not signals.stop and time.monotonic() < deadline:
+        while heard.stop is None and time.monotonic() < deadline:
             time.sleep(0.001)
-        assert signals.stop
-    assert signal.getsignal(signal.SIGTERM) is before
+        assert heard.stop == number
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_that_came_too_late_is_obeyed_and_the_earlier_handler_comes_back(number):
+    before = signal.getsignal(number)
+    with pytest.raises(errors.Terminated, match=f"{number.name}: stopped"):
+        _hear(number)
+    assert signal.getsignal(number) is before
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def _rest(sender: Any, ignored: bool) -> None:
+    """A binary without a loop of its own."""
+    if ignored:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def rest(_: Any) -> None:
+        sender.send(("resting", None))
+        time.sleep(60)
+
+    sys.argv = ["rest"]
+    command.main(rest, lambda: None)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_binary_without_a_loop_ends_at_once_with_a_line(fork, number):
+    child = fork(_rest, False)
+    child.wait_for("resting")
+    os.kill(child.process.pid, number)
+    assert child.end(timeout=10) == 128 + number
+    assert child.stderr() == (
+        f"kernelgrad: error: {number.name}: stopped; run the same command to resume\n"
+    )
+
+
+def test_a_hangup_that_was_ignored_at_the_start_stays_ignored(fork):
+    child = fork(_rest, True)
+    child.wait_for("resting")
+    os.kill(child.process.pid, signal.SIGHUP)
+    time.sleep(0.2)
+    assert child.process.is_alive()
+    child.process.terminate()
+    assert child.end(timeout=10) == 143
 
 
 def _starter(sender: Any, path: str, start: float) -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -268,10 +269,10 @@ def test_a_run_leaves_everything_and_resumes_bit_for_bit(
     stopped = tmp_path / "stopped"
     lab = toy.make_lab(jax.random.split(jax.random.key(0))[0], TINY, ruler)
     with Workdir(stopped, TINY) as folder, pytest.raises(Terminated, match="SIGTERM: saved step 2"):
-        toy.train_one(lab, 0, folder, SimpleNamespace(stop=True))
+        toy.train_one(lab, 0, folder, SimpleNamespace(stop=signal.SIGTERM))
     assert records(stopped) == history[:2]
     with Workdir(stopped, TINY) as folder:
-        assert toy.train_one(lab, 0, folder, SimpleNamespace(stop=False)) == history
+        assert toy.train_one(lab, 0, folder, SimpleNamespace(stop=None)) == history
     for record in history:
         for got, expected in zip(
             *(toy.read_frame(p, record) for p in (stopped, tmp_path)), strict=True
