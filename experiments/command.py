@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import functools
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Collection
 from typing import Any, NoReturn
@@ -102,6 +103,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def _run(run: Callable[[Any], Any], make_config: Callable[[], Any], _: list[str]) -> int:
+    if not _DEBUG.value:
+        sys.excepthook = _of_main_thread
     try:
         try:
             config = make_config()
@@ -121,6 +124,16 @@ def _run(run: Callable[[Any], Any], make_config: Callable[[], Any], _: list[str]
             raise
         return _report(error, code)
     return 0
+
+
+def _of_main_thread(*error: Any) -> None:
+    """Shows an uncaught error, unless it is one of a library's thread.
+
+    Where a disk is full, those of the checkpoint library print tracebacks, late, beside the error
+    that is raised and reported.
+    """
+    if threading.current_thread() is threading.main_thread():
+        sys.__excepthook__(*error)
 
 
 def _exit_code(error: Exception) -> int | None:

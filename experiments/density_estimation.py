@@ -40,6 +40,7 @@ from kernelgrad.types import Array, Key
 
 DATASETS = tuple(n for n in datasets.names() if n not in ("digits", "mnist", "cifar10_jpeg"))
 _DRAWS_OF_A_LOOK = 20_000
+_MOST_BYTES, _MOST_VALUES = 2**24, 10**6  # of a stored fit
 
 Results = dict[str, dict[str, list[Record]]]
 
@@ -134,7 +135,7 @@ def _fit_all(
     """Returns the record of every method on one split; fits and stores those that are missing."""
     look_key, more_key, test_key, fit_key = jax.random.split(key, 4)
     stored = {method: folder.path / f"{place}_{method}.json" for method in config.methods}
-    missing = [method for method, file in stored.items() if not file.exists()]
+    missing = [method for method, file in stored.items() if files.kind(file) is None]
     network = MLPCritic(config.width, config.depth)
     if missing:
         draw = gaussian_base.defensive_draws
@@ -159,16 +160,19 @@ def _fit_all(
         record = density_report.record(split, energy_fn, normalizer)
         record |= {"best": fit.best._asdict(), "looks": [look._asdict() for look in fit.looks]}
         folder.write_bytes(f"{place}_{method}.json", (json.dumps(record) + "\n").encode())
-    return {method: _read(file) for method, file in stored.items()}
+    steps = range(0, config.num_steps + 1, config.eval_every)
+    return {method: _read(file, split, steps) for method, file in stored.items()}
 
 
-def _read(file: pathlib.Path) -> Record:
+def _read(file: pathlib.Path, split: Split, steps: Sequence[int]) -> Record:
     with files.storage(str(file)):
-        content = file.read_bytes()
+        content = files.read(file, _MOST_BYTES)
     try:
-        return dict(json.loads(content))
+        return density_report.checked(files.parse_json(content, _MOST_VALUES), split, steps)
     except ValueError as error:
-        raise StorageError(f"{file}: got {error}; expected JSON. Delete it to fit anew") from error
+        raise StorageError(
+            f"{file}: got {error}; expected a fit as JSON. Delete it to fit anew"
+        ) from error
 
 
 def _baselines(split: Split) -> dict[str, Record]:

@@ -4,7 +4,8 @@ import io
 import json
 import math
 import pathlib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
+from experiments import files
+from experiments.errors import line
 from experiments.image_metrics import Scores
 from experiments.runtime import Workdir
 from experiments.signals import Signals, terminated
@@ -20,6 +23,7 @@ from kernelgrad import hmc, langevin
 from kernelgrad.types import Array, Key, LogDensityFn, PyTree
 
 _NUM_VISITS = 10
+_MOST_BYTES = 2**34  # of unfinished chains
 _LEAPFROG_STEPS = 10
 _FRICTION = 1.0
 _ADAPTATION_RATE = 0.5
@@ -117,6 +121,15 @@ class Progress(NamedTuple):
     log_step: np.ndarray
     state: tuple[np.ndarray, ...]
 
+    def fits(self, form: Sequence[jax.ShapeDtypeStruct]) -> bool:
+        """Returns whether the arrays are such as chains of that form have."""
+        forms = [(leaf.shape, leaf.dtype) for leaf in self.state]
+        return (
+            forms == [(leaf.shape, leaf.dtype) for leaf in form]
+            and (self.monitor.ndim, self.monitor.dtype.kind) == (1, "f")
+            and (self.log_step.ndim, self.log_step.dtype.kind) == (0, "f")
+        )
+
     def to_bytes(self, about: str) -> bytes:
         """Returns the content of a file, with a text that names what the chains belong to."""
         content = io.BytesIO()
@@ -128,12 +141,11 @@ class Progress(NamedTuple):
 def read_progress(path: pathlib.Path) -> tuple[str, Progress] | None:
     """Returns text and chains of a file; None where there is none, or none that can be read."""
     try:
-        with open(path, "rb") as stream, np.load(stream) as file:
-            arrays = dict(file)
+        arrays = files.parse_arrays(files.read(path, _MOST_BYTES), _MOST_BYTES)
         about, monitor, log_step = (arrays.pop(name) for name in ("about", "monitor", "log_step"))
         leaves = (arrays[f"state{index}"] for index in range(len(arrays)))
         return str(about), Progress(monitor, log_step, tuple(leaves))
-    except Exception:  # a flipped bit makes zipfile and numpy raise a dozen types
+    except (OSError, ValueError, KeyError):
         return None
 
 
@@ -155,14 +167,26 @@ class Unfinished(NamedTuple):
         """Of the file, below the run's folder."""
         return f"samples_{self.sampler}/unfinished.npz"
 
-    def read(self) -> tuple[list[Scores], Progress | None]:
-        """Returns the scores along the chains and the chains, as far as an equal call came."""
-        found = read_progress(self.folder.path / self.name)
+    def read(self, form: Sequence[jax.ShapeDtypeStruct]) -> tuple[list[Scores], Progress | None]:
+        """Returns the scores along the chains and the chains, as far as an equal call came.
+
+        Args:
+          form: of the leaves of the sampler's states.
+        """
+        path = self.folder.path / self.name
+        found = read_progress(path)
         if found is not None:
-            about = json.loads(found[0])
-            history = about.pop("history")
-            if about == json.loads(json.dumps(self.about)):
+            try:
+                about = json.loads(found[0])
+                history = [{str(k): float(v) for k, v in of.items()} for of in about.pop("history")]
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                found = None
+        if found is not None and about == json.loads(json.dumps(self.about)):
+            if found[1].fits(form):
                 return history, found[1]
+            found = None
+        if found is None and files.kind(path) is not None:
+            print(line("warning", f"{path} is damaged; the chains start anew"), file=sys.stderr)
         return [], None
 
     def write(self, history: list[Scores], progress: Progress) -> None:
@@ -172,7 +196,20 @@ class Unfinished(NamedTuple):
 
     def clear(self) -> None:
         """Forgets them."""
-        (self.folder.path / self.name).unlink(missing_ok=True)
+        with files.storage(self.name):
+            (self.folder.path / self.name).unlink(missing_ok=True)
+
+
+def form(
+    starts: Array,
+    log_density: Callable[[PyTree, Array], LogDensityFn],
+    params: PyTree,
+    contexts: Array,
+    sampler: Sampler,
+) -> list[jax.ShapeDtypeStruct]:
+    """Returns shapes and dtypes of the leaves of the chains' states; arguments as for `walk`."""
+    init, _ = _make_steps(log_density, sampler)
+    return jax.tree.leaves(jax.eval_shape(init, jax.random.key(0), starts, params, contexts))
 
 
 def walk(

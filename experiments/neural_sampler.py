@@ -34,6 +34,8 @@ import functools
 import io
 import math
 import os
+import pathlib
+import sys
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -46,8 +48,8 @@ from absl import flags
 from jax import lax
 from tqdm import tqdm, trange
 
-from experiments import command, networks, rbm, sampler_report, targets, threads
-from experiments.errors import UsageError
+from experiments import command, files, networks, rbm, sampler_report, targets, threads
+from experiments.errors import UsageError, line
 from experiments.runtime import Workdir
 from experiments.sampler_report import Record, Rows
 from experiments.signals import Signals, terminated
@@ -64,6 +66,7 @@ _FIRST_FACTOR = 0.02  # of the target's score
 _STEIN_SCALES = (0.01, 0.05, 0.25, 1.0)
 _STEIN_RIDGE = 0.02  # of score.default_ridge
 _NUM_DRAWN = 500
+_MOST_BYTES = 2**26  # of a frame
 _TIMED_ROUNDS, _TIMED_STEPS = 7, 20
 
 
@@ -234,7 +237,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
             one = dataclasses.replace(config, updates=(name,))
             with Workdir(folder.below(name), one) as own, Signals() as signals:
                 histories[name] = _train(one, sampler, measure, own, signals)
-                frames[name] = _frames(own, histories[name])
+                frames[name] = _frames(own, sampler, histories[name])
         times = time_steps(samplers)
         summary = sampler_report.Summary(
             config.num_steps, histories, times, sampler_report.spread(reference, measure)
@@ -257,9 +260,7 @@ def _train(
     def record(step: int, state: TrainState) -> Record:
         samples = sampler.samples(state)
         values = {name: float(value) for name, value in measure(samples).items()}
-        array = io.BytesIO()
-        np.save(array, np.asarray(samples[:_NUM_DRAWN]))
-        folder.write_bytes(_frame_name(step), array.getvalue())
+        _store_frame(folder, step, samples)
         folder.log(step, values)
         return values
 
@@ -288,8 +289,39 @@ def _frame_name(step: int) -> str:
     return f"frames/{step:07d}.npy"
 
 
-def _frames(folder: Workdir, history: list[Record]) -> np.ndarray:
-    return np.stack([np.load(folder.path / _frame_name(int(r["step"]))) for r in history])
+def _store_frame(folder: Workdir, step: int, samples: Array) -> None:
+    array = io.BytesIO()
+    np.save(array, np.asarray(samples[:_NUM_DRAWN]))
+    folder.write_bytes(_frame_name(step), array.getvalue())
+
+
+def _frames(folder: Workdir, sampler: Sampler, history: list[Record]) -> np.ndarray:
+    """Returns the frames; those that are missing or damaged by training once more up to them."""
+    like = jax.eval_shape(sampler.samples, jax.eval_shape(sampler.initial_state))
+    state, at, frames = None, 0, []
+    for step in (int(record["step"]) for record in history):
+        frame = _stored_frame(folder.path / _frame_name(step), like)
+        if frame is None:
+            message = f"{folder.path / _frame_name(step)} is damaged; the frame is drawn anew"
+            print(line("warning", message), file=sys.stderr)
+            state, _ = sampler.advance(state or sampler.initial_state(), step - at)
+            at, samples = step, sampler.samples(state)
+            _store_frame(folder, step, samples)
+            frame = np.asarray(samples[:_NUM_DRAWN])
+        frames.append(frame)
+    return np.stack(frames)
+
+
+def _stored_frame(file: pathlib.Path, like: jax.ShapeDtypeStruct) -> np.ndarray | None:
+    """Returns a frame as it is stored; None where it is missing or damaged."""
+    try:
+        content = io.BytesIO(files.read(file, _MOST_BYTES))
+        frame = np.load(content, allow_pickle=False)
+    except Exception:  # a flipped bit makes numpy raise a dozen types
+        return None
+    expected = (min(_NUM_DRAWN, like.shape[0]), *like.shape[1:])
+    sound = isinstance(frame, np.ndarray) and (frame.dtype, frame.shape) == (like.dtype, expected)
+    return frame if sound else None
 
 
 def time_steps(samplers: dict[str, Sampler]) -> dict[str, float]:

@@ -1,9 +1,9 @@
 """The records of a run: metrics.jsonl, one JSON object of numbers a line, each with its "step"."""
 
 import hashlib
+import math
 import pathlib
 from collections.abc import Iterator
-from typing import Any
 
 from experiments import files
 from experiments.checkpoints import Origin
@@ -26,8 +26,8 @@ def content(file: pathlib.Path) -> bytes:
         return files.read(file, _MOST_BYTES)
 
 
-def parsed(file: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """Yields the records, oldest first; a value may be None.
+def parsed(file: pathlib.Path) -> Iterator[dict[str, float]]:
+    """Yields the records, oldest first; null becomes nan.
 
     Raises:
       StorageError: as for :func:`content`, or a line that is not the last one is damaged.
@@ -64,7 +64,7 @@ def until(file: pathlib.Path, origin: Origin) -> bytes:
     return kept
 
 
-def _record(line: bytes) -> dict[str, Any]:
+def _record(line: bytes) -> dict[str, float]:
     """Returns the record in a line; ValueError unless it is one."""
     if len(line) > _MOST_LINE_BYTES:
         raise ValueError(f"{len(line)} bytes, more than {_MOST_LINE_BYTES}")
@@ -74,4 +74,4 @@ def _record(line: bytes) -> dict[str, Any]:
     for name, value in record.items():
         if value is not None and (type(value) not in (int, float) or abs(value) >= 1e300):
             raise ValueError(f"{name[:40]} is no number")
-    return record
+    return {name: math.nan if value is None else value for name, value in record.items()}

@@ -152,10 +152,7 @@ class Workdir:
         Raises:
           StorageError: a line that is not the last one is damaged, or the file is no regular one.
         """
-        return [
-            {name: math.nan if value is None else value for name, value in record.items()}
-            for record in records.parsed(self._metrics)
-        ]
+        return list(records.parsed(self._metrics))
 
     def write_bytes(self, name: str, content: bytes) -> pathlib.Path:
         """Writes a file in one piece: a reader sees the old content or the new, never a part.

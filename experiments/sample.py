@@ -162,7 +162,9 @@ def _sample(
     if request.sampler == "generator" or request.steps == 0:
         return Found(rows, [{"step": 0.0, **scores}], first, first)
     sampler = SAMPLERS[request.sampler]
-    earlier, progress = unfinished.read()
+    log_density = latent_model.log_density(run, request.inverse_temperature)
+    form = latent_chains.form(starts, log_density, run.state, labels, sampler)
+    earlier, progress = unfinished.read(form)
     history = earlier or [{"step": 0.0, **scores}]
 
     def visit(step: int, normal: Array, monitor: float, progress: Progress) -> None:
@@ -172,7 +174,7 @@ def _sample(
     walk = latent_chains.walk(
         walk_key,
         starts,
-        latent_model.log_density(run, request.inverse_temperature),
+        log_density,
         run.state,
         labels,
         sampler=sampler,

@@ -21,8 +21,10 @@ import dataclasses
 import difflib
 import functools
 import io
+import math
 import pathlib
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -31,10 +33,10 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from experiments import command, compare, settings, targets, threads, toy_report
+from experiments import command, compare, files, settings, targets, threads, toy_report
 from experiments import train as training
 from experiments.data import Dataset
-from experiments.errors import UsageError
+from experiments.errors import StorageError, UsageError, line
 from experiments.plots import FieldFrame
 from experiments.runtime import Workdir
 from experiments.settings import Config
@@ -57,6 +59,7 @@ _NEEDS: dict[str, dict[str, Any]] = {
     "wgan_gp": {"penalty_weight": 0.1},  # as in the toys of Gulrajani et al.; 10 is for images
 }
 _FRAME = "frames/{:07d}.npz"
+_MOST_BYTES = 2**24  # of a frame
 _FREE = ("num_steps",)
 _BATCHWISE = ("steingan", "kale")  # a sample's direction depends on the other samples
 _PICTURES = ("evolution.gif", "samples.png", "curves.png")
@@ -225,7 +228,9 @@ def train_one(lab: Lab, seed: int, folder: Workdir, signals: Signals) -> list[Re
     restored = folder.restore(jax.eval_shape(model.initial_state, init_key))
     step, host_state = restored or (0, jax.jit(model.initial_state)(init_key))
     if step >= config.num_steps and all((folder.path / name).exists() for name in _PICTURES):
-        return folder.history()
+        history = folder.history()
+        _mend_frames(lab, seed, folder, history, signals)
+        return history
 
     if not restored:
         _record(lab, folder, 0, host_state, {})
@@ -252,6 +257,7 @@ def train_one(lab: Lab, seed: int, folder: Workdir, signals: Signals) -> list[Re
             if stop:
                 raise terminated(stop, f"saved step {step} in {folder.path}")
     history = folder.history()
+    _mend_frames(lab, seed, folder, history, signals)
     frames = [read_frame(folder.path, record) for record in history]
     toy_report.draw_run(folder, config.objective, history, frames, lab.ruler)
     return history
@@ -260,17 +266,59 @@ def train_one(lab: Lab, seed: int, folder: Workdir, signals: Signals) -> list[Re
 def _record(lab: Lab, folder: Workdir, step: int, state: TrainState, scalars: Record) -> Record:
     """Stores frame and figures of a step, and returns the latter."""
     figures, frame = jax.device_get(lab.look(state))
-    content = io.BytesIO()
-    np.savez(content, **frame)
-    folder.write_bytes(_FRAME.format(step), content.getvalue())
+    _store_frame(folder, step, frame)
     folder.log(step, {**scalars, **figures})
     return figures
 
 
+def _store_frame(folder: Workdir, step: int, frame: Mapping[str, np.ndarray]) -> None:
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, **frame)
+    folder.write_bytes(_FRAME.format(step), content.getvalue())
+
+
+def _mend_frames(
+    lab: Lab, seed: int, folder: Workdir, history: Sequence[Record], signals: Signals
+) -> None:
+    """Draws frames anew that are missing or damaged, by training once more up to them."""
+    damaged = []
+    for record in history:
+        try:
+            read_frame(folder.path, record)
+        except StorageError as error:
+            damaged.append(int(record["step"]))
+            print(line("warning", f"{error}; the frame is drawn anew"), file=sys.stderr)
+    if not damaged:
+        return
+    init_key, train_key = jax.random.split(jax.random.key(seed))
+    per_call = training.steps_per_record(lab.config, math.gcd(*damaged))
+    state, step = train.replicate(jax.jit(lab.model.initial_state)(init_key), _device()), 0
+    while damaged:
+        if step == damaged[0]:
+            _store_frame(folder, step, jax.device_get(lab.look(train.unreplicate(state)))[1])
+            damaged.pop(0)
+        else:
+            state, _ = lab.advance(per_call)(state, train_key)
+            step += per_call
+        if signals.stop:
+            raise terminated(signals.stop, "stopped")
+
+
 def read_frame(run: pathlib.Path, record: Record) -> FieldFrame:
-    """Returns the frame that belongs to a record of the run in a folder."""
-    with np.load(run / _FRAME.format(int(record["step"])), allow_pickle=False) as arrays:
-        return FieldFrame(**arrays)
+    """Returns the frame that belongs to a record of the run in a folder.
+
+    Raises:
+      StorageError: there is none, or a damaged one.
+    """
+    file = run / _FRAME.format(int(record["step"]))
+    try:
+        frame = FieldFrame(**files.parse_arrays(files.read(file, _MOST_BYTES), _MOST_BYTES))
+        forms = [(part.dtype.kind, part.ndim, *part.shape[1:]) for part in frame]
+    except (OSError, ValueError, TypeError) as error:
+        raise StorageError(f"{file}: {getattr(error, 'strerror', None) or error}") from error
+    if forms != 3 * [("f", 2, 2)] or len(frame.points) != len(frame.arrows):
+        raise StorageError(f"{file}: got {forms}; expected points in the plane")
+    return frame
 
 
 # ------------------------------------------------------------------------------------- the binary
