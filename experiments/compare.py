@@ -14,11 +14,10 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from absl import flags
 from tqdm import trange
 
 from experiments import classifier as classifiers
-from experiments import command, files, image_metrics, plots, records, settings
+from experiments import command, fields, files, image_metrics, plots, records, settings
 from experiments import data as datasets
 from experiments import train as training
 from experiments.data import Dataset
@@ -34,8 +33,18 @@ _TIMED_STEPS = 50
 Timed = tuple[Callable[[PyTree, Key], tuple[PyTree, PyTree]], PyTree, int]
 _OF_STEPS = {"step", "mmd", "direction_rms", "critic_loss", "jsd", "penalty", "log_ratio"}
 
-_OBJECTIVES = flags.DEFINE_list("objectives", ["kl", "mmd"], "Objectives to compare.")
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the runs of each objective.")
+
+@dataclasses.dataclass(frozen=True)
+class Options(command.Place):
+    """What to compare, and where."""
+
+    preset: str | None = settings.preset()
+    objectives: tuple[str, ...] = fields.choices(
+        ("kl", "mmd"), settings.OBJECTIVES, "Objectives to compare."
+    )
+    seeds: tuple[int, ...] = fields.integers(
+        (0, 1, 2), 0, fields.MAX_SEED, "Seeds of the runs of each objective."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,32 +221,28 @@ def _spread(values: dict[str, np.ndarray]) -> dict[str, float | str]:
     return {name: f"{np.mean(v):.4g} ± {np.std(v):.2g}" for name, v in values.items()}
 
 
-def request_from_flags() -> Request:
+def request(given: command.Given) -> Request:
     """Returns what the flags ask for.
 
     Raises:
-      UsageError: --objective or --seed in place of their plurals, or seeds that are no integers.
+      UsageError: --objective or --seed in place of their plurals.
     """
     for name in ("objective", "seed"):
-        if flags.FLAGS[name].present:
+        if name in given:
             raise UsageError(f"{name}: got --{name}; expected --{name}s, a list to compare")
-    try:
-        seeds = tuple(int(seed) for seed in _SEEDS.value)
-    except ValueError:
-        raise UsageError(f"seeds: got {_SEEDS.value}; expected integers such as 0,1,2") from None
+    options = fields.pick(Options, given)
     return Request(
-        settings.from_flags(),
-        tuple(_OBJECTIVES.value),
-        seeds,
-        flags.FLAGS.workdir,
-        flags.FLAGS.data_dir,
+        settings.configured(given, options.preset),
+        options.objectives,
+        options.seeds,
+        options.workdir,
+        options.data_dir,
     )
 
 
 def main() -> None:
     """Parses the flags and compares."""
-    flags.mark_flag_as_required("workdir")
-    command.main(run, request_from_flags)
+    command.main(lambda given: run(request(given)), Config, Options)
 
 
 if __name__ == "__main__":

@@ -17,17 +17,15 @@ at.
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from tqdm import tqdm
 
-from experiments import command, density_report, energy_fits, files, gaussian_base
+from experiments import command, density_report, energy_fits, fields, files, gaussian_base
 from experiments import data as datasets
 from experiments.density_report import Record
 from experiments.energy_fits import Look, Settings
@@ -49,12 +47,23 @@ Results = dict[str, dict[str, list[Record]]]
 class Config(Settings):
     """Everything that decides the runs, but for where the data are and the results go."""
 
-    datasets: tuple[str, ...] = ("red_wine", "white_wine", "parkinsons")
-    methods: tuple[str, ...] = tuple(energy_fits.RULES)
-    seeds: tuple[int, ...] = (0, 1, 2)
-    width: int = 128
-    depth: int = 2
-    num_normalizer_samples: int = 200_000
+    datasets: tuple[str, ...] = fields.choices(
+        ("red_wine", "white_wine", "parkinsons"), DATASETS, "Data sets to fit."
+    )
+    methods: tuple[str, ...] = fields.choices(
+        tuple(energy_fits.RULES), energy_fits.RULES, "Rules of the fit."
+    )
+    seeds: tuple[int, ...] = fields.integers(
+        (0, 1, 2), 0, fields.MAX_SEED, "Seeds of splits and fits."
+    )
+    width: int = fields.integer(128, 1, fields.MAX_SIZE, "Units of a hidden layer of the energy.")
+    depth: int = fields.integer(2, 1, 1000, "Hidden layers of the energy.")
+    num_normalizer_samples: int = fields.integer(
+        200_000,
+        1000,
+        fields.MAX_SIZE,
+        "Draws behind the normaliser of the test rows; as many others tell whether to trust a fit.",
+    )
 
 
 def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Results:
@@ -205,74 +214,21 @@ def _write(folder: Workdir, splits: dict[str, list[Split]], results: Results) ->
 
 def validate(config: Config) -> None:
     """Raises UsageError for the first setting out of its range, before anything is compiled."""
-    for name, known in {"datasets": DATASETS, "methods": tuple(energy_fits.RULES)}.items():
-        given = getattr(config, name)
-        if not given or not set(given) <= set(known) or len(set(given)) < len(given):
-            raise UsageError(
-                f"{name}: got {','.join(given)!r}; expected distinct ones of {', '.join(known)}"
-            )
-    if not config.seeds or min(config.seeds) < 0 or len(set(config.seeds)) < len(config.seeds):
-        raise UsageError(f"seeds: got {list(config.seeds)}; expected distinct integers >= 0")
-    lowest = {"num_normalizer_samples": 1000, "batch_size": 2, "num_base": config.batch_size}
-    counts = ("eval_every", "num_steps", "num_chain_steps", "width", "depth", *lowest)
-    for name in counts:
-        if getattr(config, name) < (low := lowest.get(name, 1)):
-            raise UsageError(f"{name}: got {getattr(config, name)}; expected an integer >= {low}")
+    fields.validate(config)
+    if config.num_base < config.batch_size:
+        raise UsageError(
+            f"num_base: got {config.num_base}; expected at least batch_size, {config.batch_size}"
+        )
     if config.num_steps % config.eval_every:
         raise UsageError(
             f"num_steps: got {config.num_steps}; expected a multiple of eval_every, "
             f"{config.eval_every}"
         )
-    infinite = float("inf")
-    for name in ("learning_rate", "chain_step_size"):
-        if not 0 < getattr(config, name) < infinite:
-            raise UsageError(f"{name}: got {getattr(config, name)}; expected a number > 0")
-    if not 0 <= config.penalty < infinite:
-        raise UsageError(f"penalty: got {config.penalty}; expected a number >= 0")
-    if not 0 < config.normalizer_rate <= 1:
-        raise UsageError(f"normalizer_rate: got {config.normalizer_rate}; expected one in (0, 1]")
-
-
-def _define_flags() -> None:
-    flags.DEFINE_string("workdir", None, "Folder of the results; created if missing.")
-    flags.DEFINE_string(
-        "data_dir",
-        os.environ.get("KERNELGRAD_DATA_DIR"),
-        "Folder that holds uci, for the tables; KERNELGRAD_DATA_DIR by default.",
-    )
-    defaults = Config()
-    flags.DEFINE_list("datasets", list(defaults.datasets), f"Some of {', '.join(DATASETS)}.")
-    flags.DEFINE_list("methods", list(defaults.methods), "Rules of the fit.")
-    flags.DEFINE_list("seeds", [str(seed) for seed in defaults.seeds], "Splits and fits.")
-    helps = {
-        "num_steps": "Updates of the energy.",
-        "eval_every": "Updates between looks at the validation rows.",
-        "batch_size": "Rows of an update, and chains of cd and pcd.",
-        "num_base": "Draws of the base of an update.",
-        "learning_rate": "First rate of Adam, which decays as a cosine.",
-        "penalty": "Weight of the energy's mean squared slope.",
-        "normalizer_rate": "Rate of the log-normaliser of kale and kale_newton.",
-        "num_chain_steps": "MALA steps of an update of cd and pcd.",
-        "chain_step_size": "Their step size, in whitened units.",
-        "width": "Units of a hidden layer of the energy.",
-        "depth": "Hidden layers of the energy.",
-        "num_normalizer_samples": "Draws behind the normaliser of the test rows; as many others "
-        "tell whether to trust a fit.",
-    }
-    for name, text in helps.items():
-        default = getattr(defaults, name)
-        define = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_float
-        define(name, default, text)
-
-
-def _config_from_flags() -> Config:
-    return Config(**command.values_of(Config))
 
 
 def main() -> None:
     """Parses the flags and fits."""
-    _define_flags()
-    command.main_in_workdir(run, _config_from_flags)
+    command.main_in_workdir(run, Config)
 
 
 if __name__ == "__main__":

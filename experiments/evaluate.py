@@ -13,13 +13,11 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from tqdm import tqdm
 
 from experiments import classifier as classifiers
-from experiments import command, image_metrics, plots, trained
+from experiments import command, fields, image_metrics, plots, trained
 from experiments import data as datasets
-from experiments.errors import UsageError
 from experiments.image_metrics import Scores
 from experiments.tables import format_table
 from experiments.trained import Trained
@@ -28,16 +26,17 @@ from kernelgrad.types import Array
 _BATCH = 500
 _JUDGED_BY_NEIGHBOURS = 500  # as in paper 000
 
-flags.DEFINE_integer("num_samples", 10_000, "Samples behind the scores of the classifier.")
-
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class Request(command.Place):
     """What to evaluate."""
 
-    workdir: str
-    data_dir: str | None
-    num_samples: int
+    num_samples: int = fields.integer(
+        10_000,
+        _JUDGED_BY_NEIGHBOURS,
+        fields.MAX_SIZE,
+        "Samples behind the scores of the classifier.",
+    )
 
 
 def run(request: Request) -> dict[str, Scores]:
@@ -54,10 +53,7 @@ def run(request: Request) -> dict[str, Scores]:
       UsageError: no run with a checkpoint there, no images with labels, or too few samples.
       StorageError: the folder cannot be used.
     """
-    if request.num_samples < _JUDGED_BY_NEIGHBOURS:
-        raise UsageError(
-            f"num_samples: got {request.num_samples}; expected at least {_JUDGED_BY_NEIGHBOURS}"
-        )
+    fields.validate(request)
     with trained.opened(request.workdir, request.data_dir) as (folder, run):
         dataset = run.dataset
         classifier = classifiers.train_or_load(dataset, datasets.cache_dir())
@@ -107,9 +103,7 @@ def _draw(run: Trained, num_samples: int) -> Array:
 
 def main() -> None:
     """Parses the flags and evaluates."""
-    flags.mark_flag_as_required("workdir")
-    of_training = ("experiments.settings", "experiments.train")
-    command.main(run, lambda: Request(**command.values_of(Request, only=of_training)))
+    command.main(lambda given: run(fields.pick(Request, given)), Request)
 
 
 if __name__ == "__main__":

@@ -17,16 +17,14 @@ Run the same command again to resume.
 """
 
 import dataclasses
-import math
 from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from tqdm import tqdm
 
-from experiments import certificates, command, diagnostics_report, discriminators, settings
+from experiments import certificates, command, diagnostics_report, discriminators, fields, settings
 from experiments import data as datasets
 from experiments import train as training
 from experiments.data import Dataset
@@ -50,20 +48,36 @@ _GAN_FIELDS = ("dataset", "batch_size", "latent_dim", "width", "learning_rate", 
 class Config:
     """Everything that decides the runs, but for where they are stored."""
 
-    dataset: str = "digits"
-    epochs: tuple[int, ...] = (1, 10, 25)
-    steps_per_epoch: int = 15
-    batch_size: int = 100
-    latent_dim: int = 50
-    width: int = 32
-    learning_rate: float = 1e-3
-    b1: float = 0.5
-    seed: int = 0
-    critic_width: int = 256
-    num_iterations: int = 4000
-    instance_noise: float = 0.3
-    annealed_noise: tuple[float, ...] = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
-    annealed_iterations: int = 300
+    dataset: str = fields.word("digits", "Images: digits, mnist, ...")
+    epochs: tuple[int, ...] = fields.integers(
+        (1, 10, 25), 1, 10**6, "Rising epochs of the GAN after which it is examined."
+    )
+    steps_per_epoch: int = fields.integer(15, 1, 10**6, "Steps of the GAN in an epoch.")
+    batch_size: int = fields.integer(100, 2, fields.MAX_SIZE, "Images, and samples, per step.")
+    latent_dim: int = fields.integer(50, 1, fields.MAX_SIZE, "Dimension of the latents.")
+    width: int = fields.integer(32, 1, fields.MAX_SIZE, "Channels of the GAN's networks.")
+    learning_rate: float = fields.positive(1e-3, "Adam's learning rate, of every network.")
+    b1: float = fields.share(0.5, "Adam's decay of the first moment.")
+    seed: int = fields.seed()
+    critic_width: int = fields.integer(
+        256, 1, fields.MAX_SIZE, "Channels of the discriminators made anew."
+    )
+    num_iterations: int = fields.integer(
+        4000, 1, fields.MAX_COUNT, "Steps of each of them, as in the paper."
+    )
+    instance_noise: float = fields.positive(
+        0.3,
+        "Variance per pixel, images in [0, 1], of the Gaussian noise that brings gradients back.",
+    )
+    annealed_noise: tuple[float, ...] = fields.numbers(
+        (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003),
+        fields.SMALLEST,
+        fields.LARGEST,
+        "Falling variances per pixel of the bounded noise of the certificate.",
+    )
+    annealed_iterations: int = fields.integer(
+        300, 1, fields.MAX_COUNT, "Steps at each of these variances."
+    )
 
 
 def gan_config(config: Config, epoch: int) -> settings.Config:
@@ -246,61 +260,18 @@ def _flat(images: np.ndarray | Array) -> Array:
 
 def validate(config: Config) -> None:
     """Raises UsageError for the first setting out of its range, before anything is compiled."""
-    epochs = list(config.epochs)
-    if not epochs or epochs[0] < 1 or sorted(set(epochs)) != epochs:
-        raise UsageError(f"epochs: got {epochs}; expected rising integers >= 1, such as 1,10,25")
-    for name in ("steps_per_epoch", "critic_width", "num_iterations", "annealed_iterations"):
-        if getattr(config, name) < 1:
-            raise UsageError(f"{name}: got {getattr(config, name)}; expected an integer >= 1")
-    settings.validate(gan_config(config, epochs[-1]), 1)
-    if not 0 < config.instance_noise < math.inf:
-        raise UsageError(f"instance_noise: got {config.instance_noise}; expected a variance > 0")
-    levels = list(config.annealed_noise)
-    falling = sorted(set(levels), reverse=True) == levels
-    if not levels or not falling or not all(0 < level < math.inf for level in levels):
-        raise UsageError(f"annealed_noise: got {levels}; expected falling variances > 0")
-
-
-def _define_flags() -> None:
-    defaults = Config()
-    flags.DEFINE_list(
-        "epochs", [str(n) for n in defaults.epochs], "Epochs of the GAN after which it is examined."
-    )
-    flags.DEFINE_integer(
-        "steps_per_epoch", defaults.steps_per_epoch, "Steps of the GAN in an epoch."
-    )
-    flags.DEFINE_integer(
-        "critic_width", defaults.critic_width, "Channels of the discriminators made anew."
-    )
-    flags.DEFINE_integer(
-        "num_iterations", defaults.num_iterations, "Steps of each of them, as in the paper."
-    )
-    flags.DEFINE_float(
-        "instance_noise",
-        defaults.instance_noise,
-        "Variance per pixel, images in [0, 1], of the Gaussian noise that brings gradients back.",
-    )
-    flags.DEFINE_list(
-        "annealed_noise",
-        [str(level) for level in defaults.annealed_noise],
-        "Falling variances per pixel of the bounded noise of the certificate.",
-    )
-    flags.DEFINE_integer(
-        "annealed_iterations", defaults.annealed_iterations, "Steps at each of these variances."
-    )
-    flags.FLAGS.set_default("b1", defaults.b1)
-    for name in ("workdir", "data_dir", *_GAN_FIELDS):
-        flags.declare_key_flag(name)
-
-
-def _config_from_flags() -> Config:
-    return Config(**command.values_of(Config, only=("experiments.settings", "experiments.train")))
+    fields.validate(config)
+    for name, rising in (("epochs", True), ("annealed_noise", False)):
+        values = list(getattr(config, name))
+        if sorted(values, reverse=not rising) != values:
+            order = "rising" if rising else "falling"
+            raise UsageError(f"{name}: got {fields.shown(values)}; expected {order} ones")
+    settings.validate(gan_config(config, config.epochs[-1]), 1)
 
 
 def main() -> None:
     """Parses the flags and diagnoses."""
-    _define_flags()
-    command.main_in_workdir(run, _config_from_flags)
+    command.main_in_workdir(run, Config)
 
 
 if __name__ == "__main__":

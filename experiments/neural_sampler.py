@@ -29,11 +29,8 @@ left to gain. Every rule lives in workdir/<rule> and resumes from its last evalu
 """
 
 import dataclasses
-import difflib
 import functools
 import io
-import math
-import os
 import pathlib
 import sys
 import time
@@ -44,12 +41,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import flags
 from jax import lax
 from tqdm import tqdm, trange
 
-from experiments import command, files, networks, rbm, sampler_report, targets, threads
-from experiments.errors import UsageError, line
+from experiments import command, fields, files, networks, rbm, sampler_report, targets, threads
+from experiments.errors import line
 from experiments.runtime import Workdir
 from experiments.sampler_report import Record, Rows
 from experiments.signals import Signals, terminated
@@ -74,21 +70,29 @@ _TIMED_ROUNDS, _TIMED_STEPS = 7, 20
 class Config:
     """Everything that decides the runs, but for where they are stored."""
 
-    target: str = "ring"
-    updates: tuple[str, ...] = UPDATES
-    num_steps: int = 2000
-    eval_every: int = 50
-    batch_size: int = 300
-    latent_dim: int | None = None
-    width: int = 64
-    learning_rate: float = 2e-3
-    step_size: float = 0.5
-    inner_steps: int = 10
-    inner_learning_rate: float = 0.005
-    damping: float = 1e-3
-    cg_iterations: int = 20
-    annealing: float = 0.5
-    seed: int = 0
+    target: str = fields.choice("ring", (*targets.NAMES, "rbm"), "Density to draw from.")
+    updates: tuple[str, ...] = fields.choices(
+        UPDATES, UPDATES, "Update rules, or all of them.", flag="update"
+    )
+    num_steps: int = fields.integer(2000, 1, fields.MAX_COUNT, "Updates of each network.")
+    eval_every: int = fields.integer(50, 1, fields.MAX_COUNT, "Steps between frames and records.")
+    batch_size: int = fields.integer(300, 2, fields.MAX_SIZE, "Samples per step.")
+    latent_dim: int | None = fields.integer(
+        None, 1, fields.MAX_SIZE, "Dimension of the latents; by default twice the target's."
+    )
+    width: int = fields.integer(64, 1, fields.MAX_SIZE, "Units of each of the three hidden layers.")
+    learning_rate: float = fields.positive(2e-3, "Adam's, for all rules but gauss_newton.")
+    step_size: float = fields.positive(
+        0.5, "epsilon of gauss_newton and regression, in units of the target's mean variance."
+    )
+    inner_steps: int = fields.integer(10, 1, 10**6, "Inner steps of regression.")
+    inner_learning_rate: float = fields.positive(0.005, "Rate of its inner momentum steps.")
+    damping: float = fields.positive(1e-3, "lambda of gauss_newton.")
+    cg_iterations: int = fields.integer(20, 1, 10**6, "Its most CG iterations.")
+    annealing: float = fields.number(
+        0.5, 0.0, 1.0, "Share of the steps in which the target's score grows."
+    )
+    seed: int = fields.seed()
 
 
 # ---------------------------------------------------------------------------------- the samplers
@@ -214,7 +218,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
       DivergenceError: a network is not finite.
       Terminated: a signal came; the state is saved.
     """
-    validate(config)
+    fields.validate(config)
     if config.target == "rbm":
         values = rbm.run(rbm.Config(), workdir=workdir, data_dir=data_dir)
         return {name: {"test log-likelihood": float(np.mean(v))} for name, v in values.items()}
@@ -341,83 +345,9 @@ def time_steps(samplers: dict[str, Sampler]) -> dict[str, float]:
 # ------------------------------------------------------------------------------------- the binary
 
 
-def validate(config: Config) -> None:
-    """Raises UsageError for the first setting out of its range, before anything is compiled."""
-    known = (*targets.NAMES, "rbm")
-    if config.target not in known:
-        raise UsageError(_unknown("target", config.target, known))
-    for name in config.updates or ("",):
-        if name not in UPDATES:
-            raise UsageError(_unknown("update", name, (*UPDATES, "all")))
-    lowest = {"seed": 0, "batch_size": 2}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if isinstance(value, int) and value < lowest.get(field.name, 1):
-            low = lowest.get(field.name, 1)
-            raise UsageError(f"{field.name}: got {value}; expected an integer >= {low}")
-    for name in ("learning_rate", "step_size", "inner_learning_rate", "damping"):
-        if not 0 < getattr(config, name) < math.inf:
-            raise UsageError(f"{name}: got {getattr(config, name)}; expected a number > 0")
-    if not 0 <= config.annealing <= 1:
-        raise UsageError(f"annealing: got {config.annealing}; expected a number in [0, 1]")
-
-
-def _unknown(flag: str, value: str, known: tuple[str, ...]) -> str:
-    nearest = difflib.get_close_matches(value, known, n=1, cutoff=0)[0]
-    return f"{flag}: got {value!r}; expected one of {', '.join(known)}. Did you mean {nearest}?"
-
-
-def _define_flags() -> None:
-    defaults = Config()
-    flags.DEFINE_string("workdir", None, "Folder of the runs; created if missing.")
-    flags.DEFINE_string(
-        "data_dir",
-        os.environ.get("KERNELGRAD_DATA_DIR"),
-        "Folder with the files of logistic_regression (uci) and rbm (mnist); KERNELGRAD_DATA_DIR "
-        "by default.",
-    )
-    flags.DEFINE_string(
-        "target", defaults.target, f"Density to draw from: {', '.join(targets.NAMES)} or rbm."
-    )
-    flags.DEFINE_string("update", "all", f"Update rule: {', '.join(UPDATES)}, or all of them.")
-    flags.DEFINE_integer("num_steps", defaults.num_steps, "Updates of each network.")
-    flags.DEFINE_integer("eval_every", defaults.eval_every, "Steps between frames and records.")
-    flags.DEFINE_integer("batch_size", defaults.batch_size, "Samples per step.")
-    flags.DEFINE_integer(
-        "latent_dim", None, "Dimension of the latents; by default twice the target's."
-    )
-    flags.DEFINE_integer("width", defaults.width, "Units of each of the three hidden layers.")
-    flags.DEFINE_float(
-        "learning_rate", defaults.learning_rate, "Adam's, for all rules but gauss_newton."
-    )
-    flags.DEFINE_float(
-        "step_size",
-        defaults.step_size,
-        "epsilon of gauss_newton and regression, in units of the target's mean variance.",
-    )
-    flags.DEFINE_integer("inner_steps", defaults.inner_steps, "Inner steps of regression.")
-    flags.DEFINE_float(
-        "inner_learning_rate", defaults.inner_learning_rate, "Rate of its inner momentum steps."
-    )
-    flags.DEFINE_float("damping", defaults.damping, "lambda of gauss_newton.")
-    flags.DEFINE_integer("cg_iterations", defaults.cg_iterations, "Its most CG iterations.")
-    flags.DEFINE_float(
-        "annealing", defaults.annealing, "Share of the steps in which the target's score grows."
-    )
-    flags.DEFINE_integer("seed", defaults.seed, "Seed of everything random.")
-
-
-def _config_from_flags() -> Config:
-    names = {field.name for field in dataclasses.fields(Config)} - {"updates"}
-    update = flags.FLAGS.update
-    updates = UPDATES if update == "all" else (update,)
-    return Config(updates=updates, **{name: flags.FLAGS[name].value for name in names})
-
-
 def main() -> None:
     """Parses the flags, trains and compares."""
-    _define_flags()
-    command.main_in_workdir(run, _config_from_flags)
+    command.main_in_workdir(run, Config)
 
 
 if __name__ == "__main__":

@@ -306,7 +306,8 @@ class Workdir:
         for leftover in self._checkpoints.glob("tmp-*"):
             files.remove(leftover)
         if files.kind(self.path / _RUN_ID) is None:
-            files.replace(self.path / _RUN_ID, f"{secrets.token_hex(8)}\n".encode())
+            with files.storage(str(self.path / _RUN_ID)):
+                files.replace(self.path / _RUN_ID, f"{secrets.token_hex(8)}\n".encode())
 
     def _store_config(self, config: Any, free_fields: Collection[str], allow_change: bool) -> None:
         fields = _as_json(dataclasses.asdict(config))
@@ -319,7 +320,8 @@ class Workdir:
                 )
         else:
             try:
-                stored = {**_defaults(config), **stored_fields(file)}
+                with files.storage(str(file)):
+                    stored = {**_defaults(config), **stored_fields(file)}
             except ValueError as error:
                 raise StorageError(f"{file}: got {error}; expected a JSON object") from error
             changes = [
@@ -332,7 +334,8 @@ class Workdir:
                     f"workdir {self.path} holds a run with another config: {'; '.join(changes)}. "
                     "Use the same flags, another workdir, or allow the change of config"
                 )
-        files.replace(file, (json.dumps(fields, indent=2) + "\n").encode())
+        with files.storage(str(file)):
+            files.replace(file, (json.dumps(fields, indent=2) + "\n").encode())
 
     def _steps(self) -> list[int]:
         names = [entry.name for entry in self._checkpoints.iterdir()]

@@ -23,10 +23,8 @@ needs no critic.
 """
 
 import dataclasses
-import difflib
 import io
 import json
-import math
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -34,11 +32,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
 from experiments import classifier as classifiers
 from experiments import (
     command,
+    fields,
     image_metrics,
     latent_chains,
     latent_model,
@@ -69,17 +67,22 @@ _GRID = 120  # points along each axis, of the energy's contours
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class Request(command.Place):
     """What to draw."""
 
-    workdir: str
-    data_dir: str | None = None
-    sampler: str = "hmc"
-    num_samples: int = 1000
-    steps: int = 500
-    inverse_temperature: float = 1.0
-    step_size: float | None = None
-    seed: int = 0
+    sampler: str = fields.choice("hmc", ("generator", *SAMPLERS), "The chains, or none.")
+    num_samples: int = fields.integer(
+        1000, _MIN_SAMPLES, fields.MAX_SIZE, "Samples, one chain each."
+    )
+    steps: int = fields.integer(500, 0, 10**7, "Steps of every chain.")
+    inverse_temperature: float = fields.positive(1.0, "Factor of the energy.")
+    step_size: float | None = fields.positive(
+        None,
+        "Of the sampler, the first guess where it is adapted (hmc and mala); by default "
+        + ", ".join(f"{sampler.step_size} for {name}" for name, sampler in SAMPLERS.items())
+        + ".",
+    )
+    seed: int = fields.seed()
 
 
 class Found(NamedTuple):
@@ -114,7 +117,7 @@ def run(request: Request) -> dict[str, Scores]:
       StorageError: the folder cannot be used.
       Terminated: a signal came; the chains are kept.
     """
-    _validate(request)
+    fields.validate(request)
     config = trained.stored_config(request.workdir)
     if request.sampler != "generator" and not latent_model.energy_of(config):
         known = [name for name, choice in settings.OBJECTIVES.items() if choice.energy]
@@ -267,52 +270,9 @@ def _backdrop(run: Trained) -> Backdrop:
 # ----------------------------------------------------------------------------------- the binary
 
 
-def _validate(request: Request) -> None:
-    """Raises UsageError for the first setting out of its range, before anything is read."""
-    known = ("generator", *SAMPLERS)
-    if request.sampler not in known:
-        nearest = difflib.get_close_matches(request.sampler, known, n=1, cutoff=0)[0]
-        raise UsageError(
-            f"sampler: got {request.sampler!r}; expected one of {', '.join(known)}. "
-            f"Did you mean {nearest}?"
-        )
-    for name, least in (("num_samples", _MIN_SAMPLES), ("steps", 0)):
-        if getattr(request, name) < least:
-            raise UsageError(f"{name}: got {getattr(request, name)}; expected at least {least}")
-    for name in ("inverse_temperature", "step_size"):
-        value = getattr(request, name)
-        if value is not None and not 0 < value < math.inf:
-            raise UsageError(f"{name}: got {value}; expected a positive, finite number")
-
-
-def _define_flags() -> None:
-    defaults = Request("")
-    flags.DEFINE_string("sampler", defaults.sampler, f"One of generator, {', '.join(SAMPLERS)}.")
-    flags.DEFINE_integer("steps", defaults.steps, "Steps of every chain.")
-    flags.DEFINE_float(
-        "inverse_temperature", defaults.inverse_temperature, "Factor of the energy, > 0."
-    )
-    flags.DEFINE_float(
-        "step_size",
-        None,
-        "Of the sampler, the first guess where it is adapted (hmc and mala); by default "
-        + ", ".join(f"{sampler.step_size} for {name}" for name, sampler in SAMPLERS.items())
-        + ".",
-    )
-    flags.DEFINE_integer("num_samples", defaults.num_samples, "Samples, one chain each.")
-    for name in ("workdir", "data_dir", "seed"):
-        flags.declare_key_flag(name)
-    flags.mark_flag_as_required("workdir")
-
-
-def _request_from_flags() -> Request:
-    return Request(**command.values_of(Request, only=("experiments.settings", "experiments.train")))
-
-
 def main() -> None:
     """Parses the flags and samples."""
-    _define_flags()
-    command.main(run, _request_from_flags)
+    command.main(lambda given: run(fields.pick(Request, given)), Request)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ data are the same for all seeds. Both forms resume.
 """
 
 import dataclasses
-import difflib
 import functools
 import io
 import math
@@ -30,10 +29,9 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from tqdm import tqdm
 
-from experiments import command, compare, files, settings, targets, threads, toy_report
+from experiments import command, compare, fields, files, settings, targets, threads, toy_report
 from experiments import train as training
 from experiments.data import Dataset
 from experiments.errors import StorageError, UsageError, line
@@ -63,6 +61,20 @@ _MOST_BYTES = 2**24  # of a frame
 _FREE = ("num_steps",)
 _BATCHWISE = ("steingan", "kale")  # a sample's direction depends on the other samples
 _PICTURES = ("evolution.gif", "samples.png", "curves.png")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to compare, and where."""
+
+    workdir: str = fields.workdir()
+    preset: str | None = settings.preset(PRESET)
+    objectives: tuple[str, ...] = fields.choices(
+        (), settings.OBJECTIVES, "Objectives to compare, in place of --objective."
+    )
+    seeds: tuple[int, ...] = fields.integers(
+        (), 0, fields.MAX_SEED, "Seeds to compare, in place of --seed."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -326,12 +338,7 @@ def read_frame(run: pathlib.Path, record: Record) -> FieldFrame:
 
 def _validate(config: Config) -> None:
     settings.validate(config, 1)
-    if config.dataset not in targets.PLANE:
-        nearest = difflib.get_close_matches(config.dataset, targets.PLANE, n=1, cutoff=0)[0]
-        raise UsageError(
-            f"dataset: got {config.dataset!r}; expected one of {', '.join(targets.PLANE)}. "
-            f"Did you mean {nearest}?"
-        )
+    fields.Rule(str, "", None, choices=targets.PLANE).check("dataset", config.dataset)
     needed = settings.rows_per_step(config)
     if needed > _NUM_TRAIN:
         raise UsageError(
@@ -340,34 +347,23 @@ def _validate(config: Config) -> None:
         )
 
 
-def request_from_flags() -> Request:
+def request(given: command.Given) -> Request:
     """Returns what the flags ask for.
 
     Raises:
-      UsageError: a flag beside its plural, or seeds that are no integers.
+      UsageError: a flag beside its plural.
     """
-    given = flags.FLAGS
     for name in ("objective", "seed"):
-        if given[name].present and given[f"{name}s"].present:
+        if name in given and f"{name}s" in given:
             raise UsageError(f"{name}: got --{name} and --{name}s; expected one of them")
-    objectives = tuple(given.objectives) if given["objectives"].present else ()
-    try:
-        seeds = tuple(map(int, given.seeds)) if given["seeds"].present else ()
-    except ValueError:
-        raise UsageError(f"seeds: got {given.seeds}; expected integers such as 0,1,2") from None
-    return Request(
-        settings.from_flags(),
-        given.workdir,
-        tuple(settings.OBJECTIVES) if objectives == ("all",) else objectives,
-        seeds,
-    )
+    options = fields.pick(Options, given)
+    config = settings.configured(given, options.preset)
+    return Request(config, options.workdir, options.objectives, options.seeds)
 
 
 def main() -> None:
     """Parses the flags, trains and compares."""
-    flags.FLAGS.set_default("preset", PRESET)
-    flags.mark_flag_as_required("workdir")
-    command.main(run, request_from_flags)
+    command.main(lambda given: run(request(given)), Config, Options)
 
 
 if __name__ == "__main__":

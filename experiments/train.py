@@ -7,6 +7,7 @@ the same command again to resume: the newest intact checkpoint is taken up, and 
 there on are those of an uninterrupted run.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -16,13 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import flags
 from tqdm import tqdm
 
 from experiments import (
     command,
     conditional,
     feed,
+    fields,
     image_metrics,
     networks,
     plots,
@@ -47,14 +48,16 @@ ScoreFn = Callable[[Array], dict[str, float]]
 _MAX_STEPS_PER_RECORD = 50
 _EVALUATED_SAMPLES = 500
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; created if missing.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder with the data set's files.")
-_NUM_DEVICES = flags.DEFINE_integer(
-    "num_devices", None, "Devices to use; all by default.", lower_bound=1
-)
-_ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
-    "allow_config_change", False, "Resume although settings differ from the run's config.json."
-)
+
+@dataclasses.dataclass(frozen=True)
+class Options(command.Place):
+    """How and where to run."""
+
+    preset: str | None = settings.preset()
+    num_devices: int | None = fields.integer(None, 1, 10**6, "Devices to use; all by default.")
+    allow_config_change: bool = fields.switch(
+        False, "Resume although settings differ from the run's config.json."
+    )
 
 
 class Model(NamedTuple):
@@ -358,19 +361,20 @@ def _make_evaluate(
     return evaluate
 
 
+def _start(given: command.Given) -> None:
+    options = fields.pick(Options, given)
+    run(
+        settings.configured(given, options.preset),
+        workdir=options.workdir,
+        data_dir=options.data_dir,
+        num_devices=options.num_devices,
+        allow_config_change=options.allow_config_change,
+    )
+
+
 def main() -> None:
     """Parses the flags and trains."""
-    flags.mark_flag_as_required("workdir")
-    command.main(
-        lambda config: run(
-            config,
-            workdir=_WORKDIR.value,
-            data_dir=_DATA_DIR.value,
-            num_devices=_NUM_DEVICES.value,
-            allow_config_change=_ALLOW_CONFIG_CHANGE.value,
-        ),
-        settings.from_flags,
-    )
+    command.main(_start, Config, Options)
 
 
 if __name__ == "__main__":

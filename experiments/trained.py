@@ -1,18 +1,18 @@
 """A run of experiments.train as it stands: its settings, its data, its newest checkpoint."""
 
 import contextlib
-import json
 import pathlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
 from experiments import data as datasets
+from experiments import fields, settings
 from experiments import train as training
 from experiments.data import Dataset
 from experiments.errors import UsageError
-from experiments.runtime import Workdir
+from experiments.runtime import Workdir, stored_fields
 from experiments.settings import Config
 from kernelgrad.train import TrainState
 
@@ -43,13 +43,19 @@ def stored_config(workdir: str) -> Config:
     """
     path = pathlib.Path(workdir) / "config.json"
     try:
-        fields: dict[str, Any] = json.loads(path.read_text())
-        return Config(**{**fields, "kernel_scales": tuple(fields["kernel_scales"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        content = stored_fields(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UsageError(
-            f"workdir: got {workdir} without a readable config.json ({error}); expected the folder "
-            "of a run of experiments.train"
+            f"workdir: got {workdir} without a readable config.json ({reason}); expected the "
+            "folder of a run of experiments.train"
         ) from error
+    try:
+        config = fields.checked(Config, content)
+        settings.validate(config, 1)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    return config
 
 
 @contextlib.contextmanager

@@ -601,7 +601,7 @@ def _toy(
     if marks:
         _mark_saves(sender)
     sys.argv = ["toy"]
-    command.main(lambda _: _toy_loop(sender.send, path, num_steps, pause), lambda: None)
+    command.main(lambda _: _toy_loop(sender.send, path, num_steps, pause))
 
 
 def _mark_saves(sender: Any) -> None:
@@ -770,7 +770,7 @@ def _starter(sender: Any, path: str, start: float) -> None:
             time.sleep(60)
 
     sys.argv = ["starter"]
-    command.main(hold, lambda: None)
+    command.main(hold)
 
 
 def test_of_two_starters_exactly_one_wins(fork, tmp_path):
@@ -801,7 +801,7 @@ def _full_disk(sender: Any, path: str) -> None:
             workdir.save(2, state)
 
     sys.argv = ["full"]
-    command.main(run, lambda: None)
+    command.main(run)
 
 
 def test_a_save_that_fails_is_one_line_and_leaves_the_last_good_checkpoint(fork, tmp_path):
