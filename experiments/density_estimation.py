@@ -180,7 +180,7 @@ def _read(file: pathlib.Path, split: Split, steps: Sequence[int]) -> Record:
         return density_report.checked(files.parse_json(content, _MOST_VALUES), split, steps)
     except ValueError as error:
         raise StorageError(
-            f"{file}: got {error}; expected a fit as JSON. Delete it to fit anew"
+            f"{file}: got {error}; expected JSON of a fit. Delete it to fit anew"
         ) from error
 
 

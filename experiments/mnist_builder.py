@@ -70,7 +70,7 @@ _MOST_IDX_BYTES = 2**26  # and unpacked
 def find_source(data_dir: Path) -> Path | None:
     """Returns the folder, data_dir or data_dir/mnist, that holds any of the four files."""
     for folder in (data_dir, data_dir / "mnist"):
-        if any((folder / file.name).exists() for file in FILES):
+        if any(files.kind(folder / file.name) for file in FILES):
             return folder
     return None
 

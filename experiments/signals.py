@@ -9,6 +9,8 @@ import socket
 import threading
 from typing import Any, Self
 
+from tqdm import tqdm
+
 from experiments.errors import Terminated, line
 
 _OBEYED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -68,6 +70,7 @@ class Signals:
             if number not in self._old_handlers:
                 continue
             if self._at_once or self.stop is not None:
-                os.write(2, f"{line('error', terminated(number, 'stopped'))}\n".encode())
+                below = "\n" if getattr(tqdm, "_instances", ()) else ""  # below progress bars
+                os.write(2, f"{below}{line('error', terminated(number, 'stopped'))}\n".encode())
                 os._exit(128 + number)
             self.stop = number

@@ -738,7 +738,7 @@ def _rest(sender: Any, ignored: bool) -> None:
         time.sleep(60)
 
     sys.argv = ["rest"]
-    command.main(rest, lambda: None)
+    command.main(rest)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
