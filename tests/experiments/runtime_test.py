@@ -311,6 +311,118 @@ def test_things_that_only_look_like_checkpoints(workdir, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_checkpoint_by_another_name_or_of_another_run_is_not_restored(tmp_path, capsys):
+    for name in ("one", "two"):
+        with runtime.Workdir(tmp_path / name, Config()) as workdir:
+            workdir.save(1, make_state(1))
+    checkpoints = tmp_path / "one/checkpoints"
+    shutil.copytree(checkpoints / "1", checkpoints / "2")
+    shutil.copytree(tmp_path / "two/checkpoints/1", checkpoints / "3")
+    with runtime.Workdir(tmp_path / "one", Config()) as workdir:
+        assert workdir.restore(abstract(make_state()))[0] == 1
+        warnings = capsys.readouterr().err.splitlines()
+        assert [line.split(":")[2] for line in warnings] == [
+            " skipped checkpoint 3", " skipped checkpoint 2"
+        ]  # fmt: skip
+        assert "checkpoint.json: got step 1 of run " in warnings[1]
+        assert sorted(os.listdir(checkpoints)) == ["1", "2.damaged", "3.damaged"]
+
+
+@pytest.mark.parametrize("name", ["²", "007", "\u0661", "1" * 200, "-1"])
+def test_names_that_are_no_steps_are_left_alone(workdir, name):
+    workdir.save(1, make_state(1))
+    (workdir.path / "checkpoints" / name).mkdir()
+    assert workdir.restore(abstract(make_state()))[0] == 1
+    workdir.save(2, make_state(2))
+    assert sorted(os.listdir(workdir.path / "checkpoints")) == sorted(["1", "2", name])
+
+
+def test_other_metrics_than_the_checkpoint_was_saved_with_stop_the_run(workdir):
+    for step in (1, 2):
+        workdir.log(step, {"loss": 1.0})
+    workdir.save(2, make_state(2))
+    metrics = workdir.path / "metrics.jsonl"
+    whole = metrics.read_bytes()
+    for damaged in (b"", whole[:-1], whole.replace(b"1.0", b"7.0", 1), None):
+        metrics.unlink() if damaged is None else metrics.write_bytes(damaged)
+        with pytest.raises(errors.StorageError, match=r"metrics.jsonl: got other records than che"):
+            workdir.restore(abstract(make_state()))
+        assert workdir.restore(abstract(make_state()), cut_metrics=False)[0] == 2
+    metrics.write_bytes(whole + b"anything")
+    assert workdir.restore(abstract(make_state()))[0] == 2
+    assert metrics.read_bytes() == whole
+
+
+# ---------------------------------------------------------------------- links
+
+
+def _use(path: pathlib.Path) -> None:
+    """Does all that a run does in its folder."""
+    with runtime.Workdir(path, Config()) as workdir:
+        workdir.restore(abstract(make_state()))
+        workdir.log(9, {"loss": 1.0})
+        for name in ("curves.png", "samples/0009.png"):
+            workdir.write_bytes(name, b"picture")
+        assert workdir.below("kl/seed0") == path / "kl/seed0"
+        workdir.save(9, make_state(9))
+
+
+FILES = ("lock", "config.json", "run_id", "metrics.jsonl", "curves.png", "samples/0009.png")
+FOLDERS = ("checkpoints", "samples", "kl", "kl/seed0")
+
+
+@pytest.mark.parametrize("is_used", [False, True])
+@pytest.mark.parametrize("name", [*FILES, *FOLDERS])
+def test_a_link_where_a_run_keeps_its_own_is_refused_by_name(tmp_path, name, is_used):
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    if is_used:
+        _use(run)
+    (run / name).parent.mkdir(parents=True, exist_ok=True)
+    if name in FOLDERS:
+        shutil.rmtree(run / name, ignore_errors=True)
+        (outside / "tmp-9").mkdir(parents=True)
+        (outside / "tmp-9/mine").write_text("{}")
+    else:
+        (run / name).unlink(missing_ok=True)
+        outside.write_text("{}")
+    (run / name).symlink_to(outside)
+    before = tree_of(tmp_path / "outside") or outside.read_bytes()
+    with pytest.raises(errors.StorageError, match=f"{run / name}: got a symbolic link; expected"):
+        _use(run)
+    assert (tree_of(tmp_path / "outside") or outside.read_bytes()) == before
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_hard_link_is_not_written_through(tmp_path, name):
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    _use(run)
+    shutil.copy(run / name, outside)
+    (run / name).unlink()
+    os.link(outside, run / name)
+    before = outside.read_bytes()
+    if name == "lock":
+        with pytest.raises(errors.StorageError, match=r"lock: got a file with two names"):
+            _use(run)
+    else:
+        _use(run)
+    assert outside.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+def test_temporary_files_follow_no_link(tmp_path, name):
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    outside.write_text("mine")
+    (run / name).parent.mkdir(parents=True, exist_ok=True)
+    (run / f"{name}.tmp").symlink_to(outside)
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints/tmp-3").symlink_to(tmp_path)
+    _use(run)
+    _use(run)
+    assert outside.read_text() == "mine"
+    assert not (run / f"{name}.tmp").is_symlink() or name == "metrics.jsonl"
+    assert not (run / "checkpoints/tmp-3").is_symlink()
+
+
 # ---------------------------------------------------------------------- metrics and files
 
 
