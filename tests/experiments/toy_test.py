@@ -264,6 +264,16 @@ def test_a_run_leaves_everything_and_resumes_bit_for_bit(
     toy.run(request)
     assert (tmp_path / "evolution.gif").stat().st_mtime_ns == stamp
 
+    (tmp_path / "frames/0000002.npz").write_bytes(b"damaged")
+    np.savez(tmp_path / "frames/0000004.npz", samples=np.zeros(3), points=0, arrows=[[None, 1]])
+    (tmp_path / "frames/0000006.npz").unlink()
+    capsys.readouterr()
+    toy.run(request)
+    said = capsys.readouterr().err
+    assert said.count("the frame is drawn anew") == 3
+    for record, samples in zip(history, moved, strict=True):
+        np.testing.assert_array_equal(toy.read_frame(tmp_path, record).samples, samples)
+
     stopped = tmp_path / "stopped"
     lab = toy.make_lab(jax.random.split(jax.random.key(0))[0], TINY, ruler)
     with Workdir(stopped, TINY) as folder, pytest.raises(Terminated, match="SIGTERM: saved step 2"):
