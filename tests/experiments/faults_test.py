@@ -50,7 +50,7 @@ FORKS.set_forkserver_preload(
     ["experiments.runtime", "experiments.plots", "experiments.networks", "kernelgrad.train"]
 )
 
-_PATIENCE = 180.0  # seconds; a life takes a few
+_PATIENCE = 900.0  # seconds; a life takes a few, on a machine of one's own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +124,7 @@ def _life(name: str, arguments: list[str], stderr: str, small: dict[str, dict[st
     descriptor = os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     binary = importlib.import_module(f"experiments.{name}")
     for module, constants in small.items():
         for constant, value in constants.items():

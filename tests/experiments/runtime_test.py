@@ -275,7 +275,7 @@ def test_damage_everywhere_stops_the_run(workdir):
     for step in (1, 2):
         workdir.log(step, {"loss": step})
         workdir.save(step, make_state(step))
-        (workdir.path / f"checkpoints/{step}/leaves.json").write_text("{}")
+        (workdir.path / f"checkpoints/{step}/checkpoint.json").write_text("{}")
     before = tree_of(workdir.path)
     with pytest.raises(errors.StorageError, match="no checkpoint that verifies"):
         workdir.restore(abstract(make_state()))
