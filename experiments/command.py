@@ -1,5 +1,6 @@
 """The shell around every binary: flags in, one line an error, an exit code out."""
 
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -8,7 +9,7 @@ import sys
 import textwrap
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from absl import flags, logging
@@ -148,7 +149,7 @@ def _run(start: Callable[[Given], Any], given: Given, debug: bool) -> int:
     if not debug:
         sys.excepthook = _of_main_thread
     try:
-        with Signals(at_once=True):
+        with Signals(at_once=True), _printed():
             start(given)
     except Terminated as error:
         return _report(error, 128 + error.number)
@@ -162,6 +163,19 @@ def _run(start: Callable[[Given], Any], given: Given, debug: bool) -> int:
             raise
         return _report(error, code)
     return 0
+
+
+@contextlib.contextmanager
+def _printed() -> Iterator[None]:
+    """Raises StorageError where what is printed cannot be written, once and for all."""
+    try:
+        yield
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # lest Python tries, and fails, at its end
+            raise StorageError(f"stdout: {error.strerror}") from error
 
 
 def _of_main_thread(*error: Any) -> None:

@@ -864,6 +864,22 @@ def test_a_binary_without_a_loop_ends_at_once_with_a_line(fork, number):
     )
 
 
+def _print_much(_: Any, line_buffering: bool) -> None:
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+    sys.stdout.reconfigure(line_buffering=line_buffering)
+    sys.argv = ["print"]
+    command.main(lambda _: print("table"))
+
+
+@pytest.mark.parametrize("line_buffering", [False, True])
+def test_a_full_disk_behind_stdout_is_one_line(fork, line_buffering):
+    child = fork(_print_much, line_buffering)
+    assert child.end() == 1
+    assert child.stderr().startswith("kernelgrad: error: ")
+    assert child.stderr().count("\n") == 1
+    assert child.stderr().endswith("No space left on device\n")
+
+
 def test_a_hangup_that_was_ignored_at_the_start_stays_ignored(fork):
     child = fork(_rest, True)
     child.wait_for("resting")
