@@ -144,7 +144,8 @@ def _start(name: str, workdir: pathlib.Path, stderr: pathlib.Path) -> Any:
 def _results(name: str, workdir: pathlib.Path) -> dict[str, bytes]:
     """Returns all metrics of a run, and its other results."""
     files = [*workdir.rglob("metrics.jsonl"), *(workdir / file for file in BINARIES[name].results)]
-    return {str(file.relative_to(workdir)): file.read_bytes() for file in files}
+    place = str(workdir).encode()
+    return {str(file.relative_to(workdir)): file.read_bytes().replace(place, b"") for file in files}
 
 
 def _await(process: Any, seconds: float, happened: Any) -> bool:
