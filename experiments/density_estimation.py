@@ -25,7 +25,16 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from experiments import command, density_report, energy_fits, fields, files, gaussian_base
+from experiments import (
+    command,
+    density_report,
+    energy_fits,
+    fields,
+    files,
+    gaussian_base,
+    memory,
+    places,
+)
 from experiments import data as datasets
 from experiments.density_report import Record
 from experiments.energy_fits import Look, Settings
@@ -38,6 +47,7 @@ from kernelgrad.types import Array, Key
 
 DATASETS = tuple(n for n in datasets.names() if n not in ("digits", "mnist", "cifar10_jpeg"))
 _DRAWS_OF_A_LOOK = 20_000
+_LEAST_DIMENSION = 2  # of a data set
 
 Results = dict[str, dict[str, list[Record]]]
 
@@ -83,13 +93,14 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Results
       DivergenceError: a likelihood is not finite.
       Terminated: SIGTERM came; the fits so far are saved.
     """
+    places.workdir(workdir)
     validate(config)
     splits = {name: load_splits(name, config.seeds, data_dir) for name in config.datasets}
     results: Results = {}
     num_fits = len(config.datasets) * len(config.seeds) * len(config.methods)
     total = num_fits * config.num_steps
     with (
-        Workdir(pathlib.Path(workdir), config, free_fields=("datasets", "methods")) as folder,
+        Workdir(workdir, config, free_fields=("datasets", "methods")) as folder,
         Signals() as signals,
         tqdm(total=total, unit="step") as bar,
     ):
@@ -224,6 +235,11 @@ def validate(config: Config) -> None:
             f"num_steps: got {config.num_steps}; expected a multiple of eval_every, "
             f"{config.eval_every}"
         )
+    network, rows = MLPCritic(config.width, config.depth), config.num_base + config.batch_size
+    needed = memory.of_training(network, rows, _LEAST_DIMENSION, train=False)
+    memory.require(config, ("width", "num_base", "batch_size"), needed)
+    draws = 2 * 4 * config.num_normalizer_samples * _LEAST_DIMENSION
+    memory.require(config, ("num_normalizer_samples",), draws)
 
 
 def main() -> None:

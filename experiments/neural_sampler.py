@@ -31,7 +31,6 @@ left to gain. Every rule lives in workdir/<rule> and resumes from its last evalu
 import dataclasses
 import functools
 import io
-import pathlib
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -43,7 +42,18 @@ import optax
 from jax import lax
 from tqdm import tqdm, trange
 
-from experiments import command, fields, networks, rbm, sampler_report, targets, threads
+from experiments import (
+    command,
+    fields,
+    memory,
+    networks,
+    places,
+    rbm,
+    sampler_report,
+    settings,
+    targets,
+    threads,
+)
 from experiments.errors import Terminated
 from experiments.runtime import Signals, Workdir
 from experiments.sampler_report import Record, Rows
@@ -60,6 +70,8 @@ _FIRST_FACTOR = 0.02  # of the target's score
 _STEIN_SCALES = (0.01, 0.05, 0.25, 1.0)
 _STEIN_RIDGE = 0.02  # of score.default_ridge
 _NUM_DRAWN = 500
+_LEAST_DIMENSION = 2  # of a target
+_MOST_FRAMES = 2000  # of a film, each of them a file
 _TIMED_ROUNDS, _TIMED_STEPS = 7, 20
 
 
@@ -215,12 +227,14 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
       DivergenceError: a network is not finite.
       Terminated: SIGTERM came; the last evaluation is saved.
     """
+    root = places.workdir(workdir)
     fields.validate(config)
+    settings.limit_pictures(config, _MOST_FRAMES)
+    _check_memory(config)
     if config.target == "rbm":
         values = rbm.run(rbm.Config(), workdir=workdir, data_dir=data_dir)
         return {name: {"test log-likelihood": float(np.mean(v))} for name, v in values.items()}
     target = targets.load(config.target, data_dir, seed=config.seed)
-    root = pathlib.Path(workdir)
     key, reference_key = jax.random.split(jax.random.key(config.seed))
     with (
         Workdir(root, config, free_fields=("updates",)) as folder,
@@ -249,6 +263,14 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
         sampler_report.draw(folder, target, reference, histories, frames)
         sampler_report.write(folder, config.target, rows, summary)
     return rows
+
+
+def _check_memory(config: Config) -> None:
+    latent_dim = config.latent_dim or 2 * _LEAST_DIMENSION
+    network = networks.MLPGenerator((_LEAST_DIMENSION,), config.width, _DEPTH)
+    rows = max(config.batch_size, sampler_report.NUM_EVALUATED)
+    needed = memory.of_training(network, rows, latent_dim, train=False)
+    memory.require(config, ("width", "latent_dim", "batch_size"), needed)
 
 
 def _train(

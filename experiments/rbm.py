@@ -22,7 +22,6 @@ lives in workdir/<direction>/seed<k> and resumes from its last epoch.
 import dataclasses
 import json
 import math
-import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -33,7 +32,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from experiments import boltzmann, command, fields, networks, plots
+from experiments import boltzmann, command, fields, memory, networks, places, plots
 from experiments import data as datasets
 from experiments.boltzmann import RBMParams
 from experiments.data import Dataset
@@ -243,6 +242,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
       DivergenceError: a likelihood is not finite.
       Terminated: SIGTERM came; the last epoch is saved.
     """
+    root = places.workdir(workdir)
     fields.validate(config)
     dataset = datasets.load(config.dataset, data_dir)
     if not dataset.is_image:
@@ -254,7 +254,11 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
         )
     histories: dict[str, list[list[dict[str, float]]]] = {name: [] for name in config.directions}
     pictures: dict[str, dict[str, np.ndarray]] = {}
-    root = pathlib.Path(workdir)
+    shape, size = dataset.sample_shape, (config.batch_size, config.latent_dim)
+    needed = memory.of_training(
+        _GENERATORS[config.generator](shape, config.width), *size, train=False
+    )
+    memory.require(config, ("width", "latent_dim", "batch_size"), needed)
     with (
         Workdir(root, config, free_fields=("directions", "seeds", "num_epochs")) as folder,
         Signals() as signals,

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments import checkpoints, files
+from experiments import checkpoints, files, places
 from experiments.errors import DivergenceError, StorageError, UsageError
 from kernelgrad.types import PyTree
 
@@ -68,17 +68,19 @@ class Workdir:
           path: the folder; missing parents are created.
           config: dataclass instance of JSON values; stored as config.json.
           free_fields: fields that may differ from those of an earlier run, such as num_steps.
-          allow_config_change: let every field differ.
+          allow_config_change: let every field differ; config.json follows in `restore`, once the
+            state is found to fit the new config.
 
         Raises:
           StorageError: the folder cannot be created or written, has no space, or is in use.
           UsageError: it holds a run with another config.
         """
-        self.path = pathlib.Path(path).expanduser().absolute()
+        self.path = places.folder("workdir", path)
         self._checkpoints = self.path / "checkpoints"
         self._metrics = self.path / "metrics.jsonl"
         self._writes = jax.process_index() == 0
         self._lock = -1
+        self._changed_config: bytes | None = None
         if self._writes:
             try:
                 with files.storage(f"workdir {self.path}"):
@@ -244,6 +246,7 @@ class Workdir:
                 _warn(f"{self.path}: no checkpoint yet, so its metrics start anew")
             return None
         state = checkpoints.read(self._checkpoints / str(step), abstract_state)
+        self._settle_config()
         for damaged_step in damaged:
             self._set_aside(damaged_step)
         self._cut_metrics(step)
@@ -285,6 +288,7 @@ class Workdir:
 
     def _store_config(self, config: Any, free_fields: Collection[str], allow_change: bool) -> None:
         fields = _as_json(dataclasses.asdict(config))
+        content = (json.dumps(fields, indent=2) + "\n").encode()
         file = self.path / "config.json"
         if file.exists():
             try:
@@ -301,7 +305,16 @@ class Workdir:
                     f"workdir {self.path} holds a run with another config: {'; '.join(changes)}. "
                     "Use the same flags, another workdir, or allow the change of config"
                 )
-        files.replace(file, (json.dumps(fields, indent=2) + "\n").encode())
+            if changes and self._steps():
+                self._changed_config = content  # until a state fits it
+                return
+        files.replace(file, content)
+
+    def _settle_config(self) -> None:
+        if self._changed_config is not None:
+            with files.storage(str(self.path / "config.json")):
+                files.replace(self.path / "config.json", self._changed_config)
+            self._changed_config = None
 
     def _steps(self) -> list[int]:
         names = [entry.name for entry in self._checkpoints.iterdir()]

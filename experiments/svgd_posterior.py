@@ -16,7 +16,6 @@ import importlib.util
 import itertools
 import json
 import math
-import pathlib
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -27,7 +26,7 @@ import numpy as np
 import optax
 from tqdm import tqdm, trange
 
-from experiments import command, fields, long_chains, plots, posteriors
+from experiments import command, fields, long_chains, memory, places, plots, posteriors
 from experiments.errors import Terminated, UsageError
 from experiments.long_chains import Chains
 from experiments.plots import CurvePanel
@@ -96,6 +95,7 @@ def run(
       DivergenceError: particles are not finite.
       Terminated: SIGTERM came; the last evaluation is saved.
     """
+    root = places.workdir(workdir)
     validate(config)
     posterior = posteriors.red_wine(
         data_dir, seed=config.seed, prior_precision=config.prior_precision
@@ -106,7 +106,8 @@ def run(
             "training rows"
         )
     start_key, chain_key, subset_key = jax.random.split(jax.random.key(config.seed), 3)
-    root = pathlib.Path(workdir)
+    draws = 4 * config.num_chains * config.num_draws * posterior.dimension
+    memory.require(config, ("num_chains", "num_draws"), 2 * draws)
     with (
         Workdir(root, config, free_fields=("num_particles", "lengthscales")) as folder,
         Signals() as signals,
