@@ -18,6 +18,7 @@ trained are not trained again.
 import dataclasses
 import hashlib
 import json
+import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from experiments import classifier as classifiers
 from experiments import (
     command,
     fields,
+    files,
     image_metrics,
     labelled_images,
     memory,
@@ -40,7 +42,7 @@ from experiments import data as datasets
 from experiments import train as training
 from experiments.classifier import Classifier
 from experiments.data import Dataset
-from experiments.errors import UsageError
+from experiments.errors import StorageError, UsageError
 from experiments.labelled_images import LabelledImages
 from experiments.resnet import Recipe
 from experiments.runtime import Workdir
@@ -48,6 +50,7 @@ from experiments.tables import format_table
 
 _DRAWN = 10  # images of each class
 _OWN_ROWS = ("real", "duplicates")
+_MOST_BYTES, _MOST_VALUES = 2**16, 100  # of a stored accuracy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,8 +222,8 @@ def _accuracy(
         digest.update(np.asarray(array).tobytes())
     file = f"accuracies/{digest.hexdigest()[:16]}.json"
     path = folder.path / file
-    if path.exists():
-        return float(json.loads(path.read_text())["accuracy"])
+    if files.kind(path) is not None:
+        return _stored_accuracy(path)
     description = f"ResNet on {name}, seed {seed}"
     classify = resnet.train(
         examples.images,
@@ -234,6 +237,19 @@ def _accuracy(
     record = {"accuracy": accuracy, "set": name, "source": examples.source, "seed": seed}
     folder.write_bytes(file, f"{json.dumps(record)}\n".encode())
     return accuracy
+
+
+def _stored_accuracy(path: pathlib.Path) -> float:
+    try:
+        with files.storage(str(path)):
+            record = files.parse_json(files.read(path, _MOST_BYTES), _MOST_VALUES)
+        if not 0 <= record["accuracy"] <= 1:
+            raise ValueError(f"the accuracy {record['accuracy']}")
+        return float(record["accuracy"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise StorageError(
+            f"{path}: got {error}; expected an accuracy in [0, 1]. Delete it to measure anew"
+        ) from error
 
 
 def _write(

@@ -23,7 +23,9 @@ import optax
 from jax import lax
 from tqdm import tqdm
 
+from experiments import files
 from experiments.data import DataError, Dataset
+from experiments.errors import line
 from experiments.networks import MLPClassifier
 from kernelgrad import _checks
 from kernelgrad.types import Array, Key, PyTree
@@ -55,6 +57,7 @@ class ClassifierConfig:
 
 
 _DEFAULT = ClassifierConfig()
+_MOST_BYTES = 2**30  # of a cached classifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,31 +266,22 @@ def _save(path: Path, params: PyTree) -> None:
     arrays = flax.traverse_util.flatten_dict(jax.device_get(params), sep=".")
     content = io.BytesIO()
     np.savez(content, sha256=_digest(params), **arrays)
-    scratch = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with open(scratch, "wb") as file:
-            file.write(content.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    files.replace(path, content.getvalue(), shared=True)
 
 
 def _load(path: Path) -> PyTree | None:
     """Returns the parameters in a file, or None if it is missing or damaged."""
-    if not path.exists():
+    if files.kind(path) is None:
         return None
     try:
-        with open(path, "rb") as stream, np.load(stream) as file:
-            arrays = dict(file)
+        arrays = files.parse_arrays(files.read(path, _MOST_BYTES), _MOST_BYTES)
         stored = str(arrays.pop("sha256"))
         params = flax.traverse_util.unflatten_dict(arrays, sep=".")
         damage = None if _digest(params) == stored else "its SHA-256 differs"
-    except Exception as error:  # a flipped bit makes zipfile and numpy raise a dozen types
-        damage = type(error).__name__
+    except (OSError, ValueError, KeyError) as error:
+        damage = getattr(error, "strerror", None) or str(error)
     if damage is not None:
         message = f"{path} is damaged ({damage}); the classifier is trained again"
-        print("kernelgrad: warning:", message, file=sys.stderr, flush=True)
+        print(line("warning", message), file=sys.stderr, flush=True)
         return None
     return params

@@ -1,13 +1,15 @@
 """The shell around every binary: flags in, one line an error, an exit code out."""
 
+import contextlib
 import dataclasses
 import difflib
 import inspect
 import os
 import sys
 import textwrap
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import jax
@@ -15,7 +17,8 @@ from absl import flags, logging
 
 from experiments import fields, places
 from experiments.data import DataError
-from experiments.errors import DivergenceError, StorageError, Terminated, UsageError
+from experiments.errors import DivergenceError, StorageError, Terminated, UsageError, line
+from experiments.signals import Signals
 
 Given = dict[str, Any]
 _PLATFORMS = {"cuda": "gpu", "rocm": "gpu"}
@@ -52,7 +55,8 @@ def main(start: Callable[[Given], Any], *config_classes: type) -> NoReturn:
 
     Raises:
       SystemExit: 0 success; 1 StorageError or OSError; 2 UsageError, a bad flag or bad data;
-        3 DivergenceError; 130 Ctrl-C; 143 Terminated.
+        3 DivergenceError; 129, 130 and 143 SIGHUP, SIGINT and SIGTERM. Where a run is not in a
+        loop that saves (:class:`experiments.signals.Signals`), a signal ends it at once.
     """
     try:
         given = _parse(sys.argv, (*config_classes, Common))
@@ -162,8 +166,13 @@ def _help(summary: str, config_classes: tuple[type, ...]) -> str:
 
 
 def _run(start: Callable[[Given], Any], given: Given, debug: bool) -> int:
+    if not debug:
+        sys.excepthook = _of_main_thread
     try:
-        start(given)
+        with Signals(at_once=True), _printed():
+            start(given)
+    except Terminated as error:
+        return _report(error, 128 + error.number)
     except KeyboardInterrupt:
         return _report("interrupted; run the same command again to resume", 130)
     except Exception as error:
@@ -176,18 +185,40 @@ def _run(start: Callable[[Given], Any], given: Given, debug: bool) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _printed() -> Iterator[None]:
+    """Raises StorageError where what is printed cannot be written, once and for all."""
+    try:
+        yield
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # lest Python tries, and fails, at its end
+            raise StorageError(f"stdout: {error.strerror}") from error
+
+
+def _of_main_thread(*error: Any) -> None:
+    """Shows an uncaught error, unless it is one of a library's thread.
+
+    Where a disk is full, those of the checkpoint library print tracebacks, late, beside the error
+    that is raised and reported.
+    """
+    if threading.current_thread() is threading.main_thread():
+        sys.__excepthook__(*error)
+
+
 def _exit_code(error: Exception) -> int | None:
     for kinds, code in (
         ((UsageError, DataError), 2),
         ((StorageError, OSError), 1),
         (DivergenceError, 3),
-        (Terminated, 143),
     ):
         if isinstance(error, kinds):
             return code
     return None
 
 
-def _report(error: Exception | str, code: int) -> int:
-    print("kernelgrad: error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+def _report(error: BaseException | str, code: int) -> int:
+    print(line("error", error), file=sys.stderr, flush=True)
     return code

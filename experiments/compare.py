@@ -8,7 +8,6 @@ per step measured in turns in one process; comparison.png shows the metrics alon
 """
 
 import dataclasses
-import json
 import pathlib
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import numpy as np
 from tqdm import trange
 
 from experiments import classifier as classifiers
-from experiments import command, fields, image_metrics, places, plots, settings
+from experiments import command, fields, files, image_metrics, places, plots, records, settings
 from experiments import data as datasets
 from experiments import train as training
 from experiments.data import Dataset
@@ -115,7 +114,9 @@ def run(request: Request) -> dict[str, Curves]:
     for name, config in configs.items():
         histories[name] = []
         for seed in request.seeds:
-            folder = root / name / f"seed{seed}"
+            with files.storage(str(root)):
+                root.mkdir(parents=True, exist_ok=True)
+                folder = files.folder(root, f"{name}/seed{seed}")
             training.run(
                 dataclasses.replace(config, seed=seed),
                 workdir=str(folder),
@@ -123,8 +124,7 @@ def run(request: Request) -> dict[str, Curves]:
                 num_devices=1,
                 extra_scores=scores,
             )
-            lines = (folder / "metrics.jsonl").read_text().splitlines()
-            histories[name].append([json.loads(line) for line in lines])
+            histories[name].append(list(records.parsed(folder / "metrics.jsonl")))
     times = time_steps(configs, dataset)
     curves = {name: _curves(runs, times[name]) for name, runs in histories.items()}
     _report(root, request, curves, reference)
@@ -203,18 +203,19 @@ def _report(
         rows["real test images"] = dict(reference)
     table = format_table(rows)
     title = f"{request.config.dataset}, width {request.config.width}, {len(request.seeds)} seed(s)"
-    (root / "comparison.md").write_text(f"{title}; mean and standard deviation\n\n{table}\n")
-    (root / "comparison.png").write_bytes(
-        plots.comparison(
-            {
-                metric: {name: (c.steps, c.metrics[metric]) for name, c in curves.items()}
-                for metric in next(iter(curves.values())).metrics
-            },
-            {name: c.ms_per_step / 1000 for name, c in curves.items()},
-            reference,
-            title,
-        )
+    picture = plots.comparison(
+        {
+            metric: {name: (c.steps, c.metrics[metric]) for name, c in curves.items()}
+            for metric in next(iter(curves.values())).metrics
+        },
+        {name: c.ms_per_step / 1000 for name, c in curves.items()},
+        reference,
+        title,
     )
+    text = f"{title}; mean and standard deviation\n\n{table}\n"
+    for name, content in {"comparison.md": text.encode(), "comparison.png": picture}.items():
+        with files.storage(str(root / name)):
+            files.replace(root / name, content, shared=True)
     print(table)
     print(f"written to {root}/comparison.md and {root}/comparison.png")
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments import image_sets, places
+from experiments import files, image_sets, places
 from experiments.image_sets import DataError
 
 
@@ -218,6 +218,7 @@ class _Table(NamedTuple):
     dropped: str
 
 
+_MOST_TABLE_BYTES = 2**24
 _WINE = (
     "fixed acidity",
     "volatile acidity",
@@ -292,7 +293,7 @@ def _table(name: str, path: Path, seed: int) -> Dataset:
 def _read_table(path: Path, table: _Table) -> tuple[list[str], np.ndarray]:
     """Returns the column names and the rows, float64, of a file separated by , ; or tabs."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = files.read(path, _MOST_TABLE_BYTES, follow=True).decode().splitlines()
         header = lines[0] if lines else ""
         delimiter = next((mark for mark in ",;\t" if mark in header), ",")
         columns = [column.strip().strip('"') for column in header.split(delimiter)]

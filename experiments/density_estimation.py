@@ -38,16 +38,17 @@ from experiments import (
 from experiments import data as datasets
 from experiments.density_report import Record
 from experiments.energy_fits import Look, Settings
-from experiments.errors import StorageError, Terminated, UsageError
+from experiments.errors import StorageError, UsageError
 from experiments.gaussian_base import Split
 from experiments.networks import MLPCritic
-from experiments.runtime import Signals, Workdir
+from experiments.runtime import Workdir
 from kernelgrad.kale import NormalizerEstimate
 from kernelgrad.types import Array, Key
 
 DATASETS = tuple(n for n in datasets.names() if n not in ("digits", "mnist", "cifar10_jpeg"))
 _DRAWS_OF_A_LOOK = 20_000
 _LEAST_DIMENSION = 2  # of a data set
+_MOST_BYTES, _MOST_VALUES = 2**24, 10**6  # of a stored fit
 
 Results = dict[str, dict[str, list[Record]]]
 
@@ -91,7 +92,6 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Results
       DataError: a table is missing or damaged.
       StorageError: the work folder cannot be used.
       DivergenceError: a likelihood is not finite.
-      Terminated: SIGTERM came; the fits so far are saved.
     """
     places.workdir(workdir)
     validate(config)
@@ -101,13 +101,10 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Results
     total = num_fits * config.num_steps
     with (
         Workdir(workdir, config, free_fields=("datasets", "methods")) as folder,
-        Signals() as signals,
         tqdm(total=total, unit="step") as bar,
     ):
 
         def report(method: str, look: Look) -> None:
-            if signals.stop:
-                raise Terminated(f"SIGTERM: run the same command to resume in {folder.path}")
             bar.set_description(f"{name}, seed {seed}, {method}: {look.gain:+.2f} nats")
             bar.update(config.eval_every if look.step else 0)
 
@@ -158,7 +155,7 @@ def _fit_all(
     """Returns the record of every method on one split; fits and stores those that are missing."""
     look_key, more_key, test_key, fit_key = jax.random.split(key, 4)
     stored = {method: folder.path / f"{place}_{method}.json" for method in config.methods}
-    missing = [method for method, file in stored.items() if not file.exists()]
+    missing = [method for method, file in stored.items() if files.kind(file) is None]
     network = MLPCritic(config.width, config.depth)
     if missing:
         draw = gaussian_base.defensive_draws
@@ -183,16 +180,19 @@ def _fit_all(
         record = density_report.record(split, energy_fn, normalizer)
         record |= {"best": fit.best._asdict(), "looks": [look._asdict() for look in fit.looks]}
         folder.write_bytes(f"{place}_{method}.json", (json.dumps(record) + "\n").encode())
-    return {method: _read(file) for method, file in stored.items()}
+    steps = range(0, config.num_steps + 1, config.eval_every)
+    return {method: _read(file, split, steps) for method, file in stored.items()}
 
 
-def _read(file: pathlib.Path) -> Record:
+def _read(file: pathlib.Path, split: Split, steps: Sequence[int]) -> Record:
     with files.storage(str(file)):
-        content = file.read_bytes()
+        content = files.read(file, _MOST_BYTES)
     try:
-        return dict(json.loads(content))
+        return density_report.checked(files.parse_json(content, _MOST_VALUES), split, steps)
     except ValueError as error:
-        raise StorageError(f"{file}: got {error}; expected JSON. Delete it to fit anew") from error
+        raise StorageError(
+            f"{file}: got {error}; expected JSON of a fit. Delete it to fit anew"
+        ) from error
 
 
 def _baselines(split: Split) -> dict[str, Record]:

@@ -17,7 +17,6 @@ Run the same command again to resume.
 """
 
 import dataclasses
-import pathlib
 from typing import cast
 
 import jax
@@ -42,7 +41,8 @@ from experiments.data import Dataset
 from experiments.diagnostics_report import Diagnosis, Rows
 from experiments.discriminators import Frozen, Lab, Tail, Trial
 from experiments.errors import StorageError, UsageError
-from experiments.runtime import Signals, Workdir
+from experiments.runtime import Workdir
+from experiments.signals import Signals
 from kernelgrad import noise, train
 from kernelgrad.critic import Critic, CriticState
 from kernelgrad.types import Array, Key
@@ -134,7 +134,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
       DataError: the data set is unknown, missing or damaged.
       StorageError: the work folder cannot be used.
       DivergenceError: a state or a figure is not finite.
-      Terminated: SIGTERM came; the state is saved.
+      Terminated: a signal came; the state is saved.
     """
     places.workdir(workdir)
     validate(config)
@@ -150,11 +150,11 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
     needed = memory.of_training(judge, config.batch_size, *shape, train=False)
     memory.require(config, ("critic_width", "batch_size"), needed)
     lab = make_lab(config, dataset)
-    with Workdir(workdir, config) as folder, Signals() as signals:
+    with Workdir(workdir, config) as folder:
         found = {}
         for epoch in config.epochs:
-            frozen = _generator(config, lab, epoch, folder.path, data_dir)
-            found[epoch] = diagnose(config, lab, dataset, epoch, frozen, folder.path, signals)
+            frozen = _generator(config, lab, epoch, folder, data_dir)
+            found[epoch] = diagnose(config, lab, dataset, epoch, frozen, folder)
         real, test = (_flat(part[:_CLOUD]) for part in (dataset.train, dataset.test))
         size = min(len(real), len(test))
         reference = certificates.assignment_distance(real[:size], test[:size])
@@ -179,22 +179,20 @@ def make_lab(config: Config, dataset: Dataset) -> Lab:
     )
 
 
-def _generator(
-    config: Config, lab: Lab, epoch: int, root: pathlib.Path, data_dir: str | None
-) -> Frozen:
+def _generator(config: Config, lab: Lab, epoch: int, root: Workdir, data_dir: str | None) -> Frozen:
     """Returns the generator after so many epochs, as stored or trained up to there."""
     abstract = jax.eval_shape(lab.model.initial_state, jax.random.key(0))
-    with Workdir(root / f"epoch{epoch}" / "generator", config) as folder:
+    with Workdir(root.below(f"epoch{epoch}/generator"), config) as folder:
         restored = folder.restore(Frozen(abstract.params, abstract.batch_stats))
         if restored:
             return restored[1]
-        gan = gan_config(config, epoch)
-        training.run(gan, workdir=str(root / "gan"), data_dir=data_dir, num_devices=1)
-        with Workdir(root / "gan", gan, free_fields=("num_steps",)) as trained:
+        gan, place = gan_config(config, epoch), root.below("gan")
+        training.run(gan, workdir=str(place), data_dir=data_dir, num_devices=1)
+        with Workdir(place, gan, free_fields=("num_steps",)) as trained:
             step, state = trained.restore(abstract) or (0, None)
         if state is None or step != gan.num_steps:
             raise StorageError(
-                f"{root / 'gan'}: got a GAN at step {step}; expected {gan.num_steps}, for epoch "
+                f"{place}: got a GAN at step {step}; expected {gan.num_steps}, for epoch "
                 f"{epoch} has no stored generator. Use another workdir"
             )
         frozen = Frozen(state.params, state.batch_stats)
@@ -208,15 +206,15 @@ def diagnose(
     dataset: Dataset,
     epoch: int,
     frozen: Frozen,
-    root: pathlib.Path,
-    signals: Signals,
+    root: Workdir,
 ) -> Diagnosis:
     """Puts a generator to the trials, and returns what they and its clouds show."""
     key = jax.random.fold_in(jax.random.key(config.seed), epoch)
     *trial_keys, tail_key, cloud_key = jax.random.split(key, 5)
     records, states = {}, {}
     for trial, trial_key in zip(trials(config), trial_keys, strict=True):
-        with Workdir(root / f"epoch{epoch}" / trial.name.replace(" ", "_"), config) as own:
+        place = root.below(f"epoch{epoch}/{trial.name.replace(' ', '_')}")
+        with Workdir(place, config) as own, Signals() as signals:
             titled = trial._replace(name=f"epoch {epoch}, {trial.name}")
             records[trial.name], states[trial.name] = discriminators.train_discriminator(
                 lab, titled, frozen, (dataset.train, dataset.test), trial_key, own, signals

@@ -31,6 +31,8 @@ left to gain. Every rule lives in workdir/<rule> and resumes from its last evalu
 import dataclasses
 import functools
 import io
+import pathlib
+import sys
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -45,6 +47,7 @@ from tqdm import tqdm, trange
 from experiments import (
     command,
     fields,
+    files,
     memory,
     networks,
     places,
@@ -54,9 +57,10 @@ from experiments import (
     targets,
     threads,
 )
-from experiments.errors import Terminated
-from experiments.runtime import Signals, Workdir
+from experiments.errors import line
+from experiments.runtime import Workdir
 from experiments.sampler_report import Record, Rows
+from experiments.signals import Signals, terminated
 from experiments.targets import Target
 from kernelgrad import kernels, pullback, score, svgd, train
 from kernelgrad.train import TrainState
@@ -72,6 +76,7 @@ _STEIN_RIDGE = 0.02  # of score.default_ridge
 _NUM_DRAWN = 500
 _LEAST_DIMENSION = 2  # of a target
 _MOST_FRAMES = 2000  # of a film, each of them a file
+_MOST_BYTES = 2**26  # of a frame
 _TIMED_ROUNDS, _TIMED_STEPS = 7, 20
 
 
@@ -225,9 +230,9 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
       DataError: a file is missing or damaged.
       StorageError: the work folder cannot be used.
       DivergenceError: a network is not finite.
-      Terminated: SIGTERM came; the last evaluation is saved.
+      Terminated: a signal came; the state is saved.
     """
-    root = places.workdir(workdir)
+    places.workdir(workdir)
     fields.validate(config)
     settings.limit_pictures(config, _MOST_FRAMES)
     _check_memory(config)
@@ -237,8 +242,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
     target = targets.load(config.target, data_dir, seed=config.seed)
     key, reference_key = jax.random.split(jax.random.key(config.seed))
     with (
-        Workdir(root, config, free_fields=("updates",)) as folder,
-        Signals() as signals,
+        Workdir(workdir, config, free_fields=("updates",)) as folder,
         threads.one_for_blas(),
     ):
         reference = sampler_report.make_reference(reference_key, target)
@@ -252,9 +256,9 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
         frames: dict[str, np.ndarray] = {}
         for name, sampler in samplers.items():
             one = dataclasses.replace(config, updates=(name,))
-            with Workdir(root / name, one) as own:
+            with Workdir(folder.below(name), one) as own, Signals() as signals:
                 histories[name] = _train(one, sampler, measure, own, signals)
-                frames[name] = _frames(own, histories[name])
+                frames[name] = _frames(own, sampler, histories[name])
         times = time_steps(samplers)
         summary = sampler_report.Summary(
             config.num_steps, histories, times, sampler_report.spread(reference, measure)
@@ -285,9 +289,7 @@ def _train(
     def record(step: int, state: TrainState) -> Record:
         samples = sampler.samples(state)
         values = {name: float(value) for name, value in measure(samples).items()}
-        array = io.BytesIO()
-        np.save(array, np.asarray(samples[:_NUM_DRAWN]))
-        folder.write_bytes(_frame_name(step), array.getvalue())
+        _store_frame(folder, step, samples)
         folder.log(step, values)
         return values
 
@@ -307,10 +309,8 @@ def _train(
             bar.update(count)
             bar.set_postfix({n: f"{value:.3g}" for n, value in record(step, state).items()})
             folder.save(step, state)
-            if signals.stop:
-                raise Terminated(
-                    f"SIGTERM: saved step {step} in {folder.path}; run the same command to resume"
-                )
+            if stop := signals.stop:
+                raise terminated(stop, f"saved step {step} in {folder.path}")
     return folder.history()
 
 
@@ -318,8 +318,39 @@ def _frame_name(step: int) -> str:
     return f"frames/{step:07d}.npy"
 
 
-def _frames(folder: Workdir, history: list[Record]) -> np.ndarray:
-    return np.stack([np.load(folder.path / _frame_name(int(r["step"]))) for r in history])
+def _store_frame(folder: Workdir, step: int, samples: Array) -> None:
+    array = io.BytesIO()
+    np.save(array, np.asarray(samples[:_NUM_DRAWN]))
+    folder.write_bytes(_frame_name(step), array.getvalue())
+
+
+def _frames(folder: Workdir, sampler: Sampler, history: list[Record]) -> np.ndarray:
+    """Returns the frames; those that are missing or damaged by training once more up to them."""
+    like = jax.eval_shape(sampler.samples, jax.eval_shape(sampler.initial_state))
+    state, at, frames = None, 0, []
+    for step in (int(record["step"]) for record in history):
+        frame = _stored_frame(folder.path / _frame_name(step), like)
+        if frame is None:
+            message = f"{folder.path / _frame_name(step)} is damaged; the frame is drawn anew"
+            print(line("warning", message), file=sys.stderr)
+            state, _ = sampler.advance(state or sampler.initial_state(), step - at)
+            at, samples = step, sampler.samples(state)
+            _store_frame(folder, step, samples)
+            frame = np.asarray(samples[:_NUM_DRAWN])
+        frames.append(frame)
+    return np.stack(frames)
+
+
+def _stored_frame(file: pathlib.Path, like: jax.ShapeDtypeStruct) -> np.ndarray | None:
+    """Returns a frame as it is stored; None where it is missing or damaged."""
+    try:
+        content = io.BytesIO(files.read(file, _MOST_BYTES))
+        frame = np.load(content, allow_pickle=False)
+    except Exception:  # a flipped bit makes numpy raise a dozen types
+        return None
+    expected = (min(_NUM_DRAWN, like.shape[0]), *like.shape[1:])
+    sound = isinstance(frame, np.ndarray) and (frame.dtype, frame.shape) == (like.dtype, expected)
+    return frame if sound else None
 
 
 def time_steps(samplers: dict[str, Sampler]) -> dict[str, float]:

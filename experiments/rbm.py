@@ -36,8 +36,9 @@ from experiments import boltzmann, command, fields, memory, networks, places, pl
 from experiments import data as datasets
 from experiments.boltzmann import RBMParams
 from experiments.data import Dataset
-from experiments.errors import Terminated, UsageError
-from experiments.runtime import Signals, Workdir
+from experiments.errors import UsageError
+from experiments.runtime import Workdir
+from experiments.signals import Signals, terminated
 from experiments.tables import format_table
 from kernelgrad import kernels, pairwise, pullback, svgd
 from kernelgrad.types import Array, Key, PyTree
@@ -240,7 +241,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
       DataError: the images are missing or damaged.
       StorageError: the work folder cannot be used.
       DivergenceError: a likelihood is not finite.
-      Terminated: SIGTERM came; the last epoch is saved.
+      Terminated: a signal came; the epoch was ended and saved.
     """
     root = places.workdir(workdir)
     fields.validate(config)
@@ -259,14 +260,12 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
         _GENERATORS[config.generator](shape, config.width), *size, train=False
     )
     memory.require(config, ("width", "latent_dim", "batch_size"), needed)
-    with (
-        Workdir(root, config, free_fields=("directions", "seeds", "num_epochs")) as folder,
-        Signals() as signals,
-    ):
+    with Workdir(root, config, free_fields=("directions", "seeds", "num_epochs")) as folder:
         for seed in config.seeds:
             for name in config.directions:
                 one = dataclasses.replace(config, directions=(name,), seeds=(seed,))
-                with Workdir(root / name / f"seed{seed}", one, free_fields=("num_epochs",)) as own:
+                place = folder.below(f"{name}/seed{seed}")
+                with Workdir(place, one, free_fields=("num_epochs",)) as own, Signals() as signals:
                     history, images = _train(one, dataset, own, signals)
                 histories[name].append(history)
                 pictures.setdefault(name, images)
@@ -313,10 +312,8 @@ def _train(
                 raise folder.divergence(epoch, "the likelihood is not finite")
             folder.log(epoch, record)
             folder.save(epoch, state)
-            if signals.stop:
-                raise Terminated(
-                    f"SIGTERM: saved epoch {epoch} in {folder.path}; run the same command to resume"
-                )
+            if stop := signals.stop:
+                raise terminated(stop, f"saved epoch {epoch} in {folder.path}")
     folder.write_bytes("curves.png", plots.learning_curves(folder.history()))
     shown = _shown_images(trainer, state, eval_key, dataset.sample_shape)
     for name, images in shown.items():

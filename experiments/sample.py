@@ -117,6 +117,7 @@ def run(request: Request) -> dict[str, Scores]:
         critic.
       DataError: the run's data are missing, or they are images without labels.
       StorageError: the folder cannot be used.
+      Terminated: a signal came; the chains are kept.
     """
     fields.validate(request)
     config = trained.stored_config(request.workdir)
@@ -174,7 +175,9 @@ def _sample(
     if request.sampler == "generator" or request.steps == 0:
         return Found(rows, [{"step": 0.0, **scores}], first, first)
     sampler = SAMPLERS[request.sampler]
-    earlier, progress = unfinished.read()
+    log_density = latent_model.log_density(run, request.inverse_temperature)
+    form = latent_chains.form(starts, log_density, run.state, labels, sampler)
+    earlier, progress = unfinished.read(form)
     history = earlier or [{"step": 0.0, **scores}]
 
     def visit(step: int, normal: Array, monitor: float, progress: Progress) -> None:
@@ -184,13 +187,14 @@ def _sample(
     walk = latent_chains.walk(
         walk_key,
         starts,
-        latent_model.log_density(run, request.inverse_temperature),
+        log_density,
         run.state,
         labels,
         sampler=sampler,
         num_steps=request.steps,
         step_size=request.step_size,
         visit=visit,
+        keep=lambda progress: unfinished.write(history, progress),
         progress=progress,
     )
     last, scores = draw(walk.latents)

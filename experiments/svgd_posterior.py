@@ -27,11 +27,12 @@ import optax
 from tqdm import tqdm, trange
 
 from experiments import command, fields, long_chains, memory, places, plots, posteriors
-from experiments.errors import Terminated, UsageError
+from experiments.errors import UsageError
 from experiments.long_chains import Chains
 from experiments.plots import CurvePanel
 from experiments.posteriors import LogisticPosterior
-from experiments.runtime import Signals, Workdir
+from experiments.runtime import Workdir
+from experiments.signals import Signals, terminated
 from experiments.tables import format_table
 from kernelgrad import kernels, ksd, svgd
 from kernelgrad.svgd import SVGDState
@@ -93,7 +94,7 @@ def run(
       DataError: the table is missing or damaged.
       StorageError: the work folder cannot be used.
       DivergenceError: particles are not finite.
-      Terminated: SIGTERM came; the last evaluation is saved.
+      Terminated: a signal came; the state is saved.
     """
     root = places.workdir(workdir)
     validate(config)
@@ -108,10 +109,7 @@ def run(
     start_key, chain_key, subset_key = jax.random.split(jax.random.key(config.seed), 3)
     draws = 4 * config.num_chains * config.num_draws * posterior.dimension
     memory.require(config, ("num_chains", "num_draws"), 2 * draws)
-    with (
-        Workdir(root, config, free_fields=("num_particles", "lengthscales")) as folder,
-        Signals() as signals,
-    ):
+    with Workdir(root, config, free_fields=("num_particles", "lengthscales")) as folder:
         starts = _prior_draws(start_key, config, config.num_chains, posterior.dimension)
         chains = long_chains.run(
             chain_key,
@@ -124,7 +122,7 @@ def run(
         histories: Histories = {}
         for rule, n in itertools.product(config.lengthscales, config.num_particles):
             one = dataclasses.replace(config, lengthscales=(rule,), num_particles=(n,))
-            with Workdir(root / rule / f"particles{n}", one) as own:
+            with Workdir(folder.below(f"{rule}/particles{n}"), one) as own, Signals() as signals:
                 histories[rule, n] = _move(one, posterior, reference, own, signals)
         ksd_of_n = {
             n: ksd_of_draws(subset_key, posterior, reference, n) for n in config.num_particles
@@ -251,16 +249,17 @@ def _move(
                 raise folder.divergence(step, "the particles are not finite")
             step += 1
             bar.update()
-            if step % config.eval_every == 0 or step == config.num_steps or signals.stop:
+            is_due = step % config.eval_every == 0 or step == config.num_steps
+            if is_due:
                 record = record_of(state)
                 bar.set_postfix(ksd=f"{record['ksd']:.3g}")
                 folder.log(step, record)
-                folder.save(step, state)
                 folder.write_bytes("curves.png", plots.learning_curves(folder.history()))
-            if signals.stop:
-                raise Terminated(
-                    f"SIGTERM: saved step {step} in {folder.path}; run the same command to resume"
-                )
+            stop = signals.stop
+            if is_due or stop:
+                folder.save(step, state)
+            if stop:
+                raise terminated(stop, f"saved step {step} in {folder.path}")
     return folder.history()
 
 

@@ -34,9 +34,10 @@ from experiments import (
 )
 from experiments import data as datasets
 from experiments.data import Dataset
-from experiments.errors import Terminated, UsageError
-from experiments.runtime import Signals, Workdir
+from experiments.errors import UsageError
+from experiments.runtime import Workdir
 from experiments.settings import Config
+from experiments.signals import Signals, terminated
 from kernelgrad import critic as critics
 from kernelgrad import kernels, mmd, train
 from kernelgrad.critic import Critic, CriticState
@@ -227,7 +228,7 @@ def run(
       DataError: the data set is unknown, missing or damaged.
       StorageError: the work folder cannot be used.
       DivergenceError: a state is not finite.
-      Terminated: SIGTERM came; the state is saved.
+      Terminated: a signal came; the state is saved.
     """
     places.workdir(workdir)
     devices = jax.local_devices()[:num_devices]
@@ -243,17 +244,15 @@ def run(
             free_fields=("num_steps",),
             allow_config_change=allow_config_change,
         ) as folder,
-        Signals() as signals,
         threads.one_for_blas(),
     ):
-        return _train(config, dataset, folder, signals, devices, extra_scores)
+        return _train(config, dataset, folder, devices, extra_scores)
 
 
 def _train(
     config: Config,
     dataset: Dataset,
     folder: Workdir,
-    signals: Signals,
     devices: list[jax.Device],
     extra_scores: Sequence[ScoreFn],
 ) -> dict[str, float]:
@@ -271,7 +270,8 @@ def _train(
     evaluate = _make_evaluate(model, dataset, folder, eval_key, config, extra_scores)
     state = train.replicate(host_state, devices)
     description = f"{config.objective} on {config.dataset}"
-    with tqdm(total=config.num_steps, initial=step, desc=description, unit="step") as bar:
+    bar = tqdm(total=config.num_steps, initial=step, desc=description, unit="step")
+    with Signals() as signals, bar:
         while step < config.num_steps:
             infos = []
             for _ in range(per_record // per_call):
@@ -296,9 +296,7 @@ def _train(
             if host_state is not None or stop:
                 folder.save(step, host_state or train.unreplicate(state))
             if stop:
-                raise Terminated(
-                    f"SIGTERM: saved step {step} in {folder.path}; run the same command to resume"
-                )
+                raise terminated(stop, f"saved step {step} in {folder.path}")
     return {"step": step, **record}
 
 

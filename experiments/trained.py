@@ -1,7 +1,6 @@
 """A run of experiments.train as it stands: its settings, its data, its newest checkpoint."""
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ from experiments import fields, places, settings
 from experiments import train as training
 from experiments.data import Dataset
 from experiments.errors import UsageError
-from experiments.runtime import Workdir
+from experiments.runtime import Workdir, stored_fields
 from experiments.settings import Config
 from kernelgrad.train import TrainState
 
@@ -45,11 +44,12 @@ def stored_config(workdir: str) -> Config:
     """
     path = places.folder("workdir", workdir) / "config.json"
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        content = stored_fields(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UsageError(
-            f"workdir: got {workdir} without a readable config.json ({error}); expected the folder "
-            "of a run of experiments.train"
+            f"workdir: got {workdir} without a readable config.json ({reason}); expected the "
+            "folder of a run of experiments.train"
         ) from error
     try:
         config = fields.checked(Config, content)
@@ -89,7 +89,8 @@ def opened(
     check(config, dataset)
     with Workdir(workdir, config) as folder:
         model = training.build(config, dataset)
-        restored = folder.restore(jax.eval_shape(model.initial_state, jax.random.key(0)))
+        form = jax.eval_shape(model.initial_state, jax.random.key(0))
+        restored = folder.restore(form, cut_metrics=False)
         if restored is None:
             raise UsageError(f"workdir: got {folder.path} without a checkpoint; train first")
         yield folder, Trained(config, dataset, model, *restored)

@@ -5,6 +5,7 @@ import importlib
 import os
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import pytest
@@ -54,6 +55,19 @@ def _raise(error: BaseException) -> Any:
 )
 def test_each_error_has_its_code_and_one_line(call_main, error, code, line):
     assert call_main(run=lambda _: _raise(error)) == (code, f"kernelgrad: error: {line}\n")
+
+
+def test_only_the_main_thread_shows_an_uncaught_error(call_main, monkeypatch, capsys):
+    """Threads of libraries report where a disk is full; the error is raised as well."""
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    call_main()
+    error = (ValueError, ValueError("event loop is closed"), None)
+    thread = threading.Thread(target=sys.excepthook, args=error)
+    thread.start()
+    thread.join()
+    assert capsys.readouterr().err == ""
+    sys.excepthook(*error)
+    assert capsys.readouterr().err == "ValueError: event loop is closed\n"
 
 
 def test_debug_shows_the_traceback_too(call_main):

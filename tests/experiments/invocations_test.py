@@ -278,9 +278,9 @@ def test_runs_that_do_not_fit_their_reader(place, refused):
         (place / field / "config.json").write_text(json.dumps(fields_of))
     wrong = []
     for name in READERS:
-        for run in ("nowhere", "text", "cut"):
+        for run in ("nowhere", "text", "cut", "list"):
             wrong += refused(name, [f"--workdir={place}/{run}"], f"workdir: got {place}/{run}")
-        for run in ("list", "width", "seed", "prior", "kernel_scales", "odd"):
+        for run in ("width", "seed", "prior", "kernel_scales", "odd"):
             wrong += refused(name, [f"--workdir={place}/{run}"], f"{place}/{run}/config.json: ")
         bare = f"workdir: got {place}/bare without a checkpoint"
         wrong += refused(name, [f"--workdir={place}/bare"], bare)

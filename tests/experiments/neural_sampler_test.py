@@ -208,12 +208,16 @@ def test_a_run_leaves_everything_and_resumes_bit_for_bit(tmp_path, small, capsys
         assert frame.shape == (50, 2)
 
     shutil.rmtree(tmp_path / "chain_rule" / "checkpoints" / "4")
+    frame = tmp_path / "stein_score" / "frames" / "0000002.npy"
+    drawn = np.load(frame, allow_pickle=False)
+    np.save(frame, drawn[:7])
     stamps = _frame_stamps(tmp_path)
     neural_sampler.run(config, workdir=str(tmp_path))
+    np.testing.assert_array_equal(np.load(frame, allow_pickle=False), drawn)
     for name in config.updates:
         assert (tmp_path / name / "metrics.jsonl").read_bytes() == whole[name]
     changed = {path for path, stamp in _frame_stamps(tmp_path).items() if stamp != stamps[path]}
-    assert changed == {tmp_path / "chain_rule" / "frames" / "0000004.npy"}
+    assert changed == {tmp_path / "chain_rule" / "frames" / "0000004.npy", frame}
 
 
 def _frame_stamps(workdir):

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -263,13 +264,23 @@ def test_a_run_leaves_everything_and_resumes_bit_for_bit(
     toy.run(request)
     assert (tmp_path / "evolution.gif").stat().st_mtime_ns == stamp
 
+    (tmp_path / "frames/0000002.npz").write_bytes(b"damaged")
+    np.savez(tmp_path / "frames/0000004.npz", samples=np.zeros(3), points=0, arrows=[[None, 1]])
+    (tmp_path / "frames/0000006.npz").unlink()
+    capsys.readouterr()
+    toy.run(request)
+    said = capsys.readouterr().err
+    assert said.count("the frame is drawn anew") == 3
+    for record, samples in zip(history, moved, strict=True):
+        np.testing.assert_array_equal(toy.read_frame(tmp_path, record).samples, samples)
+
     stopped = tmp_path / "stopped"
     lab = toy.make_lab(jax.random.split(jax.random.key(0))[0], TINY, ruler)
     with Workdir(stopped, TINY) as folder, pytest.raises(Terminated, match="SIGTERM: saved step 2"):
-        toy.train_one(lab, 0, folder, SimpleNamespace(stop=True))
+        toy.train_one(lab, 0, folder, SimpleNamespace(stop=signal.SIGTERM))
     assert records(stopped) == history[:2]
     with Workdir(stopped, TINY) as folder:
-        assert toy.train_one(lab, 0, folder, SimpleNamespace(stop=False)) == history
+        assert toy.train_one(lab, 0, folder, SimpleNamespace(stop=None)) == history
     for record in history:
         for got, expected in zip(
             *(toy.read_frame(p, record) for p in (stopped, tmp_path)), strict=True
