@@ -21,6 +21,7 @@ BINARIES = (
     *("train", "evaluate", "compare", "sample", "latent_walk", "toy", "gan_diagnostics"),
     *("classification_score", "density_estimation", "neural_sampler", "svgd_posterior", "rbm"),
 )
+MODULES = {name: importlib.import_module(f"experiments.{name}") for name in BINARIES}
 READERS = ("evaluate", "sample", "latent_walk")  # of the folder of a run
 HUGE = "9" * 6000
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -103,7 +104,7 @@ def refused(place, monkeypatch, capsys):
         compiled.clear()
         monkeypatch.setattr(sys, "argv", [name, *arguments])
         try:
-            importlib.import_module(f"experiments.{name}").main()
+            MODULES[name].main()
             raise AssertionError("main returned")
         except SystemExit as stop:
             got = stop.code
@@ -133,9 +134,8 @@ def refused(place, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", BINARIES)
 def test_a_value_that_breaks_the_rule_of_its_setting(name, place, refused, monkeypatch):
-    binary = importlib.import_module(f"experiments.{name}")
     wrong, count = [], 0
-    for flag, rule in rules_of(binary, monkeypatch).items():
+    for flag, rule in rules_of(MODULES[name], monkeypatch).items():
         for text in bad_values(rule):
             workdir = [f"--workdir={place}/run"] if flag != "workdir" else []
             wrong += refused(name, [*workdir, f"--{flag}={text}"], f"{flag}: got ")
