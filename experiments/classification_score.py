@@ -31,12 +31,15 @@ from experiments import (
     files,
     image_metrics,
     labelled_images,
+    memory,
+    places,
     plots,
     resnet,
     threads,
     trained,
 )
 from experiments import data as datasets
+from experiments import train as training
 from experiments.classifier import Classifier
 from experiments.data import Dataset
 from experiments.errors import StorageError, UsageError
@@ -135,16 +138,26 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
       StorageError: a folder cannot be used.
       DivergenceError: the loss of a network is not finite.
     """
+    places.workdir(workdir)
     _validate(config)
     runs = _conditional_runs(config)
     dataset = datasets.load(config.dataset, data_dir, seed=config.seed)
-    classifier = classifiers.train_or_load(dataset, datasets.cache_dir())
+    classifiers.check(dataset)
     num_images = len(dataset.train) if config.num_images is None else config.num_images
     if num_images > len(dataset.train):
         raise UsageError(
             f"num_images: got {num_images}; expected at most the {len(dataset.train)} training "
             f"images of {dataset.name}"
         )
+    for place in runs.values():
+        training.check(trained.stored_config(place), dataset)
+    network = resnet.ResNet(
+        dataset.num_classes, config.width, config.num_blocks, config.stem_stride
+    )
+    batch_size = min(config.batch_size, num_images)
+    needed = memory.of_training(network, batch_size, *dataset.sample_shape)
+    memory.require(config, ("width", "num_blocks", "batch_size"), needed)
+    classifier = classifiers.train_or_load(dataset, places.cache())
     inception = image_metrics.inception(classifier)
     with Workdir(workdir, config, free_fields=("runs", "seeds")) as folder, threads.one_for_blas():
         rng = np.random.default_rng(config.seed)
@@ -156,7 +169,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
             sets[name] = labelled_images.generated(
                 place, num_images, seed=config.seed, data_dir=data_dir
             )
-        rows = {}
+        rows: dict[str, Row] = {}
         for name, examples in sets.items():
             score = inception(image_metrics.as_images(examples.images))["inception_score"]
             accuracies = (
@@ -187,6 +200,7 @@ def _conditional_runs(config: Config) -> dict[str, str]:
                 f"runs: got {workdir}, a run without labels; expected one trained with "
                 "--conditional"
             )
+        trained.require_checkpoint(workdir)
         runs[name] = workdir
     return runs
 

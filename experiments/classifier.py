@@ -122,8 +122,7 @@ def train_or_load(
       DataError: the data are no images or have no labels.
       OSError: the folder cannot be created or written to.
     """
-    if not dataset.is_image or dataset.train_labels is None or dataset.test_labels is None:
-        raise DataError(f"dataset: got {dataset.name}; the classifier expects images with labels")
+    check(dataset)
     network = MLPClassifier(dataset.num_classes, config.width, config.dropout_rate)
     name = dataset.name.replace("/", "-")
     path = Path(cache_dir) / f"classifier-{name}-{_key(dataset, config, seed)}.npz"
@@ -139,6 +138,12 @@ def train_or_load(
     predicted = np.asarray(_probs_and_features(network, params, images)[0]).argmax(axis=1)
     accuracy = float(np.mean(predicted == dataset.test_labels))
     return Classifier(network, params, dataset.sample_shape, accuracy, _digest(params))
+
+
+def check(dataset: Dataset) -> None:
+    """Raises DataError where the data are no images or have no labels."""
+    if not dataset.is_image or dataset.train_labels is None or dataset.test_labels is None:
+        raise DataError(f"dataset: got {dataset.name}; the classifier expects images with labels")
 
 
 @functools.partial(jax.jit, static_argnames="network")

@@ -12,14 +12,16 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+import jax
 from absl import flags, logging
 
-from experiments import fields
+from experiments import fields, places
 from experiments.data import DataError
 from experiments.errors import DivergenceError, StorageError, Terminated, UsageError, line
 from experiments.signals import Signals
 
 Given = dict[str, Any]
+_PLATFORMS = {"cuda": "gpu", "rocm": "gpu"}
 _INDENT: dict[str, Any] = {"initial_indent": " " * 6, "subsequent_indent": " " * 6}
 
 
@@ -64,6 +66,10 @@ def main(start: Callable[[Given], Any], *config_classes: type) -> NoReturn:
         print(_help(sys.modules[start.__module__].__doc__ or "", (*config_classes, Common)))
         sys.exit(0)
     debug = given.pop("debug", False)
+    try:
+        _check_environment()
+    except UsageError as error:
+        sys.exit(_report(error, 2))
     logging.use_absl_handler()
     if not debug:
         logging.set_verbosity(logging.FATAL)  # Orbax logs pages about errors that it also raises
@@ -113,17 +119,15 @@ def _parse(argv: list[str], config_classes: tuple[type, ...]) -> Given:
         flag = flags.Flag(parser, None, names[name], None, rule.help, boolean=rule.kind is bool)
         flags.DEFINE_flag(flag, values)
     try:
-        positional = values(argv)[1:]
-    except flags.UnrecognizedFlagError as error:
-        known = list(names.values())
-        nearest = difflib.get_close_matches(error.flagname, known, n=1, cutoff=0)[0]
-        raise UsageError(
-            f"flag: got --{error.flagname[:60]}; expected a known flag such as --{nearest}"
-        ) from error
+        unknown = values(argv, known_only=True)[1:]
     except flags.Error as error:
         raise UsageError(str(error)) from error
-    if positional:
-        got = fields.shown(positional[0])
+    if unknown and unknown[0].startswith("-"):
+        name = unknown[0].lstrip("-").partition("=")[0][:60]
+        nearest = difflib.get_close_matches(name, list(names.values()), n=1, cutoff=0)[0]
+        raise UsageError(f"flag: got --{name}; expected a known flag such as --{nearest}")
+    if unknown:
+        got = fields.shown(unknown[0])
         raise UsageError(f"argument: got {got}; expected flags only, see --help")
     given = {name: values[flag].value for name, flag in names.items() if values[flag].present}
     for name, rule in rules.items():
@@ -131,6 +135,22 @@ def _parse(argv: list[str], config_classes: tuple[type, ...]) -> Given:
         if name not in given and text:
             given[name] = rule.parse(name, text)
     return given
+
+
+def _check_environment() -> None:
+    """Raises UsageError for a cache that is no path, or platforms that JAX does not run on."""
+    places.cache()
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    try:
+        found = jax.default_backend()
+    except (RuntimeError, AssertionError):  # the latter where a known platform has no device
+        found = ""
+    names = [name.strip() for name in asked.split(",") if name.strip()]
+    if not found or (names and found not in {_PLATFORMS.get(name, name) for name in names}):
+        raise UsageError(
+            f"JAX_PLATFORMS: got {fields.shown(asked)}; expected platforms that JAX finds here, "
+            f"such as {found or 'cpu'}"
+        )
 
 
 def _help(summary: str, config_classes: tuple[type, ...]) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import trange
 
 from experiments import classifier as classifiers
-from experiments import command, fields, files, image_metrics, plots, records, settings
+from experiments import command, fields, files, image_metrics, places, plots, records, settings
 from experiments import data as datasets
 from experiments import train as training
 from experiments.data import Dataset
@@ -89,6 +89,7 @@ def run(request: Request) -> dict[str, Curves]:
       DataError: the data set is unknown, missing or damaged.
       StorageError: a work folder cannot be used.
     """
+    root = places.workdir(request.workdir)
     configs = {
         name: dataclasses.replace(
             request.config, objective=name, ridge=request.config.ridge if name == "kl" else None
@@ -97,16 +98,18 @@ def run(request: Request) -> dict[str, Curves]:
     }
     for config in configs.values():
         settings.validate(config, 1)
+    fields.validate(Options(request.workdir, objectives=request.objectives, seeds=request.seeds))
     dataset = datasets.load(request.config.dataset, request.data_dir, seed=request.config.seed)
+    for config in configs.values():
+        training.check(config, dataset)
     scores: list[training.ScoreFn] = []
     reference: dict[str, float] = {}
     if dataset.is_image and dataset.train_labels is not None:
-        classifier = classifiers.train_or_load(dataset, datasets.cache_dir())
+        classifier = classifiers.train_or_load(dataset, places.cache())
         scores.append(image_metrics.inception(classifier))
         test = image_metrics.as_images(dataset.test)
         reference = {**scores[0](test), **image_metrics.neighbours(dataset)(test[:500])}
 
-    root = pathlib.Path(request.workdir).expanduser().absolute()
     histories: dict[str, list[list[dict[str, float]]]] = {}
     for name, config in configs.items():
         histories[name] = []

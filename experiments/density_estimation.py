@@ -25,7 +25,16 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from experiments import command, density_report, energy_fits, fields, files, gaussian_base
+from experiments import (
+    command,
+    density_report,
+    energy_fits,
+    fields,
+    files,
+    gaussian_base,
+    memory,
+    places,
+)
 from experiments import data as datasets
 from experiments.density_report import Record
 from experiments.energy_fits import Look, Settings
@@ -38,6 +47,7 @@ from kernelgrad.types import Array, Key
 
 DATASETS = tuple(n for n in datasets.names() if n not in ("digits", "mnist", "cifar10_jpeg"))
 _DRAWS_OF_A_LOOK = 20_000
+_LEAST_DIMENSION = 2  # of a data set
 _MOST_BYTES, _MOST_VALUES = 2**24, 10**6  # of a stored fit
 
 Results = dict[str, dict[str, list[Record]]]
@@ -83,6 +93,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Results
       StorageError: the work folder cannot be used.
       DivergenceError: a likelihood is not finite.
     """
+    places.workdir(workdir)
     validate(config)
     splits = {name: load_splits(name, config.seeds, data_dir) for name in config.datasets}
     results: Results = {}
@@ -224,6 +235,11 @@ def validate(config: Config) -> None:
             f"num_steps: got {config.num_steps}; expected a multiple of eval_every, "
             f"{config.eval_every}"
         )
+    network, rows = MLPCritic(config.width, config.depth), config.num_base + config.batch_size
+    needed = memory.of_training(network, rows, _LEAST_DIMENSION, train=False)
+    memory.require(config, ("width", "num_base", "batch_size"), needed)
+    draws = 2 * 4 * config.num_normalizer_samples * _LEAST_DIMENSION
+    memory.require(config, ("num_normalizer_samples",), draws)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ classifier behind the scores is trained once for a data set and cached, and its 
 
 import dataclasses
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,10 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import classifier as classifiers
-from experiments import command, fields, image_metrics, plots, trained
-from experiments import data as datasets
+from experiments import command, fields, image_metrics, memory, places, plots, trained
+from experiments.data import Dataset
 from experiments.image_metrics import Scores
+from experiments.settings import Config
 from experiments.tables import format_table
 from experiments.trained import Trained
 from kernelgrad.types import Array
@@ -54,9 +56,15 @@ def run(request: Request) -> dict[str, Scores]:
       StorageError: the folder cannot be used.
     """
     fields.validate(request)
-    with trained.opened(request.workdir, request.data_dir) as (folder, run):
+
+    def check(_: Config, dataset: Dataset) -> None:
+        classifiers.check(dataset)
+        size = 4 * request.num_samples * math.prod(dataset.sample_shape)
+        memory.require(request, ("num_samples",), size)
+
+    with trained.opened(request.workdir, request.data_dir, check=check) as (folder, run):
         dataset = run.dataset
-        classifier = classifiers.train_or_load(dataset, datasets.cache_dir())
+        classifier = classifiers.train_or_load(dataset, places.cache())
         samples = _draw(run, request.num_samples)
         neighbours = image_metrics.neighbours(dataset)
         inception = image_metrics.inception(classifier)
@@ -86,7 +94,7 @@ def run(request: Request) -> dict[str, Scores]:
     print(format_table(rows))
     print(
         f"classifier: test accuracy {100 * classifier.test_accuracy:.2f} %, "
-        f"SHA-256 {classifier.sha256[:16]}; written to {request.workdir}/evaluation.json"
+        f"SHA-256 {classifier.sha256[:16]}; written to {folder.path}/evaluation.json"
     )
     return rows
 

@@ -24,7 +24,17 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from experiments import certificates, command, diagnostics_report, discriminators, fields, settings
+from experiments import (
+    certificates,
+    command,
+    diagnostics_report,
+    discriminators,
+    fields,
+    memory,
+    networks,
+    places,
+    settings,
+)
 from experiments import data as datasets
 from experiments import train as training
 from experiments.data import Dataset
@@ -126,10 +136,19 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
       DivergenceError: a state or a figure is not finite.
       Terminated: a signal came; the state is saved.
     """
+    places.workdir(workdir)
     validate(config)
     dataset = datasets.load(config.dataset, data_dir, seed=config.seed)
     if not dataset.is_image:
         raise UsageError(f"dataset: got {dataset.name}, points; expected images such as digits")
+    gan = gan_config(config, config.epochs[-1])
+    training.check(gan, dataset)
+    judge, shape = (
+        networks.critic_for(dataset.sample_shape, config.critic_width),
+        dataset.sample_shape,
+    )
+    needed = memory.of_training(judge, config.batch_size, *shape, train=False)
+    memory.require(config, ("critic_width", "batch_size"), needed)
     lab = make_lab(config, dataset)
     with Workdir(workdir, config) as folder:
         found = {}

@@ -8,14 +8,17 @@ latent_walk.gif and, of its first, middle and last frames, latent_walk.png in th
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import trange
 
-from experiments import command, conditional, fields, plots, trained
+from experiments import command, conditional, fields, memory, plots, trained
+from experiments.data import Dataset
 from experiments.errors import UsageError
+from experiments.settings import Config
 from experiments.trained import Trained
 from kernelgrad.types import Array
 
@@ -49,12 +52,20 @@ def run(request: Request) -> np.ndarray:
       StorageError: the folder cannot be used.
     """
     fields.validate(request)
-    with trained.opened(request.workdir, request.data_dir) as (folder, found):
-        if not found.dataset.is_image:
+
+    def check(config: Config, dataset: Dataset) -> None:
+        if not dataset.is_image:
             raise UsageError(
-                f"workdir: got {request.workdir}, a run on {found.config.dataset}, which are "
-                "points; expected one on images"
+                f"workdir: got {request.workdir}, a run on {config.dataset}, which are points; "
+                "expected one on images"
             )
+        columns = _COLUMNS * (dataset.num_classes if config.conditional else _ROWS)
+        frame = 4 * columns * math.prod(dataset.sample_shape)
+        memory.require(request, ("num_frames",), request.num_frames * frame)
+        steps = 4 * columns * (config.latent_dim + dataset.num_classes * config.conditional)
+        memory.require(request, ("steps_per_frame",), request.steps_per_frame * steps)
+
+    with trained.opened(request.workdir, request.data_dir, check=check) as (folder, found):
         frames = _walk(request, found)
         folder.write_bytes("latent_walk.gif", plots.image_film(frames, _COLUMNS))
         chosen = np.linspace(0, len(frames) - 1, min(_STILLS, len(frames))).round().astype(int)

@@ -44,7 +44,19 @@ import optax
 from jax import lax
 from tqdm import tqdm, trange
 
-from experiments import command, fields, files, networks, rbm, sampler_report, targets, threads
+from experiments import (
+    command,
+    fields,
+    files,
+    memory,
+    networks,
+    places,
+    rbm,
+    sampler_report,
+    settings,
+    targets,
+    threads,
+)
 from experiments.errors import line
 from experiments.runtime import Workdir
 from experiments.sampler_report import Record, Rows
@@ -62,6 +74,8 @@ _FIRST_FACTOR = 0.02  # of the target's score
 _STEIN_SCALES = (0.01, 0.05, 0.25, 1.0)
 _STEIN_RIDGE = 0.02  # of score.default_ridge
 _NUM_DRAWN = 500
+_LEAST_DIMENSION = 2  # of a target
+_MOST_FRAMES = 2000  # of a film, each of them a file
 _MOST_BYTES = 2**26  # of a frame
 _TIMED_ROUNDS, _TIMED_STEPS = 7, 20
 
@@ -218,7 +232,10 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
       DivergenceError: a network is not finite.
       Terminated: a signal came; the state is saved.
     """
+    places.workdir(workdir)
     fields.validate(config)
+    settings.limit_pictures(config, _MOST_FRAMES)
+    _check_memory(config)
     if config.target == "rbm":
         values = rbm.run(rbm.Config(), workdir=workdir, data_dir=data_dir)
         return {name: {"test log-likelihood": float(np.mean(v))} for name, v in values.items()}
@@ -250,6 +267,14 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
         sampler_report.draw(folder, target, reference, histories, frames)
         sampler_report.write(folder, config.target, rows, summary)
     return rows
+
+
+def _check_memory(config: Config) -> None:
+    latent_dim = config.latent_dim or 2 * _LEAST_DIMENSION
+    network = networks.MLPGenerator((_LEAST_DIMENSION,), config.width, _DEPTH)
+    rows = max(config.batch_size, sampler_report.NUM_EVALUATED)
+    needed = memory.of_training(network, rows, latent_dim, train=False)
+    memory.require(config, ("width", "latent_dim", "batch_size"), needed)
 
 
 def _train(

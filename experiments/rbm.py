@@ -32,7 +32,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from experiments import boltzmann, command, fields, networks, plots
+from experiments import boltzmann, command, fields, memory, networks, places, plots
 from experiments import data as datasets
 from experiments.boltzmann import RBMParams
 from experiments.data import Dataset
@@ -243,6 +243,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
       DivergenceError: a likelihood is not finite.
       Terminated: a signal came; the epoch was ended and saved.
     """
+    root = places.workdir(workdir)
     fields.validate(config)
     dataset = datasets.load(config.dataset, data_dir)
     if not dataset.is_image:
@@ -254,7 +255,12 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
         )
     histories: dict[str, list[list[dict[str, float]]]] = {name: [] for name in config.directions}
     pictures: dict[str, dict[str, np.ndarray]] = {}
-    with Workdir(workdir, config, free_fields=("directions", "seeds", "num_epochs")) as folder:
+    shape, size = dataset.sample_shape, (config.batch_size, config.latent_dim)
+    needed = memory.of_training(
+        _GENERATORS[config.generator](shape, config.width), *size, train=False
+    )
+    memory.require(config, ("width", "latent_dim", "batch_size"), needed)
+    with Workdir(root, config, free_fields=("directions", "seeds", "num_epochs")) as folder:
         for seed in config.seeds:
             for name in config.directions:
                 one = dataclasses.replace(config, directions=(name,), seeds=(seed,))

@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments import checkpoints, files, records
+from experiments import checkpoints, files, places, records
 from experiments.checkpoints import Origin
 from experiments.errors import DivergenceError, StorageError, UsageError, line
 from kernelgrad.types import PyTree
@@ -77,17 +77,19 @@ class Workdir:
           path: the folder; missing parents are created.
           config: dataclass instance of JSON values; stored as config.json.
           free_fields: fields that may differ from those of an earlier run, such as num_steps.
-          allow_config_change: let every field differ.
+          allow_config_change: let every field differ; config.json follows in `restore`, once the
+            state is found to fit the new config.
 
         Raises:
           StorageError: the folder cannot be created or written, has no space, or is in use.
           UsageError: it holds a run with another config.
         """
-        self.path = pathlib.Path(path).expanduser().absolute()
+        self.path = places.folder("workdir", path)
         self._checkpoints = self.path / "checkpoints"
         self._metrics = self.path / "metrics.jsonl"
         self._writes = jax.process_index() == 0
         self._lock = -1
+        self._changed_config: bytes | None = None
         if self._writes:
             try:
                 with files.storage(f"workdir {self.path}"):
@@ -265,6 +267,7 @@ class Workdir:
             return None
         newest = self._checkpoints / str(step)
         state = checkpoints.read(newest, abstract_state)
+        self._settle_config()
         if cut_metrics:
             self._replace_metrics(records.until(self._metrics, checkpoints.origin_of(newest)))
         for damaged_step in damaged:
@@ -311,6 +314,7 @@ class Workdir:
 
     def _store_config(self, config: Any, free_fields: Collection[str], allow_change: bool) -> None:
         fields = _as_json(dataclasses.asdict(config))
+        content = (json.dumps(fields, indent=2) + "\n").encode()
         file = self.path / "config.json"
         if files.kind(file) is None:
             if self._steps():
@@ -334,8 +338,17 @@ class Workdir:
                     f"workdir {self.path} holds a run with another config: {'; '.join(changes)}. "
                     "Use the same flags, another workdir, or allow the change of config"
                 )
+            if changes and self._steps():
+                self._changed_config = content  # until a state fits it
+                return
         with files.storage(str(file)):
-            files.replace(file, (json.dumps(fields, indent=2) + "\n").encode())
+            files.replace(file, content)
+
+    def _settle_config(self) -> None:
+        if self._changed_config is not None:
+            with files.storage(str(self.path / "config.json")):
+                files.replace(self.path / "config.json", self._changed_config)
+            self._changed_config = None
 
     def _steps(self) -> list[int]:
         names = [entry.name for entry in self._checkpoints.iterdir()]

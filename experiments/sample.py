@@ -25,6 +25,7 @@ needs no critic.
 import dataclasses
 import io
 import json
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -40,12 +41,13 @@ from experiments import (
     image_metrics,
     latent_chains,
     latent_model,
+    memory,
+    places,
     plots,
     settings,
     threads,
     trained,
 )
-from experiments import data as datasets
 from experiments.data import Dataset
 from experiments.errors import UsageError
 from experiments.image_metrics import Scores
@@ -125,7 +127,15 @@ def run(request: Request) -> dict[str, Scores]:
             f"workdir: got {request.workdir}, a run of {config.objective}, which has no critic; "
             f"expected one of {', '.join(known)}, or --sampler=generator"
         )
-    with trained.opened(request.workdir, request.data_dir) as (folder, run), threads.one_for_blas():
+
+    def check(config: Config, dataset: Dataset) -> None:
+        if dataset.is_image:
+            classifiers.check(dataset)
+        size = 4 * request.num_samples * (math.prod(dataset.sample_shape) + config.latent_dim)
+        memory.require(request, ("num_samples",), size)
+
+    opened = trained.opened(request.workdir, request.data_dir, check=check)
+    with opened as (folder, run), threads.one_for_blas():
         score, scored_by = _make_score(config, run.dataset)
         results = {"checkpoint": run.step, "request": dataclasses.asdict(request), **scored_by}
         found = _sample(request, run, score, Unfinished(folder, request.sampler, results))
@@ -203,7 +213,7 @@ def _make_score(
         kernel = kernels.median_mixture(kernels.imq_mixture, test, scales=config.kernel_scales)
         test_mmd = jax.jit(mmd.mmd_u_statistic)
         return lambda samples: {"test_mmd": float(test_mmd(samples, test, kernel))}, {}
-    classifier = classifiers.train_or_load(dataset, datasets.cache_dir())
+    classifier = classifiers.train_or_load(dataset, places.cache())
     neighbours = image_metrics.neighbours(dataset)
     inception = image_metrics.inception(classifier)
     distances = image_metrics.feature_distances(dataset, classifier)

@@ -49,6 +49,9 @@ FEATURE_LENGTHSCALES: dict[str, steingan.LengthscaleFn] = {
 }
 
 
+_MOST_PICTURES = 100_000
+
+
 class Choice(NamedTuple):
     """An objective as the flags name it.
 
@@ -323,6 +326,7 @@ def rows_per_step(config: Config) -> int:
 def validate(config: Config, num_devices: int) -> None:
     """Raises UsageError for the first setting out of its range, before anything is compiled."""
     fields.validate(config)
+    limit_pictures(config, _MOST_PICTURES)
     if config.batch_size % num_devices:
         below = config.batch_size // num_devices * num_devices
         sizes = [size for size in (below, below + num_devices) if size > 0]
@@ -331,6 +335,16 @@ def validate(config: Config, num_devices: int) -> None:
             f"such as {' or '.join(map(str, sizes))}"
         )
     _validate_for_objective(config)
+
+
+def limit_pictures(config: Any, most: int) -> None:
+    """Raises UsageError where a config's num_steps and eval_every make too many pictures."""
+    count = config.num_steps // config.eval_every
+    if count > most:
+        raise UsageError(
+            f"eval_every: got {config.eval_every}, {count} evaluations in {config.num_steps} steps "
+            f"with a picture each; expected at most {most}"
+        )
 
 
 def _validate_for_objective(config: Config) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 import optax
 from tqdm import tqdm, trange
 
-from experiments import command, fields, long_chains, plots, posteriors
+from experiments import command, fields, long_chains, memory, places, plots, posteriors
 from experiments.errors import UsageError
 from experiments.long_chains import Chains
 from experiments.plots import CurvePanel
@@ -96,6 +96,7 @@ def run(
       DivergenceError: particles are not finite.
       Terminated: a signal came; the state is saved.
     """
+    root = places.workdir(workdir)
     validate(config)
     posterior = posteriors.red_wine(
         data_dir, seed=config.seed, prior_precision=config.prior_precision
@@ -106,7 +107,9 @@ def run(
             "training rows"
         )
     start_key, chain_key, subset_key = jax.random.split(jax.random.key(config.seed), 3)
-    with Workdir(workdir, config, free_fields=("num_particles", "lengthscales")) as folder:
+    draws = 4 * config.num_chains * config.num_draws * posterior.dimension
+    memory.require(config, ("num_chains", "num_draws"), 2 * draws)
+    with Workdir(root, config, free_fields=("num_particles", "lengthscales")) as folder:
         starts = _prior_draws(start_key, config, config.num_chains, posterior.dimension)
         chains = long_chains.run(
             chain_key,

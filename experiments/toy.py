@@ -31,7 +31,17 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from experiments import command, compare, fields, files, settings, targets, threads, toy_report
+from experiments import (
+    command,
+    compare,
+    fields,
+    files,
+    places,
+    settings,
+    targets,
+    threads,
+    toy_report,
+)
 from experiments import train as training
 from experiments.data import Dataset
 from experiments.errors import StorageError, UsageError, line
@@ -51,6 +61,7 @@ PRESET = "paper001"
 
 _NUM_TRAIN, _NUM_TEST = 10_000, 2_000
 _NUM_DRAWN = 500
+_MOST_FRAMES = 2000  # of a film, each of them a file
 _LATTICE = 20  # arrows on a side
 _NEEDS: dict[str, dict[str, Any]] = {
     "noisy_jsd": {"noise_variance": 0.01},  # has to be > 0
@@ -120,12 +131,14 @@ def run(request: Request) -> Rows:
       DivergenceError: a state is not finite.
       Terminated: a signal came; the state is saved.
     """
+    places.workdir(request.workdir)
     base = for_objective(request.config, request.config.objective)
     seeds = request.seeds or (base.seed,)
     names = request.objectives or (base.objective,)
     configs = [for_objective(request.config, name) for name in names]
     for config in configs:
         _validate(config)
+    fields.validate(Options(request.workdir, None, request.objectives, request.seeds))
     compares = bool(request.objectives or request.seeds)
     with (
         Workdir(request.workdir, base, free_fields=_FREE) as folder,
@@ -339,12 +352,9 @@ def read_frame(run: pathlib.Path, record: Record) -> FieldFrame:
 def _validate(config: Config) -> None:
     settings.validate(config, 1)
     fields.Rule(str, "", None, choices=targets.PLANE).check("dataset", config.dataset)
-    needed = settings.rows_per_step(config)
-    if needed > _NUM_TRAIN:
-        raise UsageError(
-            f"batch_size: got {config.batch_size}, {needed} rows a step; expected at most the "
-            f"{_NUM_TRAIN} training examples"
-        )
+    settings.limit_pictures(config, _MOST_FRAMES)
+    rows = np.zeros((_NUM_TRAIN, 2), np.float32)
+    training.check(config, Dataset(config.dataset, rows, rows, None, None, 0))
 
 
 def request(given: command.Given) -> Request:

@@ -25,7 +25,9 @@ from experiments import (
     feed,
     fields,
     image_metrics,
+    memory,
     networks,
+    places,
     plots,
     settings,
     threads,
@@ -168,6 +170,37 @@ def training_rows(config: Config, dataset: Dataset) -> np.ndarray:
     return conditional.labelled_points(dataset) if config.conditional else dataset.train
 
 
+def check(config: Config, dataset: Dataset, num_devices: int = 1) -> None:
+    """Refuses what the data set or the memory cannot take; nothing is compiled or written.
+
+    Raises:
+      UsageError: labels are missing, a step takes more rows than there are, no network takes such
+        samples, or a device has too little memory.
+    """
+    rows, num_rows = settings.rows_per_step(config), len(dataset.train)
+    if config.conditional:
+        conditional.labels_of(dataset)
+    if num_rows < rows:
+        raise UsageError(
+            f"batch_size: got {config.batch_size}, {rows} rows a step; expected at most the "
+            f"{num_rows} training examples of {config.dataset}"
+        )
+    classes = dataset.num_classes if config.conditional else 0
+    share = config.batch_size // num_devices
+    shape = (math.prod(dataset.sample_shape) + classes,) if classes else dataset.sample_shape
+    try:
+        generator = networks.generator_for(dataset.sample_shape, config.width)
+        needed = memory.of_training(generator, share, config.latent_dim + classes, train=False)
+        if settings.critic_steps(config):
+            critic = _critic_network(config, dataset)
+            needed += memory.of_training(critic, share, *shape, train=False)
+    except ValueError as error:
+        raise UsageError(f"dataset: got {config.dataset}, for which no network is: {error}") from (
+            error
+        )
+    memory.require(config, ("width", "latent_dim", "batch_size"), needed)
+
+
 def run(
     config: Config,
     *,
@@ -197,19 +230,13 @@ def run(
       DivergenceError: a state is not finite.
       Terminated: a signal came; the state is saved.
     """
+    places.workdir(workdir)
     devices = jax.local_devices()[:num_devices]
     if num_devices is not None and num_devices > len(devices):
         raise UsageError(f"num_devices: got {num_devices}; expected at most {len(devices)}")
     settings.validate(config, len(devices))
     dataset = datasets.load(config.dataset, data_dir, seed=config.seed)
-    if config.conditional:
-        conditional.labels_of(dataset)
-    rows = settings.rows_per_step(config)
-    if len(dataset.train) < rows:
-        raise UsageError(
-            f"batch_size: got {config.batch_size}, {rows} rows a step; expected at most the "
-            f"{len(dataset.train)} training examples of {config.dataset}"
-        )
+    check(config, dataset, len(devices))
     with (
         Workdir(
             workdir,

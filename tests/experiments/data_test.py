@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from experiments import data, image_sets, mnist_builder
+from experiments import data, image_sets, mnist_builder, places
 
 REPOSITORY = Path(__file__).parents[2]
 REAL_DATA = os.environ.get("KERNELGRAD_DATA_DIR")
@@ -102,10 +102,10 @@ def test_unusable_cache_is_named(tmp_path, monkeypatch, small_mnist, small_cifar
 def test_cache_folder_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("KERNELGRAD_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert data.cache_dir() == tmp_path / "xdg" / "kernelgrad"
+    assert places.cache() == tmp_path / "xdg" / "kernelgrad"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert data.cache_dir() == tmp_path / "home" / ".cache" / "kernelgrad"
+    assert places.cache() == tmp_path / "home" / ".cache" / "kernelgrad"
 
 
 # --- digits -------------------------------------------------------------------------------------

@@ -945,3 +945,20 @@ def test_a_save_that_fails_is_one_line_and_leaves_the_last_good_checkpoint(fork,
     assert os.listdir(tmp_path / "run/checkpoints") == ["1"]
     with runtime.Workdir(tmp_path / "run", Config()) as workdir:
         assert workdir.restore({"noise": np.zeros(1000)})[0] == 1
+
+
+def test_a_changed_config_is_stored_once_a_state_fits_it(tmp_path):
+    state = {"weights": np.ones(3)}
+    with runtime.Workdir(tmp_path, Config()) as workdir:
+        workdir.save(1, state)
+    stored = (tmp_path / "config.json").read_bytes()
+    changed = Config(learning_rate=0.2)
+    with runtime.Workdir(tmp_path, changed, allow_config_change=True) as workdir:
+        with pytest.raises(errors.UsageError, match="is of another model"):
+            workdir.restore({"weights": np.ones(4)})
+        assert (tmp_path / "config.json").read_bytes() == stored
+    with runtime.Workdir(tmp_path, Config()) as workdir:
+        assert workdir.restore(state)[0] == 1
+    with runtime.Workdir(tmp_path, changed, allow_config_change=True) as workdir:
+        assert workdir.restore(state)[0] == 1
+    assert b'"learning_rate": 0.2' in (tmp_path / "config.json").read_bytes()
