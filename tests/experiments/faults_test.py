@@ -5,6 +5,7 @@
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -124,6 +125,8 @@ def _life(name: str, arguments: list[str], stderr: str, small: dict[str, dict[st
     descriptor = os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell's & ignores it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     binary = importlib.import_module(f"experiments.{name}")
     for module, constants in small.items():
@@ -165,12 +168,8 @@ def _end_a_life(process: Any, workdir: pathlib.Path, rng: np.random.Generator) -
     lock = workdir / "lock"
     _await(process, _PATIENCE, lambda: lock.exists() and lock.read_text().startswith(owner))
     if rng.random() < 0.75:  # when it has come further than it had, at whatever moment then
-        before = {file: file.stat().st_mtime_ns for file in workdir.rglob("*")}
-        _await(
-            process,
-            _PATIENCE,
-            lambda: any(before.get(file) != _time(file) for file in workdir.rglob("*.jsonl")),
-        )
+        before = _times(workdir)
+        _await(process, _PATIENCE, lambda: _times(workdir) != before)
         time.sleep(rng.exponential(0.1))
     else:
         time.sleep(rng.uniform(0, 2))
@@ -181,11 +180,14 @@ def _end_a_life(process: Any, workdir: pathlib.Path, rng: np.random.Generator) -
     return 0 if process.exitcode == 0 else number
 
 
-def _time(file: pathlib.Path) -> int:
-    try:
-        return file.stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
+def _times(workdir: pathlib.Path) -> dict[pathlib.Path, int]:
+    """Returns when the files of a run were written, but for those that a start writes."""
+    times = {}
+    for file in workdir.rglob("*"):
+        if file.name not in ("lock", "config.json"):
+            with contextlib.suppress(FileNotFoundError):
+                times[file] = file.stat().st_mtime_ns
+    return times
 
 
 @pytest.mark.slow

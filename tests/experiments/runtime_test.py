@@ -606,6 +606,8 @@ def _begin(target: Any, folder: pathlib.Path, arguments: tuple[Any, ...]) -> Non
     """Runs in the child: sends stderr to a file, then does the work."""
     descriptor = os.open(folder / f"stderr-{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell's & ignores it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     target(*arguments)
 
 
