@@ -138,7 +138,7 @@ def run(request: Request) -> Rows:
     configs = [for_objective(request.config, name) for name in names]
     for config in configs:
         _validate(config)
-    fields.validate(Options(request.workdir, None, request.objectives, request.seeds))
+    fields.validate(Options(request.workdir, objectives=request.objectives, seeds=request.seeds))
     compares = bool(request.objectives or request.seeds)
     with (
         Workdir(request.workdir, base, free_fields=_FREE) as folder,
