@@ -1,11 +1,11 @@
-# make run | test | check | bench | test-statistical: each sets up .venv once and is quick afterwards.
+# make run | test | check | bench | test-statistical | test-faults: each sets up .venv once and is quick afterwards.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/digits
 ROWS ?=
 
-.PHONY: run test test-statistical check bench format clean
+.PHONY: run test test-statistical test-faults check bench format clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,9 @@ test: $(VENV)/.installed-dev ## the tests, about a quarter of an hour on two cor
 test-statistical: $(VENV)/.installed-dev ## calibration and invariance figures at full length, printed
 	KERNELGRAD_SLOW_TESTS=1 $(BIN)/python -m pytest -svv tests/statistical_test.py
 	$(BIN)/python -m pytest -svv tests/hmc_test.py tests/langevin_test.py -k "exact or law or mixes"
+
+test-faults: $(VENV)/.installed-dev ## 300 kills, 1000 damages, 462 hostile files, about an hour
+	KERNELGRAD_SLOW_TESTS=1 $(BIN)/python -m pytest -svv tests/experiments/faults_test.py
 
 check: $(VENV)/.installed-dev ## ruff and mypy
 	$(BIN)/ruff check .

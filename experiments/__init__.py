@@ -1,1 +1,5 @@
 """Experiment binaries built on kernelgrad."""
+
+from experiments import places
+
+places.settle_matplotlib()

@@ -18,26 +18,31 @@ trained are not trained again.
 import dataclasses
 import hashlib
 import json
+import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import flags
 
 from experiments import classifier as classifiers
 from experiments import (
     command,
+    fields,
+    files,
     image_metrics,
     labelled_images,
+    memory,
+    places,
     plots,
     resnet,
     threads,
     trained,
 )
 from experiments import data as datasets
+from experiments import train as training
 from experiments.classifier import Classifier
 from experiments.data import Dataset
-from experiments.errors import UsageError
+from experiments.errors import StorageError, UsageError
 from experiments.labelled_images import LabelledImages
 from experiments.resnet import Recipe
 from experiments.runtime import Workdir
@@ -45,34 +50,47 @@ from experiments.tables import format_table
 
 _DRAWN = 10  # images of each class
 _OWN_ROWS = ("real", "duplicates")
+_MOST_BYTES, _MOST_VALUES = 2**16, 100  # of a stored accuracy
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Everything that decides the table, but for where it is stored.
+    """Everything that decides the table, but for where it is stored."""
 
-    Attributes:
-      dataset: images with labels.
-      runs: "name=workdir" of conditional runs on that data set, a row each.
-      num_images: images of a set; None: as many as the real training set has.
-      num_distinct: real images among the duplicates, or all where there are fewer.
-      seed: of the data, of the choice of images and of the generated ones.
-      seeds: of the residual networks that are trained on each set.
-      width: see :class:`Recipe`; so are the rest.
-    """
-
-    dataset: str = "digits"
-    runs: tuple[str, ...] = ()
-    num_images: int | None = None
-    num_distinct: int = 500
-    seed: int = 0
-    seeds: tuple[int, ...] = (0,)
-    width: int = Recipe.width
-    num_blocks: int = Recipe.num_blocks
-    stem_stride: int = Recipe.stem_stride
-    batch_size: int = Recipe.batch_size
-    num_steps: int = Recipe.num_steps
-    learning_rate: float = Recipe.learning_rate
+    dataset: str = fields.word("digits", "Images with labels.")
+    runs: tuple[str, ...] = fields.words(
+        (), "Conditional runs of experiments.train on that data set, a row each: name=workdir,..."
+    )
+    num_images: int | None = fields.integer(
+        None,
+        1,
+        fields.MAX_SIZE,
+        "Images of each set; by default as many as the real training set has.",
+    )
+    num_distinct: int = fields.integer(
+        500, 1, fields.MAX_SIZE, "Different images among the duplicates, or all if there are fewer."
+    )
+    seed: int = fields.seed("Seed of the data, the choice of images, and the generated ones.")
+    seeds: tuple[int, ...] = fields.integers(
+        (0,), 0, fields.MAX_SEED, "Seeds of the networks that are trained on each set."
+    )
+    width: int = fields.integer(
+        Recipe.width,
+        resnet.GROUP_SIZE,
+        fields.MAX_SIZE,
+        f"Channels of the first stage of these networks, a multiple of {resnet.GROUP_SIZE}.",
+    )
+    num_blocks: int = fields.integer(
+        Recipe.num_blocks, 1, 1000, "Residual blocks in each of the three stages."
+    )
+    stem_stride: int = fields.integer(
+        Recipe.stem_stride, 1, 1000, "Stride of the first convolution; 1 costs four times."
+    )
+    batch_size: int = fields.integer(Recipe.batch_size, 1, fields.MAX_SIZE, "Images per step.")
+    num_steps: int = fields.integer(Recipe.num_steps, 1, fields.MAX_COUNT, "Steps of each network.")
+    learning_rate: float = fields.positive(
+        Recipe.learning_rate, "Adam's peak, after 5 % of the steps."
+    )
 
     def recipe(self) -> Recipe:
         """Returns how the residual networks are built and trained."""
@@ -120,16 +138,26 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
       StorageError: a folder cannot be used.
       DivergenceError: the loss of a network is not finite.
     """
+    places.workdir(workdir)
     _validate(config)
     runs = _conditional_runs(config)
     dataset = datasets.load(config.dataset, data_dir, seed=config.seed)
-    classifier = classifiers.train_or_load(dataset, datasets.cache_dir())
+    classifiers.check(dataset)
     num_images = len(dataset.train) if config.num_images is None else config.num_images
     if num_images > len(dataset.train):
         raise UsageError(
             f"num_images: got {num_images}; expected at most the {len(dataset.train)} training "
             f"images of {dataset.name}"
         )
+    for place in runs.values():
+        training.check(trained.stored_config(place), dataset)
+    network = resnet.ResNet(
+        dataset.num_classes, config.width, config.num_blocks, config.stem_stride
+    )
+    batch_size = min(config.batch_size, num_images)
+    needed = memory.of_training(network, batch_size, *dataset.sample_shape)
+    memory.require(config, ("width", "num_blocks", "batch_size"), needed)
+    classifier = classifiers.train_or_load(dataset, places.cache())
     inception = image_metrics.inception(classifier)
     with Workdir(workdir, config, free_fields=("runs", "seeds")) as folder, threads.one_for_blas():
         rng = np.random.default_rng(config.seed)
@@ -141,7 +169,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
             sets[name] = labelled_images.generated(
                 place, num_images, seed=config.seed, data_dir=data_dir
             )
-        rows = {}
+        rows: dict[str, Row] = {}
         for name, examples in sets.items():
             score = inception(image_metrics.as_images(examples.images))["inception_score"]
             accuracies = (
@@ -172,6 +200,7 @@ def _conditional_runs(config: Config) -> dict[str, str]:
                 f"runs: got {workdir}, a run without labels; expected one trained with "
                 "--conditional"
             )
+        trained.require_checkpoint(workdir)
         runs[name] = workdir
     return runs
 
@@ -193,8 +222,8 @@ def _accuracy(
         digest.update(np.asarray(array).tobytes())
     file = f"accuracies/{digest.hexdigest()[:16]}.json"
     path = folder.path / file
-    if path.exists():
-        return float(json.loads(path.read_text())["accuracy"])
+    if files.kind(path) is not None:
+        return _stored_accuracy(path)
     description = f"ResNet on {name}, seed {seed}"
     classify = resnet.train(
         examples.images,
@@ -208,6 +237,19 @@ def _accuracy(
     record = {"accuracy": accuracy, "set": name, "source": examples.source, "seed": seed}
     folder.write_bytes(file, f"{json.dumps(record)}\n".encode())
     return accuracy
+
+
+def _stored_accuracy(path: pathlib.Path) -> float:
+    try:
+        with files.storage(str(path)):
+            record = files.parse_json(files.read(path, _MOST_BYTES), _MOST_VALUES)
+        if not 0 <= record["accuracy"] <= 1:
+            raise ValueError(f"the accuracy {record['accuracy']}")
+        return float(record["accuracy"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise StorageError(
+            f"{path}: got {error}; expected an accuracy in [0, 1]. Delete it to measure anew"
+        ) from error
 
 
 def _write(
@@ -262,56 +304,16 @@ def _cells(row: Row) -> dict[str, float | str]:
 
 def _validate(config: Config) -> None:
     """Raises UsageError for the first setting out of its range, before anything is read."""
-    counts = ("num_distinct", "num_blocks", "stem_stride", "batch_size", "num_steps")
-    for name in ("num_images", *counts):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UsageError(f"{name}: got {value}; expected an integer >= 1")
-    if config.width < 1 or config.width % resnet.GROUP_SIZE:
+    fields.validate(config)
+    if config.width % resnet.GROUP_SIZE:
         raise UsageError(
             f"width: got {config.width}; expected a positive multiple of {resnet.GROUP_SIZE}"
         )
-    if not 0 < config.learning_rate < float("inf"):
-        raise UsageError(
-            f"learning_rate: got {config.learning_rate}; expected a positive, finite number"
-        )
-    if config.seed < 0:
-        raise UsageError(f"seed: got {config.seed}; expected an integer >= 0")
-    if not config.seeds or min(config.seeds) < 0 or len(set(config.seeds)) < len(config.seeds):
-        raise UsageError(f"seeds: got {config.seeds}; expected different integers >= 0")
-
-
-def _define_flags() -> None:
-    defaults = Config()
-    flags.DEFINE_list("runs", [], "Conditional runs of experiments.train: name=workdir,...")
-    flags.DEFINE_integer(
-        "num_images", None, "Images of each set; by default as many as the real training set has."
-    )
-    flags.DEFINE_integer(
-        "num_distinct", defaults.num_distinct, "Different images among the duplicates."
-    )
-    flags.DEFINE_list("seeds", ["0"], "Seeds of the networks that are trained on each set.")
-    flags.DEFINE_integer(
-        "num_blocks", defaults.num_blocks, "Residual blocks in each of the three stages."
-    )
-    flags.DEFINE_integer(
-        "stem_stride", defaults.stem_stride, "Stride of the first convolution; 1 costs four times."
-    )
-    settings_of_training = ("dataset", "seed", "width", "batch_size", "num_steps", "learning_rate")
-    for name in settings_of_training:
-        flags.FLAGS.set_default(name, getattr(defaults, name))
-    for name in ("workdir", "data_dir", *settings_of_training):
-        flags.declare_key_flag(name)
-
-
-def _config_from_flags() -> Config:
-    return Config(**command.values_of(Config, only=("experiments.settings", "experiments.train")))
 
 
 def main() -> None:
     """Parses the flags and scores."""
-    _define_flags()
-    command.main_in_workdir(run, _config_from_flags)
+    command.main_in_workdir(run, Config)
 
 
 if __name__ == "__main__":

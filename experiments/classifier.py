@@ -23,7 +23,9 @@ import optax
 from jax import lax
 from tqdm import tqdm
 
+from experiments import files
 from experiments.data import DataError, Dataset
+from experiments.errors import line
 from experiments.networks import MLPClassifier
 from kernelgrad import _checks
 from kernelgrad.types import Array, Key, PyTree
@@ -55,6 +57,7 @@ class ClassifierConfig:
 
 
 _DEFAULT = ClassifierConfig()
+_MOST_BYTES = 2**30  # of a cached classifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +122,7 @@ def train_or_load(
       DataError: the data are no images or have no labels.
       OSError: the folder cannot be created or written to.
     """
-    if not dataset.is_image or dataset.train_labels is None or dataset.test_labels is None:
-        raise DataError(f"dataset: got {dataset.name}; the classifier expects images with labels")
+    check(dataset)
     network = MLPClassifier(dataset.num_classes, config.width, config.dropout_rate)
     name = dataset.name.replace("/", "-")
     path = Path(cache_dir) / f"classifier-{name}-{_key(dataset, config, seed)}.npz"
@@ -136,6 +138,12 @@ def train_or_load(
     predicted = np.asarray(_probs_and_features(network, params, images)[0]).argmax(axis=1)
     accuracy = float(np.mean(predicted == dataset.test_labels))
     return Classifier(network, params, dataset.sample_shape, accuracy, _digest(params))
+
+
+def check(dataset: Dataset) -> None:
+    """Raises DataError where the data are no images or have no labels."""
+    if not dataset.is_image or dataset.train_labels is None or dataset.test_labels is None:
+        raise DataError(f"dataset: got {dataset.name}; the classifier expects images with labels")
 
 
 @functools.partial(jax.jit, static_argnames="network")
@@ -258,31 +266,22 @@ def _save(path: Path, params: PyTree) -> None:
     arrays = flax.traverse_util.flatten_dict(jax.device_get(params), sep=".")
     content = io.BytesIO()
     np.savez(content, sha256=_digest(params), **arrays)
-    scratch = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with open(scratch, "wb") as file:
-            file.write(content.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    files.replace(path, content.getvalue(), shared=True)
 
 
 def _load(path: Path) -> PyTree | None:
     """Returns the parameters in a file, or None if it is missing or damaged."""
-    if not path.exists():
+    if files.kind(path) is None:
         return None
     try:
-        with open(path, "rb") as stream, np.load(stream) as file:
-            arrays = dict(file)
+        arrays = files.parse_arrays(files.read(path, _MOST_BYTES), _MOST_BYTES)
         stored = str(arrays.pop("sha256"))
         params = flax.traverse_util.unflatten_dict(arrays, sep=".")
         damage = None if _digest(params) == stored else "its SHA-256 differs"
-    except Exception as error:  # a flipped bit makes zipfile and numpy raise a dozen types
-        damage = type(error).__name__
+    except (OSError, ValueError, KeyError) as error:
+        damage = getattr(error, "strerror", None) or str(error)
     if damage is not None:
         message = f"{path} is damaged ({damage}); the classifier is trained again"
-        print("kernelgrad: warning:", message, file=sys.stderr, flush=True)
+        print(line("warning", message), file=sys.stderr, flush=True)
         return None
     return params

@@ -8,18 +8,16 @@ per step measured in turns in one process; comparison.png shows the metrics alon
 """
 
 import dataclasses
-import json
 import pathlib
 import time
 from collections.abc import Callable
 
 import jax
 import numpy as np
-from absl import flags
 from tqdm import trange
 
 from experiments import classifier as classifiers
-from experiments import command, image_metrics, plots, settings
+from experiments import command, fields, files, image_metrics, places, plots, records, settings
 from experiments import data as datasets
 from experiments import train as training
 from experiments.data import Dataset
@@ -35,8 +33,18 @@ _TIMED_STEPS = 50
 Timed = tuple[Callable[[PyTree, Key], tuple[PyTree, PyTree]], PyTree, int]
 _OF_STEPS = {"step", "mmd", "direction_rms", "critic_loss", "jsd", "penalty", "log_ratio"}
 
-_OBJECTIVES = flags.DEFINE_list("objectives", ["kl", "mmd"], "Objectives to compare.")
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the runs of each objective.")
+
+@dataclasses.dataclass(frozen=True)
+class Options(command.Place):
+    """What to compare, and where."""
+
+    preset: str | None = settings.preset()
+    objectives: tuple[str, ...] = fields.choices(
+        ("kl", "mmd"), settings.OBJECTIVES, "Objectives to compare."
+    )
+    seeds: tuple[int, ...] = fields.integers(
+        (0, 1, 2), 0, fields.MAX_SEED, "Seeds of the runs of each objective."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +89,7 @@ def run(request: Request) -> dict[str, Curves]:
       DataError: the data set is unknown, missing or damaged.
       StorageError: a work folder cannot be used.
     """
+    root = places.workdir(request.workdir)
     configs = {
         name: dataclasses.replace(
             request.config, objective=name, ridge=request.config.ridge if name == "kl" else None
@@ -89,21 +98,25 @@ def run(request: Request) -> dict[str, Curves]:
     }
     for config in configs.values():
         settings.validate(config, 1)
+    fields.validate(Options(request.workdir, objectives=request.objectives, seeds=request.seeds))
     dataset = datasets.load(request.config.dataset, request.data_dir, seed=request.config.seed)
+    for config in configs.values():
+        training.check(config, dataset)
     scores: list[training.ScoreFn] = []
     reference: dict[str, float] = {}
     if dataset.is_image and dataset.train_labels is not None:
-        classifier = classifiers.train_or_load(dataset, datasets.cache_dir())
+        classifier = classifiers.train_or_load(dataset, places.cache())
         scores.append(image_metrics.inception(classifier))
         test = image_metrics.as_images(dataset.test)
         reference = {**scores[0](test), **image_metrics.neighbours(dataset)(test[:500])}
 
-    root = pathlib.Path(request.workdir)
     histories: dict[str, list[list[dict[str, float]]]] = {}
     for name, config in configs.items():
         histories[name] = []
         for seed in request.seeds:
-            folder = root / name / f"seed{seed}"
+            with files.storage(str(root)):
+                root.mkdir(parents=True, exist_ok=True)
+                folder = files.folder(root, f"{name}/seed{seed}")
             training.run(
                 dataclasses.replace(config, seed=seed),
                 workdir=str(folder),
@@ -111,8 +124,7 @@ def run(request: Request) -> dict[str, Curves]:
                 num_devices=1,
                 extra_scores=scores,
             )
-            lines = (folder / "metrics.jsonl").read_text().splitlines()
-            histories[name].append([json.loads(line) for line in lines])
+            histories[name].append(list(records.parsed(folder / "metrics.jsonl")))
     times = time_steps(configs, dataset)
     curves = {name: _curves(runs, times[name]) for name, runs in histories.items()}
     _report(root, request, curves, reference)
@@ -191,18 +203,19 @@ def _report(
         rows["real test images"] = dict(reference)
     table = format_table(rows)
     title = f"{request.config.dataset}, width {request.config.width}, {len(request.seeds)} seed(s)"
-    (root / "comparison.md").write_text(f"{title}; mean and standard deviation\n\n{table}\n")
-    (root / "comparison.png").write_bytes(
-        plots.comparison(
-            {
-                metric: {name: (c.steps, c.metrics[metric]) for name, c in curves.items()}
-                for metric in next(iter(curves.values())).metrics
-            },
-            {name: c.ms_per_step / 1000 for name, c in curves.items()},
-            reference,
-            title,
-        )
+    picture = plots.comparison(
+        {
+            metric: {name: (c.steps, c.metrics[metric]) for name, c in curves.items()}
+            for metric in next(iter(curves.values())).metrics
+        },
+        {name: c.ms_per_step / 1000 for name, c in curves.items()},
+        reference,
+        title,
     )
+    text = f"{title}; mean and standard deviation\n\n{table}\n"
+    for name, content in {"comparison.md": text.encode(), "comparison.png": picture}.items():
+        with files.storage(str(root / name)):
+            files.replace(root / name, content, shared=True)
     print(table)
     print(f"written to {root}/comparison.md and {root}/comparison.png")
 
@@ -211,32 +224,28 @@ def _spread(values: dict[str, np.ndarray]) -> dict[str, float | str]:
     return {name: f"{np.mean(v):.4g} ± {np.std(v):.2g}" for name, v in values.items()}
 
 
-def request_from_flags() -> Request:
+def request(given: command.Given) -> Request:
     """Returns what the flags ask for.
 
     Raises:
-      UsageError: --objective or --seed in place of their plurals, or seeds that are no integers.
+      UsageError: --objective or --seed in place of their plurals.
     """
     for name in ("objective", "seed"):
-        if flags.FLAGS[name].present:
+        if name in given:
             raise UsageError(f"{name}: got --{name}; expected --{name}s, a list to compare")
-    try:
-        seeds = tuple(int(seed) for seed in _SEEDS.value)
-    except ValueError:
-        raise UsageError(f"seeds: got {_SEEDS.value}; expected integers such as 0,1,2") from None
+    options = fields.pick(Options, given)
     return Request(
-        settings.from_flags(),
-        tuple(_OBJECTIVES.value),
-        seeds,
-        flags.FLAGS.workdir,
-        flags.FLAGS.data_dir,
+        settings.configured(given, options.preset),
+        options.objectives,
+        options.seeds,
+        options.workdir,
+        options.data_dir,
     )
 
 
 def main() -> None:
     """Parses the flags and compares."""
-    flags.mark_flag_as_required("workdir")
-    command.main(run, request_from_flags)
+    command.main(lambda given: run(request(given)), Config, Options)
 
 
 if __name__ == "__main__":

@@ -2,19 +2,17 @@
 
 Image sets are MNIST, CIFAR-10 as JPEG files, and anything TensorFlow Datasets has prepared in the
 array_record format; TensorFlow itself is never imported. What has to be decoded or converted is
-written below the cache folder: $KERNELGRAD_CACHE, else $XDG_CACHE_HOME/kernelgrad, else
-~/.cache/kernelgrad. `data_dir` is only read.
+written below the cache folder, :func:`experiments.places.cache`. `data_dir` is only read.
 """
 
 import difflib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from experiments import image_sets
+from experiments import files, image_sets, places
 from experiments.image_sets import DataError
 
 
@@ -91,20 +89,20 @@ def load(name: str, data_dir: str | None = None, *, seed: int = 0) -> Dataset:
         return _digits()
     if name in _TOYS:
         return _toy(name, seed)
-    root = None if data_dir is None else Path(data_dir).expanduser()
+    root = None if data_dir is None else places.folder("data_dir", data_dir)
     if root is not None and not root.is_dir():
         raise DataError(f"data_dir: {root} is not a folder; expected the one that holds {name}")
     if name in _TABLES:
         return _table(name, _find(name, root, "uci", _TABLES[name].file), seed)
     if name == "cifar10_jpeg":
         archive = _find(name, root, "cifar10", "cifar10-jpeg.tar.xz")
-        return _images(name, image_sets.read_cifar10_jpeg(archive, cache_dir()), seed)
+        return _images(name, image_sets.read_cifar10_jpeg(archive, places.cache()), seed)
     if name == "mnist":
-        return _images(name, image_sets.read_prepared(_mnist_directory(root), cache_dir()), seed)
-    for place in [cache_dir() / "tfds"] if root is None else [root, cache_dir() / "tfds"]:
+        return _images(name, image_sets.read_prepared(_mnist_directory(root), places.cache()), seed)
+    for place in [places.cache() / "tfds"] if root is None else [root, places.cache() / "tfds"]:
         directory = image_sets.find_prepared(name, place)
         if directory is not None:
-            return _images(name, image_sets.read_prepared(directory, cache_dir()), seed)
+            return _images(name, image_sets.read_prepared(directory, places.cache()), seed)
     raise DataError(_unknown(name, root))
 
 
@@ -116,12 +114,6 @@ def _unknown(name: str, root: Path | None) -> str:
         f"dataset: got {name!r}{hint}; expected one of {', '.join(names())}, "
         f"or an image set that TFDS has prepared in {where}"
     )
-
-
-def cache_dir() -> Path:
-    """Returns the folder for what was decoded, converted or trained once."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("KERNELGRAD_CACHE") or f"{base}/kernelgrad").expanduser()
 
 
 def _find(name: str, root: Path | None, folder: str, file: str) -> Path:
@@ -226,6 +218,7 @@ class _Table(NamedTuple):
     dropped: str
 
 
+_MOST_TABLE_BYTES = 2**24
 _WINE = (
     "fixed acidity",
     "volatile acidity",
@@ -300,7 +293,7 @@ def _table(name: str, path: Path, seed: int) -> Dataset:
 def _read_table(path: Path, table: _Table) -> tuple[list[str], np.ndarray]:
     """Returns the column names and the rows, float64, of a file separated by , ; or tabs."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = files.read(path, _MOST_TABLE_BYTES, follow=True).decode().splitlines()
         header = lines[0] if lines else ""
         delimiter = next((mark for mark in ",;\t" if mark in header), ",")
         columns = [column.strip().strip('"') for column in header.split(delimiter)]
@@ -343,7 +336,7 @@ def _mnist_directory(root: Path | None) -> Path:
         directory = image_sets.find_prepared("mnist", root)
         if directory is not None:
             return directory
-    return mnist_builder.prepare(source, cache_dir() / "tfds")
+    return mnist_builder.prepare(source, places.cache() / "tfds")
 
 
 def _images(name: str, image_set: image_sets.ImageSet, seed: int) -> Dataset:

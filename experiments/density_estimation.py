@@ -17,29 +17,38 @@ at.
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from tqdm import tqdm
 
-from experiments import command, density_report, energy_fits, files, gaussian_base
+from experiments import (
+    command,
+    density_report,
+    energy_fits,
+    fields,
+    files,
+    gaussian_base,
+    memory,
+    places,
+)
 from experiments import data as datasets
 from experiments.density_report import Record
 from experiments.energy_fits import Look, Settings
-from experiments.errors import StorageError, Terminated, UsageError
+from experiments.errors import StorageError, UsageError
 from experiments.gaussian_base import Split
 from experiments.networks import MLPCritic
-from experiments.runtime import Signals, Workdir
+from experiments.runtime import Workdir
 from kernelgrad.kale import NormalizerEstimate
 from kernelgrad.types import Array, Key
 
 DATASETS = tuple(n for n in datasets.names() if n not in ("digits", "mnist", "cifar10_jpeg"))
 _DRAWS_OF_A_LOOK = 20_000
+_LEAST_DIMENSION = 2  # of a data set
+_MOST_BYTES, _MOST_VALUES = 2**24, 10**6  # of a stored fit
 
 Results = dict[str, dict[str, list[Record]]]
 
@@ -48,12 +57,23 @@ Results = dict[str, dict[str, list[Record]]]
 class Config(Settings):
     """Everything that decides the runs, but for where the data are and the results go."""
 
-    datasets: tuple[str, ...] = ("red_wine", "white_wine", "parkinsons")
-    methods: tuple[str, ...] = tuple(energy_fits.RULES)
-    seeds: tuple[int, ...] = (0, 1, 2)
-    width: int = 128
-    depth: int = 2
-    num_normalizer_samples: int = 200_000
+    datasets: tuple[str, ...] = fields.choices(
+        ("red_wine", "white_wine", "parkinsons"), DATASETS, "Data sets to fit."
+    )
+    methods: tuple[str, ...] = fields.choices(
+        tuple(energy_fits.RULES), energy_fits.RULES, "Rules of the fit."
+    )
+    seeds: tuple[int, ...] = fields.integers(
+        (0, 1, 2), 0, fields.MAX_SEED, "Seeds of splits and fits."
+    )
+    width: int = fields.integer(128, 1, fields.MAX_SIZE, "Units of a hidden layer of the energy.")
+    depth: int = fields.integer(2, 1, 1000, "Hidden layers of the energy.")
+    num_normalizer_samples: int = fields.integer(
+        200_000,
+        1000,
+        fields.MAX_SIZE,
+        "Draws behind the normaliser of the test rows; as many others tell whether to trust a fit.",
+    )
 
 
 def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Results:
@@ -72,22 +92,19 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Results
       DataError: a table is missing or damaged.
       StorageError: the work folder cannot be used.
       DivergenceError: a likelihood is not finite.
-      Terminated: SIGTERM came; the fits so far are saved.
     """
+    places.workdir(workdir)
     validate(config)
     splits = {name: load_splits(name, config.seeds, data_dir) for name in config.datasets}
     results: Results = {}
     num_fits = len(config.datasets) * len(config.seeds) * len(config.methods)
     total = num_fits * config.num_steps
     with (
-        Workdir(pathlib.Path(workdir), config, free_fields=("datasets", "methods")) as folder,
-        Signals() as signals,
+        Workdir(workdir, config, free_fields=("datasets", "methods")) as folder,
         tqdm(total=total, unit="step") as bar,
     ):
 
         def report(method: str, look: Look) -> None:
-            if signals.stop:
-                raise Terminated(f"SIGTERM: run the same command to resume in {folder.path}")
             bar.set_description(f"{name}, seed {seed}, {method}: {look.gain:+.2f} nats")
             bar.update(config.eval_every if look.step else 0)
 
@@ -138,7 +155,7 @@ def _fit_all(
     """Returns the record of every method on one split; fits and stores those that are missing."""
     look_key, more_key, test_key, fit_key = jax.random.split(key, 4)
     stored = {method: folder.path / f"{place}_{method}.json" for method in config.methods}
-    missing = [method for method, file in stored.items() if not file.exists()]
+    missing = [method for method, file in stored.items() if files.kind(file) is None]
     network = MLPCritic(config.width, config.depth)
     if missing:
         draw = gaussian_base.defensive_draws
@@ -163,16 +180,19 @@ def _fit_all(
         record = density_report.record(split, energy_fn, normalizer)
         record |= {"best": fit.best._asdict(), "looks": [look._asdict() for look in fit.looks]}
         folder.write_bytes(f"{place}_{method}.json", (json.dumps(record) + "\n").encode())
-    return {method: _read(file) for method, file in stored.items()}
+    steps = range(0, config.num_steps + 1, config.eval_every)
+    return {method: _read(file, split, steps) for method, file in stored.items()}
 
 
-def _read(file: pathlib.Path) -> Record:
+def _read(file: pathlib.Path, split: Split, steps: Sequence[int]) -> Record:
     with files.storage(str(file)):
-        content = file.read_bytes()
+        content = files.read(file, _MOST_BYTES)
     try:
-        return dict(json.loads(content))
+        return density_report.checked(files.parse_json(content, _MOST_VALUES), split, steps)
     except ValueError as error:
-        raise StorageError(f"{file}: got {error}; expected JSON. Delete it to fit anew") from error
+        raise StorageError(
+            f"{file}: got {error}; expected JSON of a fit. Delete it to fit anew"
+        ) from error
 
 
 def _baselines(split: Split) -> dict[str, Record]:
@@ -205,74 +225,26 @@ def _write(folder: Workdir, splits: dict[str, list[Split]], results: Results) ->
 
 def validate(config: Config) -> None:
     """Raises UsageError for the first setting out of its range, before anything is compiled."""
-    for name, known in {"datasets": DATASETS, "methods": tuple(energy_fits.RULES)}.items():
-        given = getattr(config, name)
-        if not given or not set(given) <= set(known) or len(set(given)) < len(given):
-            raise UsageError(
-                f"{name}: got {','.join(given)!r}; expected distinct ones of {', '.join(known)}"
-            )
-    if not config.seeds or min(config.seeds) < 0 or len(set(config.seeds)) < len(config.seeds):
-        raise UsageError(f"seeds: got {list(config.seeds)}; expected distinct integers >= 0")
-    lowest = {"num_normalizer_samples": 1000, "batch_size": 2, "num_base": config.batch_size}
-    counts = ("eval_every", "num_steps", "num_chain_steps", "width", "depth", *lowest)
-    for name in counts:
-        if getattr(config, name) < (low := lowest.get(name, 1)):
-            raise UsageError(f"{name}: got {getattr(config, name)}; expected an integer >= {low}")
+    fields.validate(config)
+    if config.num_base < config.batch_size:
+        raise UsageError(
+            f"num_base: got {config.num_base}; expected at least batch_size, {config.batch_size}"
+        )
     if config.num_steps % config.eval_every:
         raise UsageError(
             f"num_steps: got {config.num_steps}; expected a multiple of eval_every, "
             f"{config.eval_every}"
         )
-    infinite = float("inf")
-    for name in ("learning_rate", "chain_step_size"):
-        if not 0 < getattr(config, name) < infinite:
-            raise UsageError(f"{name}: got {getattr(config, name)}; expected a number > 0")
-    if not 0 <= config.penalty < infinite:
-        raise UsageError(f"penalty: got {config.penalty}; expected a number >= 0")
-    if not 0 < config.normalizer_rate <= 1:
-        raise UsageError(f"normalizer_rate: got {config.normalizer_rate}; expected one in (0, 1]")
-
-
-def _define_flags() -> None:
-    flags.DEFINE_string("workdir", None, "Folder of the results; created if missing.")
-    flags.DEFINE_string(
-        "data_dir",
-        os.environ.get("KERNELGRAD_DATA_DIR"),
-        "Folder that holds uci, for the tables; KERNELGRAD_DATA_DIR by default.",
-    )
-    defaults = Config()
-    flags.DEFINE_list("datasets", list(defaults.datasets), f"Some of {', '.join(DATASETS)}.")
-    flags.DEFINE_list("methods", list(defaults.methods), "Rules of the fit.")
-    flags.DEFINE_list("seeds", [str(seed) for seed in defaults.seeds], "Splits and fits.")
-    helps = {
-        "num_steps": "Updates of the energy.",
-        "eval_every": "Updates between looks at the validation rows.",
-        "batch_size": "Rows of an update, and chains of cd and pcd.",
-        "num_base": "Draws of the base of an update.",
-        "learning_rate": "First rate of Adam, which decays as a cosine.",
-        "penalty": "Weight of the energy's mean squared slope.",
-        "normalizer_rate": "Rate of the log-normaliser of kale and kale_newton.",
-        "num_chain_steps": "MALA steps of an update of cd and pcd.",
-        "chain_step_size": "Their step size, in whitened units.",
-        "width": "Units of a hidden layer of the energy.",
-        "depth": "Hidden layers of the energy.",
-        "num_normalizer_samples": "Draws behind the normaliser of the test rows; as many others "
-        "tell whether to trust a fit.",
-    }
-    for name, text in helps.items():
-        default = getattr(defaults, name)
-        define = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_float
-        define(name, default, text)
-
-
-def _config_from_flags() -> Config:
-    return Config(**command.values_of(Config))
+    network, rows = MLPCritic(config.width, config.depth), config.num_base + config.batch_size
+    needed = memory.of_training(network, rows, _LEAST_DIMENSION, train=False)
+    memory.require(config, ("width", "num_base", "batch_size"), needed)
+    draws = 2 * 4 * config.num_normalizer_samples * _LEAST_DIMENSION
+    memory.require(config, ("num_normalizer_samples",), draws)
 
 
 def main() -> None:
     """Parses the flags and fits."""
-    _define_flags()
-    command.main_in_workdir(run, _config_from_flags)
+    command.main_in_workdir(run, Config)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import energy_fits, gaussian_base, plots
+from experiments.energy_fits import Look
 from experiments.gaussian_base import Likelihood, Split
 from experiments.plots import Backdrop, CurvePanel
 from experiments.tables import format_table
@@ -18,6 +19,7 @@ Record = dict[str, Any]
 Records = Mapping[str, Sequence[Record]]
 _GRID = 100  # points a side of a density's picture
 _DRAWN_ROWS = 1000
+_LARGEST = 1e300  # of a stored number
 
 
 def record(
@@ -46,6 +48,41 @@ def record(
         log_density = gaussian_base.standard_normal(points) - energy_fn(points)
         found["log_density"] = np.round(log_density - volume - normalizer.value, 3).tolist()
     return found
+
+
+def checked(found: Any, split: Split, steps: Sequence[int]) -> Record:
+    """Returns the stored record of a fit; ValueError unless it has the form of one.
+
+    Args:
+      found: JSON values.
+      split: the rows.
+      steps: of the looks.
+    """
+    sound = isinstance(found, dict) and isinstance(found.get("looks"), list)
+    sound = sound and _has(found.get("best"), Look) and _has(found.get("test"), Likelihood)
+    sound = sound and all(_has(look, Look) for look in found["looks"])
+    sound = sound and [look["step"] for look in found["looks"]] == list(steps)
+    if sound and split.is_new.sum() > 1:
+        sound = _has(found.get("new_rows"), Likelihood)
+    if sound and split.test.shape[1] == 2:
+        grid = found.get("log_density")
+        sound = isinstance(grid, list) and len(grid) == _GRID**2 and all(map(_is_number, grid))
+    if not sound:
+        raise ValueError("another form")
+    return dict(found)
+
+
+def _has(found: Any, kind: type[Likelihood] | type[Look]) -> bool:
+    """Returns whether JSON values are numbers by the names of such a tuple's fields."""
+    return (
+        isinstance(found, dict)
+        and found.keys() == set(kind._fields)
+        and all(map(_is_number, found.values()))
+    )
+
+
+def _is_number(found: Any) -> bool:
+    return type(found) in (int, float) and abs(found) < _LARGEST
 
 
 def _json(likelihood: Likelihood) -> dict[str, float | None]:

@@ -13,8 +13,8 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from tqdm import tqdm
 
-from experiments.errors import Terminated
-from experiments.runtime import Signals, Workdir
+from experiments.runtime import Workdir
+from experiments.signals import Signals, terminated
 from experiments.train import Model
 from kernelgrad import adversarial, noise, train
 from kernelgrad import critic as critics
@@ -203,7 +203,7 @@ def train_discriminator(
 
     Raises:
       DivergenceError: a figure is not finite.
-      Terminated: SIGTERM came; the state is saved.
+      Terminated: a signal came; the state is saved.
     """
     init_key, train_key, judge_key = jax.random.split(key, 3)
     resident = tuple(jnp.asarray(part) for part in images)
@@ -235,12 +235,11 @@ def train_discriminator(
                 figures = record(step, state)
                 bar.set_postfix(jsd=f"{figures['jsd']:.3g}", accuracy=f"{figures['accuracy']:.3g}")
                 folder.log(step, figures)
-            if step % save_every == 0 or step == total or signals.stop:
+            stop = signals.stop
+            if step % save_every == 0 or step == total or stop:
                 folder.save(step, state)
-            if signals.stop:
-                raise Terminated(
-                    f"SIGTERM: saved step {step} in {folder.path}; run the same command to resume"
-                )
+            if stop:
+                raise terminated(stop, f"saved step {step} in {folder.path}")
     return folder.history(), state
 
 

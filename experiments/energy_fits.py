@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from experiments import fields
 from experiments.errors import DivergenceError
 from experiments.gaussian_base import WeightedDraws
 from kernelgrad import adversarial, kale, langevin
@@ -29,29 +30,28 @@ _POINTS_AT_ONCE = 5000
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How an energy is fitted.
+    """How an energy is fitted."""
 
-    Attributes:
-      num_steps: updates of the energy.
-      eval_every: updates between two looks at the validation rows; divides num_steps.
-      batch_size: rows of an update, and chains of cd and pcd.
-      num_base: draws of the base of an update.
-      learning_rate: first one of Adam; it decays as a cosine.
-      penalty: weight of the mean squared slope of E, at rows and as many draws of the base.
-      normalizer_rate: of kale.ema_step and kale.newton_step.
-      num_chain_steps: MALA steps of an update of cd and pcd.
-      chain_step_size: their step size.
-    """
-
-    num_steps: int = 3000
-    eval_every: int = 100
-    batch_size: int = 256
-    num_base: int = 2048
-    learning_rate: float = 1e-3
-    penalty: float = 0.01
-    normalizer_rate: float = 0.1
-    num_chain_steps: int = 10
-    chain_step_size: float = 0.02
+    num_steps: int = fields.integer(3000, 1, fields.MAX_COUNT, "Updates of the energy.")
+    eval_every: int = fields.integer(
+        100,
+        1,
+        fields.MAX_COUNT,
+        "Updates between two looks at the validation rows; divides num_steps.",
+    )
+    batch_size: int = fields.integer(
+        256, 2, fields.MAX_SIZE, "Rows of an update, and chains of cd and pcd."
+    )
+    num_base: int = fields.integer(2048, 2, fields.MAX_SIZE, "Draws of the base of an update.")
+    learning_rate: float = fields.positive(1e-3, "First rate of Adam, which decays as a cosine.")
+    penalty: float = fields.not_negative(
+        0.01, "Weight of the mean squared slope of E, at rows and as many draws of the base."
+    )
+    normalizer_rate: float = fields.number(
+        0.1, 1e-6, 1.0, "Rate of the log-normaliser of kale and kale_newton."
+    )
+    num_chain_steps: int = fields.integer(10, 1, 10**6, "MALA steps of an update of cd and pcd.")
+    chain_step_size: float = fields.positive(0.02, "Their step size, in whitened units.")
 
 
 class FitState(NamedTuple):

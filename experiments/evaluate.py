@@ -9,18 +9,18 @@ classifier behind the scores is trained once for a data set and cached, and its 
 
 import dataclasses
 import json
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from tqdm import tqdm
 
 from experiments import classifier as classifiers
-from experiments import command, image_metrics, plots, trained
-from experiments import data as datasets
-from experiments.errors import UsageError
+from experiments import command, fields, image_metrics, memory, places, plots, trained
+from experiments.data import Dataset
 from experiments.image_metrics import Scores
+from experiments.settings import Config
 from experiments.tables import format_table
 from experiments.trained import Trained
 from kernelgrad.types import Array
@@ -28,16 +28,17 @@ from kernelgrad.types import Array
 _BATCH = 500
 _JUDGED_BY_NEIGHBOURS = 500  # as in paper 000
 
-flags.DEFINE_integer("num_samples", 10_000, "Samples behind the scores of the classifier.")
-
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class Request(command.Place):
     """What to evaluate."""
 
-    workdir: str
-    data_dir: str | None
-    num_samples: int
+    num_samples: int = fields.integer(
+        10_000,
+        _JUDGED_BY_NEIGHBOURS,
+        fields.MAX_SIZE,
+        "Samples behind the scores of the classifier.",
+    )
 
 
 def run(request: Request) -> dict[str, Scores]:
@@ -54,13 +55,16 @@ def run(request: Request) -> dict[str, Scores]:
       UsageError: no run with a checkpoint there, no images with labels, or too few samples.
       StorageError: the folder cannot be used.
     """
-    if request.num_samples < _JUDGED_BY_NEIGHBOURS:
-        raise UsageError(
-            f"num_samples: got {request.num_samples}; expected at least {_JUDGED_BY_NEIGHBOURS}"
-        )
-    with trained.opened(request.workdir, request.data_dir) as (folder, run):
+    fields.validate(request)
+
+    def check(_: Config, dataset: Dataset) -> None:
+        classifiers.check(dataset)
+        size = 4 * request.num_samples * math.prod(dataset.sample_shape)
+        memory.require(request, ("num_samples",), size)
+
+    with trained.opened(request.workdir, request.data_dir, check=check) as (folder, run):
         dataset = run.dataset
-        classifier = classifiers.train_or_load(dataset, datasets.cache_dir())
+        classifier = classifiers.train_or_load(dataset, places.cache())
         samples = _draw(run, request.num_samples)
         neighbours = image_metrics.neighbours(dataset)
         inception = image_metrics.inception(classifier)
@@ -90,7 +94,7 @@ def run(request: Request) -> dict[str, Scores]:
     print(format_table(rows))
     print(
         f"classifier: test accuracy {100 * classifier.test_accuracy:.2f} %, "
-        f"SHA-256 {classifier.sha256[:16]}; written to {request.workdir}/evaluation.json"
+        f"SHA-256 {classifier.sha256[:16]}; written to {folder.path}/evaluation.json"
     )
     return rows
 
@@ -107,9 +111,7 @@ def _draw(run: Trained, num_samples: int) -> Array:
 
 def main() -> None:
     """Parses the flags and evaluates."""
-    flags.mark_flag_as_required("workdir")
-    of_training = ("experiments.settings", "experiments.train")
-    command.main(run, lambda: Request(**command.values_of(Request, only=of_training)))
+    command.main(lambda given: run(fields.pick(Request, given)), Request)
 
 
 if __name__ == "__main__":

@@ -17,24 +17,32 @@ Run the same command again to resume.
 """
 
 import dataclasses
-import math
-import pathlib
 from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from tqdm import tqdm
 
-from experiments import certificates, command, diagnostics_report, discriminators, settings
+from experiments import (
+    certificates,
+    command,
+    diagnostics_report,
+    discriminators,
+    fields,
+    memory,
+    networks,
+    places,
+    settings,
+)
 from experiments import data as datasets
 from experiments import train as training
 from experiments.data import Dataset
 from experiments.diagnostics_report import Diagnosis, Rows
 from experiments.discriminators import Frozen, Lab, Tail, Trial
 from experiments.errors import StorageError, UsageError
-from experiments.runtime import Signals, Workdir
+from experiments.runtime import Workdir
+from experiments.signals import Signals
 from kernelgrad import noise, train
 from kernelgrad.critic import Critic, CriticState
 from kernelgrad.types import Array, Key
@@ -50,20 +58,36 @@ _GAN_FIELDS = ("dataset", "batch_size", "latent_dim", "width", "learning_rate", 
 class Config:
     """Everything that decides the runs, but for where they are stored."""
 
-    dataset: str = "digits"
-    epochs: tuple[int, ...] = (1, 10, 25)
-    steps_per_epoch: int = 15
-    batch_size: int = 100
-    latent_dim: int = 50
-    width: int = 32
-    learning_rate: float = 1e-3
-    b1: float = 0.5
-    seed: int = 0
-    critic_width: int = 256
-    num_iterations: int = 4000
-    instance_noise: float = 0.3
-    annealed_noise: tuple[float, ...] = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
-    annealed_iterations: int = 300
+    dataset: str = fields.word("digits", "Images: digits, mnist, ...")
+    epochs: tuple[int, ...] = fields.integers(
+        (1, 10, 25), 1, 10**6, "Rising epochs of the GAN after which it is examined."
+    )
+    steps_per_epoch: int = fields.integer(15, 1, 10**6, "Steps of the GAN in an epoch.")
+    batch_size: int = fields.integer(100, 2, fields.MAX_SIZE, "Images, and samples, per step.")
+    latent_dim: int = fields.integer(50, 1, fields.MAX_SIZE, "Dimension of the latents.")
+    width: int = fields.integer(32, 1, fields.MAX_SIZE, "Channels of the GAN's networks.")
+    learning_rate: float = fields.positive(1e-3, "Adam's learning rate, of every network.")
+    b1: float = fields.share(0.5, "Adam's decay of the first moment.")
+    seed: int = fields.seed()
+    critic_width: int = fields.integer(
+        256, 1, fields.MAX_SIZE, "Channels of the discriminators made anew."
+    )
+    num_iterations: int = fields.integer(
+        4000, 1, fields.MAX_COUNT, "Steps of each of them, as in the paper."
+    )
+    instance_noise: float = fields.positive(
+        0.3,
+        "Variance per pixel, images in [0, 1], of the Gaussian noise that brings gradients back.",
+    )
+    annealed_noise: tuple[float, ...] = fields.numbers(
+        (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003),
+        fields.SMALLEST,
+        fields.LARGEST,
+        "Falling variances per pixel of the bounded noise of the certificate.",
+    )
+    annealed_iterations: int = fields.integer(
+        300, 1, fields.MAX_COUNT, "Steps at each of these variances."
+    )
 
 
 def gan_config(config: Config, epoch: int) -> settings.Config:
@@ -110,18 +134,27 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
       DataError: the data set is unknown, missing or damaged.
       StorageError: the work folder cannot be used.
       DivergenceError: a state or a figure is not finite.
-      Terminated: SIGTERM came; the state is saved.
+      Terminated: a signal came; the state is saved.
     """
+    places.workdir(workdir)
     validate(config)
     dataset = datasets.load(config.dataset, data_dir, seed=config.seed)
     if not dataset.is_image:
         raise UsageError(f"dataset: got {dataset.name}, points; expected images such as digits")
+    gan = gan_config(config, config.epochs[-1])
+    training.check(gan, dataset)
+    judge, shape = (
+        networks.critic_for(dataset.sample_shape, config.critic_width),
+        dataset.sample_shape,
+    )
+    needed = memory.of_training(judge, config.batch_size, *shape, train=False)
+    memory.require(config, ("critic_width", "batch_size"), needed)
     lab = make_lab(config, dataset)
-    with Workdir(workdir, config) as folder, Signals() as signals:
+    with Workdir(workdir, config) as folder:
         found = {}
         for epoch in config.epochs:
-            frozen = _generator(config, lab, epoch, folder.path, data_dir)
-            found[epoch] = diagnose(config, lab, dataset, epoch, frozen, folder.path, signals)
+            frozen = _generator(config, lab, epoch, folder, data_dir)
+            found[epoch] = diagnose(config, lab, dataset, epoch, frozen, folder)
         real, test = (_flat(part[:_CLOUD]) for part in (dataset.train, dataset.test))
         size = min(len(real), len(test))
         reference = certificates.assignment_distance(real[:size], test[:size])
@@ -146,22 +179,20 @@ def make_lab(config: Config, dataset: Dataset) -> Lab:
     )
 
 
-def _generator(
-    config: Config, lab: Lab, epoch: int, root: pathlib.Path, data_dir: str | None
-) -> Frozen:
+def _generator(config: Config, lab: Lab, epoch: int, root: Workdir, data_dir: str | None) -> Frozen:
     """Returns the generator after so many epochs, as stored or trained up to there."""
     abstract = jax.eval_shape(lab.model.initial_state, jax.random.key(0))
-    with Workdir(root / f"epoch{epoch}" / "generator", config) as folder:
+    with Workdir(root.below(f"epoch{epoch}/generator"), config) as folder:
         restored = folder.restore(Frozen(abstract.params, abstract.batch_stats))
         if restored:
             return restored[1]
-        gan = gan_config(config, epoch)
-        training.run(gan, workdir=str(root / "gan"), data_dir=data_dir, num_devices=1)
-        with Workdir(root / "gan", gan, free_fields=("num_steps",)) as trained:
+        gan, place = gan_config(config, epoch), root.below("gan")
+        training.run(gan, workdir=str(place), data_dir=data_dir, num_devices=1)
+        with Workdir(place, gan, free_fields=("num_steps",)) as trained:
             step, state = trained.restore(abstract) or (0, None)
         if state is None or step != gan.num_steps:
             raise StorageError(
-                f"{root / 'gan'}: got a GAN at step {step}; expected {gan.num_steps}, for epoch "
+                f"{place}: got a GAN at step {step}; expected {gan.num_steps}, for epoch "
                 f"{epoch} has no stored generator. Use another workdir"
             )
         frozen = Frozen(state.params, state.batch_stats)
@@ -175,15 +206,15 @@ def diagnose(
     dataset: Dataset,
     epoch: int,
     frozen: Frozen,
-    root: pathlib.Path,
-    signals: Signals,
+    root: Workdir,
 ) -> Diagnosis:
     """Puts a generator to the trials, and returns what they and its clouds show."""
     key = jax.random.fold_in(jax.random.key(config.seed), epoch)
     *trial_keys, tail_key, cloud_key = jax.random.split(key, 5)
     records, states = {}, {}
     for trial, trial_key in zip(trials(config), trial_keys, strict=True):
-        with Workdir(root / f"epoch{epoch}" / trial.name.replace(" ", "_"), config) as own:
+        place = root.below(f"epoch{epoch}/{trial.name.replace(' ', '_')}")
+        with Workdir(place, config) as own, Signals() as signals:
             titled = trial._replace(name=f"epoch {epoch}, {trial.name}")
             records[trial.name], states[trial.name] = discriminators.train_discriminator(
                 lab, titled, frozen, (dataset.train, dataset.test), trial_key, own, signals
@@ -248,61 +279,18 @@ def _flat(images: np.ndarray | Array) -> Array:
 
 def validate(config: Config) -> None:
     """Raises UsageError for the first setting out of its range, before anything is compiled."""
-    epochs = list(config.epochs)
-    if not epochs or epochs[0] < 1 or sorted(set(epochs)) != epochs:
-        raise UsageError(f"epochs: got {epochs}; expected rising integers >= 1, such as 1,10,25")
-    for name in ("steps_per_epoch", "critic_width", "num_iterations", "annealed_iterations"):
-        if getattr(config, name) < 1:
-            raise UsageError(f"{name}: got {getattr(config, name)}; expected an integer >= 1")
-    settings.validate(gan_config(config, epochs[-1]), 1)
-    if not 0 < config.instance_noise < math.inf:
-        raise UsageError(f"instance_noise: got {config.instance_noise}; expected a variance > 0")
-    levels = list(config.annealed_noise)
-    falling = sorted(set(levels), reverse=True) == levels
-    if not levels or not falling or not all(0 < level < math.inf for level in levels):
-        raise UsageError(f"annealed_noise: got {levels}; expected falling variances > 0")
-
-
-def _define_flags() -> None:
-    defaults = Config()
-    flags.DEFINE_list(
-        "epochs", [str(n) for n in defaults.epochs], "Epochs of the GAN after which it is examined."
-    )
-    flags.DEFINE_integer(
-        "steps_per_epoch", defaults.steps_per_epoch, "Steps of the GAN in an epoch."
-    )
-    flags.DEFINE_integer(
-        "critic_width", defaults.critic_width, "Channels of the discriminators made anew."
-    )
-    flags.DEFINE_integer(
-        "num_iterations", defaults.num_iterations, "Steps of each of them, as in the paper."
-    )
-    flags.DEFINE_float(
-        "instance_noise",
-        defaults.instance_noise,
-        "Variance per pixel, images in [0, 1], of the Gaussian noise that brings gradients back.",
-    )
-    flags.DEFINE_list(
-        "annealed_noise",
-        [str(level) for level in defaults.annealed_noise],
-        "Falling variances per pixel of the bounded noise of the certificate.",
-    )
-    flags.DEFINE_integer(
-        "annealed_iterations", defaults.annealed_iterations, "Steps at each of these variances."
-    )
-    flags.FLAGS.set_default("b1", defaults.b1)
-    for name in ("workdir", "data_dir", *_GAN_FIELDS):
-        flags.declare_key_flag(name)
-
-
-def _config_from_flags() -> Config:
-    return Config(**command.values_of(Config, only=("experiments.settings", "experiments.train")))
+    fields.validate(config)
+    for name, rising in (("epochs", True), ("annealed_noise", False)):
+        values = list(getattr(config, name))
+        if sorted(values, reverse=not rising) != values:
+            order = "rising" if rising else "falling"
+            raise UsageError(f"{name}: got {fields.shown(values)}; expected {order} ones")
+    settings.validate(gan_config(config, config.epochs[-1]), 1)
 
 
 def main() -> None:
     """Parses the flags and diagnoses."""
-    _define_flags()
-    command.main_in_workdir(run, _config_from_flags)
+    command.main_in_workdir(run, Config)
 
 
 if __name__ == "__main__":

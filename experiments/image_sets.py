@@ -9,8 +9,8 @@ import io
 import lzma
 import os
 import re
+import stat
 import tarfile
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -18,6 +18,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
+
+from experiments import files
 
 
 class DataError(ValueError):
@@ -42,6 +44,8 @@ _Shape = tuple[int | None, int | None, int]
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _BATCH = 4096
+_MOST_CACHED_BYTES = 2**36
+_MOST_PREPARED_BYTES = 2**36  # of a file
 
 
 def _decode(encoded: bytes, shape: _Shape) -> np.ndarray:
@@ -70,18 +74,10 @@ def _cached(path: Path, build: Callable[[], ImageSet]) -> ImageSet:
 
     An .npz holds a CRC-32 of each array, which reading compares; it is renamed into place whole.
     """
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            splits = {
-                key.removesuffix(".images"): Split(
-                    arrays[key], arrays.get(f"{key.removesuffix('.images')}.labels")
-                )
-                for key in arrays
-                if key.endswith(".images")
-            }
-            return ImageSet(splits, int(arrays["num_classes"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        built = build()
+    kept_set = _read_cached(path)
+    if kept_set is not None:
+        return kept_set
+    built = build()
     kept = {"num_classes": np.int64(built.num_classes)}
     for name, split in built.splits.items():
         kept |= {
@@ -92,7 +88,8 @@ def _cached(path: Path, build: Callable[[], ImageSet]) -> ImageSet:
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as output:
+        partial.unlink(missing_ok=True)
+        with partial.open("xb") as output:
             np.savez(output, allow_pickle=False, **kept)
         partial.replace(path)
     except OSError as error:
@@ -103,6 +100,31 @@ def _cached(path: Path, build: Callable[[], ImageSet]) -> ImageSet:
         with contextlib.suppress(OSError):
             partial.unlink()
     return built
+
+
+def _read_cached(path: Path) -> ImageSet | None:
+    try:
+        with (
+            files.opened(path, _MOST_CACHED_BYTES, follow=True) as file,
+            np.load(file, allow_pickle=False) as arrays,
+        ):
+            splits = {
+                key.removesuffix(".images"): Split(
+                    arrays[key], arrays.get(f"{key.removesuffix('.images')}.labels")
+                )
+                for key in arrays
+                if key.endswith(".images")
+            }
+            found = ImageSet(splits, int(arrays["num_classes"]))
+    except Exception:  # missing, or damaged: a flipped bit makes zipfile and numpy raise any type
+        return None
+    sound = "train" in splits and all(
+        images.dtype == np.uint8
+        and images.ndim == 4
+        and (labels is None or (labels.dtype == np.int32 and labels.shape == images.shape[:1]))
+        for images, labels in splits.values()
+    )
+    return found if sound else None
 
 
 # --- sets prepared by TFDS ----------------------------------------------------------------------
@@ -149,6 +171,8 @@ def read_prepared(directory: Path, cache: Path) -> ImageSet:
     stamp = hashlib.sha256(str(directory.resolve()).encode())
     for file in sorted(directory.iterdir()):
         status = file.stat()
+        if stat.S_ISFIFO(status.st_mode) or status.st_size > _MOST_PREPARED_BYTES:
+            raise DataError(f"{file}: got a fifo, or {status.st_size} bytes; expected a data file")
         stamp.update(f"{file.name}:{status.st_size}:{status.st_mtime_ns};".encode())
     name = "-".join((directory.parent.name, directory.name, stamp.hexdigest()[:16]))
     return _cached(cache / f"{name}.npz", lambda: _decode_prepared(directory))
@@ -263,13 +287,16 @@ def read_cifar10_jpeg(archive: Path, cache: Path) -> ImageSet:
         there, files or a total that are too large, or another number of images; or `cache` is not
         writable.
     """
-    with archive.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        with files.opened(archive, _MAX_ARCHIVE_BYTES, follow=True) as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cifar10_jpeg: {archive}: {error.strerror}") from error
 
     def build() -> ImageSet:
         try:
             return _decode_cifar10(archive)
-        except (DataError, OSError, EOFError, tarfile.TarError, lzma.LZMAError) as error:
+        except Exception as error:  # tarfile takes numbers of any length, and what is none
             raise DataError(f"cifar10_jpeg: {archive} (sha256 {digest}): {error}") from error
 
     return _cached(cache / f"cifar10_jpeg-{digest[:16]}.npz", build)

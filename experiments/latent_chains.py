@@ -4,7 +4,8 @@ import io
 import json
 import math
 import pathlib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,12 +14,16 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
+from experiments import files
+from experiments.errors import line
 from experiments.image_metrics import Scores
 from experiments.runtime import Workdir
+from experiments.signals import Signals, terminated
 from kernelgrad import hmc, langevin
 from kernelgrad.types import Array, Key, LogDensityFn, PyTree
 
 _NUM_VISITS = 10
+_MOST_BYTES = 2**34  # of unfinished chains
 _LEAPFROG_STEPS = 10
 _FRICTION = 1.0
 _ADAPTATION_RATE = 0.5
@@ -116,6 +121,15 @@ class Progress(NamedTuple):
     log_step: np.ndarray
     state: tuple[np.ndarray, ...]
 
+    def fits(self, form: Sequence[jax.ShapeDtypeStruct]) -> bool:
+        """Returns whether the arrays are such as chains of that form have."""
+        forms = [(leaf.shape, leaf.dtype) for leaf in self.state]
+        return (
+            forms == [(leaf.shape, leaf.dtype) for leaf in form]
+            and (self.monitor.ndim, self.monitor.dtype.kind) == (1, "f")
+            and (self.log_step.ndim, self.log_step.dtype.kind) == (0, "f")
+        )
+
     def to_bytes(self, about: str) -> bytes:
         """Returns the content of a file, with a text that names what the chains belong to."""
         content = io.BytesIO()
@@ -127,12 +141,11 @@ class Progress(NamedTuple):
 def read_progress(path: pathlib.Path) -> tuple[str, Progress] | None:
     """Returns text and chains of a file; None where there is none, or none that can be read."""
     try:
-        with open(path, "rb") as stream, np.load(stream) as file:
-            arrays = dict(file)
+        arrays = files.parse_arrays(files.read(path, _MOST_BYTES), _MOST_BYTES)
         about, monitor, log_step = (arrays.pop(name) for name in ("about", "monitor", "log_step"))
         leaves = (arrays[f"state{index}"] for index in range(len(arrays)))
         return str(about), Progress(monitor, log_step, tuple(leaves))
-    except Exception:  # a flipped bit makes zipfile and numpy raise a dozen types
+    except (OSError, ValueError, KeyError):
         return None
 
 
@@ -154,14 +167,26 @@ class Unfinished(NamedTuple):
         """Of the file, below the run's folder."""
         return f"samples_{self.sampler}/unfinished.npz"
 
-    def read(self) -> tuple[list[Scores], Progress | None]:
-        """Returns the scores along the chains and the chains, as far as an equal call came."""
-        found = read_progress(self.folder.path / self.name)
+    def read(self, form: Sequence[jax.ShapeDtypeStruct]) -> tuple[list[Scores], Progress | None]:
+        """Returns the scores along the chains and the chains, as far as an equal call came.
+
+        Args:
+          form: of the leaves of the sampler's states.
+        """
+        path = self.folder.path / self.name
+        found = read_progress(path)
         if found is not None:
-            about = json.loads(found[0])
-            history = about.pop("history")
-            if about == json.loads(json.dumps(self.about)):
+            try:
+                about = json.loads(found[0])
+                history = [{str(k): float(v) for k, v in of.items()} for of in about.pop("history")]
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                found = None
+        if found is not None and about == json.loads(json.dumps(self.about)):
+            if found[1].fits(form):
                 return history, found[1]
+            found = None
+        if found is None and files.kind(path) is not None:
+            print(line("warning", f"{path} is damaged; the chains start anew"), file=sys.stderr)
         return [], None
 
     def write(self, history: list[Scores], progress: Progress) -> None:
@@ -171,7 +196,20 @@ class Unfinished(NamedTuple):
 
     def clear(self) -> None:
         """Forgets them."""
-        (self.folder.path / self.name).unlink(missing_ok=True)
+        with files.storage(self.name):
+            (self.folder.path / self.name).unlink(missing_ok=True)
+
+
+def form(
+    starts: Array,
+    log_density: Callable[[PyTree, Array], LogDensityFn],
+    params: PyTree,
+    contexts: Array,
+    sampler: Sampler,
+) -> list[jax.ShapeDtypeStruct]:
+    """Returns shapes and dtypes of the leaves of the chains' states; arguments as for `walk`."""
+    init, _ = _make_steps(log_density, sampler)
+    return jax.tree.leaves(jax.eval_shape(init, jax.random.key(0), starts, params, contexts))
 
 
 def walk(
@@ -185,6 +223,7 @@ def walk(
     num_steps: int,
     step_size: float | None = None,
     visit: Callable[[int, Array, float, Progress], None],
+    keep: Callable[[Progress], None] = lambda _: None,
     progress: Progress | None = None,
 ) -> Walk:
     """Moves the chains and shows their progress.
@@ -203,8 +242,12 @@ def walk(
       step_size: > 0; None: the sampler's.
       visit: called about ten times, the last time at the end, with the number of steps so far, the
         latents, the mean of the monitor since the last call, and the chains' progress.
+      keep: called with the chains' progress where a signal ends them between two visits.
       progress: that of an earlier, equal call; None: from the start. The end is the same, bit for
         bit.
+
+    Raises:
+      Terminated: a signal came; the chains are kept.
     """
     by_chain, whole = _shardings(len(starts))
     init, advance = _make_steps(log_density, sampler)
@@ -221,21 +264,28 @@ def walk(
         form = jax.tree.structure(jax.eval_shape(init, init_key, starts, params, contexts))
         state = jax.device_put(jax.tree.unflatten(form, progress.state), by_chain)
     monitor = [] if progress is None else progress.monitor.tolist()
-    last = start = len(monitor)
+    start = len(monitor)
     visits = {-(-n * num_steps // _NUM_VISITS) for n in range(1, _NUM_VISITS + 1)}
+    last = max((step for step in visits if step <= start), default=0)
     bar = tqdm(total=num_steps, initial=start, desc=f"{len(starts)} chains", unit="step")
-    with bar:
+    with Signals() as signals, bar:
         for step in range(start + 1, num_steps + 1):
             step_key = jax.random.fold_in(key, step)
             adapts = 2 * step <= num_steps
             state, log_step, mean = advance(step_key, state, log_step, params, contexts, adapts)
             monitor.append(float(mean))
             bar.update()
-            if step in visits:
+            stop = signals.stop
+            if step in visits or stop:
                 leaves = tuple(jax.device_get(jax.tree.leaves(state)))
                 so_far = Progress(np.array(monitor), jax.device_get(log_step), leaves)
+            if step in visits:
                 visit(step, state.position, float(np.mean(monitor[last:])), so_far)
                 last = step
+            elif stop:
+                keep(so_far)
+            if stop:
+                raise terminated(stop, f"kept the chains after step {step}")
     return Walk(state.position, math.exp(log_step), np.array(monitor))
 
 

@@ -8,15 +8,17 @@ latent_walk.gif and, of its first, middle and last frames, latent_walk.png in th
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from tqdm import trange
 
-from experiments import command, conditional, plots, trained
+from experiments import command, conditional, fields, memory, plots, trained
+from experiments.data import Dataset
 from experiments.errors import UsageError
+from experiments.settings import Config
 from experiments.trained import Trained
 from kernelgrad.types import Array
 
@@ -26,15 +28,13 @@ _STILLS = 4  # frames beside each other in the PNG
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class Request(command.Place):
     """How to walk."""
 
-    workdir: str
-    data_dir: str | None = None
-    num_frames: int = 60
-    steps_per_frame: int = 100
-    step_size: float = 0.01
-    seed: int = 0
+    num_frames: int = fields.integer(60, 1, 10_000, "Frames of the film.")
+    steps_per_frame: int = fields.integer(100, 1, 10**6, "Steps between frames.")
+    step_size: float = fields.positive(0.01, "Largest step of each latent.")
+    seed: int = fields.seed()
 
 
 def run(request: Request) -> np.ndarray:
@@ -51,17 +51,21 @@ def run(request: Request) -> np.ndarray:
       DataError: the run's data are missing.
       StorageError: the folder cannot be used.
     """
-    for name in ("num_frames", "steps_per_frame"):
-        if getattr(request, name) < 1:
-            raise UsageError(f"{name}: got {getattr(request, name)}; expected an integer >= 1")
-    if not 0 < request.step_size < np.inf:
-        raise UsageError(f"step_size: got {request.step_size}; expected a positive, finite number")
-    with trained.opened(request.workdir, request.data_dir) as (folder, found):
-        if not found.dataset.is_image:
+    fields.validate(request)
+
+    def check(config: Config, dataset: Dataset) -> None:
+        if not dataset.is_image:
             raise UsageError(
-                f"workdir: got {request.workdir}, a run on {found.config.dataset}, which are "
-                "points; expected one on images"
+                f"workdir: got {request.workdir}, a run on {config.dataset}, which are points; "
+                "expected one on images"
             )
+        columns = _COLUMNS * (dataset.num_classes if config.conditional else _ROWS)
+        frame = 4 * columns * math.prod(dataset.sample_shape)
+        memory.require(request, ("num_frames",), request.num_frames * frame)
+        steps = 4 * columns * (config.latent_dim + dataset.num_classes * config.conditional)
+        memory.require(request, ("steps_per_frame",), request.steps_per_frame * steps)
+
+    with trained.opened(request.workdir, request.data_dir, check=check) as (folder, found):
         frames = _walk(request, found)
         folder.write_bytes("latent_walk.gif", plots.image_film(frames, _COLUMNS))
         chosen = np.linspace(0, len(frames) - 1, min(_STILLS, len(frames))).round().astype(int)
@@ -105,21 +109,9 @@ def _starts(key: Array, found: Trained) -> Array:
     return conditional.join(latents[:, : found.config.latent_dim], labels)
 
 
-def _define_flags() -> None:
-    defaults = Request("")
-    flags.DEFINE_integer("num_frames", defaults.num_frames, "Frames of the film.")
-    flags.DEFINE_integer("steps_per_frame", defaults.steps_per_frame, "Steps between frames.")
-    flags.DEFINE_float("step_size", defaults.step_size, "Largest step of each latent.")
-    for name in ("workdir", "data_dir", "seed"):
-        flags.declare_key_flag(name)
-    flags.mark_flag_as_required("workdir")
-
-
 def main() -> None:
     """Parses the flags and walks."""
-    _define_flags()
-    of_training = ("experiments.settings", "experiments.train")
-    command.main(run, lambda: Request(**command.values_of(Request, only=of_training)))
+    command.main(lambda given: run(fields.pick(Request, given)), Request)
 
 
 if __name__ == "__main__":

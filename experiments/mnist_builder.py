@@ -25,6 +25,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.download import checksums, download_manager
 
+from experiments import files
 from experiments.image_sets import DataError
 
 
@@ -62,12 +63,14 @@ FILES = (
 )
 
 _CONNECT_SECONDS = 10.0
+_MOST_SOURCE_BYTES = 2**24  # of a file, packed
+_MOST_IDX_BYTES = 2**26  # and unpacked
 
 
 def find_source(data_dir: Path) -> Path | None:
     """Returns the folder, data_dir or data_dir/mnist, that holds any of the four files."""
     for folder in (data_dir, data_dir / "mnist"):
-        if any((folder / file.name).exists() for file in FILES):
+        if any(files.kind(folder / file.name) for file in FILES):
             return folder
     return None
 
@@ -75,7 +78,7 @@ def find_source(data_dir: Path) -> Path | None:
 def verify(path: Path, file: SourceFile) -> None:
     """Raises DataError unless the file at `path` has the published size and sha256."""
     try:
-        with path.open("rb") as stream:
+        with files.opened(path, _MOST_SOURCE_BYTES, follow=True) as stream:
             actual = hashlib.file_digest(stream, "sha256").hexdigest()
             size = stream.tell()
     except OSError as error:
@@ -98,7 +101,11 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """
     rank = 1 + len(shape)
     try:
-        content = gzip.decompress(path.read_bytes())
+        with (
+            files.opened(path, _MOST_SOURCE_BYTES, follow=True) as packed,
+            gzip.open(packed) as stream,
+        ):
+            content = stream.read(_MOST_IDX_BYTES)
         magic, *sizes = struct.unpack_from(f">{1 + rank}I", content)
     except (OSError, EOFError, zlib.error, struct.error) as error:
         raise DataError(f"mnist: {path} is not a gzipped IDX file: {error}") from error

@@ -29,12 +29,10 @@ left to gain. Every rule lives in workdir/<rule> and resumes from its last evalu
 """
 
 import dataclasses
-import difflib
 import functools
 import io
-import math
-import os
 import pathlib
+import sys
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -43,14 +41,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import flags
 from jax import lax
 from tqdm import tqdm, trange
 
-from experiments import command, networks, rbm, sampler_report, targets, threads
-from experiments.errors import Terminated, UsageError
-from experiments.runtime import Signals, Workdir
+from experiments import (
+    command,
+    fields,
+    files,
+    memory,
+    networks,
+    places,
+    rbm,
+    sampler_report,
+    settings,
+    targets,
+    threads,
+)
+from experiments.errors import line
+from experiments.runtime import Workdir
 from experiments.sampler_report import Record, Rows
+from experiments.signals import Signals, terminated
 from experiments.targets import Target
 from kernelgrad import kernels, pullback, score, svgd, train
 from kernelgrad.train import TrainState
@@ -64,6 +74,9 @@ _FIRST_FACTOR = 0.02  # of the target's score
 _STEIN_SCALES = (0.01, 0.05, 0.25, 1.0)
 _STEIN_RIDGE = 0.02  # of score.default_ridge
 _NUM_DRAWN = 500
+_LEAST_DIMENSION = 2  # of a target
+_MOST_FRAMES = 2000  # of a film, each of them a file
+_MOST_BYTES = 2**26  # of a frame
 _TIMED_ROUNDS, _TIMED_STEPS = 7, 20
 
 
@@ -71,21 +84,29 @@ _TIMED_ROUNDS, _TIMED_STEPS = 7, 20
 class Config:
     """Everything that decides the runs, but for where they are stored."""
 
-    target: str = "ring"
-    updates: tuple[str, ...] = UPDATES
-    num_steps: int = 2000
-    eval_every: int = 50
-    batch_size: int = 300
-    latent_dim: int | None = None
-    width: int = 64
-    learning_rate: float = 2e-3
-    step_size: float = 0.5
-    inner_steps: int = 10
-    inner_learning_rate: float = 0.005
-    damping: float = 1e-3
-    cg_iterations: int = 20
-    annealing: float = 0.5
-    seed: int = 0
+    target: str = fields.choice("ring", (*targets.NAMES, "rbm"), "Density to draw from.")
+    updates: tuple[str, ...] = fields.choices(
+        UPDATES, UPDATES, "Update rules, or all of them.", flag="update"
+    )
+    num_steps: int = fields.integer(2000, 1, fields.MAX_COUNT, "Updates of each network.")
+    eval_every: int = fields.integer(50, 1, fields.MAX_COUNT, "Steps between frames and records.")
+    batch_size: int = fields.integer(300, 2, fields.MAX_SIZE, "Samples per step.")
+    latent_dim: int | None = fields.integer(
+        None, 1, fields.MAX_SIZE, "Dimension of the latents; by default twice the target's."
+    )
+    width: int = fields.integer(64, 1, fields.MAX_SIZE, "Units of each of the three hidden layers.")
+    learning_rate: float = fields.positive(2e-3, "Adam's, for all rules but gauss_newton.")
+    step_size: float = fields.positive(
+        0.5, "epsilon of gauss_newton and regression, in units of the target's mean variance."
+    )
+    inner_steps: int = fields.integer(10, 1, 10**6, "Inner steps of regression.")
+    inner_learning_rate: float = fields.positive(0.005, "Rate of its inner momentum steps.")
+    damping: float = fields.positive(1e-3, "lambda of gauss_newton.")
+    cg_iterations: int = fields.integer(20, 1, 10**6, "Its most CG iterations.")
+    annealing: float = fields.number(
+        0.5, 0.0, 1.0, "Share of the steps in which the target's score grows."
+    )
+    seed: int = fields.seed()
 
 
 # ---------------------------------------------------------------------------------- the samplers
@@ -209,18 +230,19 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
       DataError: a file is missing or damaged.
       StorageError: the work folder cannot be used.
       DivergenceError: a network is not finite.
-      Terminated: SIGTERM came; the last evaluation is saved.
+      Terminated: a signal came; the state is saved.
     """
-    validate(config)
+    places.workdir(workdir)
+    fields.validate(config)
+    settings.limit_pictures(config, _MOST_FRAMES)
+    _check_memory(config)
     if config.target == "rbm":
         values = rbm.run(rbm.Config(), workdir=workdir, data_dir=data_dir)
         return {name: {"test log-likelihood": float(np.mean(v))} for name, v in values.items()}
     target = targets.load(config.target, data_dir, seed=config.seed)
-    root = pathlib.Path(workdir)
     key, reference_key = jax.random.split(jax.random.key(config.seed))
     with (
-        Workdir(root, config, free_fields=("updates",)) as folder,
-        Signals() as signals,
+        Workdir(workdir, config, free_fields=("updates",)) as folder,
         threads.one_for_blas(),
     ):
         reference = sampler_report.make_reference(reference_key, target)
@@ -234,9 +256,9 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
         frames: dict[str, np.ndarray] = {}
         for name, sampler in samplers.items():
             one = dataclasses.replace(config, updates=(name,))
-            with Workdir(root / name, one) as own:
+            with Workdir(folder.below(name), one) as own, Signals() as signals:
                 histories[name] = _train(one, sampler, measure, own, signals)
-                frames[name] = _frames(own, histories[name])
+                frames[name] = _frames(own, sampler, histories[name])
         times = time_steps(samplers)
         summary = sampler_report.Summary(
             config.num_steps, histories, times, sampler_report.spread(reference, measure)
@@ -245,6 +267,14 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
         sampler_report.draw(folder, target, reference, histories, frames)
         sampler_report.write(folder, config.target, rows, summary)
     return rows
+
+
+def _check_memory(config: Config) -> None:
+    latent_dim = config.latent_dim or 2 * _LEAST_DIMENSION
+    network = networks.MLPGenerator((_LEAST_DIMENSION,), config.width, _DEPTH)
+    rows = max(config.batch_size, sampler_report.NUM_EVALUATED)
+    needed = memory.of_training(network, rows, latent_dim, train=False)
+    memory.require(config, ("width", "latent_dim", "batch_size"), needed)
 
 
 def _train(
@@ -259,9 +289,7 @@ def _train(
     def record(step: int, state: TrainState) -> Record:
         samples = sampler.samples(state)
         values = {name: float(value) for name, value in measure(samples).items()}
-        array = io.BytesIO()
-        np.save(array, np.asarray(samples[:_NUM_DRAWN]))
-        folder.write_bytes(_frame_name(step), array.getvalue())
+        _store_frame(folder, step, samples)
         folder.log(step, values)
         return values
 
@@ -281,10 +309,8 @@ def _train(
             bar.update(count)
             bar.set_postfix({n: f"{value:.3g}" for n, value in record(step, state).items()})
             folder.save(step, state)
-            if signals.stop:
-                raise Terminated(
-                    f"SIGTERM: saved step {step} in {folder.path}; run the same command to resume"
-                )
+            if stop := signals.stop:
+                raise terminated(stop, f"saved step {step} in {folder.path}")
     return folder.history()
 
 
@@ -292,8 +318,39 @@ def _frame_name(step: int) -> str:
     return f"frames/{step:07d}.npy"
 
 
-def _frames(folder: Workdir, history: list[Record]) -> np.ndarray:
-    return np.stack([np.load(folder.path / _frame_name(int(r["step"]))) for r in history])
+def _store_frame(folder: Workdir, step: int, samples: Array) -> None:
+    array = io.BytesIO()
+    np.save(array, np.asarray(samples[:_NUM_DRAWN]))
+    folder.write_bytes(_frame_name(step), array.getvalue())
+
+
+def _frames(folder: Workdir, sampler: Sampler, history: list[Record]) -> np.ndarray:
+    """Returns the frames; those that are missing or damaged by training once more up to them."""
+    like = jax.eval_shape(sampler.samples, jax.eval_shape(sampler.initial_state))
+    state, at, frames = None, 0, []
+    for step in (int(record["step"]) for record in history):
+        frame = _stored_frame(folder.path / _frame_name(step), like)
+        if frame is None:
+            message = f"{folder.path / _frame_name(step)} is damaged; the frame is drawn anew"
+            print(line("warning", message), file=sys.stderr)
+            state, _ = sampler.advance(state or sampler.initial_state(), step - at)
+            at, samples = step, sampler.samples(state)
+            _store_frame(folder, step, samples)
+            frame = np.asarray(samples[:_NUM_DRAWN])
+        frames.append(frame)
+    return np.stack(frames)
+
+
+def _stored_frame(file: pathlib.Path, like: jax.ShapeDtypeStruct) -> np.ndarray | None:
+    """Returns a frame as it is stored; None where it is missing or damaged."""
+    try:
+        content = io.BytesIO(files.read(file, _MOST_BYTES))
+        frame = np.load(content, allow_pickle=False)
+    except Exception:  # a flipped bit makes numpy raise a dozen types
+        return None
+    expected = (min(_NUM_DRAWN, like.shape[0]), *like.shape[1:])
+    sound = isinstance(frame, np.ndarray) and (frame.dtype, frame.shape) == (like.dtype, expected)
+    return frame if sound else None
 
 
 def time_steps(samplers: dict[str, Sampler]) -> dict[str, float]:
@@ -313,83 +370,9 @@ def time_steps(samplers: dict[str, Sampler]) -> dict[str, float]:
 # ------------------------------------------------------------------------------------- the binary
 
 
-def validate(config: Config) -> None:
-    """Raises UsageError for the first setting out of its range, before anything is compiled."""
-    known = (*targets.NAMES, "rbm")
-    if config.target not in known:
-        raise UsageError(_unknown("target", config.target, known))
-    for name in config.updates or ("",):
-        if name not in UPDATES:
-            raise UsageError(_unknown("update", name, (*UPDATES, "all")))
-    lowest = {"seed": 0, "batch_size": 2}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if isinstance(value, int) and value < lowest.get(field.name, 1):
-            low = lowest.get(field.name, 1)
-            raise UsageError(f"{field.name}: got {value}; expected an integer >= {low}")
-    for name in ("learning_rate", "step_size", "inner_learning_rate", "damping"):
-        if not 0 < getattr(config, name) < math.inf:
-            raise UsageError(f"{name}: got {getattr(config, name)}; expected a number > 0")
-    if not 0 <= config.annealing <= 1:
-        raise UsageError(f"annealing: got {config.annealing}; expected a number in [0, 1]")
-
-
-def _unknown(flag: str, value: str, known: tuple[str, ...]) -> str:
-    nearest = difflib.get_close_matches(value, known, n=1, cutoff=0)[0]
-    return f"{flag}: got {value!r}; expected one of {', '.join(known)}. Did you mean {nearest}?"
-
-
-def _define_flags() -> None:
-    defaults = Config()
-    flags.DEFINE_string("workdir", None, "Folder of the runs; created if missing.")
-    flags.DEFINE_string(
-        "data_dir",
-        os.environ.get("KERNELGRAD_DATA_DIR"),
-        "Folder with the files of logistic_regression (uci) and rbm (mnist); KERNELGRAD_DATA_DIR "
-        "by default.",
-    )
-    flags.DEFINE_string(
-        "target", defaults.target, f"Density to draw from: {', '.join(targets.NAMES)} or rbm."
-    )
-    flags.DEFINE_string("update", "all", f"Update rule: {', '.join(UPDATES)}, or all of them.")
-    flags.DEFINE_integer("num_steps", defaults.num_steps, "Updates of each network.")
-    flags.DEFINE_integer("eval_every", defaults.eval_every, "Steps between frames and records.")
-    flags.DEFINE_integer("batch_size", defaults.batch_size, "Samples per step.")
-    flags.DEFINE_integer(
-        "latent_dim", None, "Dimension of the latents; by default twice the target's."
-    )
-    flags.DEFINE_integer("width", defaults.width, "Units of each of the three hidden layers.")
-    flags.DEFINE_float(
-        "learning_rate", defaults.learning_rate, "Adam's, for all rules but gauss_newton."
-    )
-    flags.DEFINE_float(
-        "step_size",
-        defaults.step_size,
-        "epsilon of gauss_newton and regression, in units of the target's mean variance.",
-    )
-    flags.DEFINE_integer("inner_steps", defaults.inner_steps, "Inner steps of regression.")
-    flags.DEFINE_float(
-        "inner_learning_rate", defaults.inner_learning_rate, "Rate of its inner momentum steps."
-    )
-    flags.DEFINE_float("damping", defaults.damping, "lambda of gauss_newton.")
-    flags.DEFINE_integer("cg_iterations", defaults.cg_iterations, "Its most CG iterations.")
-    flags.DEFINE_float(
-        "annealing", defaults.annealing, "Share of the steps in which the target's score grows."
-    )
-    flags.DEFINE_integer("seed", defaults.seed, "Seed of everything random.")
-
-
-def _config_from_flags() -> Config:
-    names = {field.name for field in dataclasses.fields(Config)} - {"updates"}
-    update = flags.FLAGS.update
-    updates = UPDATES if update == "all" else (update,)
-    return Config(updates=updates, **{name: flags.FLAGS[name].value for name in names})
-
-
 def main() -> None:
     """Parses the flags, trains and compares."""
-    _define_flags()
-    command.main_in_workdir(run, _config_from_flags)
+    command.main_in_workdir(run, Config)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,6 @@ lives in workdir/<direction>/seed<k> and resumes from its last epoch.
 import dataclasses
 import json
 import math
-import os
-import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -32,15 +30,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import flags
 from tqdm import tqdm
 
-from experiments import boltzmann, command, networks, plots
+from experiments import boltzmann, command, fields, memory, networks, places, plots
 from experiments import data as datasets
 from experiments.boltzmann import RBMParams
 from experiments.data import Dataset
-from experiments.errors import Terminated, UsageError
-from experiments.runtime import Signals, Workdir
+from experiments.errors import UsageError
+from experiments.runtime import Workdir
+from experiments.signals import Signals, terminated
 from experiments.tables import format_table
 from kernelgrad import kernels, pairwise, pullback, svgd
 from kernelgrad.types import Array, Key, PyTree
@@ -53,25 +51,6 @@ _PUBLISHED = {"svgd": -771.2, "score": -989.6}  # README of the public code; log
 
 
 DirectionFn = Callable[[Array, Array], Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Everything that decides the runs, but for where they are stored."""
-
-    dataset: str = "mnist"
-    directions: tuple[str, ...] = ("svgd", "score", "smoothed", "exact")
-    seeds: tuple[int, ...] = (0, 1, 2)
-    num_epochs: int = 20
-    num_hidden: int = 10
-    generator: str = "mlp"
-    width: int = 512
-    batch_size: int = 100
-    latent_dim: int = 100
-    learning_rate: float = 3e-4
-    b1: float = 0.5
-    weight_decay: float = 1e-5
-    balance_weight: float = 1.0
 
 
 # ---------------------------------------------------------------------------------- the directions
@@ -105,6 +84,50 @@ DIRECTIONS: dict[str, DirectionFn | None] = {
     "smoothed": smoothed_score,
     "exact": None,
 }
+
+
+# ------------------------------------------------------------------------------------ the settings
+
+
+class _SigmoidMLP(nn.Module):
+    """The generator of points, put into (0, 1)."""
+
+    size: int
+    width: int
+
+    @nn.compact
+    def __call__(self, latents: Array, train: bool) -> Array:
+        return nn.sigmoid(networks.MLPGenerator((self.size,), self.width, depth=2)(latents, train))
+
+
+_GENERATORS: dict[str, Callable[[tuple[int, ...], int], nn.Module]] = {
+    "mlp": lambda image_shape, width: _SigmoidMLP(math.prod(image_shape), width),
+    "linear": lambda image_shape, width: networks.MLPGenerator((math.prod(image_shape),), width, 2),
+    "dcgan": networks.generator_for,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that decides the runs, but for where they are stored."""
+
+    dataset: str = fields.word("mnist", "Images: mnist, digits, ...")
+    directions: tuple[str, ...] = fields.choices(
+        ("svgd", "score", "smoothed", "exact"), DIRECTIONS, "Directions to compare."
+    )
+    seeds: tuple[int, ...] = fields.integers(
+        (0, 1, 2), 0, fields.MAX_SEED, "Seeds of each direction."
+    )
+    num_epochs: int = fields.integer(20, 1, 10**6, "Passes over the training images.")
+    num_hidden: int = fields.integer(10, 1, boltzmann.MAX_HIDDEN, "Hidden units.")
+    generator: str = fields.choice("mlp", _GENERATORS, "Its network.")
+    width: int = fields.integer(512, 1, fields.MAX_SIZE, "Units (mlp) or channels (dcgan).")
+    batch_size: int = fields.integer(100, 2, fields.MAX_SIZE, "Images, and samples, per step.")
+    latent_dim: int = fields.integer(100, 1, fields.MAX_SIZE, "Dimension of the latents.")
+    learning_rate: float = fields.positive(3e-4, "Adam's, of both players.")
+    b1: float = fields.share(0.5, "Adam's decay of the first moment.")
+    weight_decay: float = fields.not_negative(1e-5, "L2 decay of the machine.")
+    balance_weight: float = fields.not_negative(1.0, "Weight 1 - gamma of the negative phase.")
 
 
 # -------------------------------------------------------------------------------------- training
@@ -192,24 +215,6 @@ def as_points(images: Array) -> Array:
     return images.reshape(len(images), -1).astype(jnp.float32) / 255
 
 
-class _SigmoidMLP(nn.Module):
-    """The generator of points, put into (0, 1)."""
-
-    size: int
-    width: int
-
-    @nn.compact
-    def __call__(self, latents: Array, train: bool) -> Array:
-        return nn.sigmoid(networks.MLPGenerator((self.size,), self.width, depth=2)(latents, train))
-
-
-_GENERATORS: dict[str, Callable[[tuple[int, ...], int], nn.Module]] = {
-    "mlp": lambda image_shape, width: _SigmoidMLP(math.prod(image_shape), width),
-    "linear": lambda image_shape, width: networks.MLPGenerator((math.prod(image_shape),), width, 2),
-    "dcgan": networks.generator_for,
-}
-
-
 def _contrast(params: RBMParams, data: Array, samples: Array, balance_weight: float) -> Array:
     """Energy of the data minus that of the samples, eqs. (13) and (16); to be descended."""
     positive = jnp.mean(boltzmann.unnormalised_log_density(params, data))
@@ -236,9 +241,10 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
       DataError: the images are missing or damaged.
       StorageError: the work folder cannot be used.
       DivergenceError: a likelihood is not finite.
-      Terminated: SIGTERM came; the last epoch is saved.
+      Terminated: a signal came; the epoch was ended and saved.
     """
-    validate(config)
+    root = places.workdir(workdir)
+    fields.validate(config)
     dataset = datasets.load(config.dataset, data_dir)
     if not dataset.is_image:
         raise UsageError(f"dataset: got {config.dataset}; expected images, such as mnist or digits")
@@ -249,15 +255,17 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
         )
     histories: dict[str, list[list[dict[str, float]]]] = {name: [] for name in config.directions}
     pictures: dict[str, dict[str, np.ndarray]] = {}
-    root = pathlib.Path(workdir)
-    with (
-        Workdir(root, config, free_fields=("directions", "seeds", "num_epochs")) as folder,
-        Signals() as signals,
-    ):
+    shape, size = dataset.sample_shape, (config.batch_size, config.latent_dim)
+    needed = memory.of_training(
+        _GENERATORS[config.generator](shape, config.width), *size, train=False
+    )
+    memory.require(config, ("width", "latent_dim", "batch_size"), needed)
+    with Workdir(root, config, free_fields=("directions", "seeds", "num_epochs")) as folder:
         for seed in config.seeds:
             for name in config.directions:
                 one = dataclasses.replace(config, directions=(name,), seeds=(seed,))
-                with Workdir(root / name / f"seed{seed}", one, free_fields=("num_epochs",)) as own:
+                place = folder.below(f"{name}/seed{seed}")
+                with Workdir(place, one, free_fields=("num_epochs",)) as own, Signals() as signals:
                     history, images = _train(one, dataset, own, signals)
                 histories[name].append(history)
                 pictures.setdefault(name, images)
@@ -304,10 +312,8 @@ def _train(
                 raise folder.divergence(epoch, "the likelihood is not finite")
             folder.log(epoch, record)
             folder.save(epoch, state)
-            if signals.stop:
-                raise Terminated(
-                    f"SIGTERM: saved epoch {epoch} in {folder.path}; run the same command to resume"
-                )
+            if stop := signals.stop:
+                raise terminated(stop, f"saved epoch {epoch} in {folder.path}")
     folder.write_bytes("curves.png", plots.learning_curves(folder.history()))
     shown = _shown_images(trainer, state, eval_key, dataset.sample_shape)
     for name, images in shown.items():
@@ -431,72 +437,9 @@ def _report(
 # -------------------------------------------------------------------------------------- the binary
 
 
-def validate(config: Config) -> None:
-    """Raises UsageError for the first setting out of its range, before anything is compiled."""
-    for name in config.directions:
-        if name not in DIRECTIONS:
-            raise UsageError(f"directions: got {name!r}; expected some of {', '.join(DIRECTIONS)}")
-    for name in ("directions", "seeds"):
-        values = getattr(config, name)
-        if not values or len(set(values)) < len(values):
-            raise UsageError(f"{name}: got {list(values)}; expected distinct ones, at least one")
-    if config.generator not in _GENERATORS:
-        raise UsageError(
-            f"generator: got {config.generator!r}; expected one of {', '.join(_GENERATORS)}"
-        )
-    for name in ("num_epochs", "num_hidden", "width", "batch_size", "latent_dim"):
-        low, high = {"num_hidden": (1, boltzmann.MAX_HIDDEN), "batch_size": (2, math.inf)}.get(
-            name, (1, math.inf)
-        )
-        if not low <= getattr(config, name) <= high:
-            bound = f">= {low}" if high == math.inf else f"in [{low}, {high}]"
-            raise UsageError(f"{name}: got {getattr(config, name)}; expected an integer {bound}")
-    if min(config.seeds) < 0:
-        raise UsageError(f"seeds: got {min(config.seeds)}; expected integers >= 0")
-    if not 0 < config.learning_rate < math.inf:
-        raise UsageError(f"learning_rate: got {config.learning_rate}; expected a number > 0")
-    if not 0 <= config.b1 < 1:
-        raise UsageError(f"b1: got {config.b1}; expected a number in [0, 1)")
-    for name in ("weight_decay", "balance_weight"):
-        if not 0 <= getattr(config, name) < math.inf:
-            raise UsageError(f"{name}: got {getattr(config, name)}; expected a number >= 0")
-
-
-def _define_flags() -> None:
-    defaults = Config()
-    flags.DEFINE_string("workdir", None, "Folder of the runs; created if missing.")
-    flags.DEFINE_string(
-        "data_dir",
-        os.environ.get("KERNELGRAD_DATA_DIR"),
-        "Folder with the data set's files; KERNELGRAD_DATA_DIR by default.",
-    )
-    flags.DEFINE_string("dataset", defaults.dataset, "Images: mnist, digits, ...")
-    flags.DEFINE_list("directions", list(defaults.directions), f"Some of {', '.join(DIRECTIONS)}.")
-    flags.DEFINE_list("seeds", [str(seed) for seed in defaults.seeds], "Seeds of each direction.")
-    flags.DEFINE_integer("num_epochs", defaults.num_epochs, "Passes over the training images.")
-    flags.DEFINE_integer(
-        "num_hidden", defaults.num_hidden, f"Hidden units, at most {boltzmann.MAX_HIDDEN}."
-    )
-    flags.DEFINE_enum("generator", defaults.generator, sorted(_GENERATORS), "Its network.")
-    flags.DEFINE_integer("width", defaults.width, "Units (mlp) or channels (dcgan).")
-    flags.DEFINE_integer("batch_size", defaults.batch_size, "Images, and samples, per step.")
-    flags.DEFINE_integer("latent_dim", defaults.latent_dim, "Dimension of the latents.")
-    flags.DEFINE_float("learning_rate", defaults.learning_rate, "Adam's, of both players.")
-    flags.DEFINE_float("b1", defaults.b1, "Adam's decay of the first moment.")
-    flags.DEFINE_float("weight_decay", defaults.weight_decay, "L2 decay of the machine.")
-    flags.DEFINE_float(
-        "balance_weight", defaults.balance_weight, "Weight 1 - gamma of the negative phase."
-    )
-
-
-def _config_from_flags() -> Config:
-    return Config(**command.values_of(Config))
-
-
 def main() -> None:
     """Parses the flags and trains."""
-    _define_flags()
-    command.main_in_workdir(run, _config_from_flags)
+    command.main_in_workdir(run, Config)
 
 
 if __name__ == "__main__":

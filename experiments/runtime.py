@@ -1,30 +1,35 @@
-"""Everything a run needs to survive: its folder, lock, metrics, checkpoints and signals.
+"""Everything a run needs to survive: its folder, lock, metrics and checkpoints.
 
 A work folder holds::
 
     config.json         the config of the run
+    run_id              a random number, by which its checkpoints know the run
     metrics.jsonl       one JSON object a line, each with its "step"
-    checkpoints/<step>  state/ (Orbax), leaves.json (names, dtypes, shapes) and SHA256SUMS
+    checkpoints/<step>  see :mod:`experiments.checkpoints`
     samples/            pictures
     lock                pid and host of the process that owns the folder
 
 A loop that resumes bit for bit restores before its first `Workdir.log`, logs step s before it
 saves step s, and keeps clock times out of the metrics.
+
+Nothing outside of the folder is written or removed: links, fifos and the like where a run keeps its
+own files are refused by name.
 """
 
 import dataclasses
 import fcntl
+import hashlib
 import json
 import math
 import os
 import pathlib
+import re
+import secrets
 import shutil
-import signal
 import socket
 import sys
-import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Self
 
 import jax
@@ -32,17 +37,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments import checkpoints, files
-from experiments.errors import DivergenceError, StorageError, UsageError
+from experiments import checkpoints, files, places, records
+from experiments.checkpoints import Origin
+from experiments.errors import DivergenceError, StorageError, UsageError, line
 from kernelgrad.types import PyTree
 
 _KEPT_CHECKPOINTS = 3
 _MIN_FREE_BYTES = 16 * 2**20
+_MOST_CONFIG_BYTES, _MOST_CONFIG_VALUES = 2**20, 10_000
+_RUN_ID = "run_id"
+_STEP = re.compile("0|[1-9][0-9]{0,17}")
 _LOCK_PATIENCE_SECONDS = 1.0  # a killed owner may take a moment to vanish
 
 
 def _warn(message: str) -> None:
-    print("kernelgrad: warning:", message, file=sys.stderr, flush=True)
+    print(line("warning", message), file=sys.stderr, flush=True)
 
 
 class Workdir:
@@ -68,17 +77,19 @@ class Workdir:
           path: the folder; missing parents are created.
           config: dataclass instance of JSON values; stored as config.json.
           free_fields: fields that may differ from those of an earlier run, such as num_steps.
-          allow_config_change: let every field differ.
+          allow_config_change: let every field differ; config.json follows in `restore`, once the
+            state is found to fit the new config.
 
         Raises:
           StorageError: the folder cannot be created or written, has no space, or is in use.
           UsageError: it holds a run with another config.
         """
-        self.path = pathlib.Path(path).expanduser().absolute()
+        self.path = places.folder("workdir", path)
         self._checkpoints = self.path / "checkpoints"
         self._metrics = self.path / "metrics.jsonl"
         self._writes = jax.process_index() == 0
         self._lock = -1
+        self._changed_config: bytes | None = None
         if self._writes:
             try:
                 with files.storage(f"workdir {self.path}"):
@@ -88,6 +99,8 @@ class Workdir:
                 self.close()
                 raise
         multihost_utils.sync_global_devices("workdir")
+        with files.storage(str(self.path / _RUN_ID)):
+            self._run = files.read(self.path / _RUN_ID, 100).decode(errors="replace").strip()
 
     def __enter__(self) -> Self:
         """Returns the folder itself."""
@@ -106,10 +119,16 @@ class Workdir:
     @property
     def samples(self) -> pathlib.Path:
         """The folder of pictures."""
-        folder = self.path / "samples"
-        with files.storage(str(folder)):
-            folder.mkdir(exist_ok=True)
-        return folder
+        return self.below("samples")
+
+    def below(self, name: str) -> pathlib.Path:
+        """Returns the folder of a part of the run, such as "kl/seed0", created if missing.
+
+        Raises:
+          StorageError: it cannot be created, or a link is on the way.
+        """
+        with files.storage(str(self.path / name)):
+            return files.folder(self.path, name)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Appends one record to metrics.jsonl; it is on the disk when this returns.
@@ -125,22 +144,17 @@ class Workdir:
         if self._writes:
             values = {name: float(value) for name, value in metrics.items()}
             finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
-            line = json.dumps(dict(step=int(step), **finite), allow_nan=False) + "\n"
-            with files.storage(str(self._metrics)), open(self._metrics, "ab") as file:
-                file.write(line.encode())
-                file.flush()
-                os.fsync(file.fileno())
+            record = json.dumps(dict(step=int(step), **finite), allow_nan=False) + "\n"
+            with files.storage(str(self._metrics)):
+                files.append(self._metrics, record.encode())
 
     def history(self) -> list[dict[str, float]]:
         """Returns every record of metrics.jsonl, oldest first; null becomes nan.
 
         Raises:
-          StorageError: a line that is not the last one is damaged.
+          StorageError: a line that is not the last one is damaged, or the file is no regular one.
         """
-        return [
-            {name: math.nan if value is None else value for name, value in record.items()}
-            for _, record in self._records()
-        ]
+        return list(records.parsed(self._metrics))
 
     def write_bytes(self, name: str, content: bytes) -> pathlib.Path:
         """Writes a file in one piece: a reader sees the old content or the new, never a part.
@@ -158,7 +172,7 @@ class Workdir:
         target = self.path / name
         if self._writes:
             with files.storage(str(target)):
-                target.parent.mkdir(parents=True, exist_ok=True)
+                files.folder(self.path, str(pathlib.PurePath(name).parent))
                 files.replace(target, content)
         return target
 
@@ -194,15 +208,17 @@ class Workdir:
                 "expected a run that restores first. Resume it or use another workdir"
             )
         if newest == step:
-            if checkpoints.damage(target) is None:
+            if checkpoints.damage(target, self._run, step) is None:
                 return
             self._set_aside(step)
         size = sum(array.nbytes for array in arrays.values()) / 1e6
         free = shutil.disk_usage(self.path).free / 1e6
         scratch = self._checkpoints / f"tmp-{step}"
+        metrics = records.content(self._metrics)
+        origin = Origin(self._run, step, len(metrics), hashlib.sha256(metrics).hexdigest())
         try:
             with files.storage(f"{target}: could not save {size:.1f} MB with {free:.1f} MB free"):
-                checkpoints.write(scratch, specs, arrays)
+                checkpoints.write(scratch, origin, specs, arrays)
                 os.rename(scratch, target)
                 files.sync(self._checkpoints)
         finally:
@@ -211,28 +227,33 @@ class Workdir:
             for old in self._steps()[:-_KEPT_CHECKPOINTS]:
                 self._remove(self._checkpoints / str(old))
 
-    def restore(self, abstract_state: PyTree) -> tuple[int, PyTree] | None:
+    def restore(
+        self, abstract_state: PyTree, *, cut_metrics: bool = True
+    ) -> tuple[int, PyTree] | None:
         """Returns the newest checkpoint that verifies, and cuts the metrics back to its step.
 
-        A damaged checkpoint is skipped with a warning and set aside as <step>.damaged.
+        A damaged checkpoint, or one of another run or step, is skipped with a warning and set aside
+        as <step>.damaged.
 
         Args:
           abstract_state: the expected state, of arrays or `jax.ShapeDtypeStruct`. Leaves come
             back as numpy arrays where it has numpy arrays, else as jax arrays.
+          cut_metrics: False for who reads the state alone; the metrics are then not looked at.
 
         Returns:
           (step, state), or None where no checkpoint was ever finished.
 
         Raises:
           UsageError: the checkpoint is of another model; the first differing leaf is named.
-          StorageError: there are checkpoints and none of them verifies.
+          StorageError: there are checkpoints and none of them verifies, or the metrics are not
+            those that the checkpoint was saved with.
         """
-        damaged: dict[int, str] = {}
+        damaged = []
         for step in reversed(self._steps()):
-            damage = checkpoints.damage(self._checkpoints / str(step))
+            damage = checkpoints.damage(self._checkpoints / str(step), self._run, step)
             if damage is None:
                 break
-            damaged[step] = damage
+            damaged.append(step)
             _warn(f"skipped checkpoint {step}: {damage}")
         else:
             if any(self._checkpoints.glob("[0-9]*")):
@@ -240,13 +261,17 @@ class Workdir:
                     f"{self._checkpoints}: got no checkpoint that verifies; expected at least one. "
                     "Restore the folder from a copy, or use another workdir to start anew"
                 )
-            if self._cut_metrics(-1):
+            if cut_metrics and list(records.parsed(self._metrics)):
+                self._replace_metrics(b"")
                 _warn(f"{self.path}: no checkpoint yet, so its metrics start anew")
             return None
-        state = checkpoints.read(self._checkpoints / str(step), abstract_state)
+        newest = self._checkpoints / str(step)
+        state = checkpoints.read(newest, abstract_state)
+        self._settle_config()
+        if cut_metrics:
+            self._replace_metrics(records.until(self._metrics, checkpoints.origin_of(newest)))
         for damaged_step in damaged:
             self._set_aside(damaged_step)
-        self._cut_metrics(step)
         return step, state
 
     def divergence(self, step: int, reason: str) -> DivergenceError:
@@ -263,7 +288,8 @@ class Workdir:
                 f"workdir {self.path}: got {free / 1e6:.1f} MB of free space; "
                 f"expected at least {_MIN_FREE_BYTES / 1e6:.0f} MB"
             )
-        self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        with files.storage(str(self.path / "lock")):
+            self._lock = files.own(self.path / "lock", os.O_RDWR)
         deadline = time.monotonic() + _LOCK_PATIENCE_SECONDS
         while True:
             try:
@@ -279,20 +305,31 @@ class Workdir:
                 time.sleep(0.05)
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        self._checkpoints.mkdir(exist_ok=True)
+        files.folder(self.path, self._checkpoints.name)
         for leftover in self._checkpoints.glob("tmp-*"):
-            shutil.rmtree(leftover)
+            files.remove(leftover)
+        if files.kind(self.path / _RUN_ID) is None:
+            with files.storage(str(self.path / _RUN_ID)):
+                files.replace(self.path / _RUN_ID, f"{secrets.token_hex(8)}\n".encode())
 
     def _store_config(self, config: Any, free_fields: Collection[str], allow_change: bool) -> None:
         fields = _as_json(dataclasses.asdict(config))
+        content = (json.dumps(fields, indent=2) + "\n").encode()
         file = self.path / "config.json"
-        if file.exists():
+        if files.kind(file) is None:
+            if self._steps():
+                raise StorageError(
+                    f"{file}: got no such file beside checkpoints; expected the run's config. "
+                    "Restore it from a copy, or use another workdir"
+                )
+        else:
             try:
-                stored = {**_defaults(config), **json.loads(file.read_text())}
-            except (ValueError, TypeError) as error:
+                with files.storage(str(file)):
+                    stored = {**_defaults(config), **stored_fields(file)}
+            except ValueError as error:
                 raise StorageError(f"{file}: got {error}; expected a JSON object") from error
             changes = [
-                f"{name} was {json.dumps(stored.get(name))}, now {json.dumps(fields.get(name))}"
+                f"{name} was {_shown(stored.get(name))}, now {_shown(fields.get(name))}"
                 for name in {**stored, **fields}
                 if name not in free_fields and stored.get(name) != fields.get(name)
             ]
@@ -301,88 +338,53 @@ class Workdir:
                     f"workdir {self.path} holds a run with another config: {'; '.join(changes)}. "
                     "Use the same flags, another workdir, or allow the change of config"
                 )
-        files.replace(file, (json.dumps(fields, indent=2) + "\n").encode())
+            if changes and self._steps():
+                self._changed_config = content  # until a state fits it
+                return
+        with files.storage(str(file)):
+            files.replace(file, content)
+
+    def _settle_config(self) -> None:
+        if self._changed_config is not None:
+            with files.storage(str(self.path / "config.json")):
+                files.replace(self.path / "config.json", self._changed_config)
+            self._changed_config = None
 
     def _steps(self) -> list[int]:
         names = [entry.name for entry in self._checkpoints.iterdir()]
-        return sorted(int(name) for name in names if name.isdigit())
+        return sorted(int(name) for name in names if _STEP.fullmatch(name))
 
     def _remove(self, folder: pathlib.Path) -> None:
         doomed = folder.with_name(f"tmp-{folder.name}")
         os.rename(folder, doomed)
-        shutil.rmtree(doomed)
+        files.remove(doomed)
+
+    def _replace_metrics(self, content: bytes) -> None:
+        if self._writes and files.kind(self._metrics) is not None:
+            with files.storage(str(self._metrics)):
+                files.replace(self._metrics, content)
 
     def _set_aside(self, step: int) -> None:
         if self._writes:
             folder = self._checkpoints / str(step)
             grave = folder.with_name(f"{step}.damaged")
             with files.storage(str(folder)):
-                if grave.exists():
+                if files.kind(grave) is not None:
                     self._remove(grave)
                 os.rename(folder, grave)
 
-    def _records(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
-        with files.storage(str(self._metrics)):
-            content = self._metrics.read_bytes() if self._metrics.exists() else b""
-        *lines, _ = content.split(b"\n")
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = json.loads(line)
-                int(record["step"])
-            except (ValueError, TypeError, KeyError) as error:
-                raise StorageError(
-                    f"{self._metrics}:{number}: got {line[:40]!r}; expected a JSON object with a "
-                    "step. Delete this line"
-                ) from error
-            yield line + b"\n", record
 
-    def _cut_metrics(self, step: int) -> int:
-        lines = [line for line, record in self._records() if record["step"] <= step]
-        with files.storage(str(self._metrics)):
-            size = self._metrics.stat().st_size if self._metrics.exists() else 0
-            if self._writes and size:
-                files.replace(self._metrics, b"".join(lines))
-        return size - sum(map(len, lines))
+def stored_fields(file: pathlib.Path) -> dict[str, Any]:
+    """Returns the fields in a config.json, not yet checked; ValueError or OSError."""
+    fields = files.parse_json(files.read(file, _MOST_CONFIG_BYTES), _MOST_CONFIG_VALUES)
+    if not isinstance(fields, dict):
+        raise ValueError(f"a {type(fields).__name__}")
+    return fields
 
 
-class Signals:
-    """Turns the first SIGTERM into a request to stop; a second one exits at once with 143.
-
-    The loop reads `stop` once a step (it may change between two looks); where it is set, it saves
-    and raises `Terminated`. A thread hears the signals, so that the second one works during a
-    long compilation too. Main thread only.
-
-    Attributes:
-      stop: whether SIGTERM has arrived.
-    """
-
-    def __init__(self) -> None:
-        self.stop = False
-
-    def __enter__(self) -> Self:
-        """Starts to listen."""
-        self._ear, self._mouth = socket.socketpair()
-        self._mouth.setblocking(False)
-        self._old_fd = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
-        self._old_handler = signal.signal(signal.SIGTERM, lambda *_: None)
-        self._thread = threading.Thread(target=self._listen, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Gives the signal back to its earlier handler."""
-        signal.signal(signal.SIGTERM, self._old_handler)
-        signal.set_wakeup_fd(self._old_fd)
-        self._mouth.close()
-        self._thread.join()
-        self._ear.close()
-
-    def _listen(self) -> None:
-        while byte := self._ear.recv(1):
-            if byte[0] == signal.SIGTERM:
-                if self.stop:
-                    os._exit(143)
-                self.stop = True
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:80]} ..."
 
 
 def _as_json(fields: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,6 @@ needs no critic.
 """
 
 import dataclasses
-import difflib
 import io
 import json
 import math
@@ -34,20 +33,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
 from experiments import classifier as classifiers
 from experiments import (
     command,
+    fields,
     image_metrics,
     latent_chains,
     latent_model,
+    memory,
+    places,
     plots,
     settings,
     threads,
     trained,
 )
-from experiments import data as datasets
 from experiments.data import Dataset
 from experiments.errors import UsageError
 from experiments.image_metrics import Scores
@@ -69,17 +69,22 @@ _GRID = 120  # points along each axis, of the energy's contours
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class Request(command.Place):
     """What to draw."""
 
-    workdir: str
-    data_dir: str | None = None
-    sampler: str = "hmc"
-    num_samples: int = 1000
-    steps: int = 500
-    inverse_temperature: float = 1.0
-    step_size: float | None = None
-    seed: int = 0
+    sampler: str = fields.choice("hmc", ("generator", *SAMPLERS), "The chains, or none.")
+    num_samples: int = fields.integer(
+        1000, _MIN_SAMPLES, fields.MAX_SIZE, "Samples, one chain each."
+    )
+    steps: int = fields.integer(500, 0, 10**7, "Steps of every chain.")
+    inverse_temperature: float = fields.positive(1.0, "Factor of the energy.")
+    step_size: float | None = fields.positive(
+        None,
+        "Of the sampler, the first guess where it is adapted (hmc and mala); by default "
+        + ", ".join(f"{sampler.step_size} for {name}" for name, sampler in SAMPLERS.items())
+        + ".",
+    )
+    seed: int = fields.seed()
 
 
 class Found(NamedTuple):
@@ -112,8 +117,9 @@ def run(request: Request) -> dict[str, Scores]:
         critic.
       DataError: the run's data are missing, or they are images without labels.
       StorageError: the folder cannot be used.
+      Terminated: a signal came; the chains are kept.
     """
-    _validate(request)
+    fields.validate(request)
     config = trained.stored_config(request.workdir)
     if request.sampler != "generator" and not latent_model.energy_of(config):
         known = [name for name, choice in settings.OBJECTIVES.items() if choice.energy]
@@ -121,7 +127,15 @@ def run(request: Request) -> dict[str, Scores]:
             f"workdir: got {request.workdir}, a run of {config.objective}, which has no critic; "
             f"expected one of {', '.join(known)}, or --sampler=generator"
         )
-    with trained.opened(request.workdir, request.data_dir) as (folder, run), threads.one_for_blas():
+
+    def check(config: Config, dataset: Dataset) -> None:
+        if dataset.is_image:
+            classifiers.check(dataset)
+        size = 4 * request.num_samples * (math.prod(dataset.sample_shape) + config.latent_dim)
+        memory.require(request, ("num_samples",), size)
+
+    opened = trained.opened(request.workdir, request.data_dir, check=check)
+    with opened as (folder, run), threads.one_for_blas():
         score, scored_by = _make_score(config, run.dataset)
         results = {"checkpoint": run.step, "request": dataclasses.asdict(request), **scored_by}
         found = _sample(request, run, score, Unfinished(folder, request.sampler, results))
@@ -161,7 +175,9 @@ def _sample(
     if request.sampler == "generator" or request.steps == 0:
         return Found(rows, [{"step": 0.0, **scores}], first, first)
     sampler = SAMPLERS[request.sampler]
-    earlier, progress = unfinished.read()
+    log_density = latent_model.log_density(run, request.inverse_temperature)
+    form = latent_chains.form(starts, log_density, run.state, labels, sampler)
+    earlier, progress = unfinished.read(form)
     history = earlier or [{"step": 0.0, **scores}]
 
     def visit(step: int, normal: Array, monitor: float, progress: Progress) -> None:
@@ -171,13 +187,14 @@ def _sample(
     walk = latent_chains.walk(
         walk_key,
         starts,
-        latent_model.log_density(run, request.inverse_temperature),
+        log_density,
         run.state,
         labels,
         sampler=sampler,
         num_steps=request.steps,
         step_size=request.step_size,
         visit=visit,
+        keep=lambda progress: unfinished.write(history, progress),
         progress=progress,
     )
     last, scores = draw(walk.latents)
@@ -196,7 +213,7 @@ def _make_score(
         kernel = kernels.median_mixture(kernels.imq_mixture, test, scales=config.kernel_scales)
         test_mmd = jax.jit(mmd.mmd_u_statistic)
         return lambda samples: {"test_mmd": float(test_mmd(samples, test, kernel))}, {}
-    classifier = classifiers.train_or_load(dataset, datasets.cache_dir())
+    classifier = classifiers.train_or_load(dataset, places.cache())
     neighbours = image_metrics.neighbours(dataset)
     inception = image_metrics.inception(classifier)
     distances = image_metrics.feature_distances(dataset, classifier)
@@ -263,52 +280,9 @@ def _backdrop(run: Trained) -> Backdrop:
 # ----------------------------------------------------------------------------------- the binary
 
 
-def _validate(request: Request) -> None:
-    """Raises UsageError for the first setting out of its range, before anything is read."""
-    known = ("generator", *SAMPLERS)
-    if request.sampler not in known:
-        nearest = difflib.get_close_matches(request.sampler, known, n=1, cutoff=0)[0]
-        raise UsageError(
-            f"sampler: got {request.sampler!r}; expected one of {', '.join(known)}. "
-            f"Did you mean {nearest}?"
-        )
-    for name, least in (("num_samples", _MIN_SAMPLES), ("steps", 0)):
-        if getattr(request, name) < least:
-            raise UsageError(f"{name}: got {getattr(request, name)}; expected at least {least}")
-    for name in ("inverse_temperature", "step_size"):
-        value = getattr(request, name)
-        if value is not None and not 0 < value < math.inf:
-            raise UsageError(f"{name}: got {value}; expected a positive, finite number")
-
-
-def _define_flags() -> None:
-    defaults = Request("")
-    flags.DEFINE_string("sampler", defaults.sampler, f"One of generator, {', '.join(SAMPLERS)}.")
-    flags.DEFINE_integer("steps", defaults.steps, "Steps of every chain.")
-    flags.DEFINE_float(
-        "inverse_temperature", defaults.inverse_temperature, "Factor of the energy, > 0."
-    )
-    flags.DEFINE_float(
-        "step_size",
-        None,
-        "Of the sampler, the first guess where it is adapted (hmc and mala); by default "
-        + ", ".join(f"{sampler.step_size} for {name}" for name, sampler in SAMPLERS.items())
-        + ".",
-    )
-    flags.DEFINE_integer("num_samples", defaults.num_samples, "Samples, one chain each.")
-    for name in ("workdir", "data_dir", "seed"):
-        flags.declare_key_flag(name)
-    flags.mark_flag_as_required("workdir")
-
-
-def _request_from_flags() -> Request:
-    return Request(**command.values_of(Request, only=("experiments.settings", "experiments.train")))
-
-
 def main() -> None:
     """Parses the flags and samples."""
-    _define_flags()
-    command.main(run, _request_from_flags)
+    command.main(lambda given: run(fields.pick(Request, given)), Request)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,18 @@
 """The settings of a training run: objectives, fields, flags, presets, ranges."""
 
+from __future__ import annotations
+
 import dataclasses
-import difflib
 import functools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from absl import flags
 
 from experiments import data as datasets
-from experiments import networks
+from experiments import fields, networks
 from experiments.errors import UsageError
 from experiments.presets import PRESETS
 from kernelgrad import adversarial, kale, kernels, objectives, steingan, svgd, two_player
@@ -50,42 +49,7 @@ FEATURE_LENGTHSCALES: dict[str, steingan.LengthscaleFn] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Everything that decides a run, but for where it is stored."""
-
-    objective: str = "kl"
-    dataset: str = "digits"
-    num_steps: int = 2000
-    batch_size: int = 100
-    latent_dim: int = 50
-    width: int = 32
-    prior: str = "normal"
-    learning_rate: float = 1e-3
-    b1: float = 0.9
-    kernel: str = "imq"
-    kernel_scales: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
-    ridge: float | None = None
-    seed: int = 0
-    eval_every: int = 200
-    resident_gib: float = 2.0
-    critic_steps: int | None = None
-    critic_learning_rate: float | None = None
-    spectral_norm: bool | None = None
-    clip: float = 0.01
-    penalty: str | None = None
-    penalty_weight: float | None = None
-    noise_variance: float = 0.0
-    noise_steps: int | None = None
-    discount: float = 0.7
-    stein_field: str = "svgd"
-    feature_lengthscale: str = "half_median"
-    energy_norm: str = "euclidean"
-    freeze_threshold: float = 0.5
-    log_normalizer: str = "batch"
-    log_normalizer_rate: float = 0.1
-    conditional: bool = False
-    margin: float = 0.2
+_MOST_PICTURES = 100_000
 
 
 class Choice(NamedTuple):
@@ -217,6 +181,132 @@ OBJECTIVES = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that decides a run, but for where it is stored."""
+
+    objective: str = fields.choice(
+        "kl",
+        OBJECTIVES,
+        "What the generator descends. "
+        + "; ".join(f"{name}: {choice.summary}" for name, choice in OBJECTIVES.items())
+        + ".",
+    )
+    dataset: str = fields.word(
+        "digits",
+        f"One of {', '.join(datasets.names())}, or an image set prepared by TFDS in --data_dir.",
+    )
+    num_steps: int = fields.integer(2000, 1, fields.MAX_COUNT, "Updates in all.")
+    batch_size: int = fields.integer(100, 2, fields.MAX_SIZE, "Samples per step, over all devices.")
+    latent_dim: int = fields.integer(50, 1, fields.MAX_SIZE, "Dimension of the latents.")
+    width: int = fields.integer(32, 1, fields.MAX_SIZE, "Channels (images) or units (points).")
+    prior: str = fields.choice("normal", PRIORS, "Prior of the latents.")
+    learning_rate: float = fields.positive(1e-3, "Adam's learning rate.")
+    b1: float = fields.share(0.9, "Adam's decay of the first moment.")
+    kernel: str = fields.choice("imq", KERNELS, "Family of the mixture.")
+    kernel_scales: tuple[float, ...] = fields.numbers(
+        (0.5, 1.0, 2.0, 4.0),
+        1e-12,
+        1e12,
+        "Squared lengthscales in units of the batch's median squared distance.",
+    )
+    ridge: float | None = fields.positive(
+        None,
+        "kl: eta of the Stein estimator, 0.1 sqrt(batch) k(0) by default; ratio_ulsif: lambda, "
+        "0.1.",
+    )
+    seed: int = fields.seed()
+    eval_every: int = fields.integer(
+        200, 1, fields.MAX_COUNT, "Steps between pictures, metrics and checkpoints."
+    )
+    resident_gib: float = fields.number(
+        2.0,
+        1e-6,
+        1e6,
+        "Data sets up to this size live on the device; larger ones are fed batch by batch.",
+    )
+    critic_steps: int | None = fields.integer(
+        None,
+        1,
+        1000,
+        "Critic steps per generator step; 5 for wgan_*, else 1 by default.",
+    )
+    critic_learning_rate: float | None = fields.positive(
+        None,
+        "Adam's learning rate of the critic; by default --learning_rate, for steingan a tenth of "
+        "it.",
+    )
+    spectral_norm: bool | None = fields.switch(
+        None, "Spectral normalisation of the critic; only for hinge by default."
+    )
+    clip: float = fields.positive(0.01, "wgan_clip: bound of the critic's parameters.")
+    penalty: str | None = fields.choice(
+        None,
+        PENALTIES,
+        "What the critic's slopes should be; two_sided for wgan_gp, zero_centred for kale by "
+        "default.",
+    )
+    penalty_weight: float | None = fields.not_negative(
+        None, "Weight of the penalty; 10 for wgan_gp, 1 for kale by default."
+    )
+    noise_variance: float = fields.not_negative(
+        0.0,
+        "Variance of the noise on samples and data, falling linearly to 0; noisy_jsd: of its "
+        "noise.",
+    )
+    noise_steps: int | None = fields.integer(
+        None, 1, fields.MAX_COUNT, "Steps after which that noise is gone; --num_steps by default."
+    )
+    discount: float = fields.share(
+        0.7, "steingan: gamma, by which the samples' energy counts less."
+    )
+    stein_field: str = fields.choice(
+        "svgd",
+        FIELDS,
+        "steingan: what the samples follow; row_normalized and nearest as in the authors' code.",
+    )
+    feature_lengthscale: str = fields.choice(
+        "half_median",
+        FEATURE_LENGTHSCALES,
+        "steingan: rule of the kernel on features; half_svgd as in the authors' code.",
+    )
+    energy_norm: str = fields.choice(
+        "euclidean",
+        networks.NORMS,
+        "steingan: norm of the reconstruction's error; root_sum as in the authors' code.",
+    )
+    freeze_threshold: float = fields.number(
+        0.5,
+        fields.SMALLEST,
+        math.inf,
+        "steingan: lead of the energy that freezes it; inf, as in the authors' code, never does.",
+    )
+    log_normalizer: str = fields.choice(
+        "batch",
+        TRACKS,
+        "kale: the best one of each batch, a moving average, or learned by Newton steps.",
+    )
+    log_normalizer_rate: float = fields.number(0.1, 1e-6, 1.0, "kale: of ema or newton.")
+    conditional: bool = fields.switch(
+        False,
+        "Generate by class; the critic sees the labels, steingan's by the joint energy of eq. "
+        "(15).",
+    )
+    margin: float = fields.not_negative(
+        0.2, "steingan: cross entropy of labels below which nothing is gained."
+    )
+
+
+def preset(default: str | None = None) -> Any:
+    """Declares the name of a preset."""
+    return fields.choice(default, PRESETS, "Settings of a paper; other flags override them.")
+
+
+def configured(given: Mapping[str, Any], name: str | None) -> Config:
+    """Returns the defaults, overridden by a preset, overridden by the values that were given."""
+    return fields.pick(Config, {**(PRESETS[name] if name else {}), **given})
+
+
 def critic_steps(config: Config) -> int:
     """Returns the critic's steps before each step of the generator; 0 without a critic."""
     default = OBJECTIVES[config.objective].critic_steps
@@ -233,174 +323,10 @@ def rows_per_step(config: Config) -> int:
     return config.batch_size * max(1, critic_steps(config))
 
 
-_DEFAULTS = Config()
-_PRESET = flags.DEFINE_enum(
-    "preset", None, sorted(PRESETS), "Settings of a paper; other flags override them."
-)
-flags.DEFINE_string(
-    "objective",
-    _DEFAULTS.objective,
-    "What the generator descends. "
-    + "; ".join(f"{name}: {choice.summary}" for name, choice in OBJECTIVES.items()),
-)
-flags.DEFINE_string(
-    "dataset",
-    _DEFAULTS.dataset,
-    f"One of {', '.join(datasets.names())}, or an image set prepared by TFDS in --data_dir.",
-)
-flags.DEFINE_integer("num_steps", _DEFAULTS.num_steps, "Updates in all.")
-flags.DEFINE_integer("batch_size", _DEFAULTS.batch_size, "Samples per step, over all devices.")
-flags.DEFINE_integer("latent_dim", _DEFAULTS.latent_dim, "Dimension of the latents.")
-flags.DEFINE_integer("width", _DEFAULTS.width, "Channels (images) or units (points).")
-flags.DEFINE_enum("prior", _DEFAULTS.prior, sorted(PRIORS), "Prior of the latents.")
-flags.DEFINE_float("learning_rate", _DEFAULTS.learning_rate, "Adam's learning rate.")
-flags.DEFINE_float("b1", _DEFAULTS.b1, "Adam's decay of the first moment.")
-flags.DEFINE_enum("kernel", _DEFAULTS.kernel, sorted(KERNELS), "Family of the mixture.")
-flags.DEFINE_list(
-    "kernel_scales",
-    [str(scale) for scale in _DEFAULTS.kernel_scales],
-    "Squared lengthscales in units of the batch's median squared distance.",
-)
-flags.DEFINE_float(
-    "ridge",
-    None,
-    "kl: eta of the Stein estimator, 0.1 sqrt(batch) k(0) by default; ratio_ulsif: lambda, 0.1.",
-)
-flags.DEFINE_integer("seed", _DEFAULTS.seed, "Seed of everything random.")
-flags.DEFINE_integer(
-    "eval_every", _DEFAULTS.eval_every, "Steps between pictures, metrics and checkpoints."
-)
-flags.DEFINE_float(
-    "resident_gib",
-    _DEFAULTS.resident_gib,
-    "Data sets up to this size live on the device; larger ones are fed batch by batch.",
-)
-flags.DEFINE_integer(
-    "critic_steps", None, "Critic steps per generator step; 5 for wgan_*, else 1 by default."
-)
-flags.DEFINE_float(
-    "critic_learning_rate",
-    None,
-    "Adam's learning rate of the critic; by default --learning_rate, for steingan a tenth of it.",
-)
-flags.DEFINE_bool(
-    "spectral_norm", None, "Spectral normalisation of the critic; only for hinge by default."
-)
-flags.DEFINE_float("clip", _DEFAULTS.clip, "wgan_clip: bound of the critic's parameters.")
-flags.DEFINE_enum(
-    "penalty",
-    None,
-    sorted(PENALTIES),
-    "What the critic's slopes should be; two_sided for wgan_gp, zero_centred for kale by default.",
-)
-flags.DEFINE_float(
-    "penalty_weight", None, "Weight of the penalty; 10 for wgan_gp, 1 for kale by default."
-)
-flags.DEFINE_float(
-    "noise_variance",
-    _DEFAULTS.noise_variance,
-    "Variance of the noise on samples and data, falling linearly to 0; noisy_jsd: of its noise.",
-)
-flags.DEFINE_integer(
-    "noise_steps", None, "Steps after which that noise is gone; --num_steps by default."
-)
-flags.DEFINE_float(
-    "discount", _DEFAULTS.discount, "steingan: gamma, by which the samples' energy counts less."
-)
-flags.DEFINE_enum(
-    "stein_field",
-    _DEFAULTS.stein_field,
-    sorted(FIELDS),
-    "steingan: what the samples follow; row_normalized and nearest as in the authors' code.",
-)
-flags.DEFINE_enum(
-    "feature_lengthscale",
-    _DEFAULTS.feature_lengthscale,
-    sorted(FEATURE_LENGTHSCALES),
-    "steingan: rule of the kernel on features; half_svgd as in the authors' code.",
-)
-flags.DEFINE_enum(
-    "energy_norm",
-    _DEFAULTS.energy_norm,
-    sorted(networks.NORMS),
-    "steingan: norm of the reconstruction's error; root_sum as in the authors' code.",
-)
-flags.DEFINE_float(
-    "freeze_threshold",
-    _DEFAULTS.freeze_threshold,
-    "steingan: lead of the energy that freezes it; inf, as in the authors' code, never does.",
-)
-flags.DEFINE_enum(
-    "log_normalizer",
-    _DEFAULTS.log_normalizer,
-    sorted(TRACKS),
-    "kale: the best one of each batch, a moving average, or learned by Newton steps.",
-)
-flags.DEFINE_float(
-    "log_normalizer_rate", _DEFAULTS.log_normalizer_rate, "kale: of ema or newton, in (0, 1]."
-)
-flags.DEFINE_bool(
-    "conditional",
-    _DEFAULTS.conditional,
-    "Generate by class; the critic sees the labels, steingan's by the joint energy of eq. (15).",
-)
-flags.DEFINE_float(
-    "margin", _DEFAULTS.margin, "steingan: cross entropy of labels below which nothing is gained."
-)
-
-
-def from_flags() -> Config:
-    """Returns the defaults, overridden by the preset, overridden by the flags that were given."""
-    settings = dict(PRESETS[_PRESET.value]) if _PRESET.value else {}
-    for field in dataclasses.fields(Config):
-        if flags.FLAGS[field.name].present:
-            settings[field.name] = flags.FLAGS[field.name].value
-    if "kernel_scales" in settings:
-        try:
-            settings["kernel_scales"] = tuple(float(s) for s in settings["kernel_scales"])
-        except ValueError:
-            raise UsageError(
-                f"kernel_scales: got {settings['kernel_scales']}; expected numbers such as 0.5,1,2"
-            ) from None
-    return Config(**settings)
-
-
-class _Range(NamedTuple):
-    holds: Callable[[Any], bool]
-    expected: str
-
-
-_COUNT = _Range(lambda value: value >= 1, "an integer >= 1")
-_POSITIVE = _Range(lambda value: 0 < value < math.inf, "a positive, finite number")
-_NOT_NEGATIVE = _Range(lambda value: 0 <= value < math.inf, "a finite number >= 0")
-_SHARE = _Range(lambda value: 0 <= value < 1, "a number in [0, 1)")
-_RANGES = {
-    **dict.fromkeys(("num_steps", "latent_dim", "width", "eval_every"), _COUNT),
-    **dict.fromkeys(("critic_steps", "noise_steps"), _COUNT),
-    "batch_size": _Range(lambda value: value >= 2, "an integer >= 2"),
-    **dict.fromkeys(("learning_rate", "critic_learning_rate", "clip"), _POSITIVE),
-    **dict.fromkeys(("ridge", "resident_gib", "kernel_scales"), _POSITIVE),
-    **dict.fromkeys(("penalty_weight", "noise_variance", "margin"), _NOT_NEGATIVE),
-    **dict.fromkeys(("b1", "discount"), _SHARE),
-    "log_normalizer_rate": _Range(lambda value: 0 < value <= 1, "a number in (0, 1]"),
-    "freeze_threshold": _Range(lambda value: value > 0, "a positive number or inf"),
-}
-
-
 def validate(config: Config, num_devices: int) -> None:
     """Raises UsageError for the first setting out of its range, before anything is compiled."""
-    if config.objective not in OBJECTIVES:
-        known = list(OBJECTIVES)
-        nearest = difflib.get_close_matches(config.objective, known, n=1, cutoff=0)[0]
-        raise UsageError(
-            f"objective: got {config.objective!r}; expected one of {', '.join(known)}. "
-            f"Did you mean {nearest}?"
-        )
-    for name, (holds, expected) in _RANGES.items():
-        setting = getattr(config, name)
-        for value in np.atleast_1d(() if setting is None else setting):
-            if not holds(value):
-                raise UsageError(f"{name}: got {value}; expected {expected}")
+    fields.validate(config)
+    limit_pictures(config, _MOST_PICTURES)
     if config.batch_size % num_devices:
         below = config.batch_size // num_devices * num_devices
         sizes = [size for size in (below, below + num_devices) if size > 0]
@@ -409,6 +335,16 @@ def validate(config: Config, num_devices: int) -> None:
             f"such as {' or '.join(map(str, sizes))}"
         )
     _validate_for_objective(config)
+
+
+def limit_pictures(config: Any, most: int) -> None:
+    """Raises UsageError where a config's num_steps and eval_every make too many pictures."""
+    count = config.num_steps // config.eval_every
+    if count > most:
+        raise UsageError(
+            f"eval_every: got {config.eval_every}, {count} evaluations in {config.num_steps} steps "
+            f"with a picture each; expected at most {most}"
+        )
 
 
 def _validate_for_objective(config: Config) -> None:

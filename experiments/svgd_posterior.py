@@ -16,8 +16,6 @@ import importlib.util
 import itertools
 import json
 import math
-import os
-import pathlib
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,15 +24,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import flags
 from tqdm import tqdm, trange
 
-from experiments import command, long_chains, plots, posteriors
-from experiments.errors import Terminated, UsageError
+from experiments import command, fields, long_chains, memory, places, plots, posteriors
+from experiments.errors import UsageError
 from experiments.long_chains import Chains
 from experiments.plots import CurvePanel
 from experiments.posteriors import LogisticPosterior
-from experiments.runtime import Signals, Workdir
+from experiments.runtime import Workdir
+from experiments.signals import Signals, terminated
 from experiments.tables import format_table
 from kernelgrad import kernels, ksd, svgd
 from kernelgrad.svgd import SVGDState
@@ -56,18 +54,26 @@ Histories = dict[tuple[str, int], list[Record]]
 class Config:
     """Everything that decides the runs, but for where they are stored."""
 
-    num_particles: tuple[int, ...] = (100, 500, 2000, 5000)
-    lengthscales: tuple[str, ...] = ("svgd", "median")
-    num_steps: int = 300
-    eval_every: int = 20
-    optimizer: str = "adam"
-    learning_rate: float = 0.3
-    batch_size: int | None = None
-    prior_precision: float = 1.0
-    num_chains: int = 64
-    num_warmup: int = 500
-    num_draws: int = 1000
-    seed: int = 0
+    num_particles: tuple[int, ...] = fields.integers(
+        (100, 500, 2000, 5000), 2, fields.MAX_SIZE, "Set sizes."
+    )
+    lengthscales: tuple[str, ...] = fields.choices(
+        ("svgd", "median"),
+        LENGTHSCALES,
+        "Rules of the RBF's lengthscale: svgd, median / (2 log(n + 1)), or median; both squared.",
+    )
+    num_steps: int = fields.integer(300, 1, fields.MAX_COUNT, "Steps of SVGD in all.")
+    eval_every: int = fields.integer(20, 1, fields.MAX_COUNT, "Steps between evaluations.")
+    optimizer: str = fields.choice("adam", OPTIMIZERS, "Optax optimizer.")
+    learning_rate: float = fields.positive(0.3, "Its first rate, which decays as a cosine.")
+    batch_size: int | None = fields.integer(
+        None, 1, fields.MAX_SIZE, "Rows behind a score; all of them by default."
+    )
+    prior_precision: float = fields.positive(1.0, "alpha of N(0, I / alpha).")
+    num_chains: int = fields.integer(64, 2, fields.MAX_SIZE, "Chains of HMC.")
+    num_warmup: int = fields.integer(500, 2, fields.MAX_SIZE, "Their steps thrown away.")
+    num_draws: int = fields.integer(1000, 4, fields.MAX_SIZE, "Their steps kept.")
+    seed: int = fields.seed("Seed of the split and of everything random.")
 
 
 def run(
@@ -88,8 +94,9 @@ def run(
       DataError: the table is missing or damaged.
       StorageError: the work folder cannot be used.
       DivergenceError: particles are not finite.
-      Terminated: SIGTERM came; the last evaluation is saved.
+      Terminated: a signal came; the state is saved.
     """
+    root = places.workdir(workdir)
     validate(config)
     posterior = posteriors.red_wine(
         data_dir, seed=config.seed, prior_precision=config.prior_precision
@@ -100,11 +107,9 @@ def run(
             "training rows"
         )
     start_key, chain_key, subset_key = jax.random.split(jax.random.key(config.seed), 3)
-    root = pathlib.Path(workdir)
-    with (
-        Workdir(root, config, free_fields=("num_particles", "lengthscales")) as folder,
-        Signals() as signals,
-    ):
+    draws = 4 * config.num_chains * config.num_draws * posterior.dimension
+    memory.require(config, ("num_chains", "num_draws"), 2 * draws)
+    with Workdir(root, config, free_fields=("num_particles", "lengthscales")) as folder:
         starts = _prior_draws(start_key, config, config.num_chains, posterior.dimension)
         chains = long_chains.run(
             chain_key,
@@ -117,7 +122,7 @@ def run(
         histories: Histories = {}
         for rule, n in itertools.product(config.lengthscales, config.num_particles):
             one = dataclasses.replace(config, lengthscales=(rule,), num_particles=(n,))
-            with Workdir(root / rule / f"particles{n}", one) as own:
+            with Workdir(folder.below(f"{rule}/particles{n}"), one) as own, Signals() as signals:
                 histories[rule, n] = _move(one, posterior, reference, own, signals)
         ksd_of_n = {
             n: ksd_of_draws(subset_key, posterior, reference, n) for n in config.num_particles
@@ -244,16 +249,17 @@ def _move(
                 raise folder.divergence(step, "the particles are not finite")
             step += 1
             bar.update()
-            if step % config.eval_every == 0 or step == config.num_steps or signals.stop:
+            is_due = step % config.eval_every == 0 or step == config.num_steps
+            if is_due:
                 record = record_of(state)
                 bar.set_postfix(ksd=f"{record['ksd']:.3g}")
                 folder.log(step, record)
-                folder.save(step, state)
                 folder.write_bytes("curves.png", plots.learning_curves(folder.history()))
-            if signals.stop:
-                raise Terminated(
-                    f"SIGTERM: saved step {step} in {folder.path}; run the same command to resume"
-                )
+            stop = signals.stop
+            if is_due or stop:
+                folder.save(step, state)
+            if stop:
+                raise terminated(stop, f"saved step {step} in {folder.path}")
     return folder.history()
 
 
@@ -405,72 +411,18 @@ def _report(
 
 def validate(config: Config) -> None:
     """Raises UsageError for the first setting out of its range, before anything is compiled."""
-    counts = config.num_particles
-    if not counts or min(counts) < 2 or len(set(counts)) < len(counts):
-        raise UsageError(f"num_particles: got {list(counts)}; expected distinct integers >= 2")
-    lowest = {"num_chains": 2, "num_warmup": 2, "num_draws": 4, "seed": 0}
-    for name in ("num_steps", "eval_every", *lowest):
-        low = lowest.get(name, 1)
-        if getattr(config, name) < low:
-            raise UsageError(f"{name}: got {getattr(config, name)}; expected an integer >= {low}")
-    most = config.num_chains * config.num_draws
-    if max(counts) > most:
+    fields.validate(config)
+    largest, most = max(config.num_particles), config.num_chains * config.num_draws
+    if largest > most:
         raise UsageError(
-            f"num_particles: got {max(counts)}; expected at most the {most} draws of the chains, "
+            f"num_particles: got {largest}; expected at most the {most} draws of the chains, "
             "num_chains x num_draws"
         )
-    if config.batch_size is not None and config.batch_size < 1:
-        raise UsageError(f"batch_size: got {config.batch_size}; expected an integer >= 1")
-    rules = config.lengthscales
-    if not rules or not set(rules) <= set(LENGTHSCALES) or len(set(rules)) < len(rules):
-        raise UsageError(
-            f"lengthscales: got {list(rules)}; expected distinct ones of {', '.join(LENGTHSCALES)}"
-        )
-    if config.optimizer not in OPTIMIZERS:
-        raise UsageError(
-            f"optimizer: got {config.optimizer!r}; expected one of {', '.join(OPTIMIZERS)}"
-        )
-    for name in ("learning_rate", "prior_precision"):
-        if not 0 < getattr(config, name) < math.inf:
-            raise UsageError(f"{name}: got {getattr(config, name)}; expected a number > 0")
-
-
-def _define_flags() -> None:
-    defaults = Config()
-    flags.DEFINE_string("workdir", None, "Folder of the runs; created if missing.")
-    flags.DEFINE_string(
-        "data_dir",
-        os.environ.get("KERNELGRAD_DATA_DIR"),
-        "Folder with uci/winequality-red.csv; KERNELGRAD_DATA_DIR by default.",
-    )
-    flags.DEFINE_list("num_particles", [str(n) for n in defaults.num_particles], "Set sizes.")
-    flags.DEFINE_integer("num_steps", defaults.num_steps, "Steps of SVGD in all.")
-    flags.DEFINE_integer("eval_every", defaults.eval_every, "Steps between evaluations.")
-    flags.DEFINE_enum("optimizer", defaults.optimizer, sorted(OPTIMIZERS), "Optax optimizer.")
-    flags.DEFINE_float(
-        "learning_rate", defaults.learning_rate, "Its first rate, which decays as a cosine."
-    )
-    flags.DEFINE_list(
-        "lengthscales",
-        list(defaults.lengthscales),
-        "Rules of the RBF's lengthscale: svgd, median / (2 log(n + 1)), or median; both squared.",
-    )
-    flags.DEFINE_integer("batch_size", None, "Rows behind a score; all of them by default.")
-    flags.DEFINE_float("prior_precision", defaults.prior_precision, "alpha of N(0, I / alpha).")
-    flags.DEFINE_integer("num_chains", defaults.num_chains, "Chains of HMC.")
-    flags.DEFINE_integer("num_warmup", defaults.num_warmup, "Their steps thrown away.")
-    flags.DEFINE_integer("num_draws", defaults.num_draws, "Their steps kept.")
-    flags.DEFINE_integer("seed", defaults.seed, "Seed of the split and of everything random.")
-
-
-def _config_from_flags() -> Config:
-    return Config(**command.values_of(Config))
 
 
 def main() -> None:
     """Parses the flags and compares."""
-    _define_flags()
-    command.main_in_workdir(run, _config_from_flags)
+    command.main_in_workdir(run, Config)
 
 
 if __name__ == "__main__":

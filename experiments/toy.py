@@ -18,26 +18,37 @@ data are the same for all seeds. Both forms resume.
 """
 
 import dataclasses
-import difflib
 import functools
 import io
+import math
 import pathlib
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from tqdm import tqdm
 
-from experiments import command, compare, settings, targets, threads, toy_report
+from experiments import (
+    command,
+    compare,
+    fields,
+    files,
+    places,
+    settings,
+    targets,
+    threads,
+    toy_report,
+)
 from experiments import train as training
 from experiments.data import Dataset
-from experiments.errors import Terminated, UsageError
+from experiments.errors import StorageError, UsageError, line
 from experiments.plots import FieldFrame
-from experiments.runtime import Signals, Workdir
+from experiments.runtime import Workdir
 from experiments.settings import Config
+from experiments.signals import Signals, terminated
 from experiments.toy_report import Record, Rows, Ruler, Runs
 from experiments.train import Model
 from kernelgrad import critic as critics
@@ -50,15 +61,31 @@ PRESET = "paper001"
 
 _NUM_TRAIN, _NUM_TEST = 10_000, 2_000
 _NUM_DRAWN = 500
+_MOST_FRAMES = 2000  # of a film, each of them a file
 _LATTICE = 20  # arrows on a side
 _NEEDS: dict[str, dict[str, Any]] = {
     "noisy_jsd": {"noise_variance": 0.01},  # has to be > 0
     "wgan_gp": {"penalty_weight": 0.1},  # as in the toys of Gulrajani et al.; 10 is for images
 }
 _FRAME = "frames/{:07d}.npz"
+_MOST_BYTES = 2**24  # of a frame
 _FREE = ("num_steps",)
 _BATCHWISE = ("steingan", "kale")  # a sample's direction depends on the other samples
 _PICTURES = ("evolution.gif", "samples.png", "curves.png")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to compare, and where."""
+
+    workdir: str = fields.workdir()
+    preset: str | None = settings.preset(PRESET)
+    objectives: tuple[str, ...] = fields.choices(
+        (), settings.OBJECTIVES, "Objectives to compare, in place of --objective."
+    )
+    seeds: tuple[int, ...] = fields.integers(
+        (), 0, fields.MAX_SEED, "Seeds to compare, in place of --seed."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,18 +129,19 @@ def run(request: Request) -> Rows:
       UsageError: a setting out of its range, or a work folder with another run.
       StorageError: the work folder cannot be used.
       DivergenceError: a state is not finite.
-      Terminated: SIGTERM came; the state is saved.
+      Terminated: a signal came; the state is saved.
     """
+    places.workdir(request.workdir)
     base = for_objective(request.config, request.config.objective)
     seeds = request.seeds or (base.seed,)
     names = request.objectives or (base.objective,)
     configs = [for_objective(request.config, name) for name in names]
     for config in configs:
         _validate(config)
+    fields.validate(Options(request.workdir, objectives=request.objectives, seeds=request.seeds))
     compares = bool(request.objectives or request.seeds)
     with (
         Workdir(request.workdir, base, free_fields=_FREE) as folder,
-        Signals() as signals,
         threads.one_for_blas(),
     ):
         key, ruler_key = jax.random.split(jax.random.key(0))
@@ -122,9 +150,10 @@ def run(request: Request) -> Rows:
         trained = {}
         for name, lab in labs.items():
             if compares:
-                trained[name] = _train_seeds(lab, seeds, folder.path / name, signals)
+                trained[name] = _train_seeds(lab, name, seeds, folder)
             else:
-                trained[name] = {folder.path: train_one(lab, base.seed, folder, signals)}
+                with Signals() as signals:
+                    trained[name] = {folder.path: train_one(lab, base.seed, folder, signals)}
         runs, times = {}, time_steps(labs)
         for name, histories in trained.items():
             path, history = next(iter(histories.items()))
@@ -206,13 +235,13 @@ def _device() -> list[jax.Device]:
 
 
 def _train_seeds(
-    lab: Lab, seeds: tuple[int, ...], root: pathlib.Path, signals: Signals
+    lab: Lab, name: str, seeds: tuple[int, ...], root: Workdir
 ) -> dict[pathlib.Path, list[Record]]:
     """Trains under each seed in a folder of its own, and returns the records by folder."""
     trained = {}
     for seed in seeds:
-        path, config = root / f"seed{seed}", dataclasses.replace(lab.config, seed=seed)
-        with Workdir(path, config, free_fields=_FREE) as folder:
+        path, config = root.below(f"{name}/seed{seed}"), dataclasses.replace(lab.config, seed=seed)
+        with Workdir(path, config, free_fields=_FREE) as folder, Signals() as signals:
             trained[path] = train_one(lab, seed, folder, signals)
     return trained
 
@@ -224,7 +253,9 @@ def train_one(lab: Lab, seed: int, folder: Workdir, signals: Signals) -> list[Re
     restored = folder.restore(jax.eval_shape(model.initial_state, init_key))
     step, host_state = restored or (0, jax.jit(model.initial_state)(init_key))
     if step >= config.num_steps and all((folder.path / name).exists() for name in _PICTURES):
-        return folder.history()
+        history = folder.history()
+        _mend_frames(lab, seed, folder, history, signals)
+        return history
 
     if not restored:
         _record(lab, folder, 0, host_state, {})
@@ -245,13 +276,13 @@ def train_one(lab: Lab, seed: int, folder: Workdir, signals: Signals) -> list[Re
                 last = {name: float(values[-1]) for name, values in scalars.items()}
                 figures = _record(lab, folder, step, train.unreplicate(state), last)
                 bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()})
-            if is_due or signals.stop:
+            stop = signals.stop
+            if is_due or stop:
                 folder.save(step, train.unreplicate(state))
-            if signals.stop:
-                raise Terminated(
-                    f"SIGTERM: saved step {step} in {folder.path}; run the same command to resume"
-                )
+            if stop:
+                raise terminated(stop, f"saved step {step} in {folder.path}")
     history = folder.history()
+    _mend_frames(lab, seed, folder, history, signals)
     frames = [read_frame(folder.path, record) for record in history]
     toy_report.draw_run(folder, config.objective, history, frames, lab.ruler)
     return history
@@ -260,17 +291,59 @@ def train_one(lab: Lab, seed: int, folder: Workdir, signals: Signals) -> list[Re
 def _record(lab: Lab, folder: Workdir, step: int, state: TrainState, scalars: Record) -> Record:
     """Stores frame and figures of a step, and returns the latter."""
     figures, frame = jax.device_get(lab.look(state))
-    content = io.BytesIO()
-    np.savez(content, **frame)
-    folder.write_bytes(_FRAME.format(step), content.getvalue())
+    _store_frame(folder, step, frame)
     folder.log(step, {**scalars, **figures})
     return figures
 
 
+def _store_frame(folder: Workdir, step: int, frame: Mapping[str, np.ndarray]) -> None:
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, **frame)
+    folder.write_bytes(_FRAME.format(step), content.getvalue())
+
+
+def _mend_frames(
+    lab: Lab, seed: int, folder: Workdir, history: Sequence[Record], signals: Signals
+) -> None:
+    """Draws frames anew that are missing or damaged, by training once more up to them."""
+    damaged = []
+    for record in history:
+        try:
+            read_frame(folder.path, record)
+        except StorageError as error:
+            damaged.append(int(record["step"]))
+            print(line("warning", f"{error}; the frame is drawn anew"), file=sys.stderr)
+    if not damaged:
+        return
+    init_key, train_key = jax.random.split(jax.random.key(seed))
+    per_call = training.steps_per_record(lab.config, math.gcd(*damaged))
+    state, step = train.replicate(jax.jit(lab.model.initial_state)(init_key), _device()), 0
+    while damaged:
+        if step == damaged[0]:
+            _store_frame(folder, step, jax.device_get(lab.look(train.unreplicate(state)))[1])
+            damaged.pop(0)
+        else:
+            state, _ = lab.advance(per_call)(state, train_key)
+            step += per_call
+        if signals.stop:
+            raise terminated(signals.stop, "stopped")
+
+
 def read_frame(run: pathlib.Path, record: Record) -> FieldFrame:
-    """Returns the frame that belongs to a record of the run in a folder."""
-    with np.load(run / _FRAME.format(int(record["step"])), allow_pickle=False) as arrays:
-        return FieldFrame(**arrays)
+    """Returns the frame that belongs to a record of the run in a folder.
+
+    Raises:
+      StorageError: there is none, or a damaged one.
+    """
+    file = run / _FRAME.format(int(record["step"]))
+    try:
+        frame = FieldFrame(**files.parse_arrays(files.read(file, _MOST_BYTES), _MOST_BYTES))
+        forms = [(part.dtype.kind, part.ndim, *part.shape[1:]) for part in frame]
+    except (OSError, ValueError, TypeError) as error:
+        raise StorageError(f"{file}: {getattr(error, 'strerror', None) or error}") from error
+    if forms != 3 * [("f", 2, 2)] or len(frame.points) != len(frame.arrows):
+        raise StorageError(f"{file}: got {forms}; expected points in the plane")
+    return frame
 
 
 # ------------------------------------------------------------------------------------- the binary
@@ -278,48 +351,29 @@ def read_frame(run: pathlib.Path, record: Record) -> FieldFrame:
 
 def _validate(config: Config) -> None:
     settings.validate(config, 1)
-    if config.dataset not in targets.PLANE:
-        nearest = difflib.get_close_matches(config.dataset, targets.PLANE, n=1, cutoff=0)[0]
-        raise UsageError(
-            f"dataset: got {config.dataset!r}; expected one of {', '.join(targets.PLANE)}. "
-            f"Did you mean {nearest}?"
-        )
-    needed = settings.rows_per_step(config)
-    if needed > _NUM_TRAIN:
-        raise UsageError(
-            f"batch_size: got {config.batch_size}, {needed} rows a step; expected at most the "
-            f"{_NUM_TRAIN} training examples"
-        )
+    fields.Rule(str, "", None, choices=targets.PLANE).check("dataset", config.dataset)
+    settings.limit_pictures(config, _MOST_FRAMES)
+    rows = np.zeros((_NUM_TRAIN, 2), np.float32)
+    training.check(config, Dataset(config.dataset, rows, rows, None, None, 0))
 
 
-def request_from_flags() -> Request:
+def request(given: command.Given) -> Request:
     """Returns what the flags ask for.
 
     Raises:
-      UsageError: a flag beside its plural, or seeds that are no integers.
+      UsageError: a flag beside its plural.
     """
-    given = flags.FLAGS
     for name in ("objective", "seed"):
-        if given[name].present and given[f"{name}s"].present:
+        if name in given and f"{name}s" in given:
             raise UsageError(f"{name}: got --{name} and --{name}s; expected one of them")
-    objectives = tuple(given.objectives) if given["objectives"].present else ()
-    try:
-        seeds = tuple(map(int, given.seeds)) if given["seeds"].present else ()
-    except ValueError:
-        raise UsageError(f"seeds: got {given.seeds}; expected integers such as 0,1,2") from None
-    return Request(
-        settings.from_flags(),
-        given.workdir,
-        tuple(settings.OBJECTIVES) if objectives == ("all",) else objectives,
-        seeds,
-    )
+    options = fields.pick(Options, given)
+    config = settings.configured(given, options.preset)
+    return Request(config, options.workdir, options.objectives, options.seeds)
 
 
 def main() -> None:
     """Parses the flags, trains and compares."""
-    flags.FLAGS.set_default("preset", PRESET)
-    flags.mark_flag_as_required("workdir")
-    command.main(run, request_from_flags)
+    command.main(lambda given: run(request(given)), Config, Options)
 
 
 if __name__ == "__main__":

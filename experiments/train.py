@@ -7,6 +7,7 @@ the same command again to resume: the newest intact checkpoint is taken up, and 
 there on are those of an uninterrupted run.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -16,24 +17,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import flags
 from tqdm import tqdm
 
 from experiments import (
     command,
     conditional,
     feed,
+    fields,
     image_metrics,
+    memory,
     networks,
+    places,
     plots,
     settings,
     threads,
 )
 from experiments import data as datasets
 from experiments.data import Dataset
-from experiments.errors import Terminated, UsageError
-from experiments.runtime import Signals, Workdir
+from experiments.errors import UsageError
+from experiments.runtime import Workdir
 from experiments.settings import Config
+from experiments.signals import Signals, terminated
 from kernelgrad import critic as critics
 from kernelgrad import kernels, mmd, train
 from kernelgrad.critic import Critic, CriticState
@@ -46,14 +50,16 @@ ScoreFn = Callable[[Array], dict[str, float]]
 _MAX_STEPS_PER_RECORD = 50
 _EVALUATED_SAMPLES = 500
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; created if missing.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder with the data set's files.")
-_NUM_DEVICES = flags.DEFINE_integer(
-    "num_devices", None, "Devices to use; all by default.", lower_bound=1
-)
-_ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
-    "allow_config_change", False, "Resume although settings differ from the run's config.json."
-)
+
+@dataclasses.dataclass(frozen=True)
+class Options(command.Place):
+    """How and where to run."""
+
+    preset: str | None = settings.preset()
+    num_devices: int | None = fields.integer(None, 1, 10**6, "Devices to use; all by default.")
+    allow_config_change: bool = fields.switch(
+        False, "Resume although settings differ from the run's config.json."
+    )
 
 
 class Model(NamedTuple):
@@ -164,6 +170,37 @@ def training_rows(config: Config, dataset: Dataset) -> np.ndarray:
     return conditional.labelled_points(dataset) if config.conditional else dataset.train
 
 
+def check(config: Config, dataset: Dataset, num_devices: int = 1) -> None:
+    """Refuses what the data set or the memory cannot take; nothing is compiled or written.
+
+    Raises:
+      UsageError: labels are missing, a step takes more rows than there are, no network takes such
+        samples, or a device has too little memory.
+    """
+    rows, num_rows = settings.rows_per_step(config), len(dataset.train)
+    if config.conditional:
+        conditional.labels_of(dataset)
+    if num_rows < rows:
+        raise UsageError(
+            f"batch_size: got {config.batch_size}, {rows} rows a step; expected at most the "
+            f"{num_rows} training examples of {config.dataset}"
+        )
+    classes = dataset.num_classes if config.conditional else 0
+    share = config.batch_size // num_devices
+    shape = (math.prod(dataset.sample_shape) + classes,) if classes else dataset.sample_shape
+    try:
+        generator = networks.generator_for(dataset.sample_shape, config.width)
+        needed = memory.of_training(generator, share, config.latent_dim + classes, train=False)
+        if settings.critic_steps(config):
+            critic = _critic_network(config, dataset)
+            needed += memory.of_training(critic, share, *shape, train=False)
+    except ValueError as error:
+        raise UsageError(f"dataset: got {config.dataset}, for which no network is: {error}") from (
+            error
+        )
+    memory.require(config, ("width", "latent_dim", "batch_size"), needed)
+
+
 def run(
     config: Config,
     *,
@@ -191,21 +228,15 @@ def run(
       DataError: the data set is unknown, missing or damaged.
       StorageError: the work folder cannot be used.
       DivergenceError: a state is not finite.
-      Terminated: SIGTERM came; the state is saved.
+      Terminated: a signal came; the state is saved.
     """
+    places.workdir(workdir)
     devices = jax.local_devices()[:num_devices]
     if num_devices is not None and num_devices > len(devices):
         raise UsageError(f"num_devices: got {num_devices}; expected at most {len(devices)}")
     settings.validate(config, len(devices))
     dataset = datasets.load(config.dataset, data_dir, seed=config.seed)
-    if config.conditional:
-        conditional.labels_of(dataset)
-    rows = settings.rows_per_step(config)
-    if len(dataset.train) < rows:
-        raise UsageError(
-            f"batch_size: got {config.batch_size}, {rows} rows a step; expected at most the "
-            f"{len(dataset.train)} training examples of {config.dataset}"
-        )
+    check(config, dataset, len(devices))
     with (
         Workdir(
             workdir,
@@ -213,17 +244,15 @@ def run(
             free_fields=("num_steps",),
             allow_config_change=allow_config_change,
         ) as folder,
-        Signals() as signals,
         threads.one_for_blas(),
     ):
-        return _train(config, dataset, folder, signals, devices, extra_scores)
+        return _train(config, dataset, folder, devices, extra_scores)
 
 
 def _train(
     config: Config,
     dataset: Dataset,
     folder: Workdir,
-    signals: Signals,
     devices: list[jax.Device],
     extra_scores: Sequence[ScoreFn],
 ) -> dict[str, float]:
@@ -241,7 +270,8 @@ def _train(
     evaluate = _make_evaluate(model, dataset, folder, eval_key, config, extra_scores)
     state = train.replicate(host_state, devices)
     description = f"{config.objective} on {config.dataset}"
-    with tqdm(total=config.num_steps, initial=step, desc=description, unit="step") as bar:
+    bar = tqdm(total=config.num_steps, initial=step, desc=description, unit="step")
+    with Signals() as signals, bar:
         while step < config.num_steps:
             infos = []
             for _ in range(per_record // per_call):
@@ -266,9 +296,7 @@ def _train(
             if host_state is not None or stop:
                 folder.save(step, host_state or train.unreplicate(state))
             if stop:
-                raise Terminated(
-                    f"SIGTERM: saved step {step} in {folder.path}; run the same command to resume"
-                )
+                raise terminated(stop, f"saved step {step} in {folder.path}")
     return {"step": step, **record}
 
 
@@ -360,19 +388,20 @@ def _make_evaluate(
     return evaluate
 
 
+def _start(given: command.Given) -> None:
+    options = fields.pick(Options, given)
+    run(
+        settings.configured(given, options.preset),
+        workdir=options.workdir,
+        data_dir=options.data_dir,
+        num_devices=options.num_devices,
+        allow_config_change=options.allow_config_change,
+    )
+
+
 def main() -> None:
     """Parses the flags and trains."""
-    flags.mark_flag_as_required("workdir")
-    command.main(
-        lambda config: run(
-            config,
-            workdir=_WORKDIR.value,
-            data_dir=_DATA_DIR.value,
-            num_devices=_NUM_DEVICES.value,
-            allow_config_change=_ALLOW_CONFIG_CHANGE.value,
-        ),
-        settings.from_flags,
-    )
+    command.main(_start, Config, Options)
 
 
 if __name__ == "__main__":

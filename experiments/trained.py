@@ -1,20 +1,21 @@
 """A run of experiments.train as it stands: its settings, its data, its newest checkpoint."""
 
 import contextlib
-import json
-import pathlib
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 
 from experiments import data as datasets
+from experiments import fields, places, settings
 from experiments import train as training
 from experiments.data import Dataset
 from experiments.errors import UsageError
-from experiments.runtime import Workdir
+from experiments.runtime import Workdir, stored_fields
 from experiments.settings import Config
 from kernelgrad.train import TrainState
+
+Check = Callable[[Config, Dataset], None]
 
 
 class Trained(NamedTuple):
@@ -41,24 +42,40 @@ def stored_config(workdir: str) -> Config:
     Raises:
       UsageError: there is no run, or not one of experiments.train.
     """
-    path = pathlib.Path(workdir) / "config.json"
+    path = places.folder("workdir", workdir) / "config.json"
     try:
-        fields: dict[str, Any] = json.loads(path.read_text())
-        return Config(**{**fields, "kernel_scales": tuple(fields["kernel_scales"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        content = stored_fields(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UsageError(
-            f"workdir: got {workdir} without a readable config.json ({error}); expected the folder "
-            "of a run of experiments.train"
+            f"workdir: got {workdir} without a readable config.json ({reason}); expected the "
+            "folder of a run of experiments.train"
         ) from error
+    try:
+        config = fields.checked(Config, content)
+        settings.validate(config, 1)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    return config
+
+
+def require_checkpoint(workdir: str) -> None:
+    """Raises UsageError where a run's folder has no checkpoint; nothing is written."""
+    folder = places.folder("workdir", workdir)
+    if not any((folder / "checkpoints").glob("[0-9]*")):
+        raise UsageError(f"workdir: got {folder} without a checkpoint; train first")
 
 
 @contextlib.contextmanager
-def opened(workdir: str, data_dir: str | None = None) -> Iterator[tuple[Workdir, Trained]]:
+def opened(
+    workdir: str, data_dir: str | None = None, *, check: Check = lambda *_: None
+) -> Iterator[tuple[Workdir, Trained]]:
     """Yields the folder of a run, held against others, and what it holds.
 
     Args:
       workdir: the folder.
       data_dir: where the data set's files are.
+      check: raises for a config and a data set that are not wanted, before anything is written.
 
     Raises:
       UsageError: no run of experiments.train there, or none with a checkpoint.
@@ -66,10 +83,14 @@ def opened(workdir: str, data_dir: str | None = None) -> Iterator[tuple[Workdir,
       StorageError: the folder cannot be used.
     """
     config = stored_config(workdir)
+    require_checkpoint(workdir)
     dataset = datasets.load(config.dataset, data_dir, seed=config.seed)
+    training.check(config, dataset)
+    check(config, dataset)
     with Workdir(workdir, config) as folder:
         model = training.build(config, dataset)
-        restored = folder.restore(jax.eval_shape(model.initial_state, jax.random.key(0)))
+        form = jax.eval_shape(model.initial_state, jax.random.key(0))
+        restored = folder.restore(form, cut_metrics=False)
         if restored is None:
             raise UsageError(f"workdir: got {folder.path} without a checkpoint; train first")
         yield folder, Trained(config, dataset, model, *restored)

@@ -435,15 +435,15 @@ def test_duplicates_spoil_the_accuracy_and_not_the_inception_score(tmp_path, cap
     ("change", "message"),
     [
         ({"num_images": 301}, "num_images: got 301; expected at most the 300 training images"),
-        ({"num_images": 0}, "num_images: got 0; expected an integer >= 1"),
-        ({"num_distinct": 0}, "num_distinct: got 0; expected an integer >= 1"),
-        ({"num_steps": 0}, "num_steps: got 0; expected an integer >= 1"),
+        ({"num_images": 0}, "num_images: got 0; expected an integer in"),
+        ({"num_distinct": 0}, "num_distinct: got 0; expected an integer in"),
+        ({"num_steps": 0}, "num_steps: got 0; expected an integer in"),
         ({"width": 12}, "width: got 12; expected a positive multiple of 8"),
-        ({"width": 0}, "width: got 0; expected a positive multiple of 8"),
-        ({"learning_rate": math.nan}, "learning_rate: got nan; expected a positive, finite"),
-        ({"seed": -1}, "seed: got -1; expected an integer >= 0"),
-        ({"seeds": (1, 1)}, r"seeds: got \(1, 1\); expected different integers >= 0"),
-        ({"seeds": ()}, r"seeds: got \(\); expected different integers >= 0"),
+        ({"width": 0}, "width: got 0; expected an integer in"),
+        ({"learning_rate": math.nan}, "learning_rate: got nan; expected a number in"),
+        ({"seed": -1}, "seed: got -1; expected an integer in"),
+        ({"seeds": (1, 1)}, r"seeds: got \[1, 1\]; expected distinct integers in"),
+        ({"seeds": ()}, r"seeds: got \[\]; expected distinct integers in"),
         ({"runs": ("gan",)}, "runs: got 'gan'; expected name=workdir,name=workdir"),
         ({"runs": ("real=somewhere",)}, "runs: got the name real for somewhere; expected one not"),
         ({"runs": ("gan=nowhere",)}, "workdir: got nowhere without a readable config.json"),
@@ -476,8 +476,8 @@ def test_a_run_that_cannot_be_drawn_from(judged, tmp_path, change, message):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--seeds=0,x", "seeds: got ['0', 'x']; expected integers such as 0"),
-        ("--ridge=1", "ridge: got a flag of experiments.train; see --help"),
+        ("--seeds=0,x", "seeds: got 'x'; expected distinct integers in"),
+        ("--ridge=1", "flag: got --ridge; expected a known flag such as --"),
     ],
 )
 def test_the_command_says_it_in_one_line(tmp_path, flag, message):

@@ -1,35 +1,37 @@
 """The shell of a binary: one line an error, the right exit code, help that explains."""
 
 import dataclasses
+import importlib
+import os
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
-from experiments import command, errors
+from experiments import command, errors, fields
 from experiments.data import DataError
-
-_STEPS = flags.DEFINE_integer("command_test_steps", 3, "A number for these tests.", lower_bound=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """The config of a toy run."""
 
-    num_steps: int = 10
+    num_steps: int = fields.integer(10, 1, 100, "Steps of the toy.")
+    scales: tuple[float, ...] = fields.numbers((0.5,), 0.0, 1.0, "Its scales.")
+    updates: tuple[str, ...] = fields.choices(("a",), ("a", "b"), "Its rules.", flag="update")
+    centred: bool | None = fields.switch(None, "Whether it is.")
 
 
 @pytest.fixture
 def call_main(monkeypatch, capsys):
     """Calls main with flags; returns the exit code and stderr."""
 
-    def call(*arguments, run=lambda config: None, make_config=lambda: None):
+    def call(*arguments, run=lambda given: None):
         monkeypatch.setattr(sys, "argv", ["binary", *arguments])
-        with flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
-            command.main(run, make_config)
+        with pytest.raises(SystemExit) as stop:
+            command.main(run, Config)
         return stop.value.code or 0, capsys.readouterr().err
 
     return call
@@ -55,6 +57,19 @@ def test_each_error_has_its_code_and_one_line(call_main, error, code, line):
     assert call_main(run=lambda _: _raise(error)) == (code, f"kernelgrad: error: {line}\n")
 
 
+def test_only_the_main_thread_shows_an_uncaught_error(call_main, monkeypatch, capsys):
+    """Threads of libraries report where a disk is full; the error is raised as well."""
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    call_main()
+    error = (ValueError, ValueError("event loop is closed"), None)
+    thread = threading.Thread(target=sys.excepthook, args=error)
+    thread.start()
+    thread.join()
+    assert capsys.readouterr().err == ""
+    sys.excepthook(*error)
+    assert capsys.readouterr().err == "ValueError: event loop is closed\n"
+
+
 def test_debug_shows_the_traceback_too(call_main):
     code, stderr = call_main("--debug", run=lambda _: _raise(errors.StorageError("disk gone")))
     assert code == 1
@@ -64,23 +79,25 @@ def test_debug_shows_the_traceback_too(call_main):
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["binary"])
-    with flagsaver.flagsaver(), pytest.raises(ZeroDivisionError):
-        command.main(lambda _: 1 / 0, lambda: None)
-    with flagsaver.flagsaver(), pytest.raises(ValueError, match="shapes"):
-        command.main(lambda _: _raise(ValueError("shapes")), lambda: None)
+    with pytest.raises(ZeroDivisionError):
+        command.main(lambda _: 1 / 0, Config)
+    with pytest.raises(ValueError, match="shapes"):
+        command.main(lambda _: _raise(ValueError("shapes")), Config)
 
 
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
         (
-            "--runtime_test_stepz=4",
-            "got --runtime_test_stepz; expected a known flag such as --command_test_steps",
+            "--num_stepz=4",
+            "flag: got --num_stepz; expected a known flag such as --num_steps",
         ),
-        ("--command_test_steps=four", "flag --command_test_steps=four: "),
-        ("--command_test_steps=0", "flag --command_test_steps=0: "),
-        ("--command_test_steps", "Missing value for flag --command_test_steps"),
-        ("--debug=perhaps", "flag --debug=perhaps: "),
+        ("--num_steps=four", "num_steps: got 'four'; expected an integer in [1, 100]"),
+        ("--num_steps=0", "num_steps: got 0; expected an integer in [1, 100]"),
+        ("--num_steps", "Missing value for flag --num_steps"),
+        ("--scales=0.5,x", "scales: got 'x'; expected distinct numbers in [0, 1]"),
+        ("--update=c", "update: got 'c'; expected distinct ones of a, b. Did you mean "),
+        ("--debug=perhaps", "debug: got 'perhaps'; expected true or false"),
         ("steps=4", "got 'steps=4'; expected flags only"),
     ],
 )
@@ -92,84 +109,68 @@ def test_a_bad_flag_exits_2_before_the_run(call_main, argument, message):
     assert stderr.count("\n") == 1
 
 
-def test_a_value_error_of_the_config_is_a_usage_error(call_main):
-    result = call_main(make_config=lambda: _raise(ValueError("batch_size: got 3; expected even")))
-    assert result == (2, "kernelgrad: error: batch_size: got 3; expected even\n")
-
-
-def test_the_config_reaches_the_run(call_main):
+def test_what_is_given_reaches_the_run_in_its_own_type(call_main):
     seen = []
-    code, stderr = call_main(
-        "--command_test_steps=5",
-        run=seen.append,
-        make_config=lambda: Config(num_steps=_STEPS.value),
-    )
-    assert (code, stderr, seen) == (0, "", [Config(num_steps=5)])
+    arguments = ("--num_steps=5", "--scales= 1, 1e-3", "--update=all", "--nocentred")
+    assert call_main(*arguments, run=seen.append) == (0, "")
+    assert seen == [
+        {"num_steps": 5, "scales": (1.0, 0.001), "updates": ("a", "b"), "centred": False}
+    ]
+    assert [type(value) for value in seen[0]["scales"]] == [float, float]
+    assert call_main(run=seen.append) == (0, "")
+    assert seen[1] == {}
+
+
+def test_the_environment_stands_in_for_the_folder_of_the_data(monkeypatch):
+    monkeypatch.setenv("KERNELGRAD_DATA_DIR", "/there")
+    assert command.parse([], command.Place) == {"data_dir": "/there"}
+    assert command.parse(["--data_dir=/here"], command.Place) == {"data_dir": "/here"}
+
+
+BINARIES = (
+    *("train", "evaluate", "compare", "sample", "latent_walk", "toy", "gan_diagnostics"),
+    *("classification_score", "density_estimation", "neural_sampler", "svgd_posterior", "rbm"),
+)
+
+
+@pytest.mark.parametrize("name", BINARIES)
+def test_help_lists_every_setting_of_every_binary(name, monkeypatch, capsys):
+    binary = importlib.import_module(f"experiments.{name}")
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        binary.main()
+    assert stop.value.code == 0
+    shown, _ = capsys.readouterr()
+    assert shown.startswith(binary.__doc__.strip())
+    words = " ".join(shown.split())
+    config_classes = []
+    monkeypatch.setattr(command, "main", lambda _, *classes: config_classes.extend(classes))
+    binary.main()
+    rules = {name: rule for one in config_classes for name, rule in fields.rules(one).items()}
+    assert {"workdir", "seed", "seeds"} & set(rules)
+    for name, rule in rules.items():
+        assert f"\n  --{rule.flag or name}\n" in shown
+        assert " ".join(rule.help.split()) in words
+        assert rule.default_text in words
 
 
 def test_help_of_a_real_binary_exits_0(tmp_path):
     (tmp_path / "binary.py").write_text(
         "'''Trains a toy.'''\n"
-        "from absl import flags\n"
-        "from experiments import command\n"
-        "flags.DEFINE_float('ridge', 1.0, 'Strength of the ridge.')\n"
-        "flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)\n"
+        "import dataclasses\n"
+        "from experiments import command, fields\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class Config(command.Place):\n"
+        "    ridge: float = fields.positive(1.0, 'Strength of the ridge.')\n"
+        "def start(given):\n"
+        "    print(given)\n"
         "if __name__ == '__main__':\n"
-        "    command.main(print, dict)\n"
+        "    command.main(start, Config)\n"
     )
     result = subprocess.run(
-        [sys.executable, "binary.py", "--help"], cwd=tmp_path, capture_output=True, text=True
-    )
+        [sys.executable, "binary.py", "--help"], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )  # fmt: skip
     assert (result.returncode, result.stderr) == (0, "")
     assert "Trains a toy." in result.stdout
     assert "Strength of the ridge." in result.stdout
-
-
-@dataclasses.dataclass(frozen=True)
-class Lists:
-    """A config whose flags are defined below."""
-
-    command_test_counts: tuple[int, ...] = (1, 2)
-    command_test_scales: tuple[float, ...] = (0.5,)
-    command_test_names: tuple[str, ...] = ()
-    command_test_steps: int = 3
-
-
-flags.DEFINE_list("command_test_counts", ["1", "2"], "Integers for these tests.")
-flags.DEFINE_list("command_test_scales", ["0.5"], "Numbers for these tests.")
-flags.DEFINE_list("command_test_names", [], "Words for these tests.")
-flags.DEFINE_bool("command_test_other", False, "No field of the config.")
-
-
-def read(*arguments, **options):
-    with flagsaver.flagsaver():
-        flags.FLAGS(["binary", *arguments])
-        return command.values_of(Lists, **options)
-
-
-def test_flags_have_the_types_of_their_fields():
-    assert Lists(**read()) == Lists()
-    given = read(
-        "--command_test_counts=3,4",
-        "--command_test_scales=2,1e-3",
-        "--command_test_names=a,b",
-        "--command_test_steps=5",
-    )
-    assert Lists(**given) == Lists((3, 4), (2.0, 0.001), ("a", "b"), 5)
-    assert [type(value) for value in given["command_test_scales"]] == [float, float]
-
-
-@pytest.mark.parametrize(
-    ("argument", "message"),
-    [
-        (
-            "--command_test_counts=1.5",
-            r"command_test_counts: got \['1.5'\]; expected integers such",
-        ),
-        ("--command_test_scales=x", r"command_test_scales: got \['x'\]; expected numbers such as"),
-        ("--command_test_other", "command_test_other: got a flag of experiments.train"),
-    ],
-)
-def test_flags_that_do_not_fit_are_usage_errors(argument, message):
-    with pytest.raises(errors.UsageError, match=message):
-        read(argument, only=(__name__,))

@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from experiments import data, image_sets, mnist_builder
+from experiments import data, image_sets, mnist_builder, places
 
 REPOSITORY = Path(__file__).parents[2]
 REAL_DATA = os.environ.get("KERNELGRAD_DATA_DIR")
@@ -102,10 +102,10 @@ def test_unusable_cache_is_named(tmp_path, monkeypatch, small_mnist, small_cifar
 def test_cache_folder_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("KERNELGRAD_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert data.cache_dir() == tmp_path / "xdg" / "kernelgrad"
+    assert places.cache() == tmp_path / "xdg" / "kernelgrad"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert data.cache_dir() == tmp_path / "home" / ".cache" / "kernelgrad"
+    assert places.cache() == tmp_path / "home" / ".cache" / "kernelgrad"
 
 
 # --- digits -------------------------------------------------------------------------------------
@@ -936,6 +936,55 @@ def test_hostile_archive_is_refused_and_writes_nothing(tmp_path, small_cifar, ca
     assert [entry for entry in tmp_path.rglob("*") if not entry.is_dir()] == [path]
     assert not cache.exists()
     assert not Path("/evil.jpg").exists()
+
+
+def pax(records):
+    """A member that holds extended headers of the next one."""
+    info = tarfile.TarInfo("pax")
+    info.type, info.size = tarfile.XHDTYPE, len(records)
+    return info, records
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        b"x size=1\n",
+        b"-5 size=1\n",
+        b"9" * 5000 + b" size=1\n",
+        b"5012 size=" + b"9" * 5000 + b"\n",
+        b"21 GNU.sparse.map=x,y\n",
+        b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n25 GNU.sparse.realsize=x\n",
+        b"26 GNU.sparse.numblocks=x\n24 GNU.sparse.offset=x\n",
+        b"\xff" * 100,
+        b"",
+    ],
+    ids=range(9),
+)
+def test_hostile_headers_of_an_archive_are_refused(tmp_path, small_cifar, cache, records):
+    del small_cifar["train/airplane/0001.jpg"]
+    write_archive(tmp_path / "cifar10-jpeg.tar.xz", small_cifar, [pax(records)])
+    message = message_of(data.load, "cifar10_jpeg", str(tmp_path))
+    assert "cifar10-jpeg.tar.xz (sha256 " in message
+    assert "\n" not in message
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_what_is_no_file_in_the_place_of_mnist_is_refused_at_once(small_mnist, number, tmp_path):
+    path = small_mnist / "mnist" / mnist_builder.FILES[number].name
+    for make in (
+        os.mkfifo,
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: path.symlink_to("nothing"),
+        Path.mkdir,
+        lambda path: (path.touch(), os.truncate(path, 2**40)),
+    ):
+        path.unlink()
+        make(path)
+        assert f"mnist: cannot read {path} (" in message_of(data.load, "mnist", str(small_mnist))
+        if path.is_dir():
+            path.rmdir()
+            path.touch()
 
 
 def test_one_image_too_many_is_refused(tmp_path, small_cifar):

@@ -12,8 +12,9 @@ import scipy.stats
 from experiments import discriminators
 from experiments.discriminators import Frozen, Lab, Trial
 from experiments.errors import DivergenceError, Terminated
-from experiments.runtime import Signals, Workdir
+from experiments.runtime import Workdir
 from experiments.settings import Config
+from experiments.signals import Signals
 from experiments.train import Model
 from kernelgrad import critic as critics
 from kernelgrad import noise, two_player

@@ -74,13 +74,13 @@ def test_finished_run_is_taken_up_and_a_lost_generator_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"instance_noise": -0.1}, "instance_noise: got -0.1; expected a variance > 0"),
-        ({"annealed_noise": (0.1, -1.0)}, "annealed_noise: got .*; expected falling variances > 0"),
-        ({"annealed_noise": (0.1, 0.2)}, "annealed_noise"),
+        ({"instance_noise": -0.1}, "instance_noise: got -0.1; expected a number in"),
+        ({"annealed_noise": (0.1, -1.0)}, "annealed_noise: got -1.0; expected distinct numbers in"),
+        ({"annealed_noise": (0.1, 0.2)}, "annealed_noise: got .*; expected falling ones"),
         ({"annealed_noise": ()}, "annealed_noise"),
-        ({"epochs": (10, 1)}, "epochs: got .*; expected rising integers >= 1"),
+        ({"epochs": (10, 1)}, "epochs: got .*; expected rising ones"),
         ({"epochs": (0, 1)}, "epochs"),
-        ({"num_iterations": 0}, "num_iterations: got 0; expected an integer >= 1"),
+        ({"num_iterations": 0}, "num_iterations: got 0; expected an integer in"),
         ({"width": 0}, "width: got 0"),
         ({"dataset": "swiss_roll"}, "dataset: got swiss_roll, points; expected images"),
     ],
@@ -93,15 +93,15 @@ def test_bad_settings_are_usage_errors(tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--instance_noise=-0.1", "instance_noise: got -0.1; expected a variance > 0"),
+        ("--instance_noise=-0.1", "instance_noise: got -0.1; expected a number in [1e-30, 1e+30]"),
         pytest.param(
             "--objective=kl",
-            "objective: got a flag of experiments.train; see --help",
+            "flag: got --objective; expected a known flag such as --epochs",
             marks=pytest.mark.slow,
         ),
         pytest.param(
             "--epochs=1,ten",
-            "epochs: got ['1', 'ten']; expected numbers such as 1,10,25",
+            "epochs: got 'ten'; expected distinct integers in [1, 1000000]",
             marks=pytest.mark.slow,
         ),
     ],

@@ -140,18 +140,21 @@ def test_convolutional_generator_runs(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"directions": ("svdg",)}, "directions: got 'svdg'; expected some of svgd, score"),
+        (
+            {"directions": ("svdg",)},
+            "directions: got 'svdg'; expected distinct ones of svgd, score",
+        ),
         ({"directions": ()}, r"directions: got \[\]; expected distinct ones"),
-        ({"seeds": (1, 1)}, r"seeds: got \[1, 1\]; expected distinct ones"),
-        ({"seeds": (-1,)}, "seeds: got -1; expected integers >= 0"),
-        ({"num_epochs": 0}, "num_epochs: got 0; expected an integer >= 1"),
+        ({"seeds": (1, 1)}, r"seeds: got \[1, 1\]; expected distinct integers in"),
+        ({"seeds": (-1,)}, "seeds: got -1; expected distinct integers in"),
+        ({"num_epochs": 0}, "num_epochs: got 0; expected an integer in"),
         ({"num_hidden": 17}, r"num_hidden: got 17; expected an integer in \[1, 16\]"),
-        ({"batch_size": 1}, "batch_size: got 1; expected an integer >= 2"),
+        ({"batch_size": 1}, "batch_size: got 1; expected an integer in"),
         ({"batch_size": 1501}, "batch_size: got 1501; expected at most the 1500 training images"),
         ({"generator": "gan"}, "generator: got 'gan'; expected one of mlp, linear, dcgan"),
-        ({"learning_rate": 0.0}, "learning_rate: got 0.0; expected a number > 0"),
-        ({"b1": 1.0}, r"b1: got 1.0; expected a number in \[0, 1\)"),
-        ({"balance_weight": -0.1}, "balance_weight: got -0.1; expected a number >= 0"),
+        ({"learning_rate": 0.0}, "learning_rate: got 0.0; expected a number in"),
+        ({"b1": 1.0}, r"b1: got 1.0; expected a number in \[0, 0.999999\]"),
+        ({"balance_weight": -0.1}, "balance_weight: got -0.1; expected a number in"),
         ({"dataset": "ring"}, "dataset: got ring; expected images"),
     ],
 )
@@ -166,4 +169,6 @@ def test_the_binary_reports_one_line(tmp_path):
     command = [sys.executable, "-m", "experiments.rbm", f"--workdir={tmp_path}", "--seeds=a"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == ("kernelgrad: error: seeds: got ['a']; expected integers such as 0,1,2\n")
+    assert done.stderr == (
+        "kernelgrad: error: seeds: got 'a'; expected distinct integers in [0, 4294967295]\n"
+    )

@@ -23,7 +23,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from experiments import command, errors, runtime
+from experiments import command, errors, runtime, signals
 
 slow = pytest.mark.skipif(
     os.environ.get("KERNELGRAD_SLOW_TESTS") != "1", reason="set KERNELGRAD_SLOW_TESTS=1"
@@ -275,7 +275,7 @@ def test_damage_everywhere_stops_the_run(workdir):
     for step in (1, 2):
         workdir.log(step, {"loss": step})
         workdir.save(step, make_state(step))
-        (workdir.path / f"checkpoints/{step}/leaves.json").write_text("{}")
+        (workdir.path / f"checkpoints/{step}/checkpoint.json").write_text("{}")
     before = tree_of(workdir.path)
     with pytest.raises(errors.StorageError, match="no checkpoint that verifies"):
         workdir.restore(abstract(make_state()))
@@ -309,6 +309,118 @@ def test_things_that_only_look_like_checkpoints(workdir, capsys):
     workdir.save(2, make_state(2))
     assert workdir.restore(abstract(make_state()))[0] == 2
     assert capsys.readouterr().err == ""
+
+
+def test_a_checkpoint_by_another_name_or_of_another_run_is_not_restored(tmp_path, capsys):
+    for name in ("one", "two"):
+        with runtime.Workdir(tmp_path / name, Config()) as workdir:
+            workdir.save(1, make_state(1))
+    checkpoints = tmp_path / "one/checkpoints"
+    shutil.copytree(checkpoints / "1", checkpoints / "2")
+    shutil.copytree(tmp_path / "two/checkpoints/1", checkpoints / "3")
+    with runtime.Workdir(tmp_path / "one", Config()) as workdir:
+        assert workdir.restore(abstract(make_state()))[0] == 1
+        warnings = capsys.readouterr().err.splitlines()
+        assert [line.split(":")[2] for line in warnings] == [
+            " skipped checkpoint 3", " skipped checkpoint 2"
+        ]  # fmt: skip
+        assert "checkpoint.json: got step 1 of run " in warnings[1]
+        assert sorted(os.listdir(checkpoints)) == ["1", "2.damaged", "3.damaged"]
+
+
+@pytest.mark.parametrize("name", ["²", "007", "\u0661", "1" * 200, "-1"])
+def test_names_that_are_no_steps_are_left_alone(workdir, name):
+    workdir.save(1, make_state(1))
+    (workdir.path / "checkpoints" / name).mkdir()
+    assert workdir.restore(abstract(make_state()))[0] == 1
+    workdir.save(2, make_state(2))
+    assert sorted(os.listdir(workdir.path / "checkpoints")) == sorted(["1", "2", name])
+
+
+def test_other_metrics_than_the_checkpoint_was_saved_with_stop_the_run(workdir):
+    for step in (1, 2):
+        workdir.log(step, {"loss": 1.0})
+    workdir.save(2, make_state(2))
+    metrics = workdir.path / "metrics.jsonl"
+    whole = metrics.read_bytes()
+    for damaged in (b"", whole[:-1], whole.replace(b"1.0", b"7.0", 1), None):
+        metrics.unlink() if damaged is None else metrics.write_bytes(damaged)
+        with pytest.raises(errors.StorageError, match=r"metrics.jsonl: got other records than che"):
+            workdir.restore(abstract(make_state()))
+        assert workdir.restore(abstract(make_state()), cut_metrics=False)[0] == 2
+    metrics.write_bytes(whole + b"anything")
+    assert workdir.restore(abstract(make_state()))[0] == 2
+    assert metrics.read_bytes() == whole
+
+
+# ---------------------------------------------------------------------- links
+
+
+def _use(path: pathlib.Path) -> None:
+    """Does all that a run does in its folder."""
+    with runtime.Workdir(path, Config()) as workdir:
+        workdir.restore(abstract(make_state()))
+        workdir.log(9, {"loss": 1.0})
+        for name in ("curves.png", "samples/0009.png"):
+            workdir.write_bytes(name, b"picture")
+        assert workdir.below("kl/seed0") == path / "kl/seed0"
+        workdir.save(9, make_state(9))
+
+
+FILES = ("lock", "config.json", "run_id", "metrics.jsonl", "curves.png", "samples/0009.png")
+FOLDERS = ("checkpoints", "samples", "kl", "kl/seed0")
+
+
+@pytest.mark.parametrize("is_used", [False, True])
+@pytest.mark.parametrize("name", [*FILES, *FOLDERS])
+def test_a_link_where_a_run_keeps_its_own_is_refused_by_name(tmp_path, name, is_used):
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    if is_used:
+        _use(run)
+    (run / name).parent.mkdir(parents=True, exist_ok=True)
+    if name in FOLDERS:
+        shutil.rmtree(run / name, ignore_errors=True)
+        (outside / "tmp-9").mkdir(parents=True)
+        (outside / "tmp-9/mine").write_text("{}")
+    else:
+        (run / name).unlink(missing_ok=True)
+        outside.write_text("{}")
+    (run / name).symlink_to(outside)
+    before = tree_of(tmp_path / "outside") or outside.read_bytes()
+    with pytest.raises(errors.StorageError, match=f"{run / name}: got a symbolic link; expected"):
+        _use(run)
+    assert (tree_of(tmp_path / "outside") or outside.read_bytes()) == before
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_hard_link_is_not_written_through(tmp_path, name):
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    _use(run)
+    shutil.copy(run / name, outside)
+    (run / name).unlink()
+    os.link(outside, run / name)
+    before = outside.read_bytes()
+    if name == "lock":
+        with pytest.raises(errors.StorageError, match=r"lock: got a file with two names"):
+            _use(run)
+    else:
+        _use(run)
+    assert outside.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+def test_temporary_files_follow_no_link(tmp_path, name):
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    outside.write_text("mine")
+    (run / name).parent.mkdir(parents=True, exist_ok=True)
+    (run / f"{name}.tmp").symlink_to(outside)
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints/tmp-3").symlink_to(tmp_path)
+    _use(run)
+    _use(run)
+    assert outside.read_text() == "mine"
+    assert not (run / f"{name}.tmp").is_symlink() or name == "metrics.jsonl"
+    assert not (run / "checkpoints/tmp-3").is_symlink()
 
 
 # ---------------------------------------------------------------------- metrics and files
@@ -447,7 +559,9 @@ def test_unusable_folders(tmp_path, monkeypatch):
             runtime.Workdir(tmp_path / bad, Config())
     (tmp_path / "run").mkdir()
     (tmp_path / "run/checkpoints").write_text("in the way")
-    with pytest.raises(errors.StorageError, match=r"^workdir .*File exists"):
+    with pytest.raises(
+        errors.StorageError, match=r"^workdir .*checkpoints: got a regular file; exp"
+    ):
         runtime.Workdir(tmp_path / "run", Config())
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 1_500_000))
     with pytest.raises(
@@ -492,6 +606,8 @@ def _begin(target: Any, folder: pathlib.Path, arguments: tuple[Any, ...]) -> Non
     """Runs in the child: sends stderr to a file, then does the work."""
     descriptor = os.open(folder / f"stderr-{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell's & ignores it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     target(*arguments)
 
 
@@ -570,7 +686,7 @@ def _toy_state(step: int, words: np.ndarray) -> dict[str, Any]:
 
 def _toy_loop(send: Any, path: str, num_steps: int, pause: float) -> None:
     """A training loop: restore, then per step advance, log, and save every third step."""
-    with runtime.Workdir(path, Config()) as workdir, runtime.Signals() as signals:
+    with runtime.Workdir(path, Config()) as workdir, signals.Signals() as heard:
         found = workdir.restore(abstract(_toy_state(0, _words(0))))
         step, state = (0, _toy_state(0, _words(0))) if found is None else found
         send(("restored", (step, raw(state) == raw(_toy_state(step, _words(step))))))
@@ -583,12 +699,12 @@ def _toy_loop(send: Any, path: str, num_steps: int, pause: float) -> None:
                 step, {"checksum": float(words.sum(dtype=np.uint32)), "unit": state["unit"][3]}
             )
             send(("logged", step))
-            stop = signals.stop
+            stop = heard.stop
             if step % 3 == 0 or step == num_steps or stop:
                 workdir.save(step, state)
                 send(("announced", step))
             if stop:
-                raise errors.Terminated(f"SIGTERM: saved step {step}, run again to resume")
+                raise signals.terminated(stop, f"saved step {step}")
         send(("finished", step))
 
 
@@ -599,7 +715,7 @@ def _toy(
     if marks:
         _mark_saves(sender)
     sys.argv = ["toy"]
-    command.main(lambda _: _toy_loop(sender.send, path, num_steps, pause), lambda: None)
+    command.main(lambda _: _toy_loop(sender.send, path, num_steps, pause))
 
 
 def _mark_saves(sender: Any) -> None:
@@ -675,14 +791,15 @@ def test_twenty_kills_change_nothing(fork, tmp_path, rng, batch):
     _survive(fork, tmp_path / "run", rng, kills=20)
 
 
-def test_sigterm_saves_and_exits_143(fork, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_saves_and_exits_by_its_number(fork, tmp_path, number):
     child = fork(_toy, str(tmp_path / "run"), 1000, 0.05)
     child.wait_for("announced")
-    child.process.terminate()
-    assert child.end() == 143
+    os.kill(child.process.pid, number)
+    assert child.end() == 128 + number
     step = [value for kind, value in child.drain() if kind == "announced"][-1]
     assert child.stderr() == (
-        f"kernelgrad: error: SIGTERM: saved step {step}, run again to resume\n"
+        f"kernelgrad: error: {number.name}: saved step {step}; run the same command to resume\n"
     )
     assert fork(_toy, str(tmp_path / "run"), step).wait_for("restored") == (step, True)
     assert (tmp_path / "run/metrics.jsonl").read_text() == _expected_metrics(step)
@@ -706,17 +823,73 @@ def test_a_second_sigterm_exits_at_once(fork, tmp_path):
     assert child.end(timeout=10) == 143
 
 
-def test_the_earlier_handler_comes_back():
-    before = signal.getsignal(signal.SIGTERM)
-    with runtime.Signals() as signals:
-        assert not signals.stop
-        os.kill(os.getpid(), signal.SIGTERM)
+def _hear(number: int) -> None:
+    with signals.Signals() as heard:
+        assert heard.stop is None
+        os.kill(os.getpid(), number)
         deadline = time.monotonic() + 5
-        while not signals.stop and time.monotonic() < deadline:
+        while heard.stop is None and time.monotonic() < deadline:
             time.sleep(0.001)
-        assert signals.stop
-    assert signal.getsignal(signal.SIGTERM) is before
+        assert heard.stop == number
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_that_came_too_late_is_obeyed_and_the_earlier_handler_comes_back(number):
+    before = signal.getsignal(number)
+    with pytest.raises(errors.Terminated, match=f"{number.name}: stopped"):
+        _hear(number)
+    assert signal.getsignal(number) is before
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def _rest(sender: Any, ignored: bool) -> None:
+    """A binary without a loop of its own."""
+    if ignored:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def rest(_: Any) -> None:
+        sender.send(("resting", None))
+        time.sleep(60)
+
+    sys.argv = ["rest"]
+    command.main(rest)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_binary_without_a_loop_ends_at_once_with_a_line(fork, number):
+    child = fork(_rest, False)
+    child.wait_for("resting")
+    os.kill(child.process.pid, number)
+    assert child.end(timeout=10) == 128 + number
+    assert child.stderr() == (
+        f"kernelgrad: error: {number.name}: stopped; run the same command to resume\n"
+    )
+
+
+def _print_much(_: Any, line_buffering: bool) -> None:
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+    sys.stdout.reconfigure(line_buffering=line_buffering)
+    sys.argv = ["print"]
+    command.main(lambda _: print("table"))
+
+
+@pytest.mark.parametrize("line_buffering", [False, True])
+def test_a_full_disk_behind_stdout_is_one_line(fork, line_buffering):
+    child = fork(_print_much, line_buffering)
+    assert child.end() == 1
+    assert child.stderr().startswith("kernelgrad: error: ")
+    assert child.stderr().count("\n") == 1
+    assert child.stderr().endswith("No space left on device\n")
+
+
+def test_a_hangup_that_was_ignored_at_the_start_stays_ignored(fork):
+    child = fork(_rest, True)
+    child.wait_for("resting")
+    os.kill(child.process.pid, signal.SIGHUP)
+    time.sleep(0.2)
+    assert child.process.is_alive()
+    child.process.terminate()
+    assert child.end(timeout=10) == 143
 
 
 def _starter(sender: Any, path: str, start: float) -> None:
@@ -727,7 +900,7 @@ def _starter(sender: Any, path: str, start: float) -> None:
             time.sleep(60)
 
     sys.argv = ["starter"]
-    command.main(hold, lambda: None)
+    command.main(hold)
 
 
 def test_of_two_starters_exactly_one_wins(fork, tmp_path):
@@ -758,7 +931,7 @@ def _full_disk(sender: Any, path: str) -> None:
             workdir.save(2, state)
 
     sys.argv = ["full"]
-    command.main(run, lambda: None)
+    command.main(run)
 
 
 def test_a_save_that_fails_is_one_line_and_leaves_the_last_good_checkpoint(fork, tmp_path):
@@ -774,3 +947,20 @@ def test_a_save_that_fails_is_one_line_and_leaves_the_last_good_checkpoint(fork,
     assert os.listdir(tmp_path / "run/checkpoints") == ["1"]
     with runtime.Workdir(tmp_path / "run", Config()) as workdir:
         assert workdir.restore({"noise": np.zeros(1000)})[0] == 1
+
+
+def test_a_changed_config_is_stored_once_a_state_fits_it(tmp_path):
+    state = {"weights": np.ones(3)}
+    with runtime.Workdir(tmp_path, Config()) as workdir:
+        workdir.save(1, state)
+    stored = (tmp_path / "config.json").read_bytes()
+    changed = Config(learning_rate=0.2)
+    with runtime.Workdir(tmp_path, changed, allow_config_change=True) as workdir:
+        with pytest.raises(errors.UsageError, match="is of another model"):
+            workdir.restore({"weights": np.ones(4)})
+        assert (tmp_path / "config.json").read_bytes() == stored
+    with runtime.Workdir(tmp_path, Config()) as workdir:
+        assert workdir.restore(state)[0] == 1
+    with runtime.Workdir(tmp_path, changed, allow_config_change=True) as workdir:
+        assert workdir.restore(state)[0] == 1
+    assert b'"learning_rate": 0.2' in (tmp_path / "config.json").read_bytes()

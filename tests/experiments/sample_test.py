@@ -1,10 +1,12 @@
 """Posteriors against quadrature, chains over devices, what a run leaves behind, bad input."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import math
 import shutil
+import signal
 import subprocess
 import sys
 import types
@@ -18,7 +20,7 @@ import pytest
 from experiments import classifier, latent_chains, latent_model, networks, sample, settings
 from experiments import data as datasets
 from experiments import train as training
-from experiments.errors import UsageError
+from experiments.errors import Terminated, UsageError
 from experiments.latent_chains import SAMPLERS
 from experiments.runtime import Workdir
 from experiments.sample import Request
@@ -293,6 +295,32 @@ def test_chains_that_were_cut_off_end_where_they_would_have(key, tmp_path, sampl
     assert latent_chains.read_progress(tmp_path / "none") is None
 
 
+def test_chains_that_a_signal_ends_between_visits_are_kept_and_visited_alike(key, monkeypatch):
+    class StopAtTheFifthLook(contextlib.nullcontext):
+        looks = 0
+
+        def __enter__(self):
+            return self
+
+        @property
+        def stop(self):
+            self.looks += 1
+            return signal.SIGHUP if self.looks == 5 else None
+
+    starts = jax.random.normal(key, (20, 3))
+    whole, visits = walk(key, starts, 0.5, "hmc", 30)
+    kept = []
+    with monkeypatch.context() as patch:
+        patch.setattr(latent_chains, "Signals", StopAtTheFifthLook)
+        with pytest.raises(Terminated, match="SIGHUP: kept the chains after step 5; run the same"):
+            walk(key, starts, 0.5, "hmc", 30, keep=kept.append)
+    (progress,) = kept
+    rest, later = walk(key, starts, 0.5, "hmc", 30, progress=progress)
+    assert [step for step, *_ in later] == list(range(6, 31, 3))
+    assert [mean for _, _, mean, _ in later] == [mean for _, _, mean, _ in visits[1:]]
+    np.testing.assert_array_equal(rest.latents, whole.latents)
+
+
 def test_a_call_that_was_cut_off_is_taken_up(trained, tmp_path, monkeypatch):
     """And one of other settings is not."""
     scored = []
@@ -489,11 +517,11 @@ def test_the_generator_alone_needs_no_critic(tmp_path, monkeypatch):
     ("changes", "message"),
     [
         ({"sampler": "hcm"}, r"sampler: got 'hcm'; .*Did you mean hmc\?"),
-        ({"steps": -1}, "steps: got -1; expected at least 0"),
-        ({"num_samples": 5}, "num_samples: got 5; expected at least 6"),
-        ({"inverse_temperature": 0.0}, "inverse_temperature: got 0.0; expected a positive"),
+        ({"steps": -1}, "steps: got -1; expected an integer in"),
+        ({"num_samples": 5}, "num_samples: got 5; expected an integer in"),
+        ({"inverse_temperature": 0.0}, "inverse_temperature: got 0.0; expected a number in"),
         ({"inverse_temperature": math.nan}, "inverse_temperature: got nan"),
-        ({"step_size": -0.1}, "step_size: got -0.1; expected a positive"),
+        ({"step_size": -0.1}, "step_size: got -0.1; expected a number in"),
         ({}, "got .* without a checkpoint; train first"),
         ({"workdir": "/nowhere"}, "got /nowhere without a readable config.json"),
     ],
@@ -507,10 +535,10 @@ def test_bad_requests_are_usage_errors(tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--inverse_temperature=-1", "inverse_temperature: got -1.0; expected a positive, finite"),
+        ("--inverse_temperature=-1", "inverse_temperature: got -1.0; expected a number in"),
         pytest.param(
             "--num_steps=9",
-            "num_steps: got a flag of experiments.train; see --help",
+            "flag: got --num_steps; expected a known flag such as --num_samples",
             marks=pytest.mark.slow,
         ),
     ],

@@ -162,17 +162,17 @@ def test_a_run_leaves_its_files_and_an_interrupted_one_ends_the_same(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_particles": ()}, r"num_particles: got \[\]; expected distinct integers >= 2"),
-        ({"num_particles": (1,)}, r"num_particles: got \[1\]; expected distinct integers >= 2"),
+        ({"num_particles": ()}, r"num_particles: got \[\]; expected distinct integers in"),
+        ({"num_particles": (1,)}, r"num_particles: got 1; expected distinct integers in"),
         ({"num_particles": (481,)}, "num_particles: got 481; expected at most the 480 draws"),
-        ({"lengthscales": ("mean",)}, r"lengthscales: got \['mean'\]; expected distinct ones of"),
+        ({"lengthscales": ("mean",)}, r"lengthscales: got 'mean'; expected distinct ones of"),
         ({"optimizer": "sgd"}, "optimizer: got 'sgd'; expected one of adam, adagrad"),
-        ({"num_steps": 0}, "num_steps: got 0; expected an integer >= 1"),
-        ({"num_chains": 1}, "num_chains: got 1; expected an integer >= 2"),
-        ({"batch_size": 0}, "batch_size: got 0; expected an integer >= 1"),
+        ({"num_steps": 0}, "num_steps: got 0; expected an integer in"),
+        ({"num_chains": 1}, "num_chains: got 1; expected an integer in"),
+        ({"batch_size": 0}, "batch_size: got 0; expected an integer in"),
         ({"batch_size": 1282}, "batch_size: got 1282; expected at most the 1281 training rows"),
-        ({"learning_rate": -1.0}, "learning_rate: got -1.0; expected a number > 0"),
-        ({"prior_precision": 0.0}, "prior_precision: got 0.0; expected a number > 0"),
+        ({"learning_rate": -1.0}, "learning_rate: got -1.0; expected a number in"),
+        ({"prior_precision": 0.0}, "prior_precision: got 0.0; expected a number in"),
     ],
 )
 def test_bad_settings_are_named(tmp_path, rng, change, message):

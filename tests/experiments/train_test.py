@@ -10,11 +10,9 @@ import time
 
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
+from experiments import command, feed, presets, settings
 from experiments import data as datasets
-from experiments import feed, presets, settings
 from experiments import train as training
 from experiments.runtime import DivergenceError, UsageError
 from experiments.settings import Config
@@ -165,7 +163,11 @@ def test_sigterm_saves_and_exits_143(tmp_path):
     ("arguments", "code", "message"),
     [
         (["--objective=gan_kll"], 2, "objective: got 'gan_kll'; expected one of kl, mmd, gan_"),
-        (["--objective=noisy_jsd"], 2, "noise_variance: got 0.0; expected a number > 0"),
+        (
+            ["--objective=noisy_jsd"],
+            2,
+            "noise_variance: got 0.0 for noisy_jsd; expected a number > 0",
+        ),
         (["--wdith=3"], 2, "flag: got --wdith; expected a known flag such as --width"),
         (["--batch_size=21", "--num_devices=2"], 2, "expected a multiple, such as 20 or 22"),
         (["--workdir=/dev/null"], 1, "/dev/null"),
@@ -215,10 +217,13 @@ def test_another_config_is_refused(tmp_path):
         _run(dataclasses.replace(POINTS, width=16), tmp_path, allow_config_change=True)
 
 
+def parsed(*arguments):
+    given = command.parse(list(arguments), Config, training.Options)
+    return settings.configured(given, given["preset"])
+
+
 def test_preset_is_what_paper_000_states():
-    with flagsaver.flagsaver():
-        flags.FLAGS(["train", "--preset=paper000", "--learning_rate=1e-4", "--workdir=w"])
-        config = settings.from_flags()
+    config = parsed("--preset=paper000", "--learning_rate=1e-4")
     assert config == dataclasses.replace(
         Config(),
         dataset="mnist", batch_size=100, latent_dim=50, width=64, learning_rate=1e-4,
@@ -249,9 +254,7 @@ PAPERS = {
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_preset_is_that_of_its_paper(name):
-    with flagsaver.flagsaver():
-        flags.FLAGS(["train", f"--preset={name}", "--workdir=w"])
-        assert settings.from_flags() == PAPERS[name]
+    assert parsed(f"--preset={name}") == PAPERS[name]
 
 
 @pytest.mark.parametrize("name", presets.PRESETS)

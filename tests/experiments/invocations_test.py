@@ -1,0 +1,302 @@
+"""Every binary, called in one process in every wrong way that its settings know of.
+
+A refusal is one line of at most 300 characters that names what is wrong, with exit code 2, or 1 for
+a folder that cannot be used; nothing is compiled, and no file or folder appears or changes.
+"""
+
+import dataclasses
+import importlib
+import json
+import math
+import os
+import sys
+
+import jax
+import pytest
+
+from experiments import command, fields, runtime
+from experiments.settings import Config
+
+BINARIES = (
+    *("train", "evaluate", "compare", "sample", "latent_walk", "toy", "gan_diagnostics"),
+    *("classification_score", "density_estimation", "neural_sampler", "svgd_posterior", "rbm"),
+)
+MODULES = {name: importlib.import_module(f"experiments.{name}") for name in BINARIES}
+READERS = ("evaluate", "sample", "latent_walk")  # of the folder of a run
+HUGE = "9" * 6000
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+def rules_of(binary, monkeypatch):
+    """Returns the rules of a binary's settings by flag."""
+    found = {}
+
+    def note(_, *config_classes):
+        for one in (*config_classes, command.Common):
+            found.update({rule.flag or name: rule for name, rule in fields.rules(one).items()})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "main", note)
+        binary.main()
+    return found
+
+
+def scalars(rule):
+    """Yields texts that are no value of a rule, nor an item where it is a list."""
+    if rule.kind is bool:
+        yield from ("maybe", "2", "none", "")
+    elif rule.choices:
+        yield from ("nosuch", next(iter(rule.choices)).upper(), "x" * 6000, "0")
+    elif rule.kind is str:
+        yield from ("", " ", "a\0b", "x" * 6000)
+    else:
+        yield from ("x", "nan", f"-{HUGE}", "None", "1,5;2", "0x10", "true", "[1]")
+        yield from ("1.5",) if rule.kind is int else ("-inf",)
+        yield repr(rule.kind(rule.low - 1)) if rule.low < 1e29 else ""
+        if rule.high < math.inf:
+            yield from (HUGE, "inf", repr(rule.kind(rule.high * 1.5) + rule.kind(1)))
+
+
+def bad_values(rule):
+    """Yields texts that a flag must not take."""
+    texts = [text for text in scalars(rule) if not (rule.many and "," in text)]
+    if not rule.many:
+        yield from ("", *texts)
+        return
+    if rule.choices:
+        first = next(iter(rule.choices))
+    else:
+        first = str(rule.kind(max(rule.low, 1))) if rule.kind is not str else "a=b"
+    yield from ("", " ", ",", f"{first},", f"{first},{first}", f"{first}, {first}")
+    if rule.kind is not str or rule.choices:
+        yield from (f"{first},{text}" for text in texts)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder that holds everything that a binary might write to."""
+    for name in ("home", "cache", "here", "data"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("KERNELGRAD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("KERNELGRAD_DATA_DIR", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def refused(place, monkeypatch, capsys):
+    """Calls a binary, and returns what is wrong with the way that it refuses."""
+    compiled = []
+
+    def listen(event, _, **__):
+        if event == COMPILED:
+            compiled.append(event)
+
+    def listing():
+        return sorted(
+            (str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in place.rglob("*")
+        )
+
+    def call(name, arguments, start, code=2):
+        before = listing()
+        compiled.clear()
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        try:
+            MODULES[name].main()
+            raise AssertionError("main returned")
+        except SystemExit as stop:
+            got = stop.code
+        except Exception as error:
+            got = repr(error)[:200]
+        out, err = capsys.readouterr()
+        faults = {
+            f"exit code {got!r}": got != code,
+            f"not one line: {err[-300:]!r}": err.count("\n") != 1,
+            f"says {err[:200]!r}, not {start}": not err.startswith(f"kernelgrad: error: {start}"),
+            f"{len(err)} characters": len(err.replace(str(place), "")) > 300,
+            f"prints {out[:100]!r}": bool(out),
+            "compiles": bool(compiled),
+            "writes": listing() != before,
+        }
+        wrong = [fault for fault, holds in faults.items() if holds]
+        return [f"{name} {' '.join(arguments)[:100]}: {'; '.join(wrong)}"] if wrong else []
+
+    def started(_):
+        raise AssertionError("a run was started")
+
+    monkeypatch.setattr(runtime.multihost_utils, "sync_global_devices", started)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield call
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize("name", BINARIES)
+def test_a_value_that_breaks_the_rule_of_its_setting(name, place, refused, monkeypatch):
+    wrong, count = [], 0
+    for flag, rule in rules_of(MODULES[name], monkeypatch).items():
+        for text in bad_values(rule):
+            workdir = [f"--workdir={place}/run"] if flag != "workdir" else []
+            wrong += refused(name, [*workdir, f"--{flag}={text}"], f"{flag}: got ")
+            count += 1
+    assert wrong == []
+    assert count >= 30
+
+
+@pytest.mark.parametrize("name", BINARIES)
+def test_flags_and_folders_that_are_none(name, place, refused, monkeypatch):
+    run, code = [f"--workdir={place}/run"], 2 if name in READERS else 1
+    wrong = [
+        *refused(name, [], "workdir: got nothing"),
+        *refused(name, [*run, "--nosuch=3"], "flag: got --nosuch; expected a known flag such as"),
+        *refused(name, [*run, f"--{HUGE}"], "flag: got --999"),
+        *refused(name, [*run, "seed=3"], "argument: got 'seed=3'; expected flags only"),
+        *refused(name, [*run, HUGE], "argument: got '999"),
+        *refused(name, [*run, "--debug=perhaps"], "debug: got 'perhaps'"),
+        *refused(name, ["--workdir=~nosuchuser/x"], "workdir: got '~nosuchuser/x'; expected"),
+        *refused(name, [f"--workdir={'x' * 300}"], "workdir: got 'xxx"),
+        *refused(name, [f"--workdir={'x/' * 2500}"], "workdir: got 'x/x"),
+    ]
+    monkeypatch.setenv("KERNELGRAD_CACHE", ".")
+    wrong += refused(name, run, "KERNELGRAD_CACHE: got '.'; expected an absolute path")
+    monkeypatch.setenv("KERNELGRAD_CACHE", "~nosuchuser/x")
+    wrong += refused(name, run, "KERNELGRAD_CACHE: got '~nosuchuser/x'")
+    monkeypatch.setenv("KERNELGRAD_CACHE", str(place / "cache"))
+    monkeypatch.setenv("JAX_PLATFORMS", "nosuch")
+    wrong += refused(name, run, "JAX_PLATFORMS: got 'nosuch'; expected platforms that JAX finds")
+    monkeypatch.delenv("JAX_PLATFORMS")
+    small = {"toy": [], "density_estimation": ["--datasets=banana"]}.get(name)
+    if small is None and name not in ("svgd_posterior", *READERS):
+        small = ["--dataset=digits"] if name not in ("neural_sampler",) else []
+    if small is not None or name in READERS:
+        wrong += refused(name, [f"--workdir={place}/file/run", *(small or [])], "workdir", code)
+    assert wrong == []
+
+
+ORDERS = [
+    ("train", ["--dataset=nosuch"], "dataset: got 'nosuch'"),
+    ("train", ["--dataset=red_wine"], "red_wine: needs winequality-red.csv"),
+    ("train", ["--batch_size=1502"], "batch_size: got 1502, 1502 rows a step; expected at most"),
+    ("train", ["--batch_size=500", "--objective=wgan_gp"], "batch_size: got 500, 2500 rows a step"),
+    ("train", ["--conditional"], "conditional: got objective kl, without a critic"),
+    ("train", ["--conditional", "--objective=gan_kl", "--dataset=ring"], "conditional: got ring"),
+    ("train", ["--objective=noisy_jsd"], "noise_variance: got 0.0 for noisy_jsd"),
+    ("train", ["--num_devices=1000"], "num_devices: got 1000; expected at most"),
+    ("train", ["--batch_size=21", "--num_devices=2"], "batch_size: got 21 for 2 devices"),
+    ("train", ["--width=100000000"], "width, latent_dim, batch_size: got 100000000, 50, 100, for"),
+    ("train", ["--latent_dim=100000000"], "width, latent_dim, batch_size: got 32, 100000000, 100"),
+    ("train", ["--latent_dim=3000000000"], "latent_dim: got 3000000000; expected an integer in"),
+    ("train", ["--width=100000000", "--dataset=ring", "--objective=kale"], "width, latent_dim"),
+    ("train", ["--num_steps=3000000000"], "num_steps: got 3000000000"),
+    ("train", ["--num_steps=1000000000", "--eval_every=1"], "eval_every: got 1, 1000000000 eval"),
+    ("train", ["--kernel_scales=1e-300,1e300"], "kernel_scales: got 1e-300"),
+    ("train", ["--learning_rate=1e38"], "learning_rate: got 1e+38"),
+    ("train", ["--data_dir=nowhere", "--dataset=mnist"], "data_dir: "),
+    ("train", ["--data_dir=~nosuchuser/x", "--dataset=mnist"], "data_dir: got '~nosuchuser/x'"),
+    ("train", [f"--data_dir={'x' * 300}", "--dataset=mnist"], "data_dir: got 'xxx"),
+    ("compare", ["--objective=kl"], "objective: got --objective; expected --objectives"),
+    ("compare", ["--seed=1"], "seed: got --seed; expected --seeds"),
+    ("compare", ["--batch_size=1501"], "batch_size: got 1501"),
+    ("compare", ["--objectives=kl,wgan_gp", "--batch_size=500"], "batch_size: got 500, 2500 rows"),
+    ("compare", ["--objectives=gan_kl,mmd", "--conditional"], "conditional: got objective mmd"),
+    ("compare", ["--objectives=gan_kl", "--conditional", "--dataset=ring"], "conditional: got ri"),
+    ("compare", ["--width=100000000"], "width, latent_dim"),
+    ("toy", ["--dataset=digits"], "dataset: got 'digits'; expected one of ring, banana"),
+    ("toy", ["--objective=kl", "--objectives=mmd"], "objective: got --objective and --objectives"),
+    ("toy", ["--seed=1", "--seeds=2"], "seed: got --seed and --seeds"),
+    ("toy", ["--batch_size=10001"], "batch_size: got 10001"),
+    ("toy", ["--num_steps=100000", "--eval_every=1"], "eval_every: got 1, 100000 evaluations"),
+    ("toy", ["--num_steps=100000000", "--eval_every=50"], "eval_every: got 50, 2000000 eval"),
+    ("toy", ["--width=100000000"], "width, latent_dim"),
+    ("toy", ["--conditional"], "conditional: got swiss_roll, a set without labels"),
+    ("gan_diagnostics", ["--dataset=ring"], "dataset: got ring, points; expected images"),
+    ("gan_diagnostics", ["--batch_size=1501"], "batch_size: got 1501"),
+    ("gan_diagnostics", ["--epochs=3,1"], "epochs: got [3, 1]; expected rising"),
+    ("gan_diagnostics", ["--annealed_noise=.1,.2"], "annealed_noise: got [0.1, 0.2]; expected fa"),
+    ("gan_diagnostics", ["--width=100000000"], "width, latent_dim"),
+    ("gan_diagnostics", ["--critic_width=100000000"], "critic_width, batch_size: got 100000000"),
+    ("classification_score", ["--dataset=ring"], "dataset: got ring; the classifier expects"),
+    ("classification_score", ["--num_images=1501"], "num_images: got 1501; expected at most"),
+    ("classification_score", ["--width=12"], "width: got 12; expected a positive multiple of 8"),
+    ("classification_score", ["--width=80000000"], "width, num_blocks, batch_size: got 80000000"),
+    ("classification_score", ["--runs=gan"], "runs: got 'gan'; expected name=workdir"),
+    ("classification_score", ["--runs=gan=nowhere"], "workdir: got nowhere without a readable"),
+    ("classification_score", ["--runs=gan=~nosuchuser/x"], "workdir: got '~nosuchuser/x'"),
+    ("classification_score", ["--runs=real=x"], "runs: got the name real for x"),
+    ("density_estimation", [], "red_wine: needs winequality-red.csv"),
+    ("density_estimation", ["--num_base=31", "--batch_size=32"], "num_base: got 31"),
+    ("density_estimation", ["--num_steps=150"], "num_steps: got 150; expected a multiple of"),
+    ("density_estimation", ["--datasets=banana", "--width=100000000"], "width, num_base"),
+    (
+        "density_estimation",
+        ["--datasets=banana", "--num_normalizer_samples=100000000000"],
+        "num_normalizer_samples: got 100000000000",
+    ),
+    ("neural_sampler", ["--target=logistic_regression"], "red_wine: needs winequality-red.csv"),
+    ("neural_sampler", ["--target=rbm", "--data_dir=nowhere"], "data_dir: "),
+    ("neural_sampler", ["--width=100000000"], "width, latent_dim, batch_size: got 100000000, Non"),
+    ("neural_sampler", ["--num_steps=100000000"], "eval_every: got 50, 2000000 evaluations"),
+    ("svgd_posterior", [], "red_wine: needs winequality-red.csv"),
+    ("svgd_posterior", ["--num_particles=100,64001"], "num_particles: got 64001; expected at most"),
+    ("rbm", ["--dataset=ring"], "dataset: got ring; expected images"),
+    ("rbm", ["--dataset=digits", "--batch_size=1501"], "batch_size: got 1501; expected at most"),
+    ("rbm", ["--dataset=digits", "--width=100000000"], "width, latent_dim, batch_size"),
+    ("rbm", ["--dataset=digits", "--num_hidden=17"], "num_hidden: got 17; expected an integer in"),
+]
+
+
+@pytest.mark.parametrize("name", dict.fromkeys(name for name, *_ in ORDERS))
+def test_what_does_not_go_together_is_refused_before_anything(name, place, refused):
+    wrong = []
+    for _, arguments, start in (order for order in ORDERS if order[0] == name):
+        wrong += refused(name, [f"--workdir={place}/run", *arguments], start)
+    assert wrong == []
+
+
+RUNS = {
+    "points": Config(objective="gan_kl", dataset="ring", latent_dim=2, width=4),
+    "images": Config(objective="gan_kl", width=4, latent_dim=4),
+    "no_critic": Config(width=4, latent_dim=4),
+    "huge": Config(width=10**8),
+    "odd": Config(objective="noisy_jsd"),
+}
+
+
+def test_runs_that_do_not_fit_their_reader(place, refused):
+    for name, config in RUNS.items():
+        (place / name / "checkpoints" / "10").mkdir(parents=True)
+        (place / name / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    (place / "bare").mkdir()
+    (place / "bare" / "config.json").write_text(json.dumps(dataclasses.asdict(RUNS["images"])))
+    for name, text in (("text", "width"), ("list", "[1]"), ("cut", '{"width": 3')):
+        (place / name).mkdir()
+        (place / name / "config.json").write_text(text)
+    for field, value in (("width", "4"), ("seed", None), ("prior", "flat"), ("kernel_scales", [])):
+        (place / field).mkdir()
+        fields_of = dataclasses.asdict(RUNS["images"]) | {field: value}
+        (place / field / "config.json").write_text(json.dumps(fields_of))
+    wrong = []
+    for name in READERS:
+        for run in ("nowhere", "text", "cut", "list"):
+            wrong += refused(name, [f"--workdir={place}/{run}"], f"workdir: got {place}/{run}")
+        for run in ("width", "seed", "prior", "kernel_scales", "odd"):
+            wrong += refused(name, [f"--workdir={place}/{run}"], f"{place}/{run}/config.json: ")
+        bare = f"workdir: got {place}/bare without a checkpoint"
+        wrong += refused(name, [f"--workdir={place}/bare"], bare)
+        other = ["--sampler=generator"] if name == "sample" else []
+        wrong += refused(name, [f"--workdir={place}/huge", *other], "width, latent_dim, batch_size")
+    points, images = f"--workdir={place}/points", f"--workdir={place}/images"
+    wrong += refused("evaluate", [points], "dataset: got ring; the classifier expects images")
+    wrong += refused("latent_walk", [points], f"workdir: got {place}/points, a run on ring")
+    wrong += refused("evaluate", [images, "--num_samples=100000000"], "num_samples: got 100000000")
+    wrong += refused("sample", [images, "--num_samples=100000000"], "num_samples: got 100000000")
+    wrong += refused("latent_walk", [images, "--num_frames=10001"], "num_frames: got 10001")
+    wrong += refused("sample", [f"--workdir={place}/no_critic"], f"workdir: got {place}/no_critic,")
+    wrong += refused(
+        "classification_score",
+        [f"--workdir={place}/run", f"--runs=gan={place}/images"],
+        f"runs: got {place}/images, a run without labels",
+    )
+    os.chdir(place)
+    assert wrong == []
