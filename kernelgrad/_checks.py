@@ -1,7 +1,9 @@
 """Trace-time contracts: each names the argument, what was got and what was expected."""
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +79,8 @@ def in_range(
     below = array <= high if "r" in closed else array < high
     if not np.all(above & below):
         left, right = "[" if "l" in closed else "(", "]" if "r" in closed else ")"
-        expected = f"{left}{low:g}, {high:g}{right}".replace("inf)", "infinity)")
+        expected = f"{left}{low:g}, {high:g}{right}"
+        expected = expected.replace("inf)", "infinity)").replace("inf]", "infinity)")
         raise ValueError(f"{name}: got {np.array2string(array)}; expected values in {expected}")
 
 
@@ -110,3 +113,38 @@ def finite(**arrays: Array) -> None:
                 f"{name}: got {len(bad)} non-finite entries, the first at index "
                 f"{tuple(bad[0].tolist())}; expected finite values"
             )
+
+
+def call(name: str, form: str, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Returns fn(*args, **kwargs); ValueError, with the right form, if it does not take those.
+
+    What goes wrong inside of fn is left as it is.
+    """
+    try:
+        signature = inspect.signature(fn)
+    except ValueError:  # some callables do not say
+        return fn(*args, **kwargs)
+    except TypeError:
+        raise ValueError(f"{name}: got {type(fn).__name__}; expected {form}") from None
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"{name}: got {signature}: {error}; expected {form}") from None
+    return fn(*args, **kwargs)
+
+
+def pair(name: str, form: str, value: Any) -> tuple[Any, Any]:
+    """Returns the two values that a function returned; ValueError, with its form, if not two."""
+    values = tuple(value) if isinstance(value, tuple | list) else ()
+    if len(values) != 2:
+        got = f"{len(values)} values" if values else type(value).__name__
+        raise ValueError(f"{name}: returned {got}; expected {form}")
+    return values
+
+
+def rows(name: str, form: str, value: Any, size: int) -> None:
+    """Raises ValueError, with the form of the function, unless it returned an array of n rows."""
+    shape = getattr(value, "shape", None)
+    if shape is None or tuple(shape[:1]) != (size,):
+        got = type(value).__name__ if shape is None else f"shape {tuple(shape)}"
+        raise ValueError(f"{name}: returned {got}; expected {form}, {size} rows")

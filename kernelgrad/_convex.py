@@ -83,7 +83,7 @@ def classifier(
 
     Returns:
       w, shape (c,), and half of the squared Newton decrement before the last step, shape (); NaN
-      where the Cholesky factorisation fails.
+      where the Cholesky factorisation fails or no length of a step has a finite objective.
 
     Cost: O(T (n c^2 + c^3)) time, O(n c + c^2) memory.
 
@@ -112,7 +112,9 @@ def classifier(
         change = -_solve.dense(hessian, ridge)(gradient[:, None])[:, 0]
         turned = _gram.dot(features, change)
         values = jax.vmap(lambda s: objective(margins + s * turned, weights + s * change))(scales)
-        scale = scales[jnp.argmin(values)]
+        known = jnp.isfinite(values)
+        best = scales[jnp.argmin(jnp.where(known, values, jnp.inf))]
+        scale = jnp.where(jnp.any(known), best, jnp.nan)
         return weights + scale * change, -jnp.sum(gradient * change) / 2, scale, step + 1
 
     infinite, one = jnp.full((), jnp.inf, features.dtype), jnp.ones((), features.dtype)

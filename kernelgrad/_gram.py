@@ -53,3 +53,27 @@ def wide(x: Array) -> Array:
 def like(value: float | Array, other: Array) -> Array:
     """Returns the value in the dtype of `other`."""
     return jnp.asarray(value).astype(jnp.result_type(other))
+
+
+def root(x: Array) -> Array:
+    """Returns the square root, with derivative 0 at 0, and 0 below."""
+    return jnp.where(x <= 0, 0, jnp.sqrt(jnp.where(x <= 0, 1, x)))
+
+
+def within_reach(kernel: Kernel, x: Array, others: Array) -> Array:
+    """Returns x, with points whose squared distances would overflow brought nearer.
+
+    A point farther from the others than some 1e18 lengthscales (in float32; 1e18 where they are
+    longer than 1) is moved to that distance, in its direction, with the derivative of the identity:
+    what falls off with the distance keeps a finite value, and a slope that points right.
+    """
+    scales = getattr(pairwise.radial(kernel), "lengthscales", jnp.ones(1, x.dtype))
+    shortest = lax.stop_gradient(jnp.min(scales)).astype(x.dtype)
+    reach = jnp.sqrt(jnp.finfo(x.dtype).max) / 16 * jnp.minimum(shortest, 1)
+    centre = lax.stop_gradient(others[:1])
+    offset = (lax.stop_gradient(x) - centre) / reach
+    size = jnp.max(jnp.abs(offset), axis=1, keepdims=True)
+    ray = offset / jnp.where(size > 0, size, 1)
+    unit = ray / jnp.maximum(jnp.linalg.norm(ray, axis=1, keepdims=True), 1)
+    far = size > 1
+    return jnp.where(far, centre + reach * unit, x) + jnp.where(far, x - lax.stop_gradient(x), 0)

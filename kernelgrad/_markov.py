@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from kernelgrad import _checks
+from kernelgrad import _checks, _gram
 from kernelgrad.types import Array, Key, LogDensityFn, PyTree
 
 _DIVERGENCE = 1000.0  # Stan's bound: a good integrator never errs by that much
@@ -15,13 +15,14 @@ State = TypeVar("State")
 
 
 class MetropolisInfo(NamedTuple):
-    """What one accept-or-reject step did.
+    """What one accept-or-reject step did, in at least float32.
 
     Attributes:
       acceptance_probability: min(1, exp(-energy_error)), never NaN; shape ().
-      accepted: whether the chain moved to the proposal; shape (), bool.
-      energy_error: by how much the proposal's energy exceeds the state's, +infinity if it is not a
-        number or not finite; shape (), in nats.
+      accepted: whether the chain moved to the proposal; shape (), bool. Never at probability 0.
+      energy_error: by how much the proposal's energy exceeds the state's; shape (), in nats.
+        +infinity if the proposal's energy is not finite or the difference not a number; -infinity
+        from a state of density 0, which any proposal of positive density leaves.
       diverged: energy_error > 1000: the step size is too large here; shape (), bool.
     """
 
@@ -40,7 +41,9 @@ def floating_leaves(position: PyTree) -> PyTree:
 
 def evaluate(position: PyTree, log_density_fn: LogDensityFn) -> tuple[Array, PyTree]:
     """Returns the log density and its gradient; raises ValueError if it is not a scalar."""
-    log_density, pull = jax.vjp(log_density_fn, position)
+    log_density, pull = jax.vjp(
+        lambda x: _checks.call("log_density_fn", "(position) -> ()", log_density_fn, x), position
+    )
     if jnp.shape(log_density):
         raise ValueError(
             f"log_density_fn(position): got shape {jnp.shape(log_density)}; expected () for the "
@@ -85,10 +88,13 @@ def diagonal(inverse_mass: PyTree | None, position: PyTree) -> PyTree:
 
 
 def normal_like(key: Key, tree: PyTree) -> PyTree:
-    """Returns independent N(0, 1) draws, shaped and typed like the tree."""
+    """Returns independent N(0, 1) draws, shaped and typed like the tree; drawn in >= float32."""
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(key, len(leaves))
-    draws = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+    draws = [
+        jax.random.normal(k, x.shape, _gram.wide(x).dtype).astype(x.dtype)
+        for k, x in zip(keys, leaves, strict=True)
+    ]
     return jax.tree.unflatten(structure, draws)
 
 
@@ -115,8 +121,10 @@ def metropolis(
       finite: whether the proposal may be accepted at all; shape (), bool.
     """
     possible = finite & (energy_error < math.inf)
-    energy_error = jnp.where(possible, energy_error, math.inf)
+    energy_error = jnp.where(possible, _gram.wide(energy_error), math.inf)
     probability = jnp.exp(-jnp.maximum(energy_error, 0))
-    accepted = jax.random.uniform(key, (), probability.dtype) < probability
+    dtype = probability.dtype
+    threshold = jax.random.uniform(key, (), dtype) + jnp.finfo(dtype).eps  # its grid: in (0, 1]
+    accepted = threshold <= probability
     info = MetropolisInfo(probability, accepted, energy_error, energy_error > _DIVERGENCE)
     return select(accepted, proposal, state), info

@@ -15,6 +15,7 @@ Wasserstein    :func:`wasserstein_critic_loss`      :func:`wasserstein_generator
 
 Losses and penalties are means over a batch, so the mean of their values or gradients over devices
 (pmean) is that of the whole batch; of the rest, what does not commute with it takes an axis_name.
+All are computed, and returned, in at least float32.
 """
 
 import math
@@ -42,7 +43,7 @@ def discriminator_loss(real_logits: Array, fake_logits: Array) -> Array:
       fake_logits: logits at the generated samples; shape (m,).
 
     Returns:
-      Loss, shape (), in nats; value and gradient are finite for any finite logits.
+      Loss, shape (), in nats; value and gradient are finite where the sum of absolute logits is.
 
     Raises:
       ValueError: wrong rank or dtype.
@@ -50,7 +51,7 @@ def discriminator_loss(real_logits: Array, fake_logits: Array) -> Array:
     References:
       Arjovsky & Bottou 2017, -L(D, theta); Huszar 2016, D-step.
     """
-    _check_logits(real_logits=real_logits, fake_logits=fake_logits)
+    real_logits, fake_logits = _wide(real_logits=real_logits, fake_logits=fake_logits)
     return jnp.mean(_softplus(-real_logits)) + jnp.mean(_softplus(fake_logits))
 
 
@@ -74,7 +75,7 @@ def saturating_loss(fake_logits: Array) -> Array:
     References:
       Huszar 2016, M-step; Arjovsky & Bottou 2017.
     """
-    _check_logits(fake_logits=fake_logits)
+    (fake_logits,) = _wide(fake_logits=fake_logits)
     return -jnp.mean(_softplus(fake_logits))
 
 
@@ -98,7 +99,7 @@ def non_saturating_loss(fake_logits: Array) -> Array:
     References:
       Huszar 2016, alternative M-step; Arjovsky & Bottou 2017, alternate update.
     """
-    _check_logits(fake_logits=fake_logits)
+    (fake_logits,) = _wide(fake_logits=fake_logits)
     return jnp.mean(_softplus(-fake_logits))
 
 
@@ -123,7 +124,7 @@ def kl_loss(fake_logits: Array) -> Array:
     References:
       Huszar 2016, alternative M-step #2.
     """
-    _check_logits(fake_logits=fake_logits)
+    (fake_logits,) = _wide(fake_logits=fake_logits)
     return -jnp.mean(fake_logits)
 
 
@@ -194,7 +195,7 @@ def kl_estimate(real_logits: Array, fake_logits: Array, *, axis_name: str | None
     References:
       Donsker & Varadhan 1983; Huszar 2016, connection to KL minimisation.
     """
-    _check_logits(real_logits=real_logits, fake_logits=fake_logits)
+    real_logits, fake_logits = _wide(real_logits=real_logits, fake_logits=fake_logits)
     real, fake = (pairwise.gather(logits, axis_name) for logits in (real_logits, fake_logits))
     return math.log(real.shape[0]) - jax.nn.logsumexp(-real) - jnp.mean(fake)
 
@@ -219,7 +220,8 @@ def wasserstein_bound(
         >= 0. A ball of radius R around P and Q and bounded noise: 2 (R + sqrt(3 V)).
 
     Returns:
-      Bound, shape (), in units of the samples.
+      Bound, shape (), in units of the samples. The derivatives in a variance and a JSD of 0, which
+      are infinite, count as 0.
 
     Raises:
       ValueError: not a scalar, or a concrete noise_variance or diameter that is negative.
@@ -230,7 +232,8 @@ def wasserstein_bound(
     for name, value in {"jsd": jsd, "noise_variance": noise_variance, "diameter": diameter}.items():
         _checks.shape(name, value, ())
     _checks.not_negative(noise_variance=noise_variance, diameter=diameter)
-    return 2 * jnp.sqrt(noise_variance) + 2 * diameter * _root(jnp.asarray(jsd))
+    spread, root = _gram.root(jnp.asarray(noise_variance)), _gram.root(jnp.asarray(jsd))
+    return 2 * spread + 2 * diameter * root
 
 
 # --------------------------------------------------------------------------- hinge and Wasserstein
@@ -256,7 +259,7 @@ def hinge_discriminator_loss(real_logits: Array, fake_logits: Array) -> Array:
     References:
       Lim & Ye 2017; Miyato et al. 2018, eq. (16).
     """
-    _check_logits(real_logits=real_logits, fake_logits=fake_logits)
+    real_logits, fake_logits = _wide(real_logits=real_logits, fake_logits=fake_logits)
     return jnp.mean(jax.nn.relu(1 - real_logits)) + jnp.mean(jax.nn.relu(1 + fake_logits))
 
 
@@ -281,7 +284,7 @@ def wasserstein_critic_loss(real_values: Array, fake_values: Array) -> Array:
     References:
       Arjovsky, Chintala & Bottou 2017, eq. (2).
     """
-    _check_logits(real_values=real_values, fake_values=fake_values)
+    real_values, fake_values = _wide(real_values=real_values, fake_values=fake_values)
     return jnp.mean(fake_values) - jnp.mean(real_values)
 
 
@@ -305,7 +308,7 @@ def wasserstein_generator_loss(fake_values: Array) -> Array:
     References:
       Arjovsky, Chintala & Bottou 2017, Theorem 3; Miyato et al. 2018, eq. (17).
     """
-    _check_logits(fake_values=fake_values)
+    (fake_values,) = _wide(fake_values=fake_values)
     return -jnp.mean(fake_values)
 
 
@@ -362,8 +365,9 @@ def interpolates(key: Key, real: Array, fake: Array, *, axis_name: str | None = 
     _checks.batches(real=real, fake=fake)
     _checks.shape("fake", fake, jnp.shape(real))
     size = real.shape[0] * pairwise.num_devices(axis_name)
-    shares = jax.random.uniform(key, (size,) + (1,) * (real.ndim - 1), real.dtype)
-    shares = pairwise.share(shares, axis_name)
+    dtype = _gram.wide(real).dtype
+    shares = jax.random.uniform(key, (size,) + (1,) * (real.ndim - 1), dtype)
+    shares = pairwise.share(shares, axis_name).astype(real.dtype)
     return real + shares * (fake - real)
 
 
@@ -389,7 +393,7 @@ def gradient_penalty(critic_fn: Callable[[Array], Array], points: Array) -> Arra
     References:
       Gulrajani et al. 2017, eq. (3).
     """
-    return jnp.mean(jnp.square(_root(_sq_slopes(critic_fn, points)) - 1))
+    return jnp.mean(jnp.square(_gram.root(_sq_slopes(critic_fn, points)) - 1))
 
 
 def one_sided_gradient_penalty(critic_fn: Callable[[Array], Array], points: Array) -> Array:
@@ -414,7 +418,7 @@ def one_sided_gradient_penalty(critic_fn: Callable[[Array], Array], points: Arra
     References:
       Gulrajani et al. 2017, section 4; Petzka, Fischer & Lukovnikov 2018, eq. (8).
     """
-    return jnp.mean(jnp.square(jax.nn.relu(_root(_sq_slopes(critic_fn, points)) - 1)))
+    return jnp.mean(jnp.square(jax.nn.relu(_gram.root(_sq_slopes(critic_fn, points)) - 1)))
 
 
 def zero_centred_gradient_penalty(critic_fn: Callable[[Array], Array], points: Array) -> Array:
@@ -449,18 +453,15 @@ def _sq_slopes(critic_fn: Callable[[Array], Array], points: Array) -> Array:
     values, pull = jax.vjp(critic_fn, points)
     _checks.shape("critic_fn(points)", values, points.shape[:1])
     (gradients,) = pull(jnp.ones_like(values))
-    return jnp.sum(jnp.square(gradients.reshape(points.shape[0], -1)), axis=1)
+    return jnp.sum(jnp.square(_gram.wide(gradients).reshape(points.shape[0], -1)), axis=1)
 
 
 # --------------------------------------------------------------------------------- what they share
 
 
-def _root(x: Array) -> Array:
-    """Returns the square root, with derivative 0 at 0, and 0 below."""
-    return jnp.where(x <= 0, 0, jnp.sqrt(jnp.where(x <= 0, 1, x)))
-
-
-def _check_logits(**logits: Array) -> None:
+def _wide(**logits: Array) -> list[Array]:
+    """Returns them in at least float32; raises ValueError for a wrong dtype or rank."""
     _checks.floating(**logits)
     for name, values in logits.items():
         _checks.shape(name, values, ("n",))
+    return [_gram.wide(values) for values in logits.values()]

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from kernelgrad import _checks, _markov, kernels, ksd
+from kernelgrad import _checks, _gram, _markov, kernels, ksd
 from kernelgrad.types import Array, Kernel, Key, LogDensityFn, PyTree
 
 _DRAWS_AT_ONCE = 256
 _FEWEST_BLOCKS = 8
+_FEWEST_DRAWS = 10  # of one chain: below, nothing is known of its memory
+_DIMENSIONS_A_DRAW = 4  # more of them, and it is chains that were counted as coordinates
 
 
 class ChainTest(NamedTuple):
@@ -23,7 +25,8 @@ class ChainTest(NamedTuple):
 
     Attributes:
       statistic: V-statistic of KSD^2 over all draws; shape (), in 1/units of positions squared.
-      p_value: (1 + #{bootstrapped >= statistic}) / (1 + number of bootstraps); shape ().
+      p_value: (1 + #{bootstrapped >= statistic}) / (1 + number of bootstraps); shape (). NaN, as
+        the statistic, where a draw or a score is not finite. Both in at least float32.
       block_length: consecutive draws that shared a sign; shape (), int32.
     """
 
@@ -72,7 +75,9 @@ def stein_test(
 
     Raises:
       ValueError: leaves that are not floating or whose leading axes differ, a log density that is
-        not a scalar, concrete draws or scores that are not finite, and what the test raises.
+        not a scalar, concrete draws or scores that are not finite, fewer than 10 draws of a chain,
+        more than 4 dimensions a draw without chain_axis (chains taken for coordinates, as a rule),
+        and what the test raises.
 
     Cost: one gradient a draw, and the test over n = num_chains num_draws draws: O(n^2) time, O(n)
       memory. Thin long chains first.
@@ -81,13 +86,18 @@ def stein_test(
       Chwialkowski, Strathmann & Gretton 2016, section 2; Gorham & Mackey 2017 for the kernel.
     """
     draws, num_chains = _rows(positions, chain_axis)
-    vectors = jax.vmap(lambda position: ravel_pytree(position)[0])(draws)
+    vectors = jax.vmap(_vector)(draws)
     _checks.finite(positions=vectors)
 
     def score_of(position: PyTree) -> Array:
-        return ravel_pytree(_markov.evaluate(position, log_density_fn)[1])[0]
+        return _vector(_markov.evaluate(position, log_density_fn)[1])
 
     score = lax.map(score_of, draws, batch_size=_DRAWS_AT_ONCE)
+    _checks.at_least("num_bootstrap", num_bootstrap, 1)
+    if block_length is not None:
+        longest = vectors.shape[0] // num_chains
+        _checks.in_range("block_length", block_length, 1, longest, closed="lr")
+    _check_draws(vectors.shape, num_chains, chain_axis)
     if kernel is None:
         kernel = kernels.imq_mixture(kernels.median_lengthscale(vectors))
     if block_length is None:
@@ -121,10 +131,12 @@ def stein_block_length(particles: Array, score: Array, *, num_chains: int = 1) -
       num_chains: static.
 
     Returns:
-      Block length, shape (), int32, between 1 and n / num_chains.
+      Block length, shape (), int32, between 1 and n / num_chains: the longest of which eight are
+      left where a traced particle or score is not finite.
 
     Raises:
-      ValueError: wrong rank, dtype or mismatched shapes.
+      ValueError: wrong rank, dtype or mismatched shapes, concrete particles or scores that are not
+        finite, or chains that do not divide n.
 
     Cost: O(n d log n) time, O(n d) memory.
 
@@ -132,13 +144,36 @@ def stein_block_length(particles: Array, score: Array, *, num_chains: int = 1) -
       Andrews 1991, eqs. (6.2) and (6.4), Bartlett kernel; Sokal 1997, section 3, for tau.
     """
     _checks.points(particles=particles, score=score)
+    _checks.shape("score", score, particles.shape)
+    _checks.finite(particles=particles, score=score)
+    particles, score = _gram.wide(particles), _gram.wide(score)
     n = particles.shape[0]
+    _checks.at_least("num_chains", num_chains, 1)
+    if n % num_chains:
+        raise ValueError(f"num_chains: got {num_chains}; expected a divisor of {n} particles")
     spread = particles - jnp.mean(particles, axis=0, keepdims=True)
     functions = jnp.concatenate([score, score * spread], axis=1)
     time = jnp.max(_autocorrelation_time(functions.reshape(num_chains, n // num_chains, -1)))
     length = jnp.ceil(3 * n ** (1 / 3) * ((time - 1 / time) / 2) ** (2 / 3))
     longest = max(1, min(n // num_chains, n // _FEWEST_BLOCKS))
-    return jnp.clip(length, 1, longest).astype(jnp.int32)
+    return jnp.clip(jnp.where(jnp.isnan(length), longest, length), 1, longest).astype(jnp.int32)
+
+
+def _vector(position: PyTree) -> Array:
+    """Returns the position raveled, in at least float32."""
+    return ravel_pytree(jax.tree.map(_gram.wide, position))[0]
+
+
+def _check_draws(shape: tuple[int, ...], num_chains: int, chain_axis: int | None) -> None:
+    """Raises ValueError for numbers of draws and dimensions that cannot be meant."""
+    n, dimension = shape
+    too_wide = chain_axis is None and dimension > _DIMENSIONS_A_DRAW * n
+    if n // num_chains < _FEWEST_DRAWS or too_wide:
+        raise ValueError(
+            f"positions: got {num_chains} chain(s) of {n // num_chains} draws in {dimension} "
+            f"dimensions; expected at least {_FEWEST_DRAWS} draws and a quarter of the dimensions. "
+            f"Say by chain_axis, now {chain_axis}, which leading axis counts chains"
+        )
 
 
 def _rows(positions: PyTree, chain_axis: int | None) -> tuple[PyTree, int]:
@@ -165,6 +200,8 @@ def _autocorrelation_time(chains: Array) -> Array:
     """Returns 1 + 2 sum_h rho_h, at least 1, of each function; chains is (chains, draws, f)."""
     length = chains.shape[1]
     centred = chains - jnp.mean(chains, axis=1, keepdims=True)
+    size = jnp.max(jnp.abs(centred), axis=(0, 1), keepdims=True)
+    centred = centred / jnp.where(size > 0, size, 1)  # times have no unit, squares have a range
     spectrum = jnp.square(jnp.abs(jnp.fft.rfft(centred, 2 * length, axis=1)))
     covariance = jnp.fft.irfft(jnp.mean(spectrum, axis=0), 2 * length, axis=0)[:length]
     scale = jnp.where(covariance[:1] > 0, covariance[:1], 1)

@@ -8,8 +8,12 @@ import jax
 import optax
 from jax import lax
 
+from kernelgrad import _checks
 from kernelgrad.two_player import CriticFn, TwoPlayer
 from kernelgrad.types import Array, Info, Key, PyTree
+
+_APPLY = "(params, stats, x) -> (output, stats)"
+_CRITIC_LOSS = "(critic_fn, key, samples, data, *, axis_name) -> (loss, info)"
 
 
 class CriticState(NamedTuple):
@@ -89,7 +93,7 @@ def bind(state: CriticState, critic: Critic) -> CriticFn:
     Returns:
       Function (n, ...) -> output.
     """
-    return lambda points: critic.apply(state.params, state.stats, points)[0]
+    return lambda points: _applied(critic, state.params, state.stats, points)[0]
 
 
 def step(
@@ -113,14 +117,21 @@ def step(
 
     Returns:
       (next state, info), the same on all devices.
+
+    Raises:
+      ValueError: a network or a loss that does not take or return what it should.
     """
 
     def loss(params: PyTree) -> tuple[Array, Info]:
         critic_fn = bind(state._replace(params=params), critic)
-        return critic.objective.critic_loss(critic_fn, key, samples, data, axis_name=axis_name)
+        args = critic_fn, key, samples, data
+        form, fn = _CRITIC_LOSS, critic.objective.critic_loss
+        return _checks.pair(
+            "critic_loss", form, _checks.call("critic_loss", form, fn, *args, axis_name=axis_name)
+        )
 
     gradient, info = jax.grad(loss, has_aux=True)(state.params)
-    _, stats = critic.apply(state.params, state.stats, data)
+    _, stats = _applied(critic, state.params, state.stats, data)
     if axis_name is not None:
         gradient, stats, info = lax.pmean((gradient, stats, info), axis_name)
     optimizer = optax.with_extra_args_support(critic.optimizer)
@@ -168,3 +179,9 @@ def train(
     items = (jax.random.split(key, len(batches)), batches)
     last, infos = lax.scan(body, state, items, unroll=True)
     return last, jax.tree.map(lambda values: values[-1], infos)
+
+
+def _applied(critic: Critic, params: PyTree, stats: PyTree, points: Array) -> tuple[PyTree, PyTree]:
+    """Returns the output and statistics of a critic network that keeps to its form."""
+    output = _checks.call("critic.apply", _APPLY, critic.apply, params, stats, points)
+    return _checks.pair("critic.apply", _APPLY, output)

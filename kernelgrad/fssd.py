@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, distances
+from kernelgrad import _checks, _gram, _resampling, distances
 from kernelgrad.types import Array, Kernel, Key
 
 _LEAST_DEVIATION = 0.1  # of sigma, in units of the null's: sigma itself is 0 where q = p
+_FEWEST_PARTICLES = 10
 _dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
@@ -53,7 +54,7 @@ def fssd_u_statistic(particles: Array, score: Array, kernel: Kernel, locations: 
       locations: v_j; shape (J, d). They must not depend on the particles.
 
     Returns:
-      FSSD^2, shape (), dtype of particles, in 1/units of particles squared.
+      FSSD^2, shape (), in 1/units of particles squared; at least float32.
 
     Raises:
       ValueError: wrong rank, dtype or mismatched shapes, a feature kernel, or n < 2.
@@ -68,7 +69,7 @@ def fssd_u_statistic(particles: Array, score: Array, kernel: Kernel, locations: 
     _checks.shape("score", score, jnp.shape(particles))
     _checks.at_least("number of particles", jnp.shape(particles)[0], 2)
     features = _stein_features(particles, score, kernel, locations)
-    return _u_statistic(features).astype(jnp.result_type(particles))
+    return _u_statistic(features)
 
 
 def goodness_of_fit_test(
@@ -112,12 +113,13 @@ def goodness_of_fit_test(
       num_simulations: B >= 1; static.
 
     Returns:
-      The statistic on the held-out particles, its p-value and the locations; NaN where a particle
-      or score is not finite.
+      The statistic on the held-out particles, its p-value and the locations, in at least float32;
+      statistic and p-value NaN where a particle, a score or a statistic is not finite.
 
     Raises:
       ValueError: wrong rank, dtype or mismatched shapes, a feature kernel, concrete particles or
-        scores that are not finite, a number out of its range, or too few particles.
+        scores that are not finite or whose statistic is not, a number out of its range, or fewer
+        than 10 particles: the null distribution is that of many.
 
     Cost: O(n d J num_starts num_steps + (d J)^3 + B d J) time,
       O(n d J num_starts + (d J)^2 + B d J) memory.
@@ -135,7 +137,7 @@ def goodness_of_fit_test(
     _checks.at_least("num_steps", num_steps, 0)
     _checks.at_least("num_simulations", num_simulations, 1)
     n = jnp.shape(particles)[0]
-    _checks.at_least("number of particles", n, 4)
+    _checks.at_least("number of particles", n, _FEWEST_PARTICLES)
     num_train = min(max(round(train_fraction * n), 2), n - 2)
     _checks.at_least("num_locations", num_locations, 1)
     if num_locations > num_train:
@@ -145,21 +147,19 @@ def goodness_of_fit_test(
         )
     split_key, start_key, null_key = jax.random.split(key, 3)
     order = jax.random.permutation(split_key, n)
-    train, test = (
-        (jnp.asarray(particles)[part], jnp.asarray(score)[part])
-        for part in (order[:num_train], order[num_train:])
-    )
+    points, score = _gram.wide(particles), _gram.wide(score)
+    train, test = ((points[part], score[part]) for part in (order[:num_train], order[num_train:]))
     climb = functools.partial(_ascend, *train, kernel, num_steps=num_steps, step_size=step_size)
 
     def start(key: Key) -> Array:
         return jax.random.choice(key, train[0], (num_locations,), replace=False)
 
     ends, proxies = jax.vmap(lambda key: climb(start(key)))(jax.random.split(start_key, num_starts))
-    locations = ends[jnp.argmax(proxies)]
+    locations = ends[jnp.argmax(jnp.where(jnp.isfinite(proxies), proxies, -jnp.inf))]
     features = _stein_features(*test, kernel, locations)
-    statistic = _u_statistic(features)
-    p_value = _null_p_value(null_key, statistic, features, num_simulations)
-    return FSSDTest(statistic.astype(jnp.result_type(particles)), p_value, locations)
+    valid = jnp.all(jnp.isfinite(points)) & jnp.all(jnp.isfinite(score))
+    null = _simulated_null(null_key, features, num_simulations)
+    return FSSDTest(*_resampling.result(_u_statistic(features), null, valid=valid), locations)
 
 
 def _stein_features(particles: Array, score: Array, kernel: Kernel, locations: Array) -> Array:
@@ -196,6 +196,8 @@ def _ascend(
 
     def proxy(locations: Array) -> Array:
         features = _stein_features(particles, score, kernel, locations)
+        size = lax.stop_gradient(jnp.max(jnp.abs(features)))
+        features = features / jnp.where(size > 0, size, 1)  # fourth powers; the proxy has no unit
         variance = 4 * jnp.var(_dot(features, jnp.mean(features, axis=0)))
         null_level = jnp.mean(jnp.sum(jnp.square(features), axis=1))
         floor = jnp.square(_LEAST_DEVIATION * null_level) + jnp.finfo(features.dtype).tiny
@@ -211,11 +213,10 @@ def _ascend(
     return locations, proxy(locations)
 
 
-def _null_p_value(key: Key, statistic: Array, features: Array, num_simulations: int) -> Array:
+def _simulated_null(key: Key, features: Array, num_simulations: int) -> Array:
+    """Returns draws from the limit of FSSD^2 under the null hypothesis, shape (B,)."""
     n, dtype = features.shape[0], features.dtype
     centred = features - jnp.mean(features, axis=0, keepdims=True)
     eigenvalues = jnp.linalg.eigvalsh(_dot(centred.T, centred) / n)
     normal = jax.random.normal(key, (num_simulations, eigenvalues.shape[0]), dtype)
-    null = _dot(jnp.square(normal) - 1, eigenvalues) / n
-    p_value = (1 + jnp.sum(null >= statistic)).astype(dtype) / (1 + num_simulations)
-    return jnp.where(jnp.isfinite(statistic), p_value, jnp.nan)
+    return _dot(jnp.square(normal) - 1, eigenvalues) / n

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _markov
+from kernelgrad import _checks, _gram, _markov
 from kernelgrad._markov import MetropolisInfo
 from kernelgrad.types import Array, Key, LogDensityFn, PyTree
 
@@ -99,14 +99,15 @@ def step(
         num_leapfrog_steps=num_leapfrog_steps,
         inverse_mass=inverse_mass,
     )
-    dtype = state.log_density.dtype
+    before, after = _gram.wide(state.log_density), _gram.wide(proposal.log_density)
 
     def kinetic_error(p0: Array, p1: Array, m: Array) -> Array:
-        return jnp.sum(m * (p1 - p0) * (p1 + p0), dtype=dtype) / 2
+        p0, p1, m = (_gram.wide(a) for a in (p0, p1, m))
+        return jnp.sum(m * (p1 - p0) * (p1 + p0), dtype=before.dtype) / 2
 
     errors = jax.tree.map(kinetic_error, momentum, end, inverse)
-    energy_error = state.log_density - proposal.log_density + sum(jax.tree.leaves(errors))
-    finite = jnp.isfinite(proposal.log_density)
+    energy_error = before - after + sum(jax.tree.leaves(errors))
+    finite = jnp.isfinite(after)
     return _markov.metropolis(accept_key, energy_error, proposal, state, finite=finite)
 
 

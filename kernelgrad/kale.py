@@ -14,7 +14,8 @@ generator  descends :func:`generator_weights` times     lowers the bound on KL[P
 
 The log-normaliser of a batch comes in three ways: in closed form (:func:`optimal_log_normalizer`),
 as an average over batches (:func:`ema_step`), or learned (:func:`newton_step`).
-:func:`log_normalizer_estimate` gives the one of a trained model, with its standard error.
+:func:`log_normalizer_estimate` gives the one of a trained model, with its standard error. All are
+summed, and returned, in at least float32.
 """
 
 import math
@@ -57,9 +58,9 @@ def kale(energy_data: Array, energy_base: Array, log_normalizer: float | Array) 
     Its derivative in c is m - 1, with m the mean of the exponentials. A mean over samples, it
     commutes with pmean at a c that all devices share.
 
-    From the exponent 44 on in float32 (354 in float64), where the square of the exponential nears
-    the largest float, its tangent takes over: value and gradient stay finite, and the value at most
-    that of :func:`donsker_varadhan`.
+    From the exponent 44 on in float32 (354 in float64, 5 in float16), where the square of the
+    exponential nears the largest float of the energies, its tangent takes over: the value is at
+    most that of :func:`donsker_varadhan`, and with the gradient finite up to exponents of 1e19.
 
     Args:
       energy_data: E(x_i) at draws of P; shape (n,), floating, in nats.
@@ -78,8 +79,11 @@ def kale(energy_data: Array, energy_base: Array, log_normalizer: float | Array) 
     """
     _check_energies(energy_data=energy_data, energy_base=energy_base)
     _checks.shape("log_normalizer", log_normalizer, ())
+    top = _top(energy_base)
+    energy_data, energy_base = _gram.wide(energy_data), _gram.wide(energy_base)
     data = jnp.mean(energy_data + _gram.like(log_normalizer, energy_data))
-    return 1 - data - jnp.mean(_exp(-(energy_base + _gram.like(log_normalizer, energy_base))))
+    exponents = -(energy_base + _gram.like(log_normalizer, energy_base))
+    return 1 - data - jnp.mean(_exp(exponents, top))
 
 
 def donsker_varadhan(
@@ -110,7 +114,7 @@ def donsker_varadhan(
     """
     _check_energies(energy_data=energy_data, energy_base=energy_base)
     log_normalizer = optimal_log_normalizer(energy_base, axis_name=axis_name)
-    return -jnp.mean(pairwise.gather(energy_data, axis_name) + log_normalizer)
+    return -jnp.mean(_gram.wide(pairwise.gather(energy_data, axis_name)) + log_normalizer)
 
 
 def generator_weights(energy_base: Array, log_normalizer: float | Array) -> Array:
@@ -129,7 +133,8 @@ def generator_weights(energy_base: Array, log_normalizer: float | Array) -> Arra
       log_normalizer: c; shape (), in nats.
 
     Returns:
-      Weights, shape (m,), finite: the slopes of the exponentials of :func:`kale`.
+      Weights, shape (m,), dtype of the energies, finite: the slopes of the exponentials of
+      :func:`kale`.
 
     Raises:
       ValueError: wrong rank or dtype.
@@ -140,9 +145,9 @@ def generator_weights(energy_base: Array, log_normalizer: float | Array) -> Arra
     """
     _check_energies(energy_base=energy_base)
     _checks.shape("log_normalizer", log_normalizer, ())
-    energy = lax.stop_gradient(energy_base)
+    energy = lax.stop_gradient(_gram.wide(energy_base))
     exponent = -(energy + lax.stop_gradient(_gram.like(log_normalizer, energy)))
-    return jnp.exp(jnp.minimum(exponent, _top(exponent)))
+    return _gram.like(jnp.exp(jnp.minimum(exponent, _top(energy_base))), energy_base)
 
 
 def contrastive_divergence_loss(energy_data: Array, energy_chain: Array) -> Array:
@@ -168,7 +173,7 @@ def contrastive_divergence_loss(energy_data: Array, energy_chain: Array) -> Arra
       Hinton 2002, section 3; Tieleman 2008 for persistent chains.
     """
     _check_energies(energy_data=energy_data, energy_chain=energy_chain)
-    return jnp.mean(energy_data) - jnp.mean(energy_chain)
+    return jnp.mean(_gram.wide(energy_data)) - jnp.mean(_gram.wide(energy_chain))
 
 
 # ----------------------------------------------------------------------------- the log-normaliser
@@ -193,7 +198,7 @@ def optimal_log_normalizer(energy_base: Array, *, axis_name: str | None = None) 
       ValueError: wrong rank or dtype.
     """
     _check_energies(energy_base=energy_base)
-    energy = pairwise.gather(energy_base, axis_name)
+    energy = _gram.wide(pairwise.gather(energy_base, axis_name))
     return jax.nn.logsumexp(-energy) - math.log(energy.shape[0])
 
 
@@ -288,10 +293,10 @@ def log_normalizer_estimate(
       ValueError: wrong rank or dtype, or a single draw.
     """
     value = optimal_log_normalizer(energy_base, axis_name=axis_name)
-    energy = pairwise.gather(energy_base, axis_name)
+    energy = _gram.wide(pairwise.gather(energy_base, axis_name))
     _checks.at_least("draws of energy_base", energy.shape[0], 2)
     weights = energy.size * jax.nn.softmax(-energy)
-    standard_error = jnp.std(weights, ddof=1) / math.sqrt(weights.size)
+    standard_error = _gram.root(jnp.var(weights, ddof=1) / weights.size)
     return NormalizerEstimate(value, standard_error, weights.size / jnp.mean(jnp.square(weights)))
 
 
@@ -317,7 +322,8 @@ def log_density(energy: Array, log_base: Array, log_normalizer: float | Array) -
     _check_energies(energy=energy, log_base=log_base)
     _checks.shape("log_base", log_base, energy.shape)
     _checks.shape("log_normalizer", log_normalizer, ())
-    return log_base - (energy + _gram.like(log_normalizer, energy))
+    energy = _gram.wide(energy)
+    return _gram.like(log_base, energy) - (energy + _gram.like(log_normalizer, energy))
 
 
 def _before_and_batch(
@@ -331,15 +337,14 @@ def _before_and_batch(
     return _gram.like(log_normalizer, batch), batch, _gram.like(rate, batch)
 
 
-def _exp(x: Array) -> Array:
-    """Returns exp(x), and its tangent at _top(x) above that."""
-    top = _top(x)
+def _exp(x: Array, top: int) -> Array:
+    """Returns exp(x), and its tangent at `top` above that."""
     return jnp.exp(jnp.minimum(x, top)) * (1 + jnp.maximum(x - top, 0))
 
 
 def _top(x: Array) -> int:
     """Returns the largest integer exponent whose exponential has a finite square."""
-    return math.floor(math.log(float(jnp.finfo(x.dtype).max)) / 2)
+    return math.floor(math.log(float(jnp.finfo(jnp.result_type(x)).max)) / 2)
 
 
 def _check_energies(**energies: Array) -> None:

@@ -21,24 +21,26 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, pairwise
+from kernelgrad import _checks, _equality, pairwise
 from kernelgrad.median import median_squared_distance
 from kernelgrad.types import Array, Kernel, PyTree
 
 Scales = float | Sequence[float] | Array
 
 
+@_equality.by_value
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("lengthscales", "weights", "exponent"),
     meta_fields=("shape",),
 )
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RadialMixture:
     r"""The kernel :math:`k(x, y) = \sum_c w_c f(|x - y|^2 / l_c^2)`; build it with a factory below.
 
     Attributes:
-      shape: f, a scalar function of u = |x - y|^2 / l^2 with f(0) = 1.
+      shape: f, a scalar function of u = |x - y|^2 / l^2 with f(0) = 1; a function of a module, so
+        that the kernel pickles, and its copies are equal to it.
       lengthscales: l_c, in units of x; shape (c,). A traced leaf. That of rational_quadratic is
         its lengthscale times sqrt(2 alpha).
       weights: w_c; shape (c,), or None for a plain sum. A traced leaf.
@@ -78,10 +80,11 @@ class RadialMixture:
         return jax.nn.logsumexp(-sq_dist[None] * halves, axis=0, b=weights)
 
 
+@_equality.by_value
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=("base", "params"), meta_fields=("apply_fn",)
 )
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FeatureKernel:
     r"""The kernel :math:`k(x, y) = k_0(\phi(x), \phi(y))`; build it with :func:`feature_kernel`.
 
@@ -97,7 +100,7 @@ class FeatureKernel:
 
     def features(self, x: Array) -> Array:
         """Returns phi(x), shape (n, l)."""
-        return self.apply_fn(self.params, x)
+        return _checks.call("apply_fn", "(params, x) -> features", self.apply_fn, self.params, x)
 
     def profile(self, sq_dist: Array) -> Array:
         """Returns k_0 at squared distances between features, elementwise."""
@@ -357,7 +360,10 @@ def median_mixture(
     """
     _checks.positive(scales=scales)
     roots = jnp.asarray([math.sqrt(scale) for scale in scales])
-    return family(roots * median_lengthscale(x, y, axis_name=axis_name))
+    form = "(lengthscales) -> kernel"
+    return _checks.call(
+        "family", form, family, roots * median_lengthscale(x, y, axis_name=axis_name)
+    )
 
 
 def _mixture(
@@ -406,23 +412,42 @@ def _power(u: Array, exponent: Array) -> Array:
     return jnp.exp(exponent * jnp.log1p(u))
 
 
-_imq = _closed_form(
+_imq_forms = _closed_form(
     lambda u: lax.rsqrt(1 + u),
     lambda u: -0.5 * lax.rsqrt(1 + u) ** 3,
     lambda u: 0.75 * lax.rsqrt(1 + u) ** 5,
 )
-_matern32 = _closed_form(
+_matern32_forms = _closed_form(
     lambda u: (1 + _root(u, 3)) * jnp.exp(-_root(u, 3)),
     lambda u: -1.5 * jnp.exp(-_root(u, 3)),
     lambda u: _unless_zero(u, lambda s: 2.25 * jnp.exp(-s) / s, 3),
 )
-_matern52 = _closed_form(
+_matern52_forms = _closed_form(
     lambda u: (1 + _root(u, 5) + 5 * u / 3) * jnp.exp(-_root(u, 5)),
     lambda u: -5 / 6 * (1 + _root(u, 5)) * jnp.exp(-_root(u, 5)),
     lambda u: 25 / 12 * jnp.exp(-_root(u, 5)),
 )
-_laplace = _closed_form(
+_laplace_forms = _closed_form(
     lambda u: jnp.exp(-_root(u, 1)),
     lambda u: _unless_zero(u, lambda s: -jnp.exp(-s) / (2 * s), 1),
     lambda u: _unless_zero(u, lambda s: jnp.exp(-s) * (s + 1) / (4 * s**3), 1),
 )
+
+
+# Functions of the module, which pickle and copy by reference: a kernel's copy is of its family.
+
+
+def _imq(u: Array) -> Array:
+    return _imq_forms(u)
+
+
+def _matern32(u: Array) -> Array:
+    return _matern32_forms(u)
+
+
+def _matern52(u: Array) -> Array:
+    return _matern52_forms(u)
+
+
+def _laplace(u: Array) -> Array:
+    return _laplace_forms(u)

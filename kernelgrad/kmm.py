@@ -33,12 +33,13 @@ def kernel_mean_matching(
       p: x_i, samples to look like; shape (n, d), floating.
       q: y_j, samples to weigh; shape (m, d).
       kernel: k; its lengthscales are in units of p.
-      max_weight: B >= 1; a lower one lowers the variance of weighted means.
-      tolerance: epsilon >= 0, (sqrt(m) - 1) / sqrt(m) in the paper.
+      max_weight: B >= 1, infinity for no bound; a lower one lowers the variance of weighted means.
+      tolerance: epsilon >= 0, (sqrt(m) - 1) / sqrt(m) in the paper; at 0 the mean is 1.
       num_steps: T >= 1; static.
 
     Returns:
-      beta, shape (m,), dtype of q.
+      beta, shape (m,), dtype of q, without a gradient in what it is made from; all NaN where a
+      sample is not finite.
 
     Raises:
       ValueError: wrong rank, dtype or dimensions, a concrete max_weight or tolerance outside of its
@@ -50,11 +51,12 @@ def kernel_mean_matching(
       Huang et al. 2007, section 3; Gretton et al. 2009.
     """
     _checks.points(p=p, q=q)
-    for name, value, low in (("max_weight", max_weight, 1.0), ("tolerance", tolerance, 0.0)):
-        _checks.shape(name, value, ())
-        _checks.in_range(name, value, low, math.inf, closed="l")
+    _checks.shape("max_weight", max_weight, ())
+    _checks.in_range("max_weight", max_weight, 1.0, math.inf, closed="lr")
+    _checks.shape("tolerance", tolerance, ())
+    _checks.not_negative(tolerance=tolerance)
     _checks.at_least("num_steps", num_steps, 1)
-    p, weighed = _gram.wide(p), _gram.wide(q)
+    kernel, p, weighed = lax.stop_gradient((kernel, _gram.wide(p), _gram.wide(q)))
     n, m = p.shape[0], weighed.shape[0]
     gram = kernels.gram(kernel, weighed) / m
     target = pairwise.kernel_sum(kernel, weighed, p, jnp.full((n, 1), 1 / n, p.dtype))[:, 0]
@@ -73,22 +75,26 @@ def kernel_mean_matching(
 def _project(point: Array, top: Array, slack: Array) -> Array:
     """Returns the nearest point in [0, top]^m whose mean is within slack of 1, by bisection.
 
-    It is clip(point - shift) for one shift, in which the mean falls.
+    It is clip(point - shift) for one shift, in which the mean falls. The shift lies between those
+    that take the least and the greatest entry to the mean: the entries bracket it, not the bounds.
     """
 
-    def mean(shift: Array) -> Array:
-        return jnp.mean(jnp.clip(point - shift, 0, top))
+    def clipped(shift: Array) -> Array:
+        return jnp.clip(point - shift, 0, top)
 
-    zero = jnp.zeros((), point.dtype)
-    goal = jnp.clip(mean(zero), 1 - slack, 1 + slack)
+    here = jnp.mean(clipped(jnp.zeros((), point.dtype)))
+    goal = jnp.clip(here, 1 - slack, 1 + slack)
 
     def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
-        middle = (low + high) / 2
-        above = mean(middle) > goal
+        middle = low + (high - low) / 2
+        above = jnp.mean(clipped(middle)) > goal
         return jnp.where(above, middle, low), jnp.where(above, high, middle)
 
-    ends = jnp.min(point) - top, jnp.max(point)
+    ends = jnp.min(point) - goal, jnp.max(point) - goal
     low, high = lax.fori_loop(0, jnp.finfo(point.dtype).nmant + 8, halve, ends)
-    shift = jnp.where(mean(zero) == goal, zero, (low + high) / 2)
-    return jnp.clip(point - shift, 0, top)
+    near = clipped(low + (high - low) / 2)
+    free = (near > 0) & (near < top)  # to rounding: what is left is shared by those
+    rest = point.size * (goal - jnp.mean(near)) / jnp.maximum(jnp.sum(free), 1).astype(point.dtype)
+    near = jnp.clip(near + jnp.where(free, rest, 0), 0, top)
+    return jnp.where(here == goal, clipped(jnp.zeros_like(low)), near)

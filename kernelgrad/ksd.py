@@ -8,16 +8,18 @@ For a radial kernel k = f(r^2), :math:`u_p = f s^\top s' + 2 f' (x - y)^\top (s'
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, distances, kernels, pairwise, tiles
+from kernelgrad import _checks, _resampling, distances, kernels, pairwise, tiles
 from kernelgrad.types import Array, Kernel, Key, ScoreFn, TestResult
 
 _SIGNS_AT_ONCE = 256
+_FEWEST_PARTICLES = 6  # 2^5 sign patterns, up to a common sign: p may be as low as 1/32
 
 _dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
@@ -62,7 +64,7 @@ def ksd_v_statistic(
       axis_name: if set, the particles are the union over all devices.
 
     Returns:
-      KSD^2, shape (), dtype of particles, in 1/units of particles squared.
+      KSD^2, shape (), in 1/units of particles squared; at least float32.
 
     Raises:
       ValueError: wrong rank, dtype or mismatched shapes, a feature kernel, or laplace.
@@ -75,7 +77,7 @@ def ksd_v_statistic(
     """
     n = jnp.shape(particles)[0] * pairwise.num_devices(axis_name)
     shares = _row_shares(particles, score, kernel, axis_name, own=True)
-    return (shares / n).astype(jnp.result_type(particles))
+    return shares / n
 
 
 def ksd_u_statistic(
@@ -92,7 +94,7 @@ def ksd_u_statistic(
       axis_name: if set, the particles are the union over all devices.
 
     Returns:
-      KSD^2, shape (), dtype of particles, in 1/units of particles squared.
+      KSD^2, shape (), in 1/units of particles squared; at least float32.
 
     Raises:
       ValueError: wrong rank, dtype or mismatched shapes, a feature kernel, laplace, or fewer than
@@ -106,7 +108,7 @@ def ksd_u_statistic(
     n = jnp.shape(particles)[0] * pairwise.num_devices(axis_name)
     _checks.at_least("number of particles", n, 2)
     shares = _row_shares(particles, score, kernel, axis_name, own=False)
-    return (shares / (n - 1)).astype(jnp.result_type(particles))
+    return shares / (n - 1)
 
 
 def ksd_gradient(particles: Array, score_fn: ScoreFn, kernel: Kernel) -> Array:
@@ -136,7 +138,12 @@ def ksd_gradient(particles: Array, score_fn: ScoreFn, kernel: Kernel) -> Array:
       Korba, Aubin-Frankowski, Majewski & Ablin 2021, section 3.
     """
     _checks.points(particles=particles)
-    return jax.grad(lambda x: ksd_v_statistic(x, score_fn(x), kernel))(jnp.asarray(particles))
+
+    def value(x: Array) -> Array:
+        score = _checks.call("score_fn", "(particles) -> scores", score_fn, x)
+        return ksd_v_statistic(x, score, kernel)
+
+    return jax.grad(value)(jnp.asarray(particles))
 
 
 def goodness_of_fit_test(
@@ -170,12 +177,13 @@ def goodness_of_fit_test(
       num_chains: chains of equal length, one after another; static. No block spans two of them.
 
     Returns:
-      statistic KSD^2, and p_value = (1 + #{bootstrapped >= observed}) / (1 + B); NaN, both, where
-      a particle or score is not finite.
+      statistic KSD^2, and p_value = (1 + #{bootstrapped >= observed}) / (1 + B), in at least
+      float32; NaN, both, where a particle, a score or a statistic is not finite.
 
     Raises:
-      ValueError: as :func:`ksd_v_statistic`, concrete particles or scores that are not finite,
-        B < 1, chains that do not divide n, or blocks longer than a chain.
+      ValueError: as :func:`ksd_v_statistic`, concrete particles or scores that are not finite or
+        whose statistic is not, B < 1, chains that do not divide n, blocks longer than a chain, or
+        fewer than 6 particles, whose signs have too few patterns for a p-value below 0.05.
 
     Cost: O(n^2 (d B / 256 + B)) time over the upper triangle of tiles, O(n (d + 256)) memory.
 
@@ -188,6 +196,7 @@ def goodness_of_fit_test(
     _checks.at_least("num_bootstrap", num_bootstrap, 1)
     n, dtype = side.points.shape[0], side.points.dtype
     blocks = _blocks(n, num_chains, block_length)
+    _checks.at_least("number of particles", n, _FEWEST_PARTICLES)
     batches = -(-num_bootstrap // _SIGNS_AT_ONCE)
     width = -(-num_bootstrap // batches)
 
@@ -199,10 +208,8 @@ def goodness_of_fit_test(
     values = lax.map(forms, jax.random.split(key, batches))
     observed, null = values[0, 0], values[:, 1:].ravel()[:num_bootstrap]
     rounding = 32 * jnp.finfo(dtype).eps * jnp.max(jnp.abs(values))
-    exceeded = jnp.sum(null >= observed - rounding)
-    p_value = (1 + exceeded).astype(dtype) / (1 + num_bootstrap)
-    p_value = jnp.where(jnp.isfinite(observed), p_value, jnp.nan)
-    return TestResult(observed.astype(jnp.result_type(particles)), p_value)
+    valid = jnp.all(jnp.isfinite(side.points)) & jnp.all(jnp.isfinite(side.score))
+    return _resampling.result(observed, null, valid=valid, rounding=rounding)
 
 
 def stein_thinning(particles: Array, score: Array, kernel: Kernel, *, num_points: int) -> Array:
@@ -221,11 +228,12 @@ def stein_thinning(particles: Array, score: Array, kernel: Kernel, *, num_points
       num_points: how many to choose, >= 1, static; it may exceed n.
 
     Returns:
-      Indices into the particles in the order of choice, shape (num_points,), int32.
+      Indices into the particles in the order of choice, shape (num_points,), int32; -1 where no
+      particle's potential is finite.
 
     Raises:
-      ValueError: as :func:`ksd_v_statistic`, concrete particles or scores that are not finite, or
-        num_points < 1.
+      ValueError: as :func:`ksd_v_statistic`, concrete particles or scores that are not finite or
+        whose potentials are not, or num_points < 1.
 
     Cost: O(n d num_points) time, O(n d) memory: one column of the gram a choice.
 
@@ -237,13 +245,17 @@ def stein_thinning(particles: Array, score: Array, kernel: Kernel, *, num_points
     _checks.at_least("num_points", num_points, 1)
 
     def choose(potential: Array, _: None) -> tuple[Array, Array]:
-        index = jnp.argmin(potential).astype(jnp.int32)
+        known = jnp.where(jnp.isfinite(potential), potential, jnp.inf)
+        index = jnp.argmin(known).astype(jnp.int32)
         chosen = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, index, 1), side)
-        return potential + _stein_tile(kernel, -index, side, chosen)[:, 0], index
+        found = jnp.where(jnp.isfinite(known[index]), index, -1)
+        return potential + _stein_tile(kernel, -index, side, chosen)[:, 0], found
 
     alone = jax.tree.map(lambda a: a[:, None], side)
     own = jax.vmap(lambda one: _stein_tile(kernel, 0, one, one))(alone)[:, 0, 0]
-    return lax.scan(choose, own / 2, None, length=num_points)[1]
+    indices = lax.scan(choose, own / 2, None, length=num_points)[1]
+    _checks.in_range("indices of finite potentials", indices, 0, math.inf, closed="l")
+    return indices
 
 
 class _Side(NamedTuple):

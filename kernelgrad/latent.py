@@ -46,7 +46,8 @@ def latent_log_density(
       inverse_temperature: beta > 0, the factor of the energy; shape ().
 
     Returns:
-      Function of one latent, shape (l,), to its log-density, shape (): one chain's, to be vmapped.
+      Function of one latent, shape (l,), to its log-density, shape (), in at least float32: one
+      chain's, to be vmapped.
       It raises ValueError for a latent of another rank or energies of another shape.
 
     Raises:
@@ -64,10 +65,12 @@ def latent_log_density(
     def log_density_fn(latent: Array) -> Array:
         _checks.floating(latent=latent)
         _checks.shape("latent", latent, ("l",))
-        energy = energy_fn(generator_fn(latent[None]))
+        sample = _checks.call("generator_fn", "(latents) -> samples", generator_fn, latent[None])
+        energy = _checks.call("energy_fn", "(samples) -> energies", energy_fn, sample)
         _checks.shape("energy_fn(generator_fn(latents)) of one latent", energy, (1,))
-        energy = energy[0].astype(latent.dtype)
-        prior = -(jnp.sum(jnp.square(latent)) + latent.size * math.log(2 * math.pi)) / 2
+        wide = _gram.wide(latent)
+        energy = _gram.like(energy[0], wide)
+        prior = -(jnp.sum(jnp.square(wide)) + latent.size * math.log(2 * math.pi)) / 2
         return prior - _gram.like(inverse_temperature, energy) * energy
 
     return log_density_fn

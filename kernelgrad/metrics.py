@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.special import xlogy
 
-from kernelgrad import _checks
+from kernelgrad import _checks, _gram
 from kernelgrad.types import Array
 
 _BLOCK_ROWS = 256  # of n points against m: 256 m floats at a time
@@ -32,10 +32,12 @@ def inception_score(probs: Array) -> Array:
 
     Returns:
       The score, shape (), in [1, c]; at least float32. It grows with n on average: compare scores
-      at equal n. For the mean over splits, map this function over them.
+      at equal n. For the mean over splits, map this function over them. NaN for traced rows that
+      do not sum to 1. Differentiable: in a probability of 0, the derivative (-infinity) counts as
+      0, so that logits get theirs through a saturated softmax.
 
     Raises:
-      ValueError: wrong rank or dtype, or rows that do not sum to 1 (logits?).
+      ValueError: wrong rank or dtype, or concrete rows that do not sum to 1 (logits?).
 
     Cost: O(n c).
 
@@ -44,11 +46,14 @@ def inception_score(probs: Array) -> Array:
     """
     _checks.floating(probs=probs)
     _checks.shape("probs", probs, ("n", "c"))
-    probs = _at_least_float32(probs)
+    probs = _gram.wide(probs)
     row_sums = jnp.sum(probs, axis=1)
     _in_range("probs (sums of rows)", row_sums, 0.99, 1.01)
+    probs = jnp.where(jnp.abs(row_sums[:, None] - 1) <= 0.01, probs, jnp.nan)
     marginal = jnp.mean(probs, axis=0, keepdims=True)
-    divergences = jnp.sum(xlogy(probs, probs) - xlogy(probs, marginal), axis=1)
+    vanishes = (probs >= 0) & (probs < jnp.finfo(probs.dtype).tiny)
+    excess = jnp.log(jnp.where(vanishes, 1, probs)) - jnp.log(jnp.where(vanishes, 1, marginal))
+    divergences = jnp.sum(jnp.where(vanishes, 0, probs) * excess, axis=1)
     return jnp.exp(jnp.mean(divergences))
 
 
@@ -65,10 +70,10 @@ def label_entropy(labels: Array, num_classes: int) -> Array:
       num_classes: number of classes, at least 1.
 
     Returns:
-      The entropy in nats, shape (), float32.
+      The entropy in nats, shape (), float32; NaN for a traced label out of range.
 
     Raises:
-      ValueError: labels of wrong rank or dtype or out of range; num_classes < 1.
+      ValueError: labels of wrong rank or dtype, or concrete ones out of range; num_classes < 1.
 
     Cost: O(n + num_classes).
 
@@ -85,7 +90,8 @@ def label_entropy(labels: Array, num_classes: int) -> Array:
     _in_range("labels", labels, 0, num_classes - 1)
     counts = jnp.bincount(labels, length=num_classes)
     shares = counts.astype(jnp.float32) / labels.shape[0]
-    return -jnp.sum(xlogy(shares, shares))
+    known = jnp.all((labels >= 0) & (labels < num_classes))
+    return jnp.where(known, -jnp.sum(xlogy(shares, shares)), jnp.nan)
 
 
 def frechet_distance(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> Array:
@@ -98,6 +104,17 @@ def frechet_distance(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> Ar
     :math:`A_i A_i^T = \Sigma_i` by eigendecomposition and Q follows from the singular vectors of
     :math:`A_2^T A_1`. It is never negative, nothing cancels, and singular covariances are no
     special case. Lower is better; symmetric; 0 for equal arguments.
+
+    Differentiable once. With T the optimal transport map of the Gaussians, of zero means, the
+    gradient in cov1 is
+
+    .. math:: I - T, \quad T = \Sigma_1^{-1/2} (\Sigma_1^{1/2} \Sigma_2 \Sigma_1^{1/2})^{1/2}
+              \Sigma_1^{-1/2}
+
+    and likewise in cov2; 0 where the covariances are equal. In a singular covariance, with the
+    inverse on its range, it is that of variances within the range. Outside of it, where the
+    distance falls with the root of a variance that the other covariance has, it leaves out that
+    infinite slope.
 
     In float32 the error is about 1e-6 of the sum of the two traces, 1e-4 of it when just one of the
     covariances is singular: with n < d samples enable x64 if this matters.
@@ -126,17 +143,43 @@ def frechet_distance(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> Ar
     _checks.shape("mean2", mean2, (d,))
     _checks.shape("cov1", cov1, (d, d))
     _checks.shape("cov2", cov2, (d, d))
-    root1, root2 = _root(_at_least_float32(cov1)), _root(_at_least_float32(cov2))
-    left, _, right = jnp.linalg.svd(_dot(root2.T, root1))
+    between_means = _gram.wide(mean1) - _gram.wide(mean2)
+    return jnp.sum(jnp.square(between_means)) + _bures(_gram.wide(cov1), _gram.wide(cov2))
+
+
+@jax.custom_jvp
+def _bures(cov1: Array, cov2: Array) -> Array:
+    """Returns the squared distance of two centred Gaussians, differentiated by transport maps."""
+    return _bures_and_slopes(cov1, cov2)[0]
+
+
+@_bures.defjvp
+def _bures_jvp(covs: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    value, *slopes = _bures_and_slopes(*covs)
+    changes = [jnp.sum(slope * change) for slope, change in zip(slopes, tangents, strict=True)]
+    return value, changes[0] + changes[1]
+
+
+def _bures_and_slopes(cov1: Array, cov2: Array) -> tuple[Array, Array, Array]:
+    """Returns the distance, and its slopes I - T in both covariances."""
+    (root1, inverse1), (root2, inverse2) = _root(cov1), _root(cov2)
+    left, overlaps, right = jnp.linalg.svd(_dot(root2.T, root1))
     between_roots = root1 - _dot(root2, _dot(left, right))
-    between_means = _at_least_float32(mean1) - _at_least_float32(mean2)
-    return jnp.sum(jnp.square(between_means)) + jnp.sum(jnp.square(between_roots))
+
+    def slope(inverse: Array, turns: Array) -> Array:
+        half = _dot(inverse, turns)
+        return jnp.eye(half.shape[0], dtype=half.dtype) - _dot(half * overlaps[None, :], half.T)
+
+    return jnp.sum(jnp.square(between_roots)), slope(inverse1, right.T), slope(inverse2, left)
 
 
-def _root(cov: Array) -> Array:
-    """Returns A with A A^T = cov."""
+def _root(cov: Array) -> tuple[Array, Array]:
+    """Returns A with A A^T = cov, and the pseudo-inverse of A^T."""
     eigenvalues, eigenvectors = jnp.linalg.eigh(cov)
-    return eigenvectors * jnp.sqrt(jnp.maximum(eigenvalues, 0))[None, :]
+    scales = jnp.sqrt(jnp.maximum(eigenvalues, 0))
+    floor = cov.shape[0] * jnp.finfo(cov.dtype).eps * jnp.max(eigenvalues)
+    inverse = jnp.where(eigenvalues > floor, 1 / jnp.where(eigenvalues > floor, scales, 1), 0)
+    return eigenvectors * scales[None, :], eigenvectors * inverse[None, :]
 
 
 def kernel_inception_distance(features1: Array, features2: Array) -> Array:
@@ -171,7 +214,7 @@ def kernel_inception_distance(features1: Array, features2: Array) -> Array:
         if features.shape[0] < 2:
             raise ValueError(f"{name}: got 1 row; expected at least 2, the estimate needs pairs")
     d = features1.shape[1]
-    x, y = _at_least_float32(features1), _at_least_float32(features2)
+    x, y = _gram.wide(features1), _gram.wide(features2)
     centre = jnp.mean(jnp.concatenate([x, y]), axis=0)
     x, y = x - centre[None, :], y - centre[None, :]
     base = jnp.dot(centre, centre, precision=lax.Precision.HIGHEST) / d + 1
@@ -228,7 +271,8 @@ def precision_recall(real: Array, fake: Array, *, k: int = 5) -> PrecisionRecall
       k: which neighbour sets the radius.
 
     Returns:
-      A :class:`PrecisionRecall`; NaN four times where a point is not finite.
+      A :class:`PrecisionRecall`, in at least float32; NaN four times where a point is not finite.
+      Shares are counts: their derivatives are 0.
 
     Raises:
       ValueError: wrong rank or dtype, mismatched d, k < 1, or no more than k points.
@@ -245,9 +289,12 @@ def precision_recall(real: Array, fake: Array, *, k: int = 5) -> PrecisionRecall
     for name, points in (("real", real), ("fake", fake)):
         if points.shape[0] <= k:
             raise ValueError(f"{name}: got {points.shape[0]} points; expected more than k = {k}")
-    real, fake = _at_least_float32(real), _at_least_float32(fake)
+    real, fake = _gram.wide(real), _gram.wide(fake)
     centre = jnp.mean(real, axis=0, keepdims=True)
     real, fake = real - centre, fake - centre
+    size = lax.stop_gradient(jnp.maximum(jnp.max(jnp.abs(real)), jnp.max(jnp.abs(fake))))
+    unit = jnp.where(size > 0, size, 1)  # squares of tiny or huge points stay in range
+    real, fake = real / unit, fake / unit
     real_sq_radii, fake_sq_radii = _squared_radii(real, k), _squared_radii(fake, k)
 
     def balls_around(point: Array) -> Array:
@@ -260,11 +307,15 @@ def precision_recall(real: Array, fake: Array, *, k: int = 5) -> PrecisionRecall
 
     num_balls = lax.map(balls_around, fake, batch_size=_BLOCK_ROWS)
     recalled, covered = lax.map(recalled_and_covered, (real, real_sq_radii), batch_size=_BLOCK_ROWS)
+
+    def share(hits: Array) -> Array:  # counted in integers: float32 ends at 2^24
+        return jnp.sum(hits, dtype=jnp.int32).astype(real.dtype) / hits.shape[0]
+
     shares = PrecisionRecall(
-        precision=jnp.mean(num_balls > 0, dtype=real.dtype),
-        recall=jnp.mean(recalled, dtype=real.dtype),
+        precision=share(num_balls > 0),
+        recall=share(recalled),
         density=jnp.mean(num_balls, dtype=real.dtype) / k,
-        coverage=jnp.mean(covered, dtype=real.dtype),
+        coverage=share(covered),
     )
     finite = jnp.isfinite(real).all() & jnp.isfinite(fake).all()
     return jax.tree.map(lambda share: jnp.where(finite, share, jnp.nan), shares)
@@ -349,11 +400,6 @@ def nearest_neighbors_l1(queries: Array, data: Array) -> tuple[Array, Array]:
     best = (jnp.zeros(n, jnp.int32), jnp.full(n, jnp.inf, dtype))
     (indices, distances), _ = lax.scan(merge, best, starts)
     return indices, jnp.where(finite, distances / units, jnp.nan)
-
-
-def _at_least_float32(array: Array) -> Array:
-    array = jnp.asarray(array)
-    return array if jnp.finfo(array.dtype).bits >= 32 else array.astype(jnp.float32)
 
 
 def _dot(a: Array, b: Array) -> Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, pairwise
+from kernelgrad import _checks, _gram, _resampling, pairwise
 from kernelgrad.types import Array, Kernel, Key, TestResult
 
 _PERMUTATIONS_AT_ONCE = 128
@@ -31,7 +31,7 @@ def mmd_v_statistic(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None
       axis_name: if set, both samples are the union over all devices.
 
     Returns:
-      MMD^2, shape (), dtype of x.
+      MMD^2, shape (); at least float32.
 
     Raises:
       ValueError: wrong rank, dtype or mismatched dimensions.
@@ -60,7 +60,7 @@ def mmd_u_statistic(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None
       axis_name: if set, both samples are the union over all devices.
 
     Returns:
-      MMD^2, shape (), dtype of x.
+      MMD^2, shape (); at least float32.
 
     Raises:
       ValueError: wrong rank, dtype, mismatched dimensions or fewer than two samples.
@@ -76,7 +76,7 @@ def mmd_u_statistic(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None
     for name, points, offset in (("x", x, a), ("y", y, b)):
         size = points.shape[0] * pairwise.num_devices(axis_name)
         _checks.at_least(f"number of samples in {name}", size, 2)
-        diagonal = base.profile(jnp.zeros((), x.dtype))
+        diagonal = base.profile(jnp.zeros((), points.dtype))
         diagonal -= 2 * _over_devices(jnp.mean(offset), axis_name)
         mean = _mean(base, points, None, (offset, offset), axis_name)
         within.append((size * mean - diagonal) / (size - 1))
@@ -111,8 +111,8 @@ def mmd_gradient(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None = 
     """
     _checks.points(x=x, y=y)
     base = pairwise.radial(kernel)
-    embedded, pull = jax.vjp(lambda points: pairwise.embed(kernel, points), x)
-    targets = pairwise.embed(kernel, y)
+    embedded, pull = jax.vjp(lambda points: _embed(kernel, points), x)
+    targets = _embed(kernel, y)
     n, m = (points.shape[0] * pairwise.num_devices(axis_name) for points in (x, y))
     within = pairwise.gradient_sum(base, embedded, None, axis_name=axis_name)
     between = pairwise.gradient_sum(base, embedded, targets, axis_name=axis_name)
@@ -133,7 +133,7 @@ def mmd_value_and_gradient(
         come back.
 
     Returns:
-      Pair of MMD^2, shape (), and its gradient in x, shape (n, d), dtype of x.
+      Pair of MMD^2, shape (), at least float32, and its gradient in x, shape (n, d), dtype of x.
 
     Raises:
       ValueError: wrong rank, dtype or mismatched dimensions.
@@ -145,12 +145,12 @@ def mmd_value_and_gradient(
       As :func:`mmd_v_statistic` and :func:`mmd_gradient`.
     """
     _checks.points(x=x, y=y)
-    embedded, pull = jax.vjp(lambda points: pairwise.embed(kernel, points), x)
+    embedded, pull = jax.vjp(lambda points: _embed(kernel, points), x)
     _, targets, base, a, b = _samples(x, y, kernel, axis_name)
     n, m = (points.shape[0] * pairwise.num_devices(axis_name) for points in (x, y))
 
     def means(others: Array | None, offset: Array, size: int) -> tuple[Array, Array]:
-        weights = jnp.full(offset.shape, 1 / size, x.dtype)
+        weights = jnp.full(offset.shape, 1 / size, embedded.dtype)
         values, gradients = pairwise.kernel_and_gradient_sum(
             base,
             embedded,
@@ -186,10 +186,12 @@ def two_sample_test(
       num_permutations: B >= 1, static.
 
     Returns:
-      statistic MMD^2, and p_value = (1 + #{permuted >= observed}) / (1 + B).
+      statistic MMD^2, and p_value = (1 + #{permuted >= observed}) / (1 + B), in at least float32;
+      NaN, both, where a sample or a statistic is not finite.
 
     Raises:
-      ValueError: wrong rank, dtype, mismatched dimensions, or B < 1.
+      ValueError: wrong rank, dtype, mismatched dimensions, concrete samples that are not finite or
+        whose statistic is not, or B < 1.
 
     Cost: O((n + m)^2 (d B / 128 + B)) time, O((n + m) (d + 128)) memory.
 
@@ -197,9 +199,10 @@ def two_sample_test(
       Gretton et al. 2012, section 5; Phipson & Smyth 2010 for the p-value.
     """
     _checks.points(x=x, y=y)
+    _checks.finite(x=x, y=y)
     _checks.at_least("num_permutations", num_permutations, 1)
     n, m = x.shape[0], y.shape[0]
-    pool = pairwise.embed(kernel, jnp.concatenate([x, y]))
+    pool = _embed(kernel, jnp.concatenate([x, y]))
     base = pairwise.radial(kernel)
     signed = jnp.concatenate([jnp.full(n, 1 / n, pool.dtype), jnp.full(m, -1 / m, pool.dtype)])
 
@@ -215,9 +218,9 @@ def two_sample_test(
     null = lax.map(permuted, jax.random.split(key, batches)).ravel()[:num_permutations]
     observed = statistics(signed[:, None])[0]
     rounding = 32 * jnp.finfo(pool.dtype).eps * base.profile(jnp.zeros((), pool.dtype))
-    exceeded = jnp.sum(null >= observed - rounding * (1 / n + 1 / m))
-    p_value = (1 + exceeded).astype(pool.dtype) / (1 + num_permutations)
-    return TestResult(observed, p_value)
+    return _resampling.result(
+        observed, null, valid=jnp.all(jnp.isfinite(pool)), rounding=rounding * (1 / n + 1 / m)
+    )
 
 
 class _Samples(NamedTuple):
@@ -238,7 +241,7 @@ def _samples(x: Array, y: Array, kernel: Kernel, axis_name: str | None) -> _Samp
     digits.
     """
     base = pairwise.radial(kernel)
-    x, y = pairwise.embed(kernel, x), pairwise.embed(kernel, y)
+    x, y = _embed(kernel, x), _embed(kernel, y)
     few = [points[:: -(-points.shape[0] // _OFFSET_POINTS)] for points in (x, y)]
     some = lax.stop_gradient(pairwise.gather(jnp.concatenate(few), axis_name))
     base = lax.stop_gradient(base)
@@ -249,6 +252,10 @@ def _samples(x: Array, y: Array, kernel: Kernel, axis_name: str | None) -> _Samp
 
     level = jnp.mean(mean(some)) / 2
     return _Samples(x, y, pairwise.radial(kernel), mean(x) - level, mean(y) - level)
+
+
+def _embed(kernel: Kernel, points: Array) -> Array:
+    return _gram.wide(pairwise.embed(kernel, points))
 
 
 def _mean(

@@ -15,6 +15,7 @@ from kernelgrad import _checks, _gram, distances, pairwise
 from kernelgrad.types import Array, Key
 
 _PAIRS_AT_ONCE = 1 << 21
+_FAR = 16  # radii of the clouds, beyond which squared distances round off more than the clouds
 
 
 # --------------------------------------------------------------------------------- instance noise
@@ -46,9 +47,8 @@ def instance_noise(
       Arjovsky & Bottou 2017, section 3.
     """
     scale = _noise_scale(x, variance)
-    return x + scale * pairwise.share(
-        jax.random.normal(key, _union_shape(x, axis_name), x.dtype), axis_name
-    )
+    draws = jax.random.normal(key, _union_shape(x, axis_name), scale.dtype)
+    return _gram.like(_gram.wide(x) + scale * pairwise.share(draws, axis_name), x)
 
 
 def bounded_noise(
@@ -77,9 +77,8 @@ def bounded_noise(
       Arjovsky & Bottou 2017, Theorem 3.3.
     """
     scale = math.sqrt(3) * _noise_scale(x, variance)
-    return x + scale * pairwise.share(
-        jax.random.uniform(key, _union_shape(x, axis_name), x.dtype, -1, 1), axis_name
-    )
+    draws = jax.random.uniform(key, _union_shape(x, axis_name), scale.dtype, -1, 1)
+    return _gram.like(_gram.wide(x) + scale * pairwise.share(draws, axis_name), x)
 
 
 def _union_shape(x: Array, axis_name: str | None) -> tuple[int, ...]:
@@ -90,7 +89,7 @@ def _noise_scale(x: Array, variance: float | Array) -> Array:
     _checks.batches(x=x)
     _checks.shape("variance", variance, ())
     _checks.not_negative(variance=variance)
-    return jnp.sqrt(_gram.like(variance, x))
+    return _gram.root(_gram.like(variance, _gram.wide(x)))
 
 
 # ------------------------------------------------------- the optimal discriminator of noised clouds
@@ -110,9 +109,9 @@ def noisy_logits(
         - \log \frac1n \sum_j e^{-|x - \tilde x_j|^2 / 2 \sigma^2}
 
     the logarithm of the ratio of the two noised densities, in closed form: no network. Summed in
-    logarithms, it is finite however far the point. At points that carry fresh noise of the same
-    variance, the logits of real and of generated ones make :func:`jsd_estimate` an unbiased
-    estimate of the JSD of the two noised clouds.
+    logarithms, it is finite however far the point, up to the range of the dtype. At points that
+    carry fresh noise of the same variance, the logits of real and of generated ones make
+    :func:`jsd_estimate` an unbiased estimate of the JSD of the two noised clouds.
 
     Args:
       points: x, noised or not; shape (q, d), floating.
@@ -178,11 +177,13 @@ def noisy_logits_and_gradient(
     rows, cols = distances.centred(points, jnp.concatenate(clouds))
     width = _gram.like(variance, rows)
     num_real, num_cols = clouds[0].shape[0], cols.shape[0]
+    reach = _FAR * lax.stop_gradient(jnp.max(jnp.abs(cols)))
 
     @jax.checkpoint
     def at(row: Array) -> tuple[Array, Array]:
-        of_real = _kernel_sums(row, cols[:num_real], width)
-        of_fake = _kernel_sums(row, cols[num_real:], width)
+        far = jnp.max(jnp.abs(row)) > reach
+        of_real = _kernel_sums(row, cols[:num_real], width, far)
+        of_fake = _kernel_sums(row, cols[num_real:], width, far)
         logit = of_real.log_mean - of_fake.log_mean
         logit += (of_fake.nearest - of_real.nearest) / (2 * width)
         return logit, (of_real.centre - of_fake.centre) / width
@@ -240,17 +241,19 @@ def noisy_jsd_direction(
 class _KernelSums(NamedTuple):
     r"""Sums over a cloud of :math:`\kappa_j = e^{-(|x - y_j|^2 - r) / 2 \sigma^2}` at one x."""
 
-    nearest: Array  # r, the least squared distance: no sum underflows
+    nearest: Array  # r, the least squared distance: no sum underflows; less |x|^2 where x is far
     log_mean: Array  # of kappa
     centre: Array  # mu, the mean of y weighted by kappa
 
 
-def _kernel_sums(row: Array, cloud: Array, variance: Array) -> _KernelSums:
-    sq_dist = distances.tile_distances(row[None], cloud)[0]
+def _kernel_sums(row: Array, cloud: Array, variance: Array, far: Array) -> _KernelSums:
+    near = distances.tile_distances(jnp.where(far, 0, row)[None], cloud)[0]
+    beyond = distances.sq_norms(cloud) - 2 * _gram.dot(cloud, row)
+    sq_dist = jnp.where(far, beyond, near)
     nearest = lax.stop_gradient(jnp.min(sq_dist))
     exponents = (nearest - sq_dist) / (2 * variance)
     # XLA may round a distance here otherwise than in its minimum; far away exp would not bear it
-    is_nearest = sq_dist <= nearest * (1 + 4 * jnp.finfo(row.dtype).eps)
+    is_nearest = sq_dist <= nearest + 4 * jnp.finfo(row.dtype).eps * jnp.abs(nearest)
     exponents += lax.stop_gradient(jnp.where(is_nearest, 0, exponents) - exponents)
     kernels = jnp.exp(exponents)
     centre = _gram.dot(kernels, cloud) / jnp.sum(kernels)

@@ -95,7 +95,7 @@ def kl(make_kernel: MakeKernel, *, ridge: float | None = None) -> Objective:
     ) -> tuple[Array, Info]:
         del key
         x, y = _flat(samples), _flat(data)
-        kernel = make_kernel(x, y, axis_name=axis_name)
+        kernel = _kernel(make_kernel, x, y, axis_name)
         size = x.shape[0] * pairwise.num_devices(axis_name)
         eta = score.default_ridge(size, kernel) if ridge is None else ridge
         direction = kl_direction(x, y, kernel, ridge=eta, axis_name=axis_name)
@@ -123,7 +123,7 @@ def mmd_v(make_kernel: MakeKernel) -> Objective:
     ) -> tuple[Array, Info]:
         del key
         x, y = _flat(samples), _flat(data)
-        kernel = make_kernel(x, y, axis_name=axis_name)
+        kernel = _kernel(make_kernel, x, y, axis_name)
         size = x.shape[0] * pairwise.num_devices(axis_name)
         value, gradient = mmd.mmd_value_and_gradient(x, y, kernel, axis_name=axis_name)
         direction = size * gradient
@@ -234,13 +234,26 @@ def density_ratio(make_kernel: MakeKernel, fit: Callable[..., ratio.RatioModel])
     ) -> tuple[Array, Info]:
         del key
         x, y = _flat(samples), _flat(data)
-        model = fit(y, x, make_kernel(x, y, axis_name=axis_name), axis_name=axis_name)
+        form, kernel = (
+            "(p, q, kernel, *, axis_name) -> model",
+            _kernel(make_kernel, x, y, axis_name),
+        )
+        model = _checks.call("fit", form, fit, y, x, kernel, axis_name=axis_name)
         log_ratio, pull = jax.vjp(lambda points: -ratio.log_density_ratio(model, points), x)
         (direction,) = pull(jnp.ones_like(log_ratio))
         info = {"log_ratio": _over_devices(jnp.mean(log_ratio), axis_name)}
         return direction.reshape(samples.shape), info
 
     return objective
+
+
+def _kernel(make_kernel: MakeKernel, x: Array, y: Array, axis_name: str | None) -> Kernel:
+    """Returns the kernel of a batch, from a rule that keeps to its form."""
+    form = "(samples, data, *, axis_name) -> kernel"
+    kernel = _checks.call("make_kernel", form, make_kernel, x, y, axis_name=axis_name)
+    if not isinstance(kernel, Kernel):
+        raise ValueError(f"make_kernel: returned {type(kernel).__name__}; expected {form}")
+    return kernel
 
 
 def _flat(points: Array) -> Array:

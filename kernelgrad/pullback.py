@@ -17,7 +17,7 @@ import optax
 from jax import lax
 from jax.scipy.sparse.linalg import cg
 
-from kernelgrad import _checks
+from kernelgrad import _checks, _gram
 from kernelgrad.types import Array, PyTree
 
 GeneratorFn = Callable[[PyTree], Array]
@@ -121,7 +121,7 @@ def regression(
 
     def loss(moved: PyTree) -> Array:
         misses = generator_fn(shifted(moved)) - samples + offset
-        return jnp.sum(jnp.square(misses)) / samples.shape[0]
+        return _norm2(misses) / samples.shape[0]
 
     def inner(_: Array, carry: tuple[PyTree, optax.OptState]) -> tuple[PyTree, optax.OptState]:
         moved, opt_state = carry
@@ -168,7 +168,8 @@ def gauss_newton(
 
     Returns:
       Gradient, a pytree like params, in units of params over those of samples, times those of the
-      direction; the same on all devices. Zero where the pulled-back direction is.
+      direction; the same on all devices. Zero where the pulled-back direction is, NaN where that
+      is not finite.
 
     Raises:
       ValueError: direction shaped unlike the samples, or a hyperparameter out of its range, a
@@ -195,7 +196,8 @@ def gauss_newton(
 
     scaled = jax.tree.map(lambda leaf: leaf / unit, downhill)
     solution, _ = cg(normal, scaled, tol=tolerance, maxiter=max_iterations)
-    return jax.tree.map(lambda leaf: leaf * unit, solution)
+    known = jnp.isfinite(largest)  # conjugate gradients stop at 0 where nothing is known
+    return jax.tree.map(lambda leaf: jnp.where(known, leaf * unit, jnp.nan), solution)
 
 
 def residuals(
@@ -234,9 +236,7 @@ def residuals(
     push, pull = _linearise(generator_fn, params, direction, axis_name)
     miss = push(gradient) - direction.astype(jnp.result_type(*jax.tree.leaves(gradient)))
     left = _add_scaled(pull(miss), damping, gradient)
-    squares = _mean_over_devices(
-        (jnp.sum(jnp.square(miss)), jnp.sum(jnp.square(direction))), axis_name
-    )
+    squares = _mean_over_devices((_norm2(miss), _norm2(direction)), axis_name)
     return Residuals(_root_ratio(*squares), _root_ratio(_norm2(left), _norm2(pull(direction))))
 
 
@@ -264,9 +264,10 @@ def _add_scaled(tree: PyTree, scale: float | Array, other: PyTree) -> PyTree:
 
 
 def _norm2(tree: PyTree) -> Array:
-    return jnp.sum(jnp.array([jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)]))
+    leaves = jax.tree.leaves(tree)
+    return jnp.sum(jnp.array([jnp.sum(jnp.square(_gram.wide(leaf))) for leaf in leaves]))
 
 
 def _root_ratio(numerator: Array, denominator: Array) -> Array:
     """Returns sqrt(numerator / denominator), 0 where the denominator is."""
-    return jnp.sqrt(numerator / jnp.where(denominator == 0, jnp.inf, denominator))
+    return _gram.root(numerator / jnp.where(denominator == 0, jnp.inf, denominator))

@@ -23,10 +23,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _convex, _gram, _solve, kernels, pairwise
+from kernelgrad import _checks, _convex, _equality, _gram, _solve, kernels, pairwise
 from kernelgrad.types import Array, Kernel
 
 
+@_equality.by_value
 class LinearRatio(NamedTuple):
     r"""The ratio :math:`r(x) = \max(0, g(x))`, with :math:`g(x) = \sum_c w_c k(x, z_c)`.
 
@@ -43,6 +44,7 @@ class LinearRatio(NamedTuple):
     floor: Array
 
 
+@_equality.by_value
 class MixtureRatio(NamedTuple):
     r"""The ratio :math:`r(x) = \sum_c e^{a_c} k(x, z_c)`, with k > 0.
 
@@ -60,6 +62,7 @@ class MixtureRatio(NamedTuple):
     gap: Array
 
 
+@_equality.by_value
 class LogLinearRatio(NamedTuple):
     r"""The ratio :math:`r(x) = \exp(b + \sum_c w_c k(x, z_c))`.
 
@@ -102,7 +105,7 @@ def density_ratio(model: RatioModel, x: Array) -> Array:
     Cost: O(n c d) time.
     """
     if isinstance(model, LinearRatio):
-        return jnp.maximum(_expansion(model.kernel, model.centers, model.weights, x), 0)
+        return _gram.like(jnp.maximum(_expansion(model, x), 0), x)
     log_ratio = log_density_ratio(model, x)
     largest = math.floor(math.log(jnp.finfo(log_ratio.dtype).max))
     return jnp.exp(jnp.minimum(log_ratio, largest))
@@ -116,7 +119,8 @@ def log_density_ratio(model: RatioModel, x: Array) -> Array:
     clipped logarithm has none. The floor is 1/sqrt(n), the order of the sampling error of g fitted
     to n samples of p: below, g cannot be told from 0. A :class:`MixtureRatio` is summed in
     logarithms: with a Gaussian kernel, however far x is, its gradient draws x to the nearest
-    centers. Any other kernel counts as the smallest normal float where it is less.
+    centers. Any other kernel counts as the smallest normal float where it is less. An x farther
+    than 1e18 lengthscales, whose squared distance float32 does not hold, counts as that far.
 
     Args:
       model: fitted by a function of this module.
@@ -132,15 +136,15 @@ def log_density_ratio(model: RatioModel, x: Array) -> Array:
     """
     if isinstance(model, MixtureRatio):
         _checks.points(x=x, centers=model.centers)
-        logits = _log_gram(model.kernel, _gram.wide(x), model.centers)
+        logits = _log_gram(model.kernel, x, model.centers)
         return _gram.like(jax.nn.logsumexp(logits + model.log_weights[None, :], axis=1), x)
-    value = _expansion(model.kernel, model.centers, model.weights, x)
+    value = _expansion(model, x)
     if isinstance(model, LogLinearRatio):
-        return value + _gram.like(model.intercept, value)
+        return _gram.like(value + _gram.like(model.intercept, value), x)
     floor = _gram.like(model.floor, value)
     above = value > floor
     tangent = jnp.log(floor) + value / floor - 1
-    return jnp.where(above, jnp.log(jnp.where(above, value, 1)), tangent)
+    return _gram.like(jnp.where(above, jnp.log(jnp.where(above, value, 1)), tangent), x)
 
 
 def log_ratio_gradient(model: RatioModel, x: Array) -> Array:
@@ -465,14 +469,24 @@ def logistic(
 # -------------------------------------------------------------------------------- what they share
 
 
-def _expansion(kernel: Kernel, centers: Array, weights: Array, x: Array) -> Array:
-    return pairwise.kernel_sum(kernel, x, centers, weights[:, None])[:, 0]
+def _expansion(model: LinearRatio | LogLinearRatio, x: Array) -> Array:
+    """Returns the weighted sum of kernels, in at least float32."""
+    _checks.points(x=x, centers=model.centers)
+    radial, x, centers = _compared(model.kernel, x, model.centers)
+    return pairwise.kernel_sum(radial, x, centers, model.weights[:, None])[:, 0]
+
+
+def _compared(kernel: Kernel, x: Array, centers: Array) -> tuple[Kernel, Array, Array]:
+    """Returns the radial kernel and what it compares, none too far for the range of floats."""
+    x, centers = (_gram.wide(pairwise.embed(kernel, points)) for points in (x, centers))
+    radial = pairwise.radial(kernel)
+    return radial, _gram.within_reach(radial, x, centers), centers
 
 
 def _log_gram(kernel: Kernel, x: Array, centers: Array) -> Array:
     """Returns log k, finite, and exact for a Gaussian however small k is."""
-    x, centers = pairwise.embed(kernel, x), pairwise.embed(kernel, centers)
-    sq_dist, radial = pairwise.squared_distances(x, centers), pairwise.radial(kernel)
+    radial, x, centers = _compared(kernel, x, centers)
+    sq_dist = pairwise.squared_distances(x, centers)
     logarithm = radial.log_profile(sq_dist) if hasattr(radial, "log_profile") else None
     if logarithm is not None:
         return logarithm

@@ -30,17 +30,18 @@ class Selection(NamedTuple):
 
 
 def select(score_fn: Callable[..., Array], *grids: Array) -> Selection:
-    """Returns the values with the least score; a score of NaN, from a failed fit, is never least.
+    """Returns the values with the least score; one that is not finite never is.
 
     Args:
       score_fn: called with one value of each grid, scalars; returns the loss, shape ().
       *grids: values to try, such as lengthscales and ridges; shape (a,) each.
 
     Returns:
-      The values and all scores.
+      The values, NaN where no score is finite, and all scores.
 
     Raises:
-      ValueError: no grid, or one that is not a floating array of one axis.
+      ValueError: no grid, one that is not a floating array of one axis, or concrete scores of which
+        none is finite.
 
     Cost: the product of the grids' sizes times that of the score, one at a time.
     """
@@ -50,9 +51,14 @@ def select(score_fn: Callable[..., Array], *grids: Array) -> Selection:
         _checks.shape(f"grids[{number}]", grid, ("a",))
     points = [axis.ravel() for axis in jnp.meshgrid(*grids, indexing="ij")]
     scores = lax.map(lambda point: score_fn(*point), points)
-    best = jnp.argmin(jnp.where(jnp.isnan(scores), jnp.inf, scores))
+    finite = jnp.isfinite(scores)
+    found = jnp.any(finite)
+    if not isinstance(found, jax.core.Tracer) and not found:
+        raise ValueError(f"scores: got none of {scores.size} finite; expected one. Widen the grids")
+    best = jnp.argmin(jnp.where(finite, scores, jnp.inf))
     shape = tuple(grid.shape[0] for grid in grids)
-    return Selection(tuple(axis[best] for axis in points), scores.reshape(shape))
+    values = tuple(jnp.where(found, axis[best], jnp.nan) for axis in points)
+    return Selection(values, scores.reshape(shape))
 
 
 def rulsif_loo(

@@ -28,6 +28,14 @@ from kernelgrad.types import Array, Kernel
 _Iterate = tuple[Array, Array, Array, Array]
 
 
+def _compared(queries: Array, samples: Array, kernel: Kernel) -> tuple[Array, Array]:
+    """Returns queries and samples in at least float32, none too far for the range of floats."""
+    points, nodes = _gram.wide(queries), _gram.wide(samples)
+    if hasattr(kernel, "features"):  # whose distances are those of features
+        return points, nodes
+    return _gram.within_reach(kernel, points, nodes), nodes
+
+
 # ----------------------------------------------------------------------------------- spectral
 
 
@@ -90,7 +98,7 @@ def spectral_score_at(
       As :func:`spectral_score`.
     """
     _checks.points(queries=queries, samples=samples)
-    points, nodes = _gram.wide(queries), _gram.wide(samples)
+    points, nodes = _compared(queries, samples, kernel)
     inverse, repulsion = _spectral_parts(nodes, kernel, mass_fraction)
     coefficients = -_gram.dot(inverse, _gram.dot(inverse, repulsion))
     return _gram.like(pairwise.kernel_sum(kernel, points, nodes, coefficients), queries)
@@ -209,7 +217,7 @@ def nu_method_score_at(
       Zhou, Shi & Zhu 2020, Example C.4.
     """
     _checks.points(queries=queries, samples=samples)
-    points, nodes = _gram.wide(queries), _gram.wide(samples)
+    points, nodes = _compared(queries, samples, kernel)
     gram, _, coefficients, scale = _nu_iterate(nodes, kernel, num_steps, nu)
     peak = _gram.at_zero(kernel, gram)
     weights = jnp.broadcast_to(scale / (nodes.shape[0] * peak), nodes.shape[:1])
@@ -278,8 +286,9 @@ def kde_score_at(queries: Array, samples: Array, kernel: Kernel) -> Array:
     .. math:: s(x) = \nabla_x \log \sum_j k(x, y_j)
 
     Gaussian mixtures are summed in logarithms: however far the query, it is drawn to its nearest
-    samples by (y - x) / l^2. Other kernels must not underflow: the Laplace and Matern kernels do
-    so beyond 50 to 90 lengthscales in float32, the inverse multiquadric never does.
+    samples by (y - x) / l^2, beyond 1e18 lengthscales (in float32) as from there. Other kernels
+    must not underflow: the Laplace and Matern kernels do so beyond 50 to 90 lengthscales in
+    float32, the inverse multiquadric never does.
 
     Args:
       queries: points x; shape (q, d), floating.
@@ -299,7 +308,8 @@ def kde_score_at(queries: Array, samples: Array, kernel: Kernel) -> Array:
       Li & Turner 2018, the plug-in estimator.
     """
     _checks.points(queries=queries, samples=samples)
-    return _gram.like(_kde(_gram.wide(queries), _gram.wide(samples), kernel), queries)
+    points, nodes = _compared(queries, samples, kernel)
+    return _gram.like(_kde(points, nodes, kernel), queries)
 
 
 def _kde(queries: Array, samples: Array | None, kernel: Kernel) -> Array:

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, kernels, pairwise, svgd
+from kernelgrad import _checks, _gram, kernels, pairwise, svgd
 from kernelgrad.kernels import FeatureKernel
 from kernelgrad.two_player import CriticFn, TwoPlayer
 from kernelgrad.types import Array, Info, Kernel, Key, PyTree
@@ -126,9 +126,10 @@ def row_normalized_direction(
       The public code of SteinGAN, its demonstration on restricted Boltzmann machines.
     """
     ascent = svgd.svgd_direction(particles, score, kernel, axis_name=axis_name)
-    ones = jnp.ones((particles.shape[0], 1), particles.dtype)
-    sums = pairwise.kernel_sum(kernel, particles, None, ones, axis_name=axis_name)
-    return particles.shape[0] * pairwise.num_devices(axis_name) * ascent / sums
+    size = particles.shape[0] * pairwise.num_devices(axis_name)
+    shares = jnp.full((particles.shape[0], 1), 1 / size, _gram.wide(particles).dtype)
+    means = pairwise.kernel_sum(kernel, particles, None, shares, axis_name=axis_name)
+    return ascent / means
 
 
 def nearest_direction(
@@ -167,7 +168,7 @@ def nearest_direction(
     nearest = pool[jnp.argmin(jnp.where(own, jnp.inf, sq_dist), axis=1)]
 
     def near(others: Array) -> Array:
-        gaps = kernel.features(others) - features
+        gaps = _gram.wide(kernel.features(others)) - _gram.wide(features)
         return jnp.sum(kernel.base.profile(jnp.sum(jnp.square(gaps), axis=1)))
 
     return score + jax.grad(near)(nearest) / 2
@@ -192,7 +193,7 @@ def stabilized_loss(
       discount: gamma in [0, 1); shape ().
 
     Returns:
-      Loss, shape (), in nats.
+      Loss, shape (), in nats; at least float32.
 
     Raises:
       ValueError: a concrete discount outside of [0, 1).
@@ -201,7 +202,8 @@ def stabilized_loss(
       Wang & Liu 2016 (learning to draw samples), eqs. (13) and (16).
     """
     _checks.in_range("discount", discount, 0.0, 1.0, closed="l")
-    return jnp.mean(energy_data) - (1 - discount) * jnp.mean(energy_samples)
+    mean_data, mean_samples = (jnp.mean(_gram.wide(e)) for e in (energy_data, energy_samples))
+    return mean_data - (1 - discount) * mean_samples
 
 
 def rate_factor(
@@ -221,13 +223,14 @@ def rate_factor(
         never freezes.
 
     Returns:
-      0, 1 or boost; shape ().
+      0, 1 or boost, NaN where the energies do not compare; shape ().
 
     References:
       Wang & Liu 2016 (learning to draw samples), section 5: 5e-4 in place of 1e-4, and 0.5.
     """
-    lead = energy_samples - energy_data
-    return lax.stop_gradient(jnp.where(lead < 0, boost, jnp.where(lead > threshold, 0.0, 1.0)))
+    lead = _gram.wide(energy_samples) - _gram.wide(energy_data)
+    factor = jnp.where(lead < 0, boost, jnp.where(lead > threshold, 0.0, 1.0))
+    return lax.stop_gradient(jnp.where(jnp.isnan(lead), jnp.nan, factor))
 
 
 def steingan(
@@ -278,10 +281,14 @@ def steingan(
         axis_name: str | None = None,
     ) -> tuple[Array, Info]:
         del key
-        of_data, of_samples = (critic_fn(points)[0] for points in (data, samples))
+        of_data, of_samples = (
+            _checks.pair("critic", "points -> (energies, features)", critic_fn(points))[0]
+            for points in (data, samples)
+        )
         loss = stabilized_loss(of_data, of_samples, discount=discount)
         mean_data, mean_samples = (
-            jnp.mean(pairwise.gather(energy, axis_name)) for energy in (of_data, of_samples)
+            jnp.mean(_gram.wide(pairwise.gather(energy, axis_name)))
+            for energy in (of_data, of_samples)
         )
         return loss, {
             "critic_loss": loss,
@@ -302,7 +309,8 @@ def steingan(
         flat = samples.reshape(samples.shape[0], -1)
 
         def shaped(points: Array) -> tuple[Array, Array]:
-            return critic_fn(points.reshape(-1, *samples.shape[1:]))
+            output = critic_fn(points.reshape(-1, *samples.shape[1:]))
+            return _checks.pair("critic", "points -> (energies, features)", output)
 
         def features(_: PyTree, points: Array) -> Array:
             return shaped(points)[1]

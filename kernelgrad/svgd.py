@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from kernelgrad import _checks, kernels, pairwise
+from kernelgrad import _checks, _gram, kernels, pairwise
 from kernelgrad.types import Array, Kernel, Key
 
 
@@ -83,8 +83,10 @@ def svgd_direction(
     _checks.points(particles=particles)
     _checks.floating(score=score)
     _checks.shape("score", score, particles.shape)
-    sums = pairwise.stein_sum(kernel, particles, None, score, axis_name=axis_name)
-    return sums / (particles.shape[0] * pairwise.num_devices(axis_name))
+    size = particles.shape[0] * pairwise.num_devices(axis_name)
+    points = particles if hasattr(kernel, "features") else _gram.wide(particles)
+    sums = pairwise.stein_sum(kernel, points, None, score, axis_name=axis_name)
+    return _gram.like(sums / size, particles)
 
 
 def kernel_noise(key: Key, particles: Array, kernel: Kernel) -> Array:
@@ -174,13 +176,13 @@ def step(
     References:
       Wang & Liu 2016, eqs. (1), (7).
     """
-    score = score_fn(state.particles)
+    score = _checks.call("score_fn", "(particles) -> scores", score_fn, state.particles)
     direction = svgd_direction(state.particles, score, kernel, axis_name=axis_name)
     updates, opt_state = optimizer.update(-direction, state.opt_state, state.particles)
     particles = optax.apply_updates(state.particles, updates)
-    mean_square = jnp.mean(jnp.sum(jnp.square(direction), axis=1))
+    mean_square = jnp.mean(jnp.sum(jnp.square(_gram.wide(direction)), axis=1))
     finite = jnp.all(jnp.isfinite(direction) & jnp.isfinite(particles))
     if axis_name is not None:
         mean_square = lax.pmean(mean_square, axis_name)
         finite = lax.pmin(finite.astype(jnp.int32), axis_name) == 1
-    return SVGDState(particles, opt_state), SVGDInfo(jnp.sqrt(mean_square), finite)
+    return SVGDState(particles, opt_state), SVGDInfo(_gram.root(mean_square), finite)

@@ -1,8 +1,8 @@
 """The training step, the ways to feed it, and the only pmap of the repository.
 
-    samples   = generator(params, latents)
-    direction = objective(samples, data)          one vector per sample
-    params   <- optimizer(pullback(direction))    chain rule, Optax
+    samples, batch_stats = generator(params, batch_stats, latents)
+    direction, info = objective(key, samples, data)                  one vector per sample
+    params <- optimizer(pullback(direction))                         chain rule, Optax
 
 An objective of two players has a critic, which makes steps of its own before every step of the
 generator, each on fresh samples and data.
@@ -23,13 +23,18 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kernelgrad import _checks, noise, pairwise, pullback
+from kernelgrad import _checks, _gram, noise, pairwise, pullback
 from kernelgrad import critic as critics
 from kernelgrad.critic import Critic, CriticState
 from kernelgrad.objectives import Objective
 from kernelgrad.types import Array, Info, Key, PyTree
 
 AXIS = "devices"
+
+_GENERATOR = "(params, batch_stats, latents) -> (samples, batch_stats)"
+_SAMPLE_LATENTS = "(key, n) -> latents"
+_OBJECTIVE = "(key, samples, data, *, axis_name) -> (direction like samples, info)"
+_PULL_BACK = "(generator_fn, params, direction) -> gradient like params"
 
 
 class TrainState(NamedTuple):
@@ -111,7 +116,8 @@ def make_train_step(
     .. math:: \eta \leftarrow \mathrm{optimizer}\Big(\frac1n \sum_i J_i^\top \phi(x_i)\Big)
 
     Args:
-      generator: the network in training mode.
+      generator: the network in training mode, (params, batch_stats, latents) -> (samples,
+        batch_stats); without batch normalisation batch_stats is an empty dict.
       objective: direction phi per sample, to be descended; or a critic, with an objective of two
         players, whose state is in the train state.
       optimizer: any Optax optimizer.
@@ -129,8 +135,9 @@ def make_train_step(
       ``finite`` (whether all new parameters are).
 
     Raises:
-      ValueError: a critic without steps; at trace time, a train state without the critic's, or rows
-        that the critic's steps do not divide.
+      ValueError: a critic without steps; at trace time, a train state without the critic's, rows
+        that the critic's steps do not divide, or a function that does not take or return what it
+        should.
 
     References:
       Goodfellow et al. 2014, algorithm 1; the noise: Arjovsky & Bottou 2017, section 3.
@@ -140,11 +147,14 @@ def make_train_step(
 
     def draw(state: TrainState, latent_key: Key, noise_key: Key, data: Array) -> _Batch:
         size = data.shape[0] * pairwise.num_devices(axis_name)
-        latents = pairwise.share(sample_latents(latent_key, size), axis_name)
-        samples, batch_stats = generator(state.params, state.batch_stats, latents)
+        latents = _checks.call("sample_latents", _SAMPLE_LATENTS, sample_latents, latent_key, size)
+        _checks.rows("sample_latents", _SAMPLE_LATENTS, latents, size)
+        latents = pairwise.share(latents, axis_name)
+        samples, batch_stats = _generated(generator, state.params, state.batch_stats, latents)
         samples = lax.stop_gradient(samples)
         if noise_variance is not None:
-            variance = noise_variance(state.step)
+            form = "(step) -> variance"
+            variance = _checks.call("noise_variance", form, noise_variance, state.step)
             samples, data = (
                 noise.instance_noise(one, points, variance=variance, axis_name=axis_name)
                 for one, points in zip(jax.random.split(noise_key), (samples, data), strict=True)
@@ -160,14 +170,16 @@ def make_train_step(
             objective, state, critic_key, functools.partial(draw, state), batches, axis_name
         )
         batch = draw(state, latent_key, noise_key, batches[-1])
-        direction, info = direction_fn(
-            objective_key, batch.samples, batch.data, axis_name=axis_name
-        )
+        direction, info = _directed(direction_fn, objective_key, batch, axis_name)
 
         def generator_fn(params: PyTree) -> Array:
-            return generator(params, state.batch_stats, batch.latents)[0]
+            return _generated(generator, params, state.batch_stats, batch.latents)[0]
 
-        gradient = pull_back(generator_fn, state.params, direction)
+        args = generator_fn, state.params, direction
+        gradient = _checks.call("pull_back", _PULL_BACK, pull_back, *args)
+        trees: list[Any] = [jax.tree.structure(tree) for tree in (gradient, state.params)]
+        if trees[0] != trees[1]:
+            raise ValueError(f"pull_back: returned another tree; expected {_PULL_BACK}")
         batch_stats = batch.batch_stats
         if axis_name is not None:
             gradient, batch_stats = lax.pmean((gradient, batch_stats), axis_name)
@@ -276,7 +288,7 @@ def replicate(tree: PyTree, devices: Sequence[jax.Device] | None = None) -> PyTr
     """Returns a copy of the tree on each device, under a new leading axis.
 
     Args:
-      tree: pytree of arrays.
+      tree: pytree of arrays, typed random keys among them.
       devices: this process's devices; None: all of them.
 
     Returns:
@@ -287,6 +299,10 @@ def replicate(tree: PyTree, devices: Sequence[jax.Device] | None = None) -> PyTr
     sharding = NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec(AXIS))
 
     def copy(leaf: Any) -> Array:
+        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(
+                copy(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf)
+            )
         leaf = np.asarray(leaf)
         return jax.device_put(np.broadcast_to(leaf, (len(devices), *leaf.shape)), sharding)
 
@@ -327,6 +343,29 @@ def _scan(
     return state, jax.tree.map(lambda value: value[None], info)
 
 
+def _generated(
+    generator: Generator, params: PyTree, batch_stats: PyTree, latents: Array
+) -> tuple[Array, PyTree]:
+    """Returns the samples and statistics of a generator that keeps to its form."""
+    output = _checks.call("generator", _GENERATOR, generator, params, batch_stats, latents)
+    samples, batch_stats = _checks.pair("generator", _GENERATOR, output)
+    _checks.rows("samples of generator", _GENERATOR, samples, latents.shape[0])
+    return samples, batch_stats
+
+
+def _directed(
+    direction_fn: Objective, key: Key, batch: _Batch, axis_name: str | None
+) -> tuple[Array, Info]:
+    """Returns the direction and info of an objective that keeps to its form."""
+    args = key, batch.samples, batch.data
+    output = _checks.call("objective", _OBJECTIVE, direction_fn, *args, axis_name=axis_name)
+    direction, info = _checks.pair("objective", _OBJECTIVE, output)
+    if jnp.shape(direction) != batch.samples.shape or not isinstance(info, dict):
+        got = f"shape {jnp.shape(direction)} and {type(info).__name__}"
+        raise ValueError(f"objective: returned {got}; expected {_OBJECTIVE}, a dict")
+    return direction, info
+
+
 def _follow(
     objective: Objective | Critic,
     state: TrainState,
@@ -359,7 +398,7 @@ def _deal(data: Array, num_batches: int) -> Array:
 
 
 def _rms(direction: Array, axis_name: str | None) -> Array:
-    mean_square = jnp.sum(jnp.square(direction)) / direction.shape[0]
+    mean_square = jnp.sum(jnp.square(_gram.wide(direction))) / direction.shape[0]
     return jnp.sqrt(mean_square if axis_name is None else lax.pmean(mean_square, axis_name))
 
 

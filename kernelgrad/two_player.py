@@ -9,11 +9,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, adversarial
+from kernelgrad import _checks, _gram, adversarial
 from kernelgrad import kale as kales
 from kernelgrad.types import Array, Info, Key, PyTree
 
 CriticFn = Callable[[Array], Any]
+
+_PENALTY = "(critic_fn, points) -> ()"
+_TRACK = "(log_normalizer, energy_base, *, axis_name) -> ()"
 
 
 class PlayerFn(Protocol):
@@ -172,7 +175,7 @@ def wgan_gp(
     ) -> tuple[Array, Info]:
         loss = adversarial.wasserstein_critic_loss(critic_fn(data), critic_fn(samples))
         points = adversarial.interpolates(key, data, samples, axis_name=axis_name)
-        value = penalty(critic_fn, points)
+        value = _checks.call("penalty", _PENALTY, penalty, critic_fn, points)
         return loss + weight * value, {"critic_loss": loss, "penalty": value}
 
     return TwoPlayer(critic_loss, _critic_direction(adversarial.wasserstein_generator_loss))
@@ -221,13 +224,14 @@ def kale(
 
 
 def _energies(track: TrackFn | None, output: Any) -> Array:
-    return output if track is None else output[0]
+    form = "critic -> (energies, log_normalizer), as track asks for"
+    return output if track is None else _checks.pair("critic", form, output)[0]
 
 
 def _log_normalizer(track: TrackFn | None, output: Any, axis_name: str | None) -> Array:
     if track is None:
         return kales.optimal_log_normalizer(output, axis_name=axis_name)
-    return output[1]
+    return _gram.wide(output[1])
 
 
 def _kale_loss(
@@ -249,15 +253,17 @@ def _kale_loss(
     tracked = _log_normalizer(track, output, axis_name)
     log_normalizer = lax.stop_gradient(tracked)
     loss = -kales.kale(of_data, of_samples, log_normalizer)
-    slope = penalty(energy_fn, adversarial.interpolates(key, data, samples, axis_name=axis_name))
+    points = adversarial.interpolates(key, data, samples, axis_name=axis_name)
+    slope = _checks.call("penalty", _PENALTY, penalty, energy_fn, points)
     total = loss + penalty_weight * slope
     if track is not None:  # a term of value 0 and slope c - track(c, energies)
-        descent = log_normalizer - track(log_normalizer, of_samples, axis_name=axis_name)
+        args = log_normalizer, of_samples
+        descent = log_normalizer - _checks.call("track", _TRACK, track, *args, axis_name=axis_name)
         total += (tracked - log_normalizer) * lax.stop_gradient(descent)
     return total, {
         "critic_loss": loss,
         "penalty": slope,
-        "energy_data": jnp.mean(of_data),
+        "energy_data": jnp.mean(_gram.wide(of_data)),
         "log_normalizer": log_normalizer,
     }
 

@@ -353,3 +353,29 @@ def test_bad_input_is_named(key):
 
 def _f32(*arrays):
     return [jnp.asarray(a, jnp.float32) for a in arrays]
+
+
+def test_low_precision_is_computed_in_float32(rng):
+    real, fake = (jnp.asarray(rng.normal(size=9), jnp.bfloat16) for _ in range(2))
+    for loss in (
+        adversarial.discriminator_loss,
+        adversarial.jsd_estimate,
+        adversarial.kl_estimate,
+        adversarial.hinge_discriminator_loss,
+        adversarial.wasserstein_critic_loss,
+        lambda _, fake: adversarial.saturating_loss(fake),
+        lambda _, fake: adversarial.non_saturating_loss(fake),
+        lambda _, fake: adversarial.kl_loss(fake),
+        lambda _, fake: adversarial.wasserstein_generator_loss(fake),
+    ):
+        got = loss(real, fake)
+        assert got.dtype == jnp.float32
+        assert got == loss(real.astype(jnp.float32), fake.astype(jnp.float32))
+    steep = jnp.full((2, 2), 300, jnp.float16)  # a slope whose square float16 does not hold
+    penalty = adversarial.zero_centred_gradient_penalty(lambda x: jnp.sum(x * steep, 1), steep)
+    assert penalty == 2 * 300**2
+
+
+def test_the_bound_has_slopes_at_no_noise_and_no_divergence():
+    slopes = jax.grad(adversarial.wasserstein_bound, (0, 1, 2))(0.0, 0.0, 1.0)
+    np.testing.assert_array_equal(slopes, 0)

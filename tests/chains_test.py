@@ -107,7 +107,9 @@ def slow_block_length(particles, score, num_chains):
 def test_block_length_matches_the_sums(key, coefficient):
     x = autoregressive(key, coefficient, 3, 200, 2).reshape(600, 2)
     score = -x - 0.1 * x**3
-    got = jax.jit(lambda x, s: chains.stein_block_length(x, s, num_chains=3))(x, score)
+    length = jax.jit(lambda x, s: chains.stein_block_length(x, s, num_chains=3))
+    got = length(x, score)
+    assert abs(int(length(1e-17 * x, 1e17 * score)) - int(got)) <= 1
     assert got.dtype == jnp.int32
     assert abs(int(got) - slow_block_length(x, score, 3)) <= 1
 
@@ -202,6 +204,46 @@ def test_blackjax_draws_can_be_tested(key):
 def test_bad_input_is_named(key, positions, options, message):
     with pytest.raises(ValueError, match=message):
         chains.stein_test(key, positions, lambda x: -jnp.sum(x**2), KERNEL, **options)
+
+
+@pytest.mark.parametrize(
+    ("shape", "chain_axis"),
+    [
+        ((4, 250, 3), None),
+        ((100, 250, 3), None),
+        ((9, 2), None),
+        ((250, 4, 3), 0),
+        ((4, 250), None),
+    ],
+)
+def test_draws_that_cannot_be_meant_are_refused(key, shape, chain_axis):
+    with pytest.raises(ValueError, match=r"positions: got .* draws in .* chain_axis"):
+        chains.stein_test(
+            key, jax.random.normal(key, shape), lambda x: -jnp.sum(x**2) / 2, chain_axis=chain_axis
+        )
+
+
+def test_draws_in_low_precision_are_tested_in_float32(key):
+    x = autoregressive(key, 0.3, 2, 20, 2).astype(jnp.bfloat16)
+
+    def test(x, **options):
+        return chains.stein_test(key, x, lambda x: -jnp.sum(x**2) / 2, chain_axis=0, **options)
+
+    got, expected = jax.jit(test)(x), jax.jit(test)(x.astype(jnp.float32))
+    chex.assert_trees_all_equal(got, expected)
+    assert (got.statistic.dtype, got.p_value.dtype) == (jnp.float32, jnp.float32)
+
+
+def test_draws_that_are_not_finite_have_no_p_value(key):
+    x = jnp.ones((12, 2)).at[3, 1].set(jnp.nan)
+    got = jax.jit(lambda x: chains.stein_test(key, x, lambda x: -jnp.sum(x**2) / 2))(x)
+    assert np.isnan(got.statistic)
+    assert np.isnan(got.p_value)
+    assert got.block_length == 1  # 12 // 8
+    with pytest.raises(ValueError, match="particles: got 1 non-finite"):
+        chains.stein_block_length(x, jnp.ones_like(x))
+    with pytest.raises(ValueError, match="num_chains: got 5; expected a divisor of 12"):
+        chains.stein_block_length(jnp.ones((12, 2)), jnp.ones((12, 2)), num_chains=5)
 
 
 def test_a_log_density_of_many_is_named(key):

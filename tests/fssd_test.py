@@ -89,7 +89,7 @@ def test_null_of_one_feature_is_a_shifted_chi_square(key, rng):
     omega, num_simulations = float(jnp.var(features)), 20_000
     for quantile in (0.5, 2.0, 6.0):
         statistic = jnp.float32((quantile - 1) * omega / 50)
-        got = fssd._null_p_value(key, statistic, features, num_simulations)
+        got = jnp.mean(fssd._simulated_null(key, features, num_simulations) >= statistic)
         expected = math.erfc(math.sqrt(quantile / 2))
         error = math.sqrt(expected * (1 - expected) / num_simulations)
         assert abs(float(got) - expected) < 5 * error
@@ -162,6 +162,39 @@ def test_a_traced_score_that_is_not_finite_gives_nan(key):
         lambda s: fssd.goodness_of_fit_test(key, x, s, kernel, num_starts=1, num_steps=2)
     )
     assert np.isnan(test(jnp.full_like(x, jnp.nan)).p_value)
+
+
+def test_one_bad_start_or_particle(key, rng):
+    """An ascent that ends nowhere is not the best one; a bad particle leaves no p-value."""
+    x = jnp.asarray(rng.normal(size=(12, 2)), jnp.bfloat16)
+    kernel = kernels.imq_mixture(1.0)
+    options = {"num_locations": 1, "num_starts": 2, "num_steps": 1, "num_simulations": 9}
+    test = jax.jit(lambda x: fssd.goodness_of_fit_test(key, x, -x, kernel, **options))
+    got, wide = test(x), test(x.astype(jnp.float32))
+    np.testing.assert_array_equal(got.locations, wide.locations)
+    assert (got.statistic, got.p_value) == (wide.statistic, wide.p_value)
+    for row in range(12):  # in the training part or in the other
+        broken = test(x.at[row, 0].set(jnp.inf))
+        assert np.isnan(broken.statistic)
+        assert np.isnan(broken.p_value)
+    with pytest.raises(ValueError, match="statistic: got"):
+        fssd.goodness_of_fit_test(key, x, jnp.full((12, 2), 1e30), kernel, **options)
+
+
+@pytest.mark.parametrize("unit", [1e-15, 1e15])
+def test_the_test_does_not_depend_on_the_unit(key, rng, unit):
+    x = jnp.asarray(rng.normal(0.5, 1, size=(30, 2)), jnp.float32)
+    options = {"num_locations": 1, "num_starts": 2, "num_steps": 3, "num_simulations": 99}
+
+    @jax.jit
+    def test(unit):
+        kernel = kernels.rbf_mixture(unit)
+        return fssd.goodness_of_fit_test(key, unit * x, -x / unit, kernel, **options)
+
+    got, expected = test(jnp.float32(unit)), test(jnp.float32(1))
+    np.testing.assert_allclose(got.locations / unit, expected.locations, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(got.statistic * unit * unit, expected.statistic, rtol=2e-3)
+    np.testing.assert_allclose(got.p_value, expected.p_value, atol=0.011)
 
 
 BAD_TESTS = {

@@ -1,6 +1,7 @@
 """HMC: leapfrog's closed forms, exact-start invariance, rejections, divergence, transforms."""
 
 import functools
+import math
 from typing import NamedTuple
 
 import chex
@@ -9,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from jax import lax
 
-from kernelgrad import hmc
+from kernelgrad import _markov, hmc
 
 CHAINS = 100_000
 NUM_STEPS = 10
@@ -337,6 +339,53 @@ def test_a_pytree_moves_like_its_flat_array(rng):
     chex.assert_trees_all_close(two.position, tree(one.position), atol=1e-6)
     chex.assert_trees_all_close(two.gradient, tree(one.gradient), atol=1e-5)
     chex.assert_trees_all_close(tree_end, tree(end), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_what_has_next_to_no_probability_is_never_accepted(key, monkeypatch, dtype):
+    """exp(-60), even where the uniform is the least that is ever drawn; and exp(0) always."""
+    here = jnp.zeros((), dtype)
+
+    def accepted(key, energy_error):
+        error = jnp.asarray(energy_error, dtype)
+        return _markov.metropolis(key, error, here + 1, here, finite=jnp.bool_(True))[1].accepted
+
+    keys = jax.random.split(key, 4000)
+    assert not jax.vmap(lambda k: accepted(k, 60.0))(keys).any()
+    assert jax.vmap(lambda k: accepted(k, 0.0))(keys).all()
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype: jnp.zeros(shape, dtype))
+    assert not accepted(key, 60.0)
+    assert accepted(key, 0.0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_low_precision_keeps_the_target(key, dtype):
+    """N(0, 1): the acceptance and the energies are counted in float32, whatever the position."""
+
+    def chain(key):
+        state = hmc.init(jnp.zeros(1, dtype), _normal)
+
+        def step(state, key):
+            state, info = hmc.step(key, state, _normal, step_size=0.6, num_leapfrog_steps=4)
+            return state, (state.position[0].astype(jnp.float32), info)
+
+        return lax.scan(step, state, jax.random.split(key, 100))[1]
+
+    x, info = jax.jit(jax.vmap(chain))(jax.random.split(key, 500))
+    assert info.energy_error.dtype == info.acceptance_probability.dtype == jnp.float32
+    squares = np.square(np.asarray(x[:, 10:], np.float64)).mean(axis=1)
+    # rounding to 8 bits moves the variance by less than 2 %
+    assert abs(squares.mean() - 1) < 0.02 + 5 * squares.std() / math.sqrt(500)
+
+
+def test_a_state_of_no_density_is_left_at_once(key):
+    state = hmc.HMCState(jnp.ones(()), jnp.float32(-jnp.inf), jnp.zeros(()))
+    after, info = hmc.step(key, state, _normal, step_size=0.1, num_leapfrog_steps=1)
+    assert info.energy_error == -jnp.inf
+    assert info.acceptance_probability == 1
+    assert info.accepted
+    assert not info.diverged
+    assert jnp.isfinite(after.log_density)
 
 
 def test_every_leaf_keeps_its_dtype(key):

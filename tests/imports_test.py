@@ -16,11 +16,11 @@ SOURCES = {path.stem: path for path in pathlib.Path(kernelgrad.__file__).parent.
 ROWS = [
     {"__init__"},
     {"types"},
-    {"_checks"},
-    {"tiles", "distances", "_markov"},
+    {"_checks", "_equality"},
+    {"tiles", "distances"},
     {"pairwise"},
     {"median", "_gram"},
-    {"_solve"},
+    {"_solve", "_markov", "_resampling"},
     {"kernels", "_convex"},
     {
         *{"score", "mmd", "ksd", "svgd", "ratio", "kale", "adversarial", "hmc", "langevin"},

@@ -422,21 +422,41 @@ def test_jit_equals_eager_and_vmap_is_a_loop(rng):
     chex.assert_trees_all_close(jax.jit(jax.vmap(everything))(data, base), expected, rtol=1e-5)
 
 
-def test_the_energys_dtype_is_kept(rng):
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_low_precision_is_summed_in_float32(rng, dtype):
     @jax.jit
     def everything(energy, c):
         return (
             kale.kale(energy, energy, c),
             kale.donsker_varadhan(energy, energy),
-            kale.generator_weights(energy, c),
+            kale.contrastive_divergence_loss(energy, energy[:9]),
             kale.ema_step(c, energy, rate=np.float64(0.5)),
             kale.newton_step(c, energy),
             kale.log_density(energy, energy, c),
             kale.log_normalizer_estimate(energy),
         )
 
-    outputs = everything(jnp.asarray(rng.normal(size=4), jnp.bfloat16), jnp.float32(0.5))
-    assert {leaf.dtype for leaf in jax.tree.leaves(outputs)} == {jnp.dtype(jnp.bfloat16)}
+    energy, c = jnp.asarray(rng.normal(size=70_000), dtype), jnp.float32(0.5)
+    outputs = everything(energy, c)
+    chex.assert_trees_all_equal(outputs, everything(energy.astype(jnp.float32), c))
+    assert kale.generator_weights(energy, c).dtype == dtype
+    weights = np.exp(-np.asarray(energy, np.float64))
+    deviation = weights.std(ddof=1) / weights.mean() / math.sqrt(70_000)
+    np.testing.assert_allclose(outputs[-1].standard_error, deviation, rtol=1e-4)
+
+
+def test_low_precision_stays_finite_far_out():
+    """float16 holds no exponential of 12: the tangent begins where it fits, gradient included."""
+    energy = jnp.full(3, -100, jnp.float16)
+    value, slope = jax.value_and_grad(lambda e: kale.kale(e, e, 0.0))(energy)
+    assert np.isfinite(value)
+    assert np.isfinite(slope).all()
+    assert np.isfinite(kale.generator_weights(energy, 0.0)).all()
+
+
+def test_equal_energies_have_an_error_of_zero_and_a_slope():
+    error = jax.grad(lambda e: kale.log_normalizer_estimate(e).standard_error)
+    np.testing.assert_array_equal(error(jnp.ones(4)), 0)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
 """Radial families, their derivatives, and the rules for lengthscales, against float64."""
 
+import copy
 import functools
 import math
+import operator
+import pickle
 
 import chex
 import jax
@@ -10,7 +13,7 @@ import numpy as np
 import oracles
 import pytest
 
-from kernelgrad import distances, kernels
+from kernelgrad import distances, kernels, ksd
 
 FAMILIES = {name: getattr(kernels, name) for name in oracles.RADIAL}
 
@@ -470,3 +473,59 @@ def test_rules_over_two_devices_pool_them(rng):
     for device in range(2):
         on_device = {name: rule[device] for name, rule in two.items()}
         chex.assert_trees_all_close(on_device, one, rtol=1e-6)
+
+
+def scaled(params, x):
+    return params * x
+
+
+COPIES = {
+    "pickle": lambda x: pickle.loads(pickle.dumps(x)),  # noqa: S301  # our own
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "cloudpickle": lambda x: pytest.importorskip("cloudpickle").loads(
+        pytest.importorskip("cloudpickle").dumps(x)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_copies_are_equal_and_of_their_family(name):
+    again = COPIES[name]
+    mixtures = [getattr(kernels, family)([1.0, 2.0]) for family in FAMILIES]
+    deep = kernels.feature_kernel(mixtures[0], scaled, jnp.ones((1, 2)))
+    traced = []
+
+    @jax.jit
+    def evaluate(kernel, u):
+        traced.append(kernel.shape if hasattr(kernel, "shape") else kernel.apply_fn)
+        return kernel.profile(u)
+
+    for kernel in (*mixtures, deep):
+        twin = again(kernel)
+        assert twin == kernel
+        assert not operator.ne(twin, kernel)
+        assert hash(twin) == hash(kernel)
+        np.testing.assert_array_equal(*(evaluate(k, jnp.ones(3)) for k in (kernel, twin)))
+    assert len(traced) == len(set(traced)) == len(mixtures) + 1  # once a kernel, not once a copy
+    assert again(kernels.rbf_mixture(1.0)).log_slope() is not None
+    with pytest.raises(ValueError, match="kernel: got laplace"):
+        ksd.stein_gram(jnp.ones((3, 2)), jnp.ones((3, 2)), again(kernels.laplace(1.0)))
+
+
+def test_kernels_are_equal_by_value():
+    one = kernels.imq_mixture([1.0, 2.0])
+    others = [
+        kernels.imq_mixture([1.0, 3.0]),
+        kernels.imq_mixture([1.0, 2.0, 2.0]),
+        kernels.imq_mixture([1.0, 2.0], [1.0, 1.0]),
+        kernels.rbf_mixture([1.0, 2.0]),
+        kernels.imq_mixture([1.0, 2.0], exponent=-0.7),
+        None,
+        1.0,
+    ]
+    assert one == kernels.imq_mixture(jnp.array([1.0, 2.0]))
+    for other in others:
+        assert one != other
+        assert not operator.eq(one, other)
+    jax.jit(lambda k: chex.assert_equal(k == k, True))(one)  # traced: the same as itself

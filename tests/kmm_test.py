@@ -86,6 +86,40 @@ def test_projection_is_the_nearest_point(rng):
         np.testing.assert_allclose(got, found.x, atol=1e-6)
 
 
+@pytest.mark.parametrize("top", [20.0, 1e10, 1e30, np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_no_bound_swamps_the_projection(rng, top, dtype):
+    """A bound that no weight reaches changes nothing, whatever its size."""
+    p, q = (rng.normal(size=(50, 4)).astype(np.float32) for _ in range(2))
+    fit = jax.jit(
+        lambda top: kmm.kernel_mean_matching(
+            p, q, kernels.imq_mixture(1.0), max_weight=top, tolerance=0.0
+        )
+    )
+    weights = fit(jnp.float32(top))
+    assert abs(np.mean(np.asarray(weights, np.float64)) - 1) < 1e-6
+    np.testing.assert_array_equal(weights, fit(jnp.float32(100.0)))
+    low = kmm.kernel_mean_matching(
+        p, jnp.asarray(q, dtype), kernels.imq_mixture(1.0), max_weight=top, tolerance=0.0
+    )
+    assert low.dtype == dtype
+    assert abs(np.mean(np.asarray(low, np.float64)) - 1) < 1e-3
+
+
+def test_projection_of_far_entries_has_its_mean(rng):
+    """One entry far from the others: the bracket follows the entries, the mean its goal."""
+    for far, top in ((1e6, jnp.inf), (-1e6, jnp.inf), (1e6, 3.0)):
+        point = jnp.asarray(np.append(rng.normal(size=20), far), jnp.float32)
+        got = kmm._project(point, jnp.float32(top), jnp.float32(0))
+        np.testing.assert_allclose(np.mean(np.asarray(got, np.float64)), 1, rtol=1e-6)
+
+
+def test_weights_of_samples_that_are_not_finite_are_nan(rng):
+    x = jnp.asarray(rng.normal(size=(6, 2)), jnp.float32)
+    for p, q in ((x.at[0, 0].set(jnp.nan), x), (x, x.at[0, 0].set(jnp.nan))):
+        assert np.isnan(matched(p, q, 1.0, max_weight=2.0, tolerance=0.1)).all()
+
+
 def test_equal_samples_keep_weight_one(rng):
     x = rng.normal(size=(30, 2)).astype(np.float32)
     weights = matched(x, x, 1.0, max_weight=10.0, tolerance=0.1)

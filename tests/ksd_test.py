@@ -263,6 +263,29 @@ def test_a_traced_score_that_is_not_finite_gives_nan(key, rng):
     assert np.isnan(got.p_value)
 
 
+def test_a_statistic_that_overflows_has_no_p_value(key, rng):
+    x = jnp.asarray(rng.normal(size=(8, 2)), jnp.float32)
+    kernel, huge = kernels.imq_mixture(1.0), jnp.full_like(x, 1e30)
+    test = jax.jit(lambda s: ksd.goodness_of_fit_test(key, x, s, kernel, num_bootstrap=9))
+    assert np.isnan(test(huge).p_value)
+    with pytest.raises(ValueError, match="statistic: got nan; expected a finite number"):
+        ksd.goodness_of_fit_test(key, x, huge, kernel, num_bootstrap=9)
+    with pytest.raises(ValueError, match="number of particles: got 5; expected an integer >= 6"):
+        ksd.goodness_of_fit_test(key, x[:5], x[:5], kernel)
+
+
+def test_low_precision_is_tested_in_float32(key, rng):
+    x = jnp.asarray(rng.normal(0.3, 1, size=(30, 2)), jnp.bfloat16)
+    kernel = kernels.imq_mixture(1.0)
+    wide = x.astype(jnp.float32)
+    for function in (
+        lambda x: ksd.goodness_of_fit_test(key, x, -x, kernel, num_bootstrap=99),
+        lambda x: ksd.ksd_v_statistic(x, -x, kernel),
+        lambda x: ksd.ksd_u_statistic(x, -x, kernel),
+    ):
+        chex.assert_trees_all_equal(function(x), function(wide))
+
+
 # Stein thinning.
 
 
@@ -294,6 +317,16 @@ def test_thinning_leaves_burn_in_out(rng):
     assert ksd.ksd_v_statistic(chosen, -chosen, kernel) < 0.2 * ksd.ksd_v_statistic(
         middle, -middle, kernel
     )
+
+
+def test_thinning_never_chooses_what_is_not_finite(rng):
+    x = jnp.asarray(rng.normal(size=(12, 2)), jnp.float32)
+    thin = jax.jit(lambda x, s: ksd.stein_thinning(x, s, kernels.imq_mixture(1.0), num_points=4))
+    chosen = thin(x, -x.at[2, 0].set(jnp.nan))
+    assert 2 not in chosen.tolist()
+    assert thin(x, jnp.full_like(x, jnp.nan)).tolist() == [-1] * 4
+    with pytest.raises(ValueError, match="indices of finite potentials: got"):
+        ksd.stein_thinning(x, jnp.full_like(x, 1e30), kernels.imq_mixture(1.0), num_points=2)
 
 
 def test_memory_is_linear(key):

@@ -212,6 +212,14 @@ def test_energies_of_another_dtype_leave_that_of_the_latents():
     assert abs(value - exact) < 0.01 * abs(exact)
 
 
+def test_densities_of_low_precision_latents_are_summed_in_float32():
+    density = latent.latent_log_density(lambda z: z, lambda x: jnp.sum(x, axis=1))
+    value, score = jax.value_and_grad(density)(jnp.full(300, 16, jnp.float16))
+    assert (value.dtype, score.dtype) == (jnp.float32, jnp.float16)
+    expected = -300 * (16**2 + math.log(2 * math.pi)) / 2 - 300 * 16
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
 def test_a_bad_temperature_is_named(bad):
     with pytest.raises(

@@ -1,5 +1,6 @@
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -147,6 +148,26 @@ def test_inception_score_gradient_equals_differences_of_the_oracle(rng):
 # --- label entropy -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("scale", [1.0, 30.0, 200.0])
+def test_inception_score_has_a_gradient_at_saturated_logits(rng, scale):
+    """Of logits, by the softmax in float64: p_ic (log p_ic / m_c - KL_i) score / n."""
+    logits = jnp.asarray(scale * np.eye(4)[[0, 1, 2, 2, 3]] + rng.random((5, 4)), jnp.float32)
+    got = jax.jit(jax.grad(lambda x: inception_score(jax.nn.softmax(x, axis=1))))(logits)
+    logits = np.asarray(logits, np.float64)
+    log_probs = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    excess = log_probs - np.log(np.exp(log_probs).mean(axis=0))
+    divergences = np.sum(np.exp(log_probs) * excess, axis=1, keepdims=True)
+    expected = np.exp(log_probs) * (excess - divergences) * np.exp(divergences.mean()) / 5
+    np.testing.assert_allclose(got, expected, atol=2e-6)
+
+
+def test_traced_input_out_of_range_gives_nan():
+    assert np.isnan(jax.jit(lambda x: metrics.label_entropy(x, 2))(jnp.array([0, 5])))
+    assert np.isnan(jax.jit(lambda x: metrics.label_entropy(x, 2))(jnp.array([0, -1])))
+    assert np.isnan(jax.jit(inception_score)(jnp.ones((3, 2))))
+    assert np.isnan(jax.jit(inception_score)(jnp.array([[1.5, -0.5], [0.5, 0.5]])))
+
+
 def test_label_entropy_of_uniform_labels_is_log_number_of_classes():
     entropy = label_entropy(jnp.arange(500) % 10, 10)
     np.testing.assert_allclose(entropy, 2.302585, rtol=1e-6)
@@ -222,6 +243,49 @@ def test_frechet_distance_of_nearly_equal_decaying_covariances_does_not_cancel(r
 
 
 # --- kernel inception distance -------------------------------------------------------------------
+
+
+def frechet_slopes(cov1, cov2):
+    zeros = jnp.zeros(cov1.shape[0])
+    return jax.grad(frechet_distance, (1, 3))(zeros, cov1, zeros, cov2)
+
+
+def test_frechet_distance_has_the_gradient_of_commuting_covariances():
+    """(sqrt a - sqrt b)^2 has the slopes 1 - sqrt(b / a) and 1 - sqrt(a / b)."""
+    eye, root = np.eye(3), np.sqrt(2)
+    for scale, expected in ((2, (1 - root, 1 - 1 / root)), (1, (0, 0))):
+        for slope, factor in zip(frechet_slopes(eye, scale * eye), expected, strict=True):
+            np.testing.assert_allclose(slope, factor * eye, atol=1e-6)
+
+
+def test_frechet_distance_has_the_gradient_of_its_formula(rng):
+    """By differences of the oracle; within its range, where the first covariance is singular."""
+    with jax.enable_x64(True):
+        for rank in (None, 2):
+            cov1, cov2 = covariance(rng, 4, rank).astype(float), covariance(rng, 4).astype(float)
+            slopes = frechet_slopes(jnp.asarray(cov1), jnp.asarray(cov2))
+            inside = rng.standard_normal((4, 4))
+            inside = cov1 @ (inside + inside.T) @ cov1
+            values, vectors = np.linalg.eigh(cov1)
+            basis = vectors[:, values > 1e-9]
+
+            def distance(step, cov1=cov1, cov2=cov2, inside=inside, basis=basis):
+                moved = basis.T @ (cov1 + step * inside) @ basis
+                seen = basis.T @ cov2 @ basis  # what lies outside of the range overlaps with none
+                if basis.shape[1] < 4:
+                    root = scipy.linalg.sqrtm(moved)
+                    cross = scipy.linalg.sqrtm(root @ seen @ root).real
+                    return np.trace(moved) - 2 * np.trace(cross)
+                return frechet_oracle(np.zeros(4), cov1 + step * inside, np.zeros(4), cov2)
+
+            expected = (distance(1e-5) - distance(-1e-5)) / 2e-5
+            np.testing.assert_allclose(np.sum(slopes[0] * inside), expected, rtol=1e-6)
+            assert np.isfinite(slopes[1]).all()
+
+
+def test_frechet_distance_of_no_variance_has_finite_slopes():
+    for slope in frechet_slopes(jnp.zeros((3, 3)), jnp.eye(3)):
+        np.testing.assert_allclose(slope, np.eye(3))
 
 
 def test_kid_by_hand():
@@ -306,6 +370,23 @@ def test_precision_recall_counts_ties(rng):
     real = jnp.array([[0.0]] * 3 + [[1.0]])
     fake = jnp.array([[0.0]] * 3 + [[1.0]])
     np.testing.assert_array_equal(precision_recall(real, fake, k=2), prdc_oracle(real, fake, 2))
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e30])
+def test_precision_recall_does_not_depend_on_the_unit(rng, unit):
+    real, fake = normal(rng, 20, 4), normal(rng, 15, 4)
+    got = precision_recall(unit * real, unit * fake, k=2)
+    chex.assert_trees_all_equal(got, precision_recall(real, fake, k=2))
+
+
+def test_metrics_of_coincident_points_have_finite_gradients():
+    x = jnp.ones((6, 3))
+    for metric in (
+        lambda x: jnp.stack(precision_recall(x, x, k=2)),
+        lambda x: metrics.kernel_inception_distance(x, x),
+        lambda x: metrics.nearest_neighbors_l1(x, x)[1],
+    ):
+        np.testing.assert_array_equal(jax.grad(lambda x, f=metric: jnp.sum(f(x)))(x), 0)
 
 
 def test_precision_recall_of_a_point_that_is_not_finite_is_nan(rng):

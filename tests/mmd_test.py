@@ -219,3 +219,35 @@ def test_bad_input_is_named(key):
         mmd.mmd_u_statistic(x[:1], x, kernel)
     with pytest.raises(ValueError, match="num_permutations: got 0"):
         mmd.two_sample_test(key, x, x, kernel, num_permutations=0)
+
+
+def test_samples_that_are_not_finite_have_no_p_value(key, rng):
+    x, y = (jnp.asarray(s, jnp.float32) for s in _samples(rng, d=4))
+    kernel = kernels.imq_mixture(1.0)
+    test = jax.jit(lambda x, y: mmd.two_sample_test(key, x, y, kernel, num_permutations=9))
+    for bad, got in ((jnp.nan, "nan"), (jnp.inf, "inf")):
+        for result in (test(x.at[0, 0].set(bad), y), test(x, y.at[3, 1].set(bad))):
+            assert np.isnan(result.statistic), got
+            assert np.isnan(result.p_value), got
+    with pytest.raises(ValueError, match=r"x: got 1 non-finite entries, the first at .*\(0, 0\)"):
+        mmd.two_sample_test(key, x.at[0, 0].set(jnp.nan), y, kernel)
+    with pytest.raises(ValueError, match="y: got 1 non-finite"):
+        mmd.two_sample_test(key, x, y.at[3, 1].set(jnp.inf), kernel)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_low_precision_counts_and_sums_in_float32(key, rng, dtype):
+    x, y = (jnp.asarray(s, dtype) for s in _samples(rng, n=12, m=10))
+    wide = [s.astype(jnp.float32) for s in (x, y)]
+    kernel = kernels.imq_mixture(1.0)
+    test = jax.jit(lambda x, y: mmd.two_sample_test(key, x, y, kernel, num_permutations=66_000))
+    got, expected = test(x, y), test(*wide)
+    chex.assert_trees_all_equal(got, expected)
+    assert got.p_value.dtype == jnp.float32
+    for statistic in (mmd.mmd_v_statistic, mmd.mmd_u_statistic):
+        chex.assert_trees_all_equal(statistic(x, y, kernel), statistic(*wide, kernel))
+    gradient = mmd.mmd_gradient(x, y, kernel)
+    assert gradient.dtype == dtype
+    chex.assert_trees_all_equal(gradient, mmd.mmd_gradient(*wide, kernel).astype(dtype))
+    value, slope = mmd.mmd_value_and_gradient(x, y, kernel)
+    assert (value.dtype, slope.dtype) == (jnp.float32, dtype)

@@ -39,6 +39,8 @@ def test_annealed_noise_is_gone(key, noise):
     annealed = jax.jit(noise)(key, images, variance=0.0)
     assert annealed.dtype == images.dtype
     np.testing.assert_array_equal(annealed, images)
+    slope = jax.grad(lambda v: jnp.sum(noise(key, images.astype(jnp.float32), variance=v)))(0.0)
+    assert slope == 0  # of a root, infinite to either side
 
 
 # ------------------------------------------------------- the optimal discriminator of noised clouds
@@ -371,3 +373,24 @@ def test_bad_input_is_named(key):
 
 def _f32(*arrays):
     return [jnp.asarray(a, jnp.float32) for a in arrays]
+
+
+@pytest.mark.parametrize("d", [2, 5])
+def test_logits_however_far_are_those_of_float64(rng, d):
+    """Less the square of x, which both clouds share, the exponents keep their digits."""
+    _, real, fake = _clouds(rng, d)
+    rays = rng.normal(size=(3, d))
+
+    def log_mean(x, cloud):
+        exponents = (2 * x @ cloud.T - np.sum(cloud**2, axis=1)) / 0.2
+        top = exponents.max(axis=1, keepdims=True)
+        return top[:, 0] + np.log(np.mean(np.exp(exponents - top), axis=1))
+
+    for distance in (1e2, 1e6, 3e19, 1e30):
+        x, y, z = _f32(distance * rays, real, fake)
+        logits, gradient = noise.noisy_logits_and_gradient(x, y, z, variance=0.1)
+        exact = [np.asarray(a, np.float64) for a in (x, y, z)]
+        expected = log_mean(exact[0], exact[1]) - log_mean(exact[0], exact[2])
+        np.testing.assert_allclose(logits, expected, rtol=1e-5)
+        slope = jax.grad(lambda x, y=y, z=z: jnp.sum(noise.noisy_logits(x, y, z, variance=0.1)))(x)
+        np.testing.assert_allclose(slope, gradient, atol=1e-5 * np.abs(gradient).max())

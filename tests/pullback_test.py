@@ -565,3 +565,14 @@ def test_bad_hyperparameters_are_named(rng, pull_back, hyperparameters, message)
     params, latents, direction = _problem(rng)
     with pytest.raises(ValueError, match=message):
         pull_back(lambda p: _network(p, latents), params, direction, **hyperparameters)
+
+
+def test_a_direction_that_is_not_finite_gives_no_step_of_zero():
+    def generator(params):
+        return jnp.ones((4, 2)) * params
+
+    params = jnp.ones((1, 2))
+    for bad in (jnp.nan, jnp.inf):
+        direction = jnp.ones((4, 2)).at[1, 0].set(bad)
+        got = pullback.gauss_newton(generator, params, direction, damping=0.1)
+        assert np.isnan(got).all()

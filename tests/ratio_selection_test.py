@@ -160,3 +160,16 @@ def test_errors_name_the_argument():
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_no_finite_score_chooses_nothing():
+    grids = jnp.array([0.5, 1.0]), jnp.array([2.0, 3.0, 4.0])
+    for bad in (jnp.nan, jnp.inf, -jnp.inf):
+        chosen = jax.jit(
+            lambda a, b, bad=bad: ratio_selection.select(lambda x, y: bad * x * y, a, b)
+        )(*grids)
+        assert np.isnan(chosen.values).all()
+        with pytest.raises(ValueError, match="scores: got none of 6 finite"):
+            ratio_selection.select(lambda x, y, bad=bad: bad * x * y, *grids)
+    best = ratio_selection.select(lambda x: jnp.where(x < 3, -jnp.inf, x), grids[1])
+    assert best.values == (3.0,)

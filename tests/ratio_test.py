@@ -1,7 +1,10 @@
 """Density ratios: the papers' problems in float64, known ratios, tails, devices, errors."""
 
+import copy
 import functools
 import math
+import operator
+import pickle
 from typing import NamedTuple
 
 import chex
@@ -597,3 +600,46 @@ def test_errors_name_the_hyperparameter(name, options, message):
     x = jnp.ones((4, 2))
     with pytest.raises(ValueError, match=message):
         getattr(ratio, name)(x, x, kernels.rbf_mixture(1.0), **options)
+
+
+def test_models_pickle_copy_and_compare_by_value(rng):
+    p, q = floats(*clouds(rng))
+    kernel = kernels.rbf_mixture(1.0)
+    models = [
+        ratio.ulsif(p, q, kernel, ridge=0.1),
+        ratio.kliep(p, q, kernel, num_steps=1),
+        ratio.logistic(p, q, kernel, ridge=0.1, num_steps=1),
+    ]
+    for model in models:
+        again = pickle.loads(pickle.dumps(model))  # noqa: S301  # our own
+        for twin in (again, copy.deepcopy(model), copy.copy(model)):
+            assert twin == model
+            assert not operator.ne(twin, model)
+            np.testing.assert_array_equal(
+                ratio.density_ratio(twin, q), ratio.density_ratio(model, q)
+            )
+        assert model != model._replace(centers=model.centers + 1)
+        assert model != kernel
+
+
+@pytest.mark.parametrize("d", [2, 5])
+def test_points_however_far_have_finite_ratios_that_point_home(rng, d):
+    p, q = (jnp.asarray(rng.normal(size=(8, d)), jnp.float32) for _ in range(2))
+    kernel = kernels.rbf_mixture([0.1, 2.0])
+    models = [
+        ratio.kliep(p, q, kernel, num_steps=3),
+        ratio.kliep(p, q, kernels.matern52(1.0), num_steps=3),
+        ratio.ulsif(p, q, kernel, ridge=0.1),
+        ratio.logistic(p, q, kernels.imq_mixture(1.0), ridge=0.1, num_steps=3),
+    ]
+    rays = rng.normal(size=(4, d))
+    for distance in (3e19, 1e38):
+        x = jnp.asarray(distance * rays / np.abs(rays).max(), jnp.float32)
+        for model in models:
+            for value in (ratio.density_ratio, ratio.log_density_ratio, ratio.log_ratio_gradient):
+                assert np.isfinite(value(model, x)).all()
+        home = np.asarray(ratio.log_ratio_gradient(models[0], x), np.float64)
+        home /= np.linalg.norm(home, axis=1, keepdims=True)
+        np.testing.assert_allclose(
+            home, -rays / np.linalg.norm(rays, axis=1, keepdims=True), atol=1e-5
+        )

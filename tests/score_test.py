@@ -730,3 +730,21 @@ def test_errors_name_the_hyperparameter(name, hyper, message):
         fn(x, kernel, **hyper)
     with pytest.raises(ValueError, match=message):
         fn_at(x, x, kernel, **hyper)
+
+
+@pytest.mark.parametrize("d", [2, 5])
+def test_queries_however_far_have_scores(rng, d):
+    """A Gaussian draws them home, all else has decayed to 0; nothing overflows."""
+    samples, rays = (jnp.asarray(rng.normal(size=(n, d)), jnp.float32) for n in (7, 3))
+    queries = 3e19 * rays / jnp.max(jnp.abs(rays))
+    home = score_peers.kde_score_at(queries, samples, kernels.rbf_mixture([0.5, 2.0]))
+    home, out = (np.asarray(a, np.float64) for a in (home, rays))
+    cosines = np.sum(home * out, axis=1) / np.linalg.norm(home, axis=1)
+    np.testing.assert_allclose(cosines / np.linalg.norm(out, axis=1), -1, rtol=1e-5)
+    imq = kernels.imq_mixture(1.0)
+    for score_at in (
+        score_peers.kde_score_at,
+        functools.partial(score_peers.spectral_score_at, mass_fraction=0.9),
+        functools.partial(score_peers.nu_method_score_at, num_steps=2),
+    ):
+        np.testing.assert_allclose(score_at(queries, samples, imq), 0, atol=1e-6)

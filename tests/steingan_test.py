@@ -209,3 +209,14 @@ def test_a_single_particle_has_no_neighbour():
     kernel = kernels.feature_kernel(kernels.rbf_mixture(1.0), lambda _, x: x, ())
     with pytest.raises(ValueError, match="particles: got 1"):
         steingan.nearest_direction(jnp.ones((1, 2)), jnp.ones((1, 2)), kernel)
+
+
+def test_energies_that_do_not_compare_have_no_factor():
+    assert np.isnan(steingan.rate_factor(jnp.float32(jnp.nan), jnp.float32(0)))
+    assert np.isnan(steingan.rate_factor(jnp.float32(jnp.inf), jnp.float32(jnp.inf)))
+
+
+def test_energies_in_low_precision_are_compared_in_float32():
+    """16 bits hold 300.1 and 300.7 as one number; their means are not."""
+    data, samples = (jnp.asarray([300.0, a], jnp.bfloat16) for a in (300.0, 302.0))
+    assert steingan.stabilized_loss(data, samples, discount=0.0) == -1

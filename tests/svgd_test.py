@@ -581,3 +581,14 @@ def test_low_precision_particles_keep_their_dtype(rng):
     )
     assert direction.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(direction, np.float64), exact, atol=0.01)
+
+
+def test_sums_of_many_halves_do_not_overflow():
+    """The sum over particles exceeds what float16 holds, their mean does not."""
+    particles = jnp.linspace(0, 1, 200, dtype=jnp.float16)[:, None]
+    score = jnp.full_like(particles, 600)
+    kernel = kernels.rbf_mixture(100.0)
+    got = svgd.svgd_direction(particles, score, kernel)
+    wide = svgd.svgd_direction(*(a.astype(jnp.float32) for a in (particles, score)), kernel)
+    assert got.dtype == jnp.float16
+    np.testing.assert_array_equal(got, wide.astype(jnp.float16))

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import pickle
 
 import chex
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from kernelgrad import adversarial, critic, kernels, mmd, objectives, train, two_player
+from kernelgrad import adversarial, critic, kernels, mmd, objectives, steingan, train, two_player
 
 OPTIMIZER = optax.adam(0.01)
 make_imq = functools.partial(kernels.median_mixture, kernels.imq_mixture)
@@ -265,6 +266,152 @@ def test_non_finite_state_is_flagged_at_its_step(key, rng):
     batches = jnp.stack([data[:20], broken[:20]])
     _, info = jax.jit(train.scan_batches(step))(state, key, batches)
     np.testing.assert_array_equal(info["finite"], [True, False])
+
+
+def test_a_state_with_typed_keys_is_replicated(key, rng):
+    """Optax's noise keeps a key in its state: replicated, stepped under pmap, and taken back."""
+    optimizer = optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(3)), optax.sgd(0.1))
+    params = {"shift": jnp.zeros((1, 2))}
+    state = train.init(params, {}, optimizer)
+
+    def make(axis_name):
+        return train.make_train_step(
+            lambda params, stats, latents: (latents + params["shift"], stats),
+            lambda key, x, y, *, axis_name=None: (x - jnp.mean(y), {}),
+            optimizer,
+            sample_latents=lambda key, n: jax.random.normal(key, (n, 2)),
+            axis_name=axis_name,
+        )
+
+    data = jnp.asarray(rng.normal(size=(4, 2)), jnp.float32)
+    expected, _ = jax.jit(make(None))(state, key, data)
+    run = train.pmap_train_step(make(train.AXIS), jax.devices()[:1])
+    spread = train.replicate(state, jax.devices()[:1])
+    copied = train.unreplicate(spread)
+    chex.assert_trees_all_equal(*(_key_data(tree) for tree in (copied, state)))
+    got = train.unreplicate(run(spread, key, data[None])[0])
+    assert jax.tree.map(lambda leaf: leaf.dtype, got) == jax.tree.map(lambda a: a.dtype, expected)
+    chex.assert_trees_all_close(_key_data(got), _key_data(expected), rtol=1e-6)
+    both = train.replicate(state)
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(both)} == {jax.device_count()}
+
+
+def _key_data(tree):
+    def data(leaf):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(leaf) if is_key else leaf
+
+    return jax.tree.map(data, tree)
+
+
+def test_what_a_worker_is_sent_comes_back_the_same(key, rng):
+    """States by pickle; objectives and steps, closures like Optax's own, by cloudpickle (Ray)."""
+    cloudpickle = pytest.importorskip("cloudpickle")
+    optimizer = optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(3)), optax.sgd(0.1))
+    state = train.init({"w": jnp.ones((1, 3))}, {}, optimizer)
+    chex.assert_trees_all_equal(
+        _key_data(pickle.loads(pickle.dumps(state))),  # noqa: S301  # our own
+        _key_data(state),
+    )
+    for objective in (*OBJECTIVES.values(), steingan.steingan(), two_player.kale()):
+        assert type(cloudpickle.loads(cloudpickle.dumps(objective))) is type(objective)
+    state, step, data = _setup(rng, "mmd")
+    twin = cloudpickle.loads(cloudpickle.dumps(step))
+    chex.assert_trees_all_equal(jax.jit(twin)(state, key, data), jax.jit(step)(state, key, data))
+
+
+def _latents(key, n):
+    return jnp.ones((n, 3))
+
+
+def _descend(key, samples, data, *, axis_name=None):
+    return samples, {}
+
+
+GENERATOR = r"expected \(params, batch_stats, latents\) -> \(samples, batch_stats\)"
+WRONG = {
+    "a generator of two": (
+        {"generator": lambda p, z: (z, {})},
+        rf"generator: got \(p, z\).*{GENERATOR}",
+    ),
+    "bare samples": ({"generator": lambda p, s, z: z}, rf"generator: returned .*{GENERATOR}"),
+    "one sample": (
+        {"generator": lambda p, s, z: (z[0], s)},
+        r"samples of generator: returned shape",
+    ),
+    "no latents": ({"sample_latents": lambda key: 0}, r"sample_latents: got \(key\).*\(key, n\)"),
+    "few latents": (
+        {"sample_latents": lambda key, n: jnp.ones(3)},
+        "sample_latents: returned shape",
+    ),
+    "an objective of two": (
+        {"objective": lambda x, y: x},
+        r"objective: got \(x, y\).*\(key, samples, data, \*, axis_name\)",
+    ),
+    "a bare direction": (
+        {"objective": lambda key, x, y, *, axis_name=None: x},
+        r"objective: returned .*direction like samples, info",
+    ),
+    "a loss": (
+        {"objective": lambda key, x, y, *, axis_name=None: (jnp.mean(x), {})},
+        r"objective: returned shape \(\) and dict",
+    ),
+    "a rule of one": (
+        {"objective": objectives.mmd_v(lambda x: kernels.imq_mixture(1.0))},
+        r"make_kernel: got \(x\).*\(samples, data, \*, axis_name\) -> kernel",
+    ),
+    "a lengthscale": (
+        {"objective": objectives.kl(lambda x, y, *, axis_name: 1.0)},
+        "make_kernel: returned float",
+    ),
+    "a pull-back of two": (
+        {"pull_back": lambda fn, params: params},
+        r"pull_back: got \(fn, params\).*\(generator_fn, params, direction\)",
+    ),
+    "another tree": (
+        {"pull_back": lambda fn, params, phi: phi},
+        "pull_back: returned another tree",
+    ),
+    "a network of two": (
+        {"objective": critic.Critic(two_player.hinge(), lambda p, x: x, OPTIMIZER)},
+        r"critic.apply: got \(p, x\).*\(params, stats, x\) -> \(output, stats\)",
+    ),
+    "bare values": (
+        {"objective": critic.Critic(two_player.hinge(), lambda p, s, x: x[:, 0], OPTIMIZER)},
+        r"critic.apply: returned .*\(output, stats\)",
+    ),
+    "no function": ({"generator": 3}, f"generator: got int; {GENERATOR}"),
+}
+
+
+def _step_of(**functions):
+    functions = {
+        "generator": lambda params, stats, latents: (latents * params["w"], stats),
+        "objective": _descend,
+        "sample_latents": _latents,
+    } | functions
+    state = train.init({"w": jnp.ones((1, 3))}, {}, OPTIMIZER)
+    if isinstance(functions["objective"], critic.Critic):
+        state = state._replace(critic=critic.init({}, {}, functions["objective"]))
+    generator, objective = functions.pop("generator"), functions.pop("objective")
+    step = train.make_train_step(generator, objective, OPTIMIZER, **functions)
+    return lambda key: jax.eval_shape(step, state, key, jnp.ones((4, 3)))
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_function_of_another_form_is_named_with_the_right_one(key, name):
+    functions, message = WRONG[name]
+    with pytest.raises(ValueError, match=message) as error:
+        _step_of(**functions)(key)
+    assert "\n" not in str(error.value)
+
+
+def test_errors_of_the_callers_own_are_left_as_they_are(key):
+    def generator(params, batch_stats, latents):
+        raise TypeError("mine")
+
+    with pytest.raises(TypeError, match=r"^mine"):
+        _step_of(generator=generator)(key)
 
 
 def test_uint8_is_read_as_the_unit_interval():
