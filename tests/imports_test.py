@@ -16,7 +16,8 @@ SOURCES = {path.stem: path for path in pathlib.Path(kernelgrad.__file__).parent.
 ROWS = [
     {"__init__"},
     {"types"},
-    {"_checks", "_axes"},
+    {"_axes"},
+    {"_checks"},
     {"tiles", "distances", "_markov"},
     {"pairwise"},
     {"median", "_gram"},
