@@ -192,6 +192,8 @@ def _ascend(
 
     def proxy(locations: Array) -> Array:
         features = _stein_features(particles, score, kernel, locations)
+        unit = lax.stop_gradient(jnp.max(jnp.abs(features)))  # whose fourth power may overflow
+        features = features / jnp.where(unit > 0, unit, 1)
         variance = 4 * jnp.var(_dot(features, jnp.mean(features, axis=0)))
         null_level = jnp.mean(jnp.sum(jnp.square(features), axis=1))
         floor = jnp.square(_LEAST_DEVIATION * null_level) + jnp.finfo(features.dtype).tiny
