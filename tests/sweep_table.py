@@ -417,6 +417,7 @@ row(
     ),
     (-2, 0),
     smooth=False,
+    least=6,
 )
 row(
     "ksd.stein_thinning",
@@ -449,7 +450,7 @@ row(
     ),
     (-2, 0, 1),
     smooth=False,
-    least=4,
+    least=10,
 )
 row(
     "chains.stein_test",
@@ -459,6 +460,7 @@ row(
     ),
     (-2, 0, 0),
     smooth=False,
+    least=10,
 )
 row(
     "chains.stein_block_length",

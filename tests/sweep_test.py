@@ -163,9 +163,7 @@ def test_few_points_of_any_dimension_are_taken_or_refused_in_one_line(name, shap
 
 
 @TAKING_ARRAYS
-def test_half_precision_comes_back_as_it_is_or_as_float32(name, request):
-    if name.startswith("chains."):
-        request.applymarker(pytest.mark.xfail(reason="no FFT in half precision", strict=False))
+def test_half_precision_comes_back_as_it_is_or_as_float32(name):
     for dtype in (jnp.float16, jnp.bfloat16):
         for leaf in jax.eval_shape(lambda a: call(name, a), data(name, dtype=dtype)):
             assert leaf.dtype in (dtype, jnp.float32, jnp.int32, jnp.bool_)
