@@ -1,12 +1,13 @@
-"""Types of loops under jax.shard_map, where a value is one on all devices or varies over them."""
+"""Values on meshes: what is whole on every device, what is sharded, what varies over devices."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
-from kernelgrad.types import PyTree
+from kernelgrad.types import Array, PyTree
 
 
 def varying(tree: PyTree, *inputs: PyTree) -> PyTree:
@@ -27,3 +28,19 @@ def varying(tree: PyTree, *inputs: PyTree) -> PyTree:
     return jax.tree.map(
         lambda leaf: lax.select_n(mark, leaf, leaf), jax.tree.map(jnp.asarray, tree)
     )
+
+
+def whole(array: Array) -> Array:
+    """Returns the array, gathered to every device where explicit axes of a mesh shard it.
+
+    Pairs of points have no sharding of their own in JAX's types. Every device then computes on all
+    points; to share the work, call a function with its axis_name inside of jax.shard_map.
+
+    Args:
+      array: any.
+    """
+    sharding = jax.typeof(array).sharding
+    if all(axis is None for axis in sharding.spec):
+        return array
+    mesh = sharding.mesh if isinstance(array, jax.core.Tracer) else array.sharding.mesh  # type: ignore[attr-defined]
+    return jax.sharding.reshard(array, NamedSharding(mesh, PartitionSpec()))

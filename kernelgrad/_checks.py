@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kernelgrad import _axes
 from kernelgrad.types import Array, PyTree
 
 ArrayLike = Array | np.ndarray | np.generic | complex
@@ -21,7 +22,8 @@ ArrayLike = Array | np.ndarray | np.generic | complex
 def array(name: str, value: ArrayLike, kind: type = jnp.number, expected: str = "numbers") -> Array:
     """Returns an array-like as a JAX array; the one way into every public function.
 
-    JAX arrays, traced ones too, come back as they are. NumPy arrays are copied, whatever their
+    JAX arrays, traced ones too, come back as they are, but for one that is sharded over explicit
+    axes of a mesh, which comes back whole, on every device. NumPy arrays are copied, whatever their
     strides and byte order, in the dtype that JAX has for theirs: float32 for float64 without x64.
 
     Args:
@@ -38,7 +40,7 @@ def array(name: str, value: ArrayLike, kind: type = jnp.number, expected: str = 
     if not jnp.issubdtype(got.dtype, kind):
         raise ValueError(f"{name}: got dtype {got.dtype}; expected {expected}")
     if isinstance(got, jax.Array):
-        return got
+        return _axes.whole(got)
     too_wide = got.dtype.kind == "f" and got.dtype.itemsize > 8
     dtype = np.dtype(np.float64) if too_wide else got.dtype.newbyteorder("=")
     with np.errstate(over="ignore"):  # infinity says it

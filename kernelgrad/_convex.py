@@ -62,7 +62,8 @@ def mixture_shares(
     start = even, growth(even), jnp.zeros((), jnp.int32)
     start = _axes.varying(start, likelihood)
     shares, factor, _ = lax.while_loop(unfinished, raise_likelihood, start)
-    return jnp.log(shares), jnp.maximum(jnp.log(jnp.max(factor)), 0)
+    gap = jnp.log(jnp.max(factor))  # NaN where the likelihood is
+    return jnp.where(jnp.isnan(gap), jnp.nan, jnp.log(shares)), jnp.maximum(gap, 0)
 
 
 def classifier(

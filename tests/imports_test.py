@@ -16,7 +16,8 @@ SOURCES = {path.stem: path for path in pathlib.Path(kernelgrad.__file__).parent.
 ROWS = [
     {"__init__"},
     {"types"},
-    {"_checks", "_axes", "_equality"},
+    {"_axes"},
+    {"_checks", "_equality"},
     {"tiles", "distances"},
     {"pairwise"},
     {"median", "_gram"},

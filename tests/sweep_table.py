@@ -52,12 +52,13 @@ KINDS = {
     **dict.fromkeys(["cov1", "cov2"], "covariance"),
     **dict.fromkeys(["lengthscales"], "grid"),
     "latent": "latent",
+    "place": "place",
     "params": "latent",
     "normal_latents": "unitless",
     "probs": "probabilities",
     "labels": "labels",
 }
-POWERS = {"points": 1, "score": -1, "mean": 1, "covariance": 2, "grid": 1}  # else 0
+POWERS = {"points": 1, "place": 1, "score": -1, "mean": 1, "covariance": 2, "grid": 1}  # else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +132,7 @@ def example(names, rng, *, n=10, d=3, dtype=np.float32, unit=1.0, offset=0.0):
             "covariance": lambda: np.cov(rng.normal(size=(d, d + 5))).reshape(d, d),
             "grid": lambda: np.array([1.0, 2.0]),
             "latent": lambda: rng.normal(size=d),
+            "place": lambda: rng.normal(size=d),
             "probabilities": lambda: rng.dirichlet(np.ones(d), size=n),
             "labels": lambda: rng.integers(0, 4, size=n),
         }[kind]()
@@ -415,6 +417,7 @@ row(
     ),
     (-2, 0),
     smooth=False,
+    least=6,
 )
 row(
     "ksd.stein_thinning",
@@ -447,7 +450,7 @@ row(
     ),
     (-2, 0, 1),
     smooth=False,
-    least=4,
+    least=10,
 )
 row(
     "chains.stein_test",
@@ -457,7 +460,7 @@ row(
     ),
     (-2, 0, 0),
     smooth=False,
-    least=8,
+    least=10,
 )
 row(
     "chains.stein_block_length",
@@ -872,16 +875,16 @@ row(
 
 
 def _markov_row(function, powers, call):
-    row(function, "latent", call, powers)
+    row(function, "place", call, powers)
 
 
-_markov_row("hmc.init", (1, 0, -1), lambda e, latent: hmc.init(latent, e.log_density))
+_markov_row("hmc.init", (1, 0, -1), lambda e, place: hmc.init(place, e.log_density))
 _markov_row(
     "hmc.step",
     (1, 0, -1, 0, 0, 0, 0),
-    lambda e, latent: hmc.step(
+    lambda e, place: hmc.step(
         e.key,
-        hmc.init(latent, e.log_density),
+        hmc.init(place, e.log_density),
         e.log_density,
         step_size=e.number(0.3 * e.unit),
         num_leapfrog_steps=2,
@@ -890,27 +893,27 @@ _markov_row(
 _markov_row(
     "hmc.leapfrog",
     (1, 0, -1, 0),
-    lambda e, latent: hmc.leapfrog(
-        hmc.init(latent, e.log_density),
-        np.ones(latent.shape),
+    lambda e, place: hmc.leapfrog(
+        hmc.init(place, e.log_density),
+        np.ones(place.shape),
         e.log_density,
         step_size=e.number(0.3 * e.unit),
         num_leapfrog_steps=2,
     ),
 )
-_markov_row("langevin.init", (1, 0, -1), lambda e, latent: langevin.init(latent, e.log_density))
+_markov_row("langevin.init", (1, 0, -1), lambda e, place: langevin.init(place, e.log_density))
 _markov_row(
     "langevin.underdamped_init",
     (1, 0, -1, 0),
-    lambda e, latent: langevin.underdamped_init(e.key, latent, e.log_density),
+    lambda e, place: langevin.underdamped_init(e.key, place, e.log_density),
 )
 for function, extra in ((langevin.ula_step, 1), (langevin.mala_step, 4)):
     _markov_row(
         f"langevin.{function.__name__}",
         (1, 0, -1) + (0,) * extra,
-        lambda e, latent, f=function: f(
+        lambda e, place, f=function: f(
             e.key,
-            langevin.init(latent, e.log_density),
+            langevin.init(place, e.log_density),
             e.log_density,
             step_size=e.number(0.1 * e.unit**2),
         ),
@@ -918,9 +921,9 @@ for function, extra in ((langevin.ula_step, 1), (langevin.mala_step, 4)):
 _markov_row(
     "langevin.underdamped_step",
     (1, 0, -1, 0, 0),
-    lambda e, latent: langevin.underdamped_step(
+    lambda e, place: langevin.underdamped_step(
         e.key,
-        langevin.underdamped_init(e.key, latent, e.log_density),
+        langevin.underdamped_init(e.key, place, e.log_density),
         e.log_density,
         step_size=e.number(0.3 * e.unit),
         friction=e.number(1.0 / e.unit),

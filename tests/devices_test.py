@@ -1,0 +1,170 @@
+"""Values and gradients over devices, under pmap and shard_map, are those of one device.
+
+Run as a script, under four forced devices, it compares the numbers and prints what differs.
+"""
+
+import itertools
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from sweep_table import TABLE, Setting, example
+
+from kernelgrad import tiles
+
+SPREAD = [name for name, row in TABLE.items() if row.spread and row.names]
+ALONE = [name for name, row in TABLE.items() if not row.spread and row.names]
+
+
+def data(name, n=16):
+    return example(TABLE[name].names, np.random.default_rng(len(name)), n=n)
+
+
+def mesh(count, kind=AxisType.Auto):
+    return Mesh(np.array(jax.devices()[:count]), ("i",), axis_types=(kind,))
+
+
+def function(name, axis_name=None):
+    """A row's outputs and, where it is smooth, the gradient of their sum in its arrays."""
+    row = TABLE[name]
+    setting = Setting(axis_name=axis_name)
+
+    def total(arrays):
+        outputs = row.call(setting, **arrays)
+        floats = [leaf for leaf in jax.tree.leaves(outputs) if leaf.dtype.kind == "f"]
+        return sum(jnp.sum(jnp.sin(leaf)) for leaf in floats), outputs
+
+    def values_and_gradients(arrays):
+        if row.smooth:
+            gradient, outputs = jax.grad(total, has_aux=True)(arrays)
+            return outputs, gradient
+        return total(arrays)[1], {}
+
+    return values_and_gradients
+
+
+def specs(name):
+    """Where a row's outputs are: this device's rows, or the same on all."""
+    row = TABLE[name]
+    places = {"rows": P("i"), "same": P()}
+    spread = row.spread
+    outputs = places[spread] if isinstance(spread, str) else tuple(places[s] for s in spread)
+    return outputs, P("i")
+
+
+@pytest.fixture
+def tiled(monkeypatch):
+    monkeypatch.setattr(tiles, "DENSE_PAIRS", 0)
+    monkeypatch.setattr(tiles, "TILE_ROWS", 8)
+    monkeypatch.setattr(tiles, "TILE_COLS", 8)
+
+
+@pytest.mark.parametrize("name", SPREAD)
+def test_shard_map_takes_an_axis_name(name, tiled):
+    """With its default check that what leaves as one value is one; by tracing."""
+    mapped = jax.shard_map(
+        function(name, "i"), mesh=mesh(2), in_specs=P("i"), out_specs=specs(name)
+    )
+    jax.eval_shape(mapped, data(name))
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_shard_map_takes_each_device_for_itself(name, tiled):
+    arrays = {key: np.stack([value, value]) for key, value in data(name).items()}
+
+    def own(arrays):
+        here = jax.tree.map(lambda a: a[0], arrays)
+        return jax.tree.map(lambda a: a[None], function(name)(here))
+
+    jax.eval_shape(jax.shard_map(own, mesh=mesh(2), in_specs=P("i"), out_specs=P("i")), arrays)
+
+
+@pytest.mark.parametrize("name", SPREAD + ALONE)
+def test_arrays_sharded_over_explicit_axes_are_taken_whole(name):
+    one = mesh(2, AxisType.Explicit)
+    rows = NamedSharding(one, P("i"))
+    with jax.set_mesh(one):
+        arrays = {
+            key: jax.device_put(value, rows) if len(value) % 2 == 0 else jnp.asarray(value)
+            for key, value in data(name).items()
+        }
+        jax.eval_shape(function(name), arrays)
+
+
+def _run(*arguments):
+    """This file as a script with four devices."""
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    root = pathlib.Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, __file__, *arguments],
+        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": f"{root}:{root.parent}"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["median.median_squared_distance", "mmd.mmd_v_statistic", "score.stein_score"]
+)
+def test_two_devices_give_the_values_and_gradients_of_one(name, tiled, capsys):
+    _compare(name, 2, ways=1)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_devices_give_the_values_and_gradients_of_one_everywhere(count):
+    _run(str(count), *SPREAD)
+
+
+def _spread_out(name, count):
+    """The same by pmap and by both kinds of shard_map, as arrays of the whole."""
+    arrays, call = data(name), function(name, "i")
+    for check in (True, False):
+        mapped = jax.shard_map(
+            call, mesh=mesh(count), in_specs=P("i"), out_specs=specs(name), check_vma=check
+        )
+        yield f"shard_map, check_vma={check}", 1 if check else count, jax.jit(mapped)(arrays)
+    shares = jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), arrays)
+    outputs, gradients = jax.pmap(call, axis_name="i", devices=jax.devices()[:count])(shares)
+    spread = TABLE[name].spread
+    leaves = jax.tree.leaves(outputs)
+    spread = [spread] * len(leaves) if isinstance(spread, str) else spread
+    leaves = [
+        leaf[0] if where == "same" else leaf.reshape(-1, *leaf.shape[2:])
+        for where, leaf in zip(spread, leaves, strict=True)
+    ]
+    joined = jax.tree.map(lambda g: g.reshape(-1, *g.shape[2:]), gradients)
+    yield "pmap", count, (leaves, joined)
+
+
+def _compare(name, count, ways=3):
+    want_values, want_gradients = jax.jit(function(name))(data(name))
+    for way, copies, (values, gradients) in itertools.islice(_spread_out(name, count), ways):
+        # without types of what varies, each device's copy of one value has a gradient of its own
+        same = TABLE[name].spread == "same"
+        scale = copies if same else 1
+        if not isinstance(TABLE[name].spread, str):
+            gradients, want_gradients = {}, {}
+        for kind, got, want, factor in (
+            ("value", values, want_values, 1),
+            ("gradient", gradients, want_gradients, scale),
+        ):
+            for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+                a, b = np.asarray(a) / factor, np.asarray(b)
+                if not np.allclose(a, b, rtol=2e-4, atol=2e-5 * np.abs(b).max()):
+                    print(name, way, kind, np.abs(a - b).max(), np.abs(b).max())
+
+
+if __name__ == "__main__":
+    tiles.DENSE_PAIRS, tiles.TILE_ROWS, tiles.TILE_COLS = 0, 4, 4
+    for one in sys.argv[2:]:
+        _compare(one, int(sys.argv[1]))
