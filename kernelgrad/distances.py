@@ -144,7 +144,7 @@ def chosen(exact: Array, rows: Points, cols: Points, shift: Any = None) -> Array
         return direct(rows, cols)
     exactly = jax.checkpoint(direct)
     sq_dist = choose(exact, lambda: exactly(rows, cols), lambda: products(rows, cols))
-    sq_dist += lax.stop_gradient(jnp.maximum(sq_dist, 0) - sq_dist)  # keeps d/dx at coincidence
+    sq_dist += lax.stop_gradient(jnp.where(sq_dist < 0, -sq_dist, 0))  # keeps d/dx at coincidence
     return sq_dist if shift is None else jnp.where(same_point(sq_dist, shift), 0, sq_dist)
 
 

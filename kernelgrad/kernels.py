@@ -27,6 +27,8 @@ from kernelgrad.types import Array, Kernel, PyTree
 
 Scales = float | Sequence[float] | Array
 
+_FARTHEST = 1e4  # lengthscales: a root distance, whose exponential is 0 in float64, too
+
 
 @_equality.by_value
 @functools.partial(
@@ -404,8 +406,9 @@ def _root(u: Array, scale: float) -> Array:
 
 
 def _unless_zero(u: Array, fn: Callable[[Array], Array], scale: float) -> Array:
-    """Returns fn(sqrt(scale u)), 0 at u = 0."""
-    return jnp.where(u <= 0, 0, fn(jnp.sqrt(scale * jnp.where(u <= 0, 1, u))))
+    """Returns fn(sqrt(scale u)), 0 at u = 0; the root stops where its exponential is long 0."""
+    root = jnp.sqrt(scale * jnp.where(u <= 0, 1, u))
+    return jnp.where(u <= 0, 0, fn(jnp.minimum(root, _FARTHEST)))
 
 
 def _rbf(u: Array) -> Array:
@@ -427,7 +430,7 @@ _matern32_forms = _closed_form(
     lambda u: _unless_zero(u, lambda s: 2.25 * jnp.exp(-s) / s, 3),
 )
 _matern52_forms = _closed_form(
-    lambda u: (1 + _root(u, 5) + 5 * u / 3) * jnp.exp(-_root(u, 5)),
+    lambda u: (1 + _root(u, 5) + _root(u, 5) ** 2 / 3) * jnp.exp(-_root(u, 5)),
     lambda u: -5 / 6 * (1 + _root(u, 5)) * jnp.exp(-_root(u, 5)),
     lambda u: 25 / 12 * jnp.exp(-_root(u, 5)),
 )

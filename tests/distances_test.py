@@ -199,3 +199,20 @@ def test_stein_kernels_know_no_unit(unit, rng):
     (expected, indices), (got, others) = statistics(1.0), statistics(unit)
     np.testing.assert_allclose(got, expected, atol=1e-6 * expected[0])
     np.testing.assert_array_equal(others, indices)
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["rbf_mixture", "imq_mixture", "matern32", "matern52", "laplace", "rational_quadratic"],
+)
+def test_points_whose_squares_overflow_are_far(family, rng):
+    """Squared distances of 1e39 are infinite in float32; no kernel, sum or score is NaN there."""
+    kernel = getattr(kernels, family)(1.0)
+    x, queries = rng.normal(size=(5, 4)).astype(np.float32), np.full((2, 4), 3e19, np.float32)
+    for values in (
+        kernels.gram(kernel, queries, x),
+        pairwise.gradient_sum(kernel, queries, x),
+        score.stein_score_at(queries, x, kernel, ridge=1.0),
+        score.rkhs_score_at(queries, x, kernel, ridge=1.0),
+    ):
+        np.testing.assert_array_equal(values, np.zeros_like(values))
