@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 
+from kernelgrad import _axes
 from kernelgrad.types import Array, Kernel
 
 DIRECT_DIMENSIONS = 3  # up to here differences are as cheap as a matmul
@@ -255,7 +256,7 @@ def lost(kernel: Kernel | None, rows: Points, cols: Points, shift: Any = None) -
     Cost: O(n + m) where the points are within some five lengthscales of their middle, else a
       matmul.
     """
-    rows, cols, kernel = lax.stop_gradient((rows, cols, kernel))
+    rows, cols, kernel, shift = _axes.varying(lax.stop_gradient((rows, cols, kernel, shift)))
     unit = jnp.finfo(rows.raw.dtype).eps
 
     def moves(rounding: Array) -> Array:
@@ -272,7 +273,8 @@ def lost(kernel: Kernel | None, rows: Points, cols: Points, shift: Any = None) -
         return _any(jnp.any(bad).astype(jnp.int32))
 
     farthest = unit * (jnp.max(rows.sq_norms) + jnp.max(cols.sq_norms))
-    return choose(_any(moves(farthest).astype(jnp.int32)), look, lambda: jnp.zeros((), jnp.int32))
+    possible = _any(moves(farthest).astype(jnp.int32))
+    return choose(possible, look, lambda: possible)
 
 
 def far_apart(rows: Points, cols: Points, borne: Array) -> Array:
