@@ -51,7 +51,8 @@ class Points(NamedTuple):
         middle = jnp.median(norms)
         middle = jnp.where(middle > 0, middle, jnp.max(norms))
         middle = jnp.where((middle > 0) & jnp.isfinite(middle), middle, 1)
-        return jnp.exp2(jnp.round(jnp.log2(middle) / 2))
+        exponent = jnp.frexp(middle)[1] // 2
+        return jnp.ldexp(jnp.ones((), middle.dtype), exponent)
 
 
 def prepare(

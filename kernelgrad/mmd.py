@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _gram, _resampling, pairwise
+from kernelgrad import _checks, _gram, _resampling, distances, pairwise
 from kernelgrad.types import Array, Kernel, Key, TestResult
 
 _PERMUTATIONS_AT_ONCE = 128
@@ -245,10 +245,11 @@ def _samples(x: Array, y: Array, kernel: Kernel, axis_name: str | None) -> _Samp
     few = [points[:: -(-points.shape[0] // _OFFSET_POINTS)] for points in (x, y)]
     some = lax.stop_gradient(pairwise.gather(jnp.concatenate(few), axis_name))
     base = lax.stop_gradient(base)
-    weights = jnp.full((some.shape[0], 1), 1 / some.shape[0], some.dtype)
 
-    def mean(points: Array) -> Array:
-        return pairwise.kernel_sum(base, lax.stop_gradient(points), some, weights)[:, 0]
+    def mean(points: Array) -> Array:  # any function does, so that lost digits do no harm
+        rows, cols = distances.prepare(lax.stop_gradient(points), some)
+        sq_dist = distances.products(rows, cols)
+        return jnp.mean(base.profile(jnp.where(sq_dist > 0, sq_dist, 0)), axis=1)
 
     level = jnp.mean(mean(some)) / 2
     return _Samples(x, y, pairwise.radial(kernel), mean(x) - level, mean(y) - level)

@@ -28,6 +28,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("slow: set KERNELGRAD_SLOW_TESTS=1")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """What a file of tests compiled is dropped from memory behind it; the folder keeps it."""
+    yield
+    jax.clear_caches()
+
+
 def _seed(request: pytest.FixtureRequest) -> int:
     return int.from_bytes(hashlib.sha256(request.node.name.encode()).digest()[:4], "big")
 
