@@ -233,7 +233,9 @@ DAMAGES = {
     "flip again": _flip,
     "cut": lambda content, _: content[: len(content) // 2],
     "cut the last byte": lambda content, _: content[:-1],
-    "flip a separator": lambda content, _: content[:64] + b"!" + content[65:],
+    "flip a separator": lambda content, _: (
+        content[:64] + (b"?" if content[64:65] == b"!" else b"!") + content[65:]
+    ),
     "zero": lambda content, _: bytes(len(content)),
     "delete": lambda content, _: None,
 }
