@@ -131,7 +131,7 @@ def _pivoted_cholesky(kernel: Kernel, points: Array, rank: int) -> tuple[Array, 
     def add(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         factor, left = carry
         pivot = jnp.argmax(left)
-        sq_dist = distances.sq_norms(points - points[pivot])
+        sq_dist = distances.sq_norms(points - points[pivot][None])
         row = kernel.profile(sq_dist) - _gram.dot(factor[:, pivot], factor)
         row = jnp.where(left[pivot] > rounding, row * lax.rsqrt(left[pivot]), 0)
         left = jnp.maximum(left - jnp.square(row), 0).at[pivot].set(0)
