@@ -1,4 +1,4 @@
-# make run | test | check | bench | test-statistical | test-faults: each sets up .venv once and is quick afterwards.
+# make run | test | check | bench | test-statistical | test-faults: each sets up .venv once.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,7 +23,7 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 run: $(VENV)/.installed ## train a generator on the embedded digits, about two minutes
 	$(BIN)/python -m experiments.train --dataset=digits --workdir=$(WORKDIR)
 
-test: $(VENV)/.installed-dev ## the tests, about a quarter of an hour on two cores
+test: $(VENV)/.installed-dev ## the tests, about half an hour on two cores
 	$(BIN)/python -m pytest --numprocesses=3
 
 test-statistical: $(VENV)/.installed-dev ## calibration and invariance figures at full length, printed
