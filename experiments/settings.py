@@ -20,14 +20,6 @@ from kernelgrad.objectives import MakeKernel, Objective
 from kernelgrad.two_player import TwoPlayer
 from kernelgrad.types import Array
 
-KERNELS = {
-    "imq": kernels.imq_mixture,
-    "rbf": kernels.rbf_mixture,
-    "rational_quadratic": kernels.rational_quadratic,
-    "matern32": kernels.matern32,
-    "matern52": kernels.matern52,
-    "laplace": kernels.laplace,
-}
 PENALTIES = {
     "two_sided": adversarial.gradient_penalty,
     "one_sided": adversarial.one_sided_gradient_penalty,
@@ -76,7 +68,7 @@ class Choice(NamedTuple):
 
 def _make_kernel(config: Config) -> MakeKernel:
     return functools.partial(
-        kernels.median_mixture, KERNELS[config.kernel], scales=config.kernel_scales
+        kernels.median_mixture, kernels.FAMILIES[config.kernel], scales=config.kernel_scales
     )
 
 
@@ -203,7 +195,7 @@ class Config:
     prior: str = fields.choice("normal", PRIORS, "Prior of the latents.")
     learning_rate: float = fields.positive(1e-3, "Adam's learning rate.")
     b1: float = fields.share(0.9, "Adam's decay of the first moment.")
-    kernel: str = fields.choice("imq", KERNELS, "Family of the mixture.")
+    kernel: str = fields.choice("imq", kernels.FAMILIES, "Family of the mixture.")
     kernel_scales: tuple[float, ...] = fields.numbers(
         (0.5, 1.0, 2.0, 4.0),
         1e-12,

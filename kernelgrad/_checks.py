@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernelgrad import _axes
+from kernelgrad import _devices
 from kernelgrad.types import Array, PyTree
 
 ArrayLike = Array | np.ndarray | np.generic | complex
@@ -40,7 +40,7 @@ def array(name: str, value: ArrayLike, kind: type = jnp.number, expected: str = 
     if not jnp.issubdtype(got.dtype, kind):
         raise ValueError(f"{name}: got dtype {got.dtype}; expected {expected}")
     if isinstance(got, jax.Array):
-        return _axes.whole(got)
+        return _devices.whole(got)
     too_wide = got.dtype.kind == "f" and got.dtype.itemsize > 8
     dtype = np.dtype(np.float64) if too_wide else got.dtype.newbyteorder("=")
     with np.errstate(over="ignore"):  # infinity says it

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _axes, _gram, _solve
+from kernelgrad import _devices, _numeric, _solve
 from kernelgrad.types import Array
 
 _HALVINGS = 20  # of a Newton step, before it counts as no step
@@ -46,7 +46,7 @@ def mixture_shares(
     n, c = likelihood.shape
 
     def growth(shares: Array) -> Array:
-        return _gram.dot(1 / (n * _gram.dot(likelihood, shares)), likelihood)
+        return _numeric.dot(1 / (n * _numeric.dot(likelihood, shares)), likelihood)
 
     def unfinished(state: _Mixture) -> Array:
         _, factor, step = state
@@ -60,7 +60,7 @@ def mixture_shares(
 
     even = jnp.full(c, 1 / c, likelihood.dtype)
     start = even, growth(even), jnp.zeros((), jnp.int32)
-    start = _axes.varying(start, likelihood)
+    start = _devices.varying(start, likelihood)
     shares, factor, _ = lax.while_loop(unfinished, raise_likelihood, start)
     gap = jnp.log(jnp.max(factor))  # NaN where the likelihood is
     return jnp.where(jnp.isnan(gap), jnp.nan, jnp.log(shares)), jnp.maximum(gap, 0)
@@ -106,13 +106,13 @@ def classifier(
         state: _Newton,
     ) -> _Newton:
         weights, _, _, step = state
-        margins = _gram.dot(features, weights) + offsets
+        margins = _numeric.dot(features, weights) + offsets
         errors = jax.nn.sigmoid(-margins)
-        gradient = ridge * weights - _gram.dot(errors, features) / n
+        gradient = ridge * weights - _numeric.dot(errors, features) / n
         curvature = errors * jax.nn.sigmoid(margins) / n
-        hessian = _gram.dot(features.T, curvature[:, None] * features)
+        hessian = _numeric.dot(features.T, curvature[:, None] * features)
         change = -_solve.dense(hessian, ridge)(gradient[:, None])[:, 0]
-        turned = _gram.dot(features, change)
+        turned = _numeric.dot(features, change)
         values = jax.vmap(lambda s: objective(margins + s * turned, weights + s * change))(scales)
         known = jnp.isfinite(values)
         best = scales[jnp.argmin(jnp.where(known, values, jnp.inf))]
@@ -121,7 +121,7 @@ def classifier(
 
     infinite, one = jnp.full((), jnp.inf, features.dtype), jnp.ones((), features.dtype)
     start = jnp.zeros(c, features.dtype), infinite, one, jnp.zeros((), jnp.int32)
-    start = _axes.varying(start, features, offsets, ridge)
+    start = _devices.varying(start, features, offsets, ridge)
     weights, gap, _, _ = lax.while_loop(unfinished, descend, start)
     return weights, gap
 
@@ -167,7 +167,7 @@ def quadratic(
 
     def descend(state: _Projected) -> _Projected:
         point, ahead, momentum, _, step = state
-        moved = project(ahead - (_gram.dot(matrix, ahead) - target) / curvature)
+        moved = project(ahead - (_numeric.dot(matrix, ahead) - target) / curvature)
         change, back = moved - point, ahead - moved
         momentum = jnp.where(jnp.vdot(back, change) > 0, 1, momentum)
         grown = (1 + jnp.sqrt(1 + 4 * jnp.square(momentum))) / 2
@@ -176,6 +176,6 @@ def quadratic(
 
     infinite, one = jnp.full((), jnp.inf, start.dtype), jnp.ones((), start.dtype)
     first = start, start, one, infinite, jnp.zeros((), jnp.int32)
-    first = _axes.varying(first, matrix, target)
+    first = _devices.varying(first, matrix, target)
     point, _, _, residual, _ = lax.while_loop(unfinished, descend, first)
     return point, residual

@@ -1,16 +1,13 @@
-"""What the score estimators share: the gram of the samples, the sums of its gradients, dtypes."""
+"""Grams that are held, with the sums of their gradients, and what keeps their entries finite."""
 
-import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import distances, pairwise
+from kernelgrad import _distances, _traits, pairwise
 from kernelgrad.types import Array, Kernel
-
-dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
 def pairs(
@@ -21,12 +18,12 @@ def pairs(
     The gradient is in the queries alone. Samples None stands for the queries themselves, held
     still, with exactly zero self-distances.
     """
-    targets = pairwise.embed(kernel, queries if samples is None else samples)
+    targets = _traits.embed(kernel, queries if samples is None else samples)
 
     def values(x: Array) -> Array:
-        rows, cols = distances.prepare(pairwise.embed(kernel, x), targets)
+        rows, cols = _distances.prepare(_traits.embed(kernel, x), targets)
         return profile(
-            distances.between(pairwise.radial(kernel), rows, cols, 0 if samples is None else None)
+            _distances.between(_traits.radial(kernel), rows, cols, 0 if samples is None else None)
         )
 
     value, pull = jax.vjp(values, queries)
@@ -36,7 +33,7 @@ def pairs(
 def gram_and_repulsion(kernel: Kernel, samples: Array) -> tuple[Array, Array]:
     """Returns K and N of the samples; one distance matrix serves both where k is radial."""
     gram, pull = pairs(kernel.profile, kernel, samples, None)
-    if hasattr(kernel, "features"):
+    if _traits.is_feature_kernel(kernel):
         return gram, pairwise.gradient_sum(kernel, samples, None)
     return gram, -pull(jnp.ones_like(gram))
 
@@ -46,22 +43,6 @@ def at_zero(kernel: Kernel, other: Array) -> Array:
     return kernel.profile(jnp.zeros((), dtype=other.dtype))
 
 
-def wide(x: Array) -> Array:
-    """Returns x in at least float32."""
-    x = jnp.asarray(x)
-    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
-
-
-def like(value: float | Array, other: Array) -> Array:
-    """Returns the value in the dtype of `other`."""
-    return jnp.asarray(value).astype(jnp.result_type(other))
-
-
-def root(x: Array) -> Array:
-    """Returns the square root, with derivative 0 at 0, and 0 below."""
-    return jnp.where(x <= 0, 0, jnp.sqrt(jnp.where(x <= 0, 1, x)))
-
-
 def within_reach(kernel: Kernel, x: Array, others: Array) -> Array:
     """Returns x, with points whose squared distances would overflow brought nearer.
 
@@ -69,7 +50,7 @@ def within_reach(kernel: Kernel, x: Array, others: Array) -> Array:
     longer than 1) is moved to that distance, in its direction, with the derivative of the identity:
     what falls off with the distance keeps a finite value, and a slope that points right.
     """
-    scales = getattr(pairwise.radial(kernel), "lengthscales", jnp.ones(1, x.dtype))
+    scales = getattr(_traits.radial(kernel), "lengthscales", jnp.ones(1, x.dtype))
     shortest = lax.stop_gradient(jnp.min(scales)).astype(x.dtype)
     reach = jnp.sqrt(jnp.finfo(x.dtype).max) / 16 * jnp.minimum(shortest, 1)
     centre = lax.stop_gradient(others[:1])

@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from kernelgrad import _checks, _gram
+from kernelgrad import _checks, _numeric
 from kernelgrad.types import Array, Key, LogDensityFn, PyTree
 
 _DIVERGENCE = 1000.0  # Stan's bound: a good integrator never errs by that much
@@ -85,7 +85,7 @@ def normal_like(key: Key, tree: PyTree) -> PyTree:
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(key, len(leaves))
     draws = [
-        jax.random.normal(k, x.shape, _gram.wide(x).dtype).astype(x.dtype)
+        jax.random.normal(k, x.shape, _numeric.wide(x).dtype).astype(x.dtype)
         for k, x in zip(keys, leaves, strict=True)
     ]
     return jax.tree.unflatten(structure, draws)
@@ -114,7 +114,7 @@ def metropolis(
       finite: whether the proposal may be accepted at all; shape (), bool.
     """
     possible = finite & (energy_error < math.inf)
-    energy_error = jnp.where(possible, _gram.wide(energy_error), math.inf)
+    energy_error = jnp.where(possible, _numeric.wide(energy_error), math.inf)
     probability = jnp.exp(-jnp.maximum(energy_error, 0))
     dtype = probability.dtype
     threshold = jax.random.uniform(key, (), dtype) + jnp.finfo(dtype).eps  # its grid: in (0, 1]

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from kernelgrad import _gram
+from kernelgrad import _numeric
 from kernelgrad.types import Array, TestResult
 
 
@@ -24,9 +24,9 @@ def result(
     Raises:
       ValueError: a concrete statistic that is not finite: finite data whose squares overflow.
     """
-    statistic, null = _gram.wide(statistic), _gram.wide(null)
-    exceeded = jnp.sum(null >= statistic - _gram.like(rounding, statistic), dtype=jnp.int32)
-    p_value = _gram.like(1 + exceeded, statistic) / (1 + null.shape[0])
+    statistic, null = _numeric.wide(statistic), _numeric.wide(null)
+    exceeded = jnp.sum(null >= statistic - _numeric.like(rounding, statistic), dtype=jnp.int32)
+    p_value = _numeric.like(1 + exceeded, statistic) / (1 + null.shape[0])
     valid = valid & jnp.isfinite(statistic) & jnp.all(jnp.isfinite(null))
     if not isinstance(valid, jax.core.Tracer) and not valid:
         raise ValueError(f"statistic: got {statistic}; expected a finite number. Rescale the data")

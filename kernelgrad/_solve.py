@@ -13,7 +13,7 @@ from jax import lax
 from jax.scipy.linalg import cho_factor, cho_solve
 from jax.scipy.sparse.linalg import cg
 
-from kernelgrad import _axes, _gram, distances, pairwise
+from kernelgrad import _devices, _distances, _gram, _numeric, _traits, pairwise
 from kernelgrad.types import Array, Kernel
 
 NUM_PIVOTS = 256
@@ -40,7 +40,7 @@ def dense(gram: Array, ridge: Array) -> Solve:
     """
     matrix = gram + ridge * jnp.eye(gram.shape[0], dtype=gram.dtype)
     factor = cho_factor(lax.stop_gradient(matrix), lower=True)
-    return _linear(functools.partial(_gram.dot, matrix), functools.partial(cho_solve, factor))
+    return _linear(functools.partial(_numeric.dot, matrix), functools.partial(cho_solve, factor))
 
 
 def matrix_free(kernel: Kernel, points: Array, ridge: Array) -> Solve:
@@ -66,7 +66,7 @@ def matrix_free(kernel: Kernel, points: Array, ridge: Array) -> Solve:
     References:
       Harbrecht, Peters & Schneider 2012 (pivoted Cholesky); Higham 2002, chapter 12 (refinement).
     """
-    points, kernel = pairwise.embed(kernel, points), pairwise.radial(kernel)
+    points, kernel = _traits.embed(kernel, points), _traits.radial(kernel)
 
     def apply(vectors: Array) -> Array:
         return pairwise.kernel_sum(kernel, points, None, vectors) + ridge * vectors
@@ -103,7 +103,7 @@ def _refined(apply: Solve, precondition: Solve, ridge: Array, b: Array) -> Array
 
     largest = jnp.finfo(b.dtype).max
     start = jnp.zeros_like(b), b, jnp.full((), largest, b.dtype), jnp.full((), jnp.inf, b.dtype)
-    start = _axes.varying(start, ridge)
+    start = _devices.varying(start, ridge)
     x, residual, _, _ = lax.while_loop(unfinished, refine, start)
     return jnp.where(excess(x, residual) <= LARGEST_ERROR, x, jnp.nan) * scale
 
@@ -112,13 +112,14 @@ def _preconditioner(kernel: Kernel, points: Array, ridge: Array) -> Solve:
     """Returns the inverse of F F^T + mu I, by orthonormal eigenvectors: never indefinite."""
     factor, left = _pivoted_cholesky(kernel, points, min(NUM_PIVOTS, points.shape[0]))
     basis, corner = jnp.linalg.qr(factor.T)
-    values, vectors = jnp.linalg.eigh(_gram.dot(corner, corner.T))
-    basis, shift = _gram.dot(basis, vectors), ridge + jnp.mean(left)
+    values, vectors = jnp.linalg.eigh(_numeric.dot(corner, corner.T))
+    basis, shift = _numeric.dot(basis, vectors), ridge + jnp.mean(left)
     inverse = 1 / (jnp.maximum(values, 0) + shift)[:, None]
 
     def precondition(residual: Array) -> Array:
-        inside = _gram.dot(basis.T, residual)
-        return (residual - _gram.dot(basis, inside)) / shift + _gram.dot(basis, inverse * inside)
+        inside = _numeric.dot(basis.T, residual)
+        outside = residual - _numeric.dot(basis, inside)
+        return outside / shift + _numeric.dot(basis, inverse * inside)
 
     return precondition
 
@@ -131,14 +132,14 @@ def _pivoted_cholesky(kernel: Kernel, points: Array, rank: int) -> tuple[Array, 
     def add(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         factor, left = carry
         pivot = jnp.argmax(left)
-        sq_dist = distances.sq_norms(points - points[pivot][None])
-        row = kernel.profile(sq_dist) - _gram.dot(factor[:, pivot], factor)
+        sq_dist = _distances.sq_norms(points - points[pivot][None])
+        row = kernel.profile(sq_dist) - _numeric.dot(factor[:, pivot], factor)
         row = jnp.where(left[pivot] > rounding, row * lax.rsqrt(left[pivot]), 0)
         left = jnp.maximum(left - jnp.square(row), 0).at[pivot].set(0)
         return factor.at[index].set(row), left
 
     empty = jnp.zeros((rank, points.shape[0]), points.dtype)
-    start = _axes.varying((empty, jnp.broadcast_to(peak, points.shape[:1])), points)
+    start = _devices.varying((empty, jnp.broadcast_to(peak, points.shape[:1])), points)
     return lax.fori_loop(0, rank, add, start)
 
 

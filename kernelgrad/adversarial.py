@@ -24,7 +24,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from kernelgrad import _checks, _gram, pairwise
+from kernelgrad import _checks, _devices, _numeric
 from kernelgrad.types import Array, Key, PyTree
 
 # ----------------------------------------------------------------------------- losses of the GAN
@@ -196,9 +196,9 @@ def kl_estimate(real_logits: Array, fake_logits: Array, *, axis_name: str | None
       Donsker & Varadhan 1983; Huszar 2016, connection to KL minimisation.
     """
     real_logits, fake_logits = _wide(real_logits=real_logits, fake_logits=fake_logits)
-    real, fake = (pairwise.gather(logits, axis_name) for logits in (real_logits, fake_logits))
+    real, fake = (_devices.gather(logits, axis_name) for logits in (real_logits, fake_logits))
     bound = math.log(real.shape[0]) - jax.nn.logsumexp(-real) - jnp.mean(fake)
-    return pairwise.agreed(bound, axis_name)
+    return _devices.agreed(bound, axis_name)
 
 
 def wasserstein_bound(
@@ -234,9 +234,9 @@ def wasserstein_bound(
         _checks.shape(name, value, ())
     _checks.not_negative(noise_variance=noise_variance, diameter=diameter)
     (jsd,) = _checks.floating(jsd=jsd if hasattr(jsd, "dtype") else float(jsd))
-    jsd = _gram.wide(jsd)
-    spread, diameter = _gram.like(noise_variance, jsd), _gram.like(diameter, jsd)
-    return 2 * _gram.root(spread) + 2 * diameter * _gram.root(jsd)
+    jsd = _numeric.wide(jsd)
+    spread, diameter = _numeric.like(noise_variance, jsd), _numeric.like(diameter, jsd)
+    return 2 * _numeric.root(spread) + 2 * diameter * _numeric.root(jsd)
 
 
 # --------------------------------------------------------------------------- hinge and Wasserstein
@@ -335,7 +335,7 @@ def clip_weights(params: PyTree, *, clip: float | Array) -> PyTree:
     _checks.positive(clip=clip)
 
     def clipped(weight: Array) -> Array:
-        bound = _gram.like(clip, weight)
+        bound = _numeric.like(clip, weight)
         return jnp.clip(weight, -bound, bound)
 
     return jax.tree.map(clipped, _checks.floating_leaves("params", params))
@@ -366,10 +366,10 @@ def interpolates(key: Key, real: Array, fake: Array, *, axis_name: str | None = 
     """
     real, fake = _checks.batches(real=real, fake=fake)
     _checks.shape("fake", fake, real.shape)
-    size = real.shape[0] * pairwise.num_devices(axis_name)
-    dtype = _gram.wide(real).dtype
+    size = real.shape[0] * _devices.num_devices(axis_name)
+    dtype = _numeric.wide(real).dtype
     shares = jax.random.uniform(key, (size,) + (1,) * (real.ndim - 1), dtype)
-    shares = pairwise.share(shares, axis_name).astype(real.dtype)
+    shares = _devices.share(shares, axis_name).astype(real.dtype)
     return real + shares * (fake - real)
 
 
@@ -395,7 +395,7 @@ def gradient_penalty(critic_fn: Callable[[Array], Array], points: Array) -> Arra
     References:
       Gulrajani et al. 2017, eq. (3).
     """
-    return jnp.mean(jnp.square(_gram.root(_sq_slopes(critic_fn, points)) - 1))
+    return jnp.mean(jnp.square(_numeric.root(_sq_slopes(critic_fn, points)) - 1))
 
 
 def one_sided_gradient_penalty(critic_fn: Callable[[Array], Array], points: Array) -> Array:
@@ -420,7 +420,7 @@ def one_sided_gradient_penalty(critic_fn: Callable[[Array], Array], points: Arra
     References:
       Gulrajani et al. 2017, section 4; Petzka, Fischer & Lukovnikov 2018, eq. (8).
     """
-    return jnp.mean(jnp.square(jax.nn.relu(_gram.root(_sq_slopes(critic_fn, points)) - 1)))
+    return jnp.mean(jnp.square(jax.nn.relu(_numeric.root(_sq_slopes(critic_fn, points)) - 1)))
 
 
 def zero_centred_gradient_penalty(critic_fn: Callable[[Array], Array], points: Array) -> Array:
@@ -455,7 +455,7 @@ def _sq_slopes(critic_fn: Callable[[Array], Array], points: Array) -> Array:
     values, pull = jax.vjp(critic_fn, points)
     _checks.shape("critic_fn(points)", values, points.shape[:1])
     (gradients,) = pull(jnp.ones_like(values))
-    return jnp.sum(jnp.square(_gram.wide(gradients).reshape(points.shape[0], -1)), axis=1)
+    return jnp.sum(jnp.square(_numeric.wide(gradients).reshape(points.shape[0], -1)), axis=1)
 
 
 # --------------------------------------------------------------------------------- what they share
@@ -463,4 +463,4 @@ def _sq_slopes(critic_fn: Callable[[Array], Array], points: Array) -> Array:
 
 def _wide(**logits: Array) -> list[Array]:
     """Returns them as vectors in at least float32; raises ValueError for a wrong dtype or rank."""
-    return [_gram.wide(values) for values in _checks.vectors(**logits)]
+    return [_numeric.wide(values) for values in _checks.vectors(**logits)]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from kernelgrad import _checks, _gram, _markov, kernels, ksd
+from kernelgrad import _checks, _markov, _numeric, kernels, ksd
 from kernelgrad.types import Array, Kernel, Key, LogDensityFn, PyTree
 
 _DRAWS_AT_ONCE = 256
@@ -145,7 +145,7 @@ def stein_block_length(particles: Array, score: Array, *, num_chains: int = 1) -
     """
     particles, score = _checks.scored(particles, score)
     _checks.finite(particles=particles, score=score)
-    particles, score = _gram.wide(particles), _gram.wide(score)
+    particles, score = _numeric.wide(particles), _numeric.wide(score)
     n = particles.shape[0]
     _checks.at_least("num_chains", num_chains, 1)
     if n % num_chains:
@@ -160,7 +160,7 @@ def stein_block_length(particles: Array, score: Array, *, num_chains: int = 1) -
 
 def _vector(position: PyTree) -> Array:
     """Returns the position raveled, in at least float32."""
-    return ravel_pytree(jax.tree.map(_gram.wide, position))[0]
+    return ravel_pytree(jax.tree.map(_numeric.wide, position))[0]
 
 
 def _check_draws(shape: tuple[int, ...], num_chains: int, chain_axis: int | None) -> None:

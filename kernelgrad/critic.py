@@ -8,7 +8,7 @@ import jax
 import optax
 from jax import lax
 
-from kernelgrad import _axes, _checks
+from kernelgrad import _checks, _devices
 from kernelgrad.two_player import CriticFn, TwoPlayer
 from kernelgrad.types import Array, Info, Key, PyTree
 
@@ -130,7 +130,7 @@ def step(
             "critic_loss", form, _checks.call("critic_loss", form, fn, *args, axis_name=axis_name)
         )
 
-    own = _axes.varying(state.params, samples, data)  # whose gradient is this device's
+    own = _devices.varying(state.params, samples, data)  # whose gradient is this device's
     gradient, info = jax.grad(loss, has_aux=True)(own)
     _, stats = _applied(critic, state.params, state.stats, data)
     if axis_name is not None:

@@ -14,12 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _axes, _checks, _gram, _resampling
+from kernelgrad import _checks, _devices, _numeric, _resampling, _traits
 from kernelgrad.types import Array, Kernel, Key
 
 _LEAST_DEVIATION = 0.1  # of sigma, in units of the null's: sigma itself is 0 where q = p
 _FEWEST_PARTICLES = 10
-_dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
 class FSSDTest(NamedTuple):
@@ -144,7 +143,7 @@ def goodness_of_fit_test(
         )
     split_key, start_key, null_key = jax.random.split(key, 3)
     order = jax.random.permutation(split_key, n)
-    points, score = _gram.wide(particles), _gram.wide(score)
+    points, score = _numeric.wide(particles), _numeric.wide(score)
     train, test = ((points[part], score[part]) for part in (order[:num_train], order[num_train:]))
     climb = functools.partial(_ascend, *train, kernel, num_steps=num_steps, step_size=step_size)
 
@@ -161,9 +160,9 @@ def goodness_of_fit_test(
 
 def _stein_features(particles: Array, score: Array, kernel: Kernel, locations: Array) -> Array:
     """Returns tau at each particle, shape (n, J d)."""
-    if hasattr(kernel, "features"):
+    if _traits.is_feature_kernel(kernel):
         raise ValueError("kernel: got a feature kernel; expected a radial kernel of the particles")
-    points, sites = _gram.wide(particles), _gram.wide(locations)
+    points, sites = _numeric.wide(particles), _numeric.wide(locations)
     steps = points[:, None, :] - sites[None, :, :]
     sq_dist = jnp.sum(jnp.square(steps), axis=2)
     value, slope = jax.jvp(kernel.profile, (sq_dist,), (jnp.ones_like(sq_dist),))
@@ -195,7 +194,7 @@ def _ascend(
         features = _stein_features(particles, score, kernel, locations)
         size = lax.stop_gradient(jnp.max(jnp.abs(features)))
         features = features / jnp.where(size > 0, size, 1)  # fourth powers; the proxy has no unit
-        variance = 4 * jnp.var(_dot(features, jnp.mean(features, axis=0)))
+        variance = 4 * jnp.var(_numeric.dot(features, jnp.mean(features, axis=0)))
         null_level = jnp.mean(jnp.sum(jnp.square(features), axis=1))
         floor = jnp.square(_LEAST_DEVIATION * null_level) + jnp.finfo(features.dtype).tiny
         return _u_statistic(features) / jnp.sqrt(variance + floor)
@@ -206,8 +205,8 @@ def _ascend(
         return locations + rate / jnp.where(size > 0, size, 1) * gradient * spread, None
 
     rates = jnp.linspace(1, 0, num_steps, endpoint=False, dtype=locations.dtype)
-    rates *= _gram.like(step_size, locations)
-    locations = _axes.varying(locations, particles, score, rates)
+    rates *= _numeric.like(step_size, locations)
+    locations = _devices.varying(locations, particles, score, rates)
     locations, _ = lax.scan(step, locations, rates)
     return locations, proxy(locations)
 
@@ -216,6 +215,6 @@ def _simulated_null(key: Key, features: Array, num_simulations: int) -> Array:
     """Returns draws from the limit of FSSD^2 under the null hypothesis, shape (B,)."""
     n, dtype = features.shape[0], features.dtype
     centred = features - jnp.mean(features, axis=0, keepdims=True)
-    eigenvalues = jnp.linalg.eigvalsh(_dot(centred.T, centred) / n)
+    eigenvalues = jnp.linalg.eigvalsh(_numeric.dot(centred.T, centred) / n)
     normal = jax.random.normal(key, (num_simulations, eigenvalues.shape[0]), dtype)
-    return _dot(jnp.square(normal) - 1, eigenvalues) / n
+    return _numeric.dot(jnp.square(normal) - 1, eigenvalues) / n

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _axes, _checks, _gram, _markov
+from kernelgrad import _checks, _devices, _markov, _numeric
 from kernelgrad._markov import MetropolisInfo
 from kernelgrad.types import Array, Key, LogDensityFn, PyTree
 
@@ -99,10 +99,10 @@ def step(
         num_leapfrog_steps=num_leapfrog_steps,
         inverse_mass=inverse_mass,
     )
-    before, after = _gram.wide(state.log_density), _gram.wide(proposal.log_density)
+    before, after = _numeric.wide(state.log_density), _numeric.wide(proposal.log_density)
 
     def kinetic_error(p0: Array, p1: Array, m: Array) -> Array:
-        p0, p1, m = (_gram.wide(a) for a in (p0, p1, m))
+        p0, p1, m = (_numeric.wide(a) for a in (p0, p1, m))
         return jnp.sum(m * (p1 - p0) * (p1 + p0), dtype=before.dtype) / 2
 
     errors = jax.tree.map(kinetic_error, momentum, end, inverse)
@@ -150,7 +150,7 @@ def leapfrog(
     _checks.in_range("num_leapfrog_steps", num_leapfrog_steps, 1, math.inf, closed="l")
     inverse = _markov.diagonal(inverse_mass, state.position)
     momentum = _checks.floating_leaves("momentum", momentum)
-    momentum = jax.tree.map(_gram.like, momentum, state.position)
+    momentum = jax.tree.map(_numeric.like, momentum, state.position)
 
     def kick_drift_kick(_: Array, carry: tuple[HMCState, PyTree]) -> tuple[HMCState, PyTree]:
         state, p = carry
@@ -160,5 +160,5 @@ def leapfrog(
         state = HMCState(x, *_markov.evaluate(x, log_density_fn))
         return state, _markov.add_scaled(p, step_size / 2, state.gradient)
 
-    start = _axes.varying((state, momentum), step_size, inverse)
+    start = _devices.varying((state, momentum), step_size, inverse)
     return lax.fori_loop(0, num_leapfrog_steps, kick_drift_kick, start)

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _gram, pairwise
+from kernelgrad import _checks, _devices, _numeric
 from kernelgrad.types import Array
 
 
@@ -80,9 +80,9 @@ def kale(energy_data: Array, energy_base: Array, log_normalizer: float | Array) 
     energy_data, energy_base = _checks.vectors(energy_data=energy_data, energy_base=energy_base)
     _checks.shape("log_normalizer", log_normalizer, ())
     top = _top(energy_base)
-    energy_data, energy_base = _gram.wide(energy_data), _gram.wide(energy_base)
-    data = jnp.mean(energy_data + _gram.like(log_normalizer, energy_data))
-    exponents = -(energy_base + _gram.like(log_normalizer, energy_base))
+    energy_data, energy_base = _numeric.wide(energy_data), _numeric.wide(energy_base)
+    data = jnp.mean(energy_data + _numeric.like(log_normalizer, energy_data))
+    exponents = -(energy_base + _numeric.like(log_normalizer, energy_base))
     return 1 - data - jnp.mean(_exp(exponents, top))
 
 
@@ -114,8 +114,8 @@ def donsker_varadhan(
     """
     energy_data, energy_base = _checks.vectors(energy_data=energy_data, energy_base=energy_base)
     log_normalizer = optimal_log_normalizer(energy_base, axis_name=axis_name)
-    energies = _gram.wide(pairwise.gather(energy_data, axis_name))
-    return pairwise.agreed(-jnp.mean(energies + log_normalizer), axis_name)
+    energies = _numeric.wide(_devices.gather(energy_data, axis_name))
+    return _devices.agreed(-jnp.mean(energies + log_normalizer), axis_name)
 
 
 def generator_weights(energy_base: Array, log_normalizer: float | Array) -> Array:
@@ -146,9 +146,9 @@ def generator_weights(energy_base: Array, log_normalizer: float | Array) -> Arra
     """
     (energy_base,) = _checks.vectors(energy_base=energy_base)
     _checks.shape("log_normalizer", log_normalizer, ())
-    energy = lax.stop_gradient(_gram.wide(energy_base))
-    exponent = -(energy + lax.stop_gradient(_gram.like(log_normalizer, energy)))
-    return _gram.like(jnp.exp(jnp.minimum(exponent, _top(energy_base))), energy_base)
+    energy = lax.stop_gradient(_numeric.wide(energy_base))
+    exponent = -(energy + lax.stop_gradient(_numeric.like(log_normalizer, energy)))
+    return _numeric.like(jnp.exp(jnp.minimum(exponent, _top(energy_base))), energy_base)
 
 
 def contrastive_divergence_loss(energy_data: Array, energy_chain: Array) -> Array:
@@ -174,7 +174,7 @@ def contrastive_divergence_loss(energy_data: Array, energy_chain: Array) -> Arra
       Hinton 2002, section 3; Tieleman 2008 for persistent chains.
     """
     energy_data, energy_chain = _checks.vectors(energy_data=energy_data, energy_chain=energy_chain)
-    return jnp.mean(_gram.wide(energy_data)) - jnp.mean(_gram.wide(energy_chain))
+    return jnp.mean(_numeric.wide(energy_data)) - jnp.mean(_numeric.wide(energy_chain))
 
 
 # ----------------------------------------------------------------------------- the log-normaliser
@@ -199,8 +199,8 @@ def optimal_log_normalizer(energy_base: Array, *, axis_name: str | None = None) 
       ValueError: wrong rank or dtype.
     """
     (energy_base,) = _checks.vectors(energy_base=energy_base)
-    energy = _gram.wide(pairwise.gather(energy_base, axis_name))
-    return pairwise.agreed(jax.nn.logsumexp(-energy) - math.log(energy.shape[0]), axis_name)
+    energy = _numeric.wide(_devices.gather(energy_base, axis_name))
+    return _devices.agreed(jax.nn.logsumexp(-energy) - math.log(energy.shape[0]), axis_name)
 
 
 def ema_step(
@@ -295,12 +295,12 @@ def log_normalizer_estimate(
     """
     (energy_base,) = _checks.vectors(energy_base=energy_base)
     value = optimal_log_normalizer(energy_base, axis_name=axis_name)
-    energy = _gram.wide(pairwise.gather(energy_base, axis_name))
+    energy = _numeric.wide(_devices.gather(energy_base, axis_name))
     _checks.at_least("draws of energy_base", energy.shape[0], 2)
     weights = energy.size * jax.nn.softmax(-energy)
-    standard_error = _gram.root(jnp.var(weights, ddof=1) / weights.size)
+    standard_error = _numeric.root(jnp.var(weights, ddof=1) / weights.size)
     effective = weights.size / jnp.mean(jnp.square(weights))
-    return NormalizerEstimate(value, *pairwise.agreed((standard_error, effective), axis_name))
+    return NormalizerEstimate(value, *_devices.agreed((standard_error, effective), axis_name))
 
 
 def log_density(energy: Array, log_base: Array, log_normalizer: float | Array) -> Array:
@@ -325,8 +325,8 @@ def log_density(energy: Array, log_base: Array, log_normalizer: float | Array) -
     energy, log_base = _checks.vectors(energy=energy, log_base=log_base)
     _checks.shape("log_base", log_base, energy.shape)
     _checks.shape("log_normalizer", log_normalizer, ())
-    energy = _gram.wide(energy)
-    return _gram.like(log_base, energy) - (energy + _gram.like(log_normalizer, energy))
+    energy = _numeric.wide(energy)
+    return _numeric.like(log_base, energy) - (energy + _numeric.like(log_normalizer, energy))
 
 
 def _before_and_batch(
@@ -337,7 +337,7 @@ def _before_and_batch(
     _checks.shape("rate", rate, ())
     _checks.in_range("rate", rate, 0, 1, closed="r")
     batch = optimal_log_normalizer(energy_base, axis_name=axis_name)
-    return _gram.like(log_normalizer, batch), batch, _gram.like(rate, batch)
+    return _numeric.like(log_normalizer, batch), batch, _numeric.like(rate, batch)
 
 
 def _exp(x: Array, top: int) -> Array:

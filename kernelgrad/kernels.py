@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _equality, distances, pairwise
+from kernelgrad import _checks, _devices, _distances, _equality, _traits
 from kernelgrad.median import median_squared_distance
 from kernelgrad.types import Array, Kernel, PyTree
 
@@ -64,6 +64,11 @@ class RadialMixture:
             value = self.shape(sq_dist * inverse_squares[c], *exponent)
             total += value if self.weights is None else self.weights[c].astype(dtype) * value
         return total
+
+    @property
+    def smooth_at_zero(self) -> bool:
+        """Whether k is differentiable where its points coincide, as all families but one are."""
+        return self.shape is not _laplace
 
     def log_slope(self) -> Array | None:
         """Returns (log k)' where it is constant, for a single Gaussian; None for any other."""
@@ -244,6 +249,17 @@ def laplace(lengthscales: Scales, weights: Scales | None = None) -> RadialMixtur
     return _mixture(_laplace, lengthscales, weights)
 
 
+# by the names that users give them; each takes lengthscales and weights
+FAMILIES: dict[str, Callable[..., RadialMixture]] = {
+    "imq": imq_mixture,
+    "rbf": rbf_mixture,
+    "rational_quadratic": rational_quadratic,
+    "matern32": matern32,
+    "matern52": matern52,
+    "laplace": laplace,
+}
+
+
 def feature_kernel(
     base: Kernel, apply_fn: Callable[[PyTree, Array], Array], params: PyTree
 ) -> FeatureKernel:
@@ -279,10 +295,10 @@ def gram(kernel: Kernel, x: Array, y: Array | None = None) -> Array:
     Cost: O(n m d) time, O(n m) memory; :func:`kernelgrad.pairwise.kernel_sum` needs no gram.
     """
     x, y = _checks.pair(x, y)
-    embedded = None if y is None else pairwise.embed(kernel, y)
-    rows, cols = distances.prepare(pairwise.embed(kernel, x), embedded)
+    embedded = None if y is None else _traits.embed(kernel, y)
+    rows, cols = _distances.prepare(_traits.embed(kernel, x), embedded)
     shift = 0 if y is None else None
-    return kernel.profile(distances.between(pairwise.radial(kernel), rows, cols, shift))
+    return kernel.profile(_distances.between(_traits.radial(kernel), rows, cols, shift))
 
 
 def median_lengthscale(x: Array, y: Array | None = None, *, axis_name: str | None = None) -> Array:
@@ -307,10 +323,10 @@ def median_lengthscale(x: Array, y: Array | None = None, *, axis_name: str | Non
     x, y = _checks.pair(x, y)
     median = median_squared_distance(x, y, axis_name=axis_name)
     pool = lax.stop_gradient(x if y is None else jnp.concatenate([x, y]))
-    pool = pairwise.gather(pool, axis_name).astype(median.dtype)
+    pool = _devices.gather(pool, axis_name).astype(median.dtype)
     size = pool.shape[0]
     mean = 2 * size / (size - 1) * jnp.sum(jnp.var(pool - pool[:1], axis=0))
-    mean = pairwise.agreed(mean, axis_name)
+    mean = _devices.agreed(mean, axis_name)
     fallback = jnp.where(mean > 0, mean, 1)
     return jnp.sqrt(jnp.where(median == 0, fallback, median))
 
@@ -335,7 +351,7 @@ def svgd_lengthscale(x: Array, *, axis_name: str | None = None) -> Array:
       Liu & Wang 2016, section 5: h = median^2 / log n, with exp(-|x - y|^2 / h).
     """
     (x,) = _checks.points(x=x)
-    size = x.shape[0] * pairwise.num_devices(axis_name)
+    size = x.shape[0] * _devices.num_devices(axis_name)
     return median_lengthscale(x, axis_name=axis_name) / math.sqrt(2 * math.log(size + 1))
 
 
@@ -350,7 +366,7 @@ def median_mixture(
     r"""Returns a mixture around the median distance: :math:`l_c^2 = s_c \cdot \mathrm{median}`.
 
     Args:
-      family: a factory of this module, such as rbf_mixture or imq_mixture.
+      family: a factory of this module, such as those of ``FAMILIES``.
       x: points; shape (n, d), floating.
       y: points pooled with x; shape (m, d).
       scales: s_c > 0, multiples of the median squared distance; shape (c,).

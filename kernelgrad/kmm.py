@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _convex, _gram, kernels, pairwise
+from kernelgrad import _checks, _convex, _numeric, kernels, pairwise
 from kernelgrad.types import Array, Kernel
 
 
@@ -56,11 +56,11 @@ def kernel_mean_matching(
     _checks.shape("tolerance", tolerance, ())
     _checks.not_negative(tolerance=tolerance)
     _checks.at_least("num_steps", num_steps, 1)
-    kernel, p, weighed = lax.stop_gradient((kernel, _gram.wide(p), _gram.wide(q)))
+    kernel, p, weighed = lax.stop_gradient((kernel, _numeric.wide(p), _numeric.wide(q)))
     n, m = p.shape[0], weighed.shape[0]
     gram = kernels.gram(kernel, weighed) / m
     target = pairwise.kernel_sum(kernel, weighed, p, jnp.full((n, 1), 1 / n, p.dtype))[:, 0]
-    top, slack = _gram.like(max_weight, gram), _gram.like(tolerance, gram)
+    top, slack = _numeric.like(max_weight, gram), _numeric.like(tolerance, gram)
     weights, _ = _convex.quadratic(
         gram,
         target,
@@ -69,7 +69,7 @@ def kernel_mean_matching(
         num_steps=num_steps,
         tolerance=jnp.zeros((), gram.dtype),
     )
-    return _gram.like(weights, q)
+    return _numeric.like(weights, q)
 
 
 def _project(point: Array, top: Array, slack: Array) -> Array:

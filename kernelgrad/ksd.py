@@ -15,14 +15,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _resampling, distances, kernels, pairwise, tiles
-from kernelgrad.distances import Points
+from kernelgrad import (
+    _checks,
+    _devices,
+    _distances,
+    _numeric,
+    _resampling,
+    _tiles,
+    _traits,
+)
+from kernelgrad._distances import Points
 from kernelgrad.types import Array, Kernel, Key, ScoreFn, TestResult
 
 _SIGNS_AT_ONCE = 256
 _FEWEST_PARTICLES = 6  # 2^5 sign patterns, up to a common sign: p may be as low as 1/32
-
-_dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
 def stein_gram(particles: Array, score: Array, kernel: Kernel) -> Array:
@@ -78,7 +84,7 @@ def ksd_v_statistic(
       Liu, Lee & Jordan 2016, eq. (6) and section 3.
     """
     particles, score = _checks.scored(particles, score)
-    n = particles.shape[0] * pairwise.num_devices(axis_name)
+    n = particles.shape[0] * _devices.num_devices(axis_name)
     shares = _row_shares(particles, score, kernel, axis_name, own=True)
     return shares / n
 
@@ -109,7 +115,7 @@ def ksd_u_statistic(
       Liu, Lee & Jordan 2016, eq. (14).
     """
     particles, score = _checks.scored(particles, score)
-    n = particles.shape[0] * pairwise.num_devices(axis_name)
+    n = particles.shape[0] * _devices.num_devices(axis_name)
     _checks.at_least("number of particles", n, 2)
     shares = _row_shares(particles, score, kernel, axis_name, own=False)
     return shares / (n - 1)
@@ -208,7 +214,7 @@ def goodness_of_fit_test(
     def forms(key: Key) -> Array:
         signs = jax.random.rademacher(key, (n, width), dtype)[blocks]
         weights = jnp.concatenate([jnp.ones((n, 1), dtype), signs], axis=1) / n
-        return tiles.stream_symmetric(_form_tile, kernel, (side, weights)).total
+        return _tiles.stream_symmetric(_form_tile, kernel, (side, weights)).total
 
     values = lax.map(forms, jax.random.split(key, batches))
     observed, null = values[0, 0], values[:, 1:].ravel()[:num_bootstrap]
@@ -283,23 +289,23 @@ class _Side(NamedTuple):
 
 def _side(particles: Array, score: Array, kernel: Kernel) -> tuple[_Side, Kernel, Array]:
     """Returns the particles, and the kernel, in a unit of length of their own, and that unit."""
-    if hasattr(kernel, "features"):
+    if _traits.is_feature_kernel(kernel):
         raise ValueError("kernel: got a feature kernel; expected a radial kernel of the particles")
-    if isinstance(kernel, kernels.RadialMixture) and kernel.shape is kernels._laplace:
+    if not _traits.smooth_at_zero(kernel):
         raise ValueError("kernel: got laplace, not differentiable at 0; expected matern32 or IMQ")
-    as_given, _ = distances.prepare(particles)
+    as_given, _ = _distances.prepare(particles)
     unit = as_given.unit()
-    points, _ = distances.prepare(as_given.raw / unit)
+    points, _ = _distances.prepare(as_given.raw / unit)
     score = score.astype(unit.dtype) * unit
-    root = _balance(points.sq_norms, distances.sq_norms(score))
+    root = _balance(points.sq_norms, _distances.sq_norms(score))
     score = score / root
     mixed = root * points.centred + score
-    excess = distances.sq_norms(score) - distances.sq_norms(mixed) - score.shape[1]
+    excess = _distances.sq_norms(score) - _distances.sq_norms(mixed) - score.shape[1]
     ones = jnp.ones_like(excess)
     left = jnp.concatenate([2 * mixed, excess[:, None], ones[:, None]], axis=1)
     right = jnp.concatenate([mixed, ones[:, None], excess[:, None]], axis=1)
     side = _Side(points, score, left, right, root**2 * ones, ones)
-    return side, distances.InUnits(kernel, jnp.square(unit)), unit
+    return side, _distances.InUnits(kernel, jnp.square(unit)), unit
 
 
 def _balance(point_norms: Array, score_norms: Array) -> Array:
@@ -316,62 +322,62 @@ def _row_shares(
     if axis_name is None:
         side, kernel, unit = _side(particles, score, kernel)
         tile = functools.partial(_share_tile, own)
-        mean = jnp.mean(tiles.stream_symmetric(tile, kernel, side).rows)
+        mean = jnp.mean(_tiles.stream_symmetric(tile, kernel, side).rows)
         return mean / jnp.square(unit)
     n = particles.shape[0]
-    particles, score = (pairwise.gather(a, axis_name) for a in (particles, score))
+    particles, score = (_devices.gather(a, axis_name) for a in (particles, score))
     everyone, kernel, unit = _side(particles, score, kernel)
-    here = jax.tree.map(lambda a: pairwise.share(a, axis_name), everyone)
+    here = jax.tree.map(lambda a: _devices.share(a, axis_name), everyone)
     tile = functools.partial(_row_tile, own, axis_name, n)
-    rows = tiles.stream(tile, kernel, here, everyone).rows
+    rows = _tiles.stream(tile, kernel, here, everyone).rows
     return lax.pmean(jnp.mean(rows) / jnp.square(unit), axis_name)
 
 
 def _row_tile(
     own: bool, axis_name: str, share: int, kernel: Kernel, shift: Array, rows: _Side, cols: _Side
-) -> tiles.PairSums:
+) -> _tiles.PairSums:
     """Sums over some of the columns; a device's first row is its index times the share."""
     shift = shift + lax.axis_index(axis_name) * share
     gram = _stein_tile(kernel, shift, rows, cols)
     if not own:
-        gram = jnp.where(distances.same_point(gram, shift), 0, gram)
-    return tiles.PairSums(rows=_dot(gram, cols.weight) * rows.weight)
+        gram = jnp.where(_distances.same_point(gram, shift), 0, gram)
+    return _tiles.PairSums(rows=_numeric.dot(gram, cols.weight) * rows.weight)
 
 
 def _share_tile(
     own: bool, kernel: Kernel, shift: int | Array, rows: _Side, cols: _Side
-) -> tiles.PairSums:
+) -> _tiles.PairSums:
     gram = _stein_tile(kernel, shift, rows, cols)
     if not own:
-        gram = jnp.where(distances.same_point(gram, shift), 0, gram)
-    shares = _dot(gram, cols.weight) * rows.weight
-    shares *= jnp.where(tiles.is_own(shift), 1, 2).astype(shares.dtype)
-    return tiles.PairSums(rows=shares, cols=jnp.zeros_like(shares))
+        gram = jnp.where(_distances.same_point(gram, shift), 0, gram)
+    shares = _numeric.dot(gram, cols.weight) * rows.weight
+    shares *= jnp.where(_tiles.is_own(shift), 1, 2).astype(shares.dtype)
+    return _tiles.PairSums(rows=shares, cols=jnp.zeros_like(shares))
 
 
 def _stein_tile(kernel: Kernel, shift: int | Array, rows: _Side, cols: _Side) -> Array:
-    exact = distances.lost(kernel, rows.points, cols.points, shift)
-    sq_dist = distances.chosen(exact, rows.points, cols.points, shift)
+    exact = _distances.lost(kernel, rows.points, cols.points, shift)
+    sq_dist = _distances.chosen(exact, rows.points, cols.points, shift)
     ones = jnp.ones_like(sq_dist)
     value = kernel.profile(sq_dist)
     slope, curvature = jax.jvp(
         lambda r: jax.jvp(kernel.profile, (r,), (ones,))[1], (sq_dist,), (ones,)
     )
-    scale, inner = rows.scale[:, None], _dot(rows.score, cols.score.T)
+    scale, inner = rows.scale[:, None], _numeric.dot(rows.score, cols.score.T)
 
     def by_differences() -> Array:
-        moved = distances.over_coordinates(
+        moved = _distances.over_coordinates(
             lambda a, b: (a[0] - b[0]) * (b[1] - a[1]),
             (rows.points.raw, rows.score),
             (cols.points.raw, cols.score),
         )
         return 2 * jnp.sqrt(scale) * moved - 2 * rows.score.shape[1]
 
-    polar = distances.choose(
-        exact, jax.checkpoint(by_differences), lambda: _dot(rows.left, cols.right.T)
+    polar = _distances.choose(
+        exact, jax.checkpoint(by_differences), lambda: _numeric.dot(rows.left, cols.right.T)
     )
     mixed = polar + jnp.where(exact == 1, 0, scale * sq_dist - 2 * inner)
-    mixed = jnp.where(distances.same_point(mixed, shift), -2 * rows.score.shape[1], mixed)
+    mixed = jnp.where(_distances.same_point(mixed, shift), -2 * rows.score.shape[1], mixed)
     return scale * value * inner + slope * mixed - 4 * curvature * sq_dist
 
 
@@ -387,7 +393,7 @@ def _blocks(n: int, num_chains: int, block_length: int | Array) -> Array:
 
 def _form_tile(
     kernel: Kernel, shift: int | Array, rows: tuple[_Side, Array], cols: tuple[_Side, Array]
-) -> tiles.PairSums:
+) -> _tiles.PairSums:
     gram = _stein_tile(kernel, shift, rows[0], cols[0])
-    forms = jnp.sum(rows[1] * _dot(gram, cols[1]), axis=0)
-    return tiles.PairSums(total=forms * jnp.where(tiles.is_own(shift), 1, 2).astype(forms.dtype))
+    forms = jnp.sum(rows[1] * _numeric.dot(gram, cols[1]), axis=0)
+    return _tiles.PairSums(total=forms * jnp.where(_tiles.is_own(shift), 1, 2).astype(forms.dtype))

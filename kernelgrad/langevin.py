@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from kernelgrad import _checks, _gram, _markov
+from kernelgrad import _checks, _markov, _numeric
 from kernelgrad._markov import MetropolisInfo
 from kernelgrad.types import Array, Key, LogDensityFn, PyTree
 
@@ -188,10 +188,10 @@ def mala_step(
     noise_key, accept_key = jax.random.split(key)
     noise = _markov.normal_like(noise_key, state.position)
     proposal = _propose(noise, state, log_density_fn, step_size, inverse)
-    before, after = _gram.wide(state.log_density), _gram.wide(proposal.log_density)
+    before, after = _numeric.wide(state.log_density), _numeric.wide(proposal.log_density)
 
     def noise_error(xi: Array, g0: Array, g1: Array, m: Array) -> Array:
-        xi, g0, g1, m = (_gram.wide(a) for a in (xi, g0, g1, m))
+        xi, g0, g1, m = (_numeric.wide(a) for a in (xi, g0, g1, m))
         shift = jnp.sqrt(jnp.asarray(step_size, xi.dtype) / 2 * m) * (g0 + g1)
         return jnp.sum(shift * (2 * xi + shift), dtype=before.dtype) / 2
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _gram
+from kernelgrad import _checks, _numeric
 from kernelgrad.types import Array, LogDensityFn
 
 
@@ -68,10 +68,10 @@ def latent_log_density(
         sample = _checks.call("generator_fn", "(latents) -> samples", generator_fn, latent[None])
         energy = _checks.call("energy_fn", "(samples) -> energies", energy_fn, sample)
         _checks.shape("energy_fn(generator_fn(latents)) of one latent", energy, (1,))
-        wide = _gram.wide(latent)
-        energy = _gram.like(energy[0], wide)
+        wide = _numeric.wide(latent)
+        energy = _numeric.like(energy[0], wide)
         prior = -(jnp.sum(jnp.square(wide)) + latent.size * math.log(2 * math.pi)) / 2
-        return prior - _gram.like(inverse_temperature, energy) * energy
+        return prior - _numeric.like(inverse_temperature, energy) * energy
 
     return log_density_fn
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _axes, _checks, distances, pairwise
-from kernelgrad.distances import Points
+from kernelgrad import _checks, _devices, _distances
+from kernelgrad._distances import Points
 from kernelgrad.types import Array
 
 _TILE = 512
@@ -48,14 +48,14 @@ def median_squared_distance(
     x, y = _checks.pair(x, y)
     pool = lax.stop_gradient(x if y is None else jnp.concatenate([x, y]))
     first = 0 if axis_name is None else lax.axis_index(axis_name) * pool.shape[0]
-    everyone, _ = distances.prepare(pairwise.gather(pool, axis_name))
+    everyone, _ = _distances.prepare(_devices.gather(pool, axis_name))
     num_points = everyone.raw.shape[0]
     if num_points < 2:
         raise ValueError(f"x: got {num_points} point; expected at least 2, a median needs a pair")
 
     stride = -(-num_points // _SAMPLE)
     some = jax.tree.map(lambda a: a[::stride], everyone)
-    sampled = jnp.sort(distances.direct(some, some).ravel())
+    sampled = jnp.sort(_distances.direct(some, some).ravel())
     pairs = _Pairs(everyone, first, pool.shape[0], axis_name, sampled)
     num_pairs = num_points * (num_points - 1) // 2
     lower = _order_statistic(pairs, num_pairs, (num_pairs + 1) // 2)
@@ -64,7 +64,7 @@ def median_squared_distance(
         upto, above = pairs.beyond(lower)
         upper = jnp.where(_at_least(upto, num_pairs // 2 + 1), lower, above)
     median = lower / 2 + upper / 2
-    finite = pairwise.agreed(jnp.all(jnp.isfinite(everyone.raw)).astype(median.dtype), axis_name)
+    finite = _devices.agreed(jnp.all(jnp.isfinite(everyone.raw)).astype(median.dtype), axis_name)
     return jnp.where(finite == 1, median, jnp.nan)
 
 
@@ -143,29 +143,29 @@ class _Pairs:
                     inside = (i < self.num_local) & (self.first + i < j) & (j < num_points)
                     return add(carry, jnp.where(inside, sq_dist, jnp.inf), rounding)
 
-                return distances.choose(
-                    distances.far_apart(rows, cols, borne),
+                return _distances.choose(
+                    _distances.far_apart(rows, cols, borne),
                     lambda: add_pairs(_exact_distances),
-                    lambda: add_pairs(_distances),
+                    lambda: add_pairs(_rounded_distances),
                 )
 
             return lax.fori_loop(0, -(-(num_points - origin) // size), add_tile, carry)
 
-        start = _axes.varying(start, self.points)
+        start = _devices.varying(start, self.points)
         return lax.fori_loop(0, -(-self.num_local // size), add_row, start)
 
 
 def _exact_distances(rows: Points, cols: Points) -> tuple[Array, Array]:
     """Squared distances of one tile by differences, and their rounding."""
-    sq_dist = distances.direct(rows, cols)
+    sq_dist = _distances.direct(rows, cols)
     return sq_dist, _ROUNDING * jnp.finfo(sq_dist.dtype).eps * sq_dist
 
 
-def _distances(rows: Points, cols: Points) -> tuple[Array, Array]:
+def _rounded_distances(rows: Points, cols: Points) -> tuple[Array, Array]:
     """Squared distances of one tile, 0 where rounding may have made them, and that rounding."""
-    if rows.raw.shape[1] <= distances.DIRECT_DIMENSIONS:
+    if rows.raw.shape[1] <= _distances.DIRECT_DIMENSIONS:
         return _exact_distances(rows, cols)
-    sq_dist = distances.products(rows, cols)
+    sq_dist = _distances.products(rows, cols)
     unit = _ROUNDING * jnp.finfo(sq_dist.dtype).eps
     rounding = unit * (rows.sq_norms[:, None] + cols.sq_norms[None, :])
     return jnp.where(sq_dist <= rounding, 0, sq_dist), rounding
@@ -233,8 +233,8 @@ def _order_statistic(pairs: _Pairs, num_pairs: int, rank: int) -> Array:
         upto=(zero + (num_pairs >> _LIMB), zero + num_pairs % (1 << _LIMB)),
     )
     first = pairs.quantiles(_LOW, 0.45, 0.49, 0.51, 0.55, 0.7)
-    first = pairwise.agreed(first, pairs.axis_name)
-    search = _axes.varying((bracket, first))
+    first = _devices.agreed(first, pairs.axis_name)
+    search = _devices.varying((bracket, first))
     bracket, _ = lax.while_loop(lambda s: s[0].high - s[0].low > 1, advance, search)
     return value(bracket.high)
 

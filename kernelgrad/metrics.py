@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.special import xlogy
 
-from kernelgrad import _axes, _checks, _gram
+from kernelgrad import _checks, _devices, _numeric
 from kernelgrad.types import Array
 
 _BLOCK_ROWS = 256  # of n points against m: 256 m floats at a time
@@ -46,7 +46,7 @@ def inception_score(probs: Array) -> Array:
     """
     (probs,) = _checks.floating(probs=probs)
     _checks.shape("probs", probs, ("n", "c"))
-    probs = _gram.wide(probs)
+    probs = _numeric.wide(probs)
     row_sums = jnp.sum(probs, axis=1)
     _in_range("probs (sums of rows)", row_sums, 0.99, 1.01)
     probs = jnp.where(jnp.abs(row_sums[:, None] - 1) <= 0.01, probs, jnp.nan)
@@ -139,8 +139,8 @@ def frechet_distance(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> Ar
     _checks.shape("mean2", mean2, (d,))
     _checks.shape("cov1", cov1, (d, d))
     _checks.shape("cov2", cov2, (d, d))
-    between_means = _gram.wide(mean1) - _gram.wide(mean2)
-    return jnp.sum(jnp.square(between_means)) + _bures(_gram.wide(cov1), _gram.wide(cov2))
+    between_means = _numeric.wide(mean1) - _numeric.wide(mean2)
+    return jnp.sum(jnp.square(between_means)) + _bures(_numeric.wide(cov1), _numeric.wide(cov2))
 
 
 @jax.custom_jvp
@@ -159,12 +159,13 @@ def _bures_jvp(covs: tuple[Array, Array], tangents: tuple[Array, Array]) -> tupl
 def _bures_and_slopes(cov1: Array, cov2: Array) -> tuple[Array, Array, Array]:
     """Returns the distance, and its slopes I - T in both covariances."""
     (root1, inverse1), (root2, inverse2) = _root(cov1), _root(cov2)
-    left, overlaps, right = jnp.linalg.svd(_dot(root2.T, root1))
-    between_roots = root1 - _dot(root2, _dot(left, right))
+    left, overlaps, right = jnp.linalg.svd(_numeric.dot(root2.T, root1))
+    between_roots = root1 - _numeric.dot(root2, _numeric.dot(left, right))
 
     def slope(inverse: Array, turns: Array) -> Array:
-        half = _dot(inverse, turns)
-        return jnp.eye(half.shape[0], dtype=half.dtype) - _dot(half * overlaps[None, :], half.T)
+        half = _numeric.dot(inverse, turns)
+        transport = _numeric.dot(half * overlaps[None, :], half.T)
+        return jnp.eye(half.shape[0], dtype=half.dtype) - transport
 
     return jnp.sum(jnp.square(between_roots)), slope(inverse1, right.T), slope(inverse2, left)
 
@@ -210,17 +211,17 @@ def kernel_inception_distance(features1: Array, features2: Array) -> Array:
         if features.shape[0] < 2:
             raise ValueError(f"{name}: got 1 row; expected at least 2, the estimate needs pairs")
     d = features1.shape[1]
-    x, y = _gram.wide(features1), _gram.wide(features2)
+    x, y = _numeric.wide(features1), _numeric.wide(features2)
     centre = jnp.mean(jnp.concatenate([x, y]), axis=0)
     x, y = x - centre[None, :], y - centre[None, :]
-    base = jnp.dot(centre, centre, precision=lax.Precision.HIGHEST) / d + 1
+    base = _numeric.dot(centre, centre) / d + 1
 
     def mean_kernel(rows: Array, cols: Array, *, same: bool) -> Array:
-        row_shifts, col_shifts = _dot(rows, centre) / d, _dot(cols, centre) / d
+        row_shifts, col_shifts = _numeric.dot(rows, centre) / d, _numeric.dot(cols, centre) / d
 
         def row_mean(item: tuple[Array, Array, Array]) -> Array:
             index, row, shift = item
-            inner = _dot(cols, row) / d
+            inner = _numeric.dot(cols, row) / d
             offset = base + shift + col_shifts
             # (offset + inner)^3 - (base + shift)^3 - (base + col_shift)^3 + base^3
             values = inner * (3 * offset * (offset + inner) + jnp.square(inner))
@@ -285,7 +286,7 @@ def precision_recall(real: Array, fake: Array, *, k: int = 5) -> PrecisionRecall
     for name, points in (("real", real), ("fake", fake)):
         if points.shape[0] <= k:
             raise ValueError(f"{name}: got {points.shape[0]} points; expected more than k = {k}")
-    real, fake = _gram.wide(real), _gram.wide(fake)
+    real, fake = _numeric.wide(real), _numeric.wide(fake)
     centre = jnp.mean(real, axis=0, keepdims=True)
     real, fake = real - centre, fake - centre
     size = lax.stop_gradient(jnp.maximum(jnp.max(jnp.abs(real)), jnp.max(jnp.abs(fake))))
@@ -320,7 +321,7 @@ def precision_recall(real: Array, fake: Array, *, k: int = 5) -> PrecisionRecall
 def _squared_distances(point: Array, others: Array) -> Array:
     """Returns |point - others_j|^2, shape (m,); both centred."""
     norms = jnp.sum(jnp.square(others), axis=1)
-    return jnp.maximum(jnp.sum(jnp.square(point)) + norms - 2 * _dot(others, point), 0)
+    return jnp.maximum(jnp.sum(jnp.square(point)) + norms - 2 * _numeric.dot(others, point), 0)
 
 
 def _squared_radii(points: Array, k: int) -> Array:
@@ -335,7 +336,7 @@ def _squared_radii(points: Array, k: int) -> Array:
             larger = jnp.min(jnp.where(others > value, others, jnp.inf))
             return jnp.where(jnp.sum(others <= value) < k, larger, value)
 
-        below = _axes.varying(jnp.full((), -1, points.dtype), others)
+        below = _devices.varying(jnp.full((), -1, points.dtype), others)
         return lax.fori_loop(0, k, next_larger, below)
 
     return lax.map(sq_radius, (jnp.arange(points.shape[0]), points), batch_size=_BLOCK_ROWS)
@@ -392,7 +393,7 @@ def nearest_neighbors_l1(queries: Array, data: Array) -> tuple[Array, Array]:
     starts = jnp.minimum(starts, data.shape[0] - num_rows)  # the last block may overlap
     n = queries.shape[0]
     best = (jnp.zeros(n, jnp.int32), jnp.full(n, jnp.inf, dtype))
-    best = _axes.varying(best, queries, data)
+    best = _devices.varying(best, queries, data)
     (indices, distances), _ = lax.scan(merge, best, starts)
     return indices, jnp.where(finite, distances / units, jnp.nan)
 
@@ -400,10 +401,6 @@ def nearest_neighbors_l1(queries: Array, data: Array) -> tuple[Array, Array]:
 def _floating_or_uint8(name: str, array: Array) -> Array:
     is_image = getattr(array, "dtype", None) == jnp.uint8
     return _checks.array(name, array, jnp.uint8 if is_image else jnp.floating, "floating or uint8")
-
-
-def _dot(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
 def _in_range(name: str, values: Array, low: float, high: float) -> None:

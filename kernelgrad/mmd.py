@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _gram, _resampling, distances, pairwise
+from kernelgrad import _checks, _devices, _distances, _numeric, _resampling, _traits, pairwise
 from kernelgrad.types import Array, Kernel, Key, TestResult
 
 _PERMUTATIONS_AT_ONCE = 128
@@ -74,7 +74,7 @@ def mmd_u_statistic(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None
     x, y, base, a, b = _samples(x, y, kernel, axis_name)
     within = []
     for name, points, offset in (("x", x, a), ("y", y, b)):
-        size = points.shape[0] * pairwise.num_devices(axis_name)
+        size = points.shape[0] * _devices.num_devices(axis_name)
         _checks.at_least(f"number of samples in {name}", size, 2)
         diagonal = base.profile(jnp.zeros((), points.dtype))
         diagonal -= 2 * _over_devices(jnp.mean(offset), axis_name)
@@ -110,10 +110,10 @@ def mmd_gradient(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None = 
       Li 2017 (approximate KL gradients), footnote 2.
     """
     x, y = _checks.points(x=x, y=y)
-    base = pairwise.radial(kernel)
+    base = _traits.radial(kernel)
     embedded, pull = jax.vjp(lambda points: _embed(kernel, points), x)
     targets = _embed(kernel, y)
-    n, m = (points.shape[0] * pairwise.num_devices(axis_name) for points in (x, y))
+    n, m = (points.shape[0] * _devices.num_devices(axis_name) for points in (x, y))
     within = pairwise.gradient_sum(base, embedded, None, axis_name=axis_name)
     between = pairwise.gradient_sum(base, embedded, targets, axis_name=axis_name)
     (gradient,) = pull(-2 / n * (within / n - between / m))
@@ -147,7 +147,7 @@ def mmd_value_and_gradient(
     x, y = _checks.points(x=x, y=y)
     embedded, pull = jax.vjp(lambda points: _embed(kernel, points), x)
     _, targets, base, a, b = _samples(x, y, kernel, axis_name)
-    n, m = (points.shape[0] * pairwise.num_devices(axis_name) for points in (x, y))
+    n, m = (points.shape[0] * _devices.num_devices(axis_name) for points in (x, y))
 
     def means(others: Array | None, offset: Array, size: int) -> tuple[Array, Array]:
         weights = jnp.full(offset.shape, 1 / size, embedded.dtype)
@@ -203,7 +203,7 @@ def two_sample_test(
     _checks.at_least("num_permutations", num_permutations, 1)
     n, m = x.shape[0], y.shape[0]
     pool = _embed(kernel, jnp.concatenate([x, y]))
-    base = pairwise.radial(kernel)
+    base = _traits.radial(kernel)
     signed = jnp.concatenate([jnp.full(n, 1 / n, pool.dtype), jnp.full(m, -1 / m, pool.dtype)])
 
     def statistics(weights: Array) -> Array:
@@ -240,23 +240,23 @@ def _samples(x: Array, y: Array, kernel: Kernel, axis_name: str | None) -> _Samp
     over some points z, what remains is small, and the three means do not cancel each other's
     digits.
     """
-    base = pairwise.radial(kernel)
+    base = _traits.radial(kernel)
     x, y = _embed(kernel, x), _embed(kernel, y)
     few = [points[:: -(-points.shape[0] // _OFFSET_POINTS)] for points in (x, y)]
-    some = lax.stop_gradient(pairwise.gather(jnp.concatenate(few), axis_name))
+    some = lax.stop_gradient(_devices.gather(jnp.concatenate(few), axis_name))
     base = lax.stop_gradient(base)
 
     def mean(points: Array) -> Array:  # any function does, so that lost digits do no harm
-        rows, cols = distances.prepare(lax.stop_gradient(points), some)
-        sq_dist = distances.products(rows, cols)
+        rows, cols = _distances.prepare(lax.stop_gradient(points), some)
+        sq_dist = _distances.products(rows, cols)
         return jnp.mean(base.profile(jnp.where(sq_dist > 0, sq_dist, 0)), axis=1)
 
     level = jnp.mean(mean(some)) / 2
-    return _Samples(x, y, pairwise.radial(kernel), mean(x) - level, mean(y) - level)
+    return _Samples(x, y, _traits.radial(kernel), mean(x) - level, mean(y) - level)
 
 
 def _embed(kernel: Kernel, points: Array) -> Array:
-    return _gram.wide(pairwise.embed(kernel, points))
+    return _numeric.wide(_traits.embed(kernel, points))
 
 
 def _mean(
@@ -268,7 +268,7 @@ def _mean(
 ) -> Array:
     """Mean of a radial k, less offsets, over all pairs of x and y, or of x with itself."""
     size = x.shape[0] if y is None else y.shape[0]
-    weights = jnp.full((size, 1), 1 / (size * pairwise.num_devices(axis_name)), x.dtype)
+    weights = jnp.full((size, 1), 1 / (size * _devices.num_devices(axis_name)), x.dtype)
     sums = pairwise.kernel_sum(kernel, x, y, weights, offsets=offsets, axis_name=axis_name)
     return _over_devices(jnp.mean(sums), axis_name)
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _gram, distances, kernels, pairwise
-from kernelgrad.distances import Points
+from kernelgrad import _checks, _devices, _distances, _numeric, kernels
+from kernelgrad._distances import Points
 from kernelgrad.types import Array, Key
 
 _PAIRS_AT_ONCE = 1 << 21
@@ -50,7 +50,7 @@ def instance_noise(
     (x,) = _checks.batches(x=x)
     scale = _noise_scale(x, variance)
     draws = jax.random.normal(key, _union_shape(x, axis_name), scale.dtype)
-    return _gram.like(_gram.wide(x) + scale * pairwise.share(draws, axis_name), x)
+    return _numeric.like(_numeric.wide(x) + scale * _devices.share(draws, axis_name), x)
 
 
 def bounded_noise(
@@ -81,17 +81,17 @@ def bounded_noise(
     (x,) = _checks.batches(x=x)
     scale = math.sqrt(3) * _noise_scale(x, variance)
     draws = jax.random.uniform(key, _union_shape(x, axis_name), scale.dtype, -1, 1)
-    return _gram.like(_gram.wide(x) + scale * pairwise.share(draws, axis_name), x)
+    return _numeric.like(_numeric.wide(x) + scale * _devices.share(draws, axis_name), x)
 
 
 def _union_shape(x: Array, axis_name: str | None) -> tuple[int, ...]:
-    return (x.shape[0] * pairwise.num_devices(axis_name), *x.shape[1:])
+    return (x.shape[0] * _devices.num_devices(axis_name), *x.shape[1:])
 
 
 def _noise_scale(x: Array, variance: float | Array) -> Array:
     _checks.shape("variance", variance, ())
     _checks.not_negative(variance=variance)
-    return _gram.root(_gram.like(variance, _gram.wide(x)))
+    return _numeric.root(_numeric.like(variance, _numeric.wide(x)))
 
 
 # ------------------------------------------------------- the optimal discriminator of noised clouds
@@ -174,10 +174,10 @@ def noisy_logits_and_gradient(
     points, real, fake = _checks.points(points=points, real=real, fake=fake)
     _checks.shape("variance", variance, ())
     _checks.positive(variance=variance)
-    dtype = _gram.wide(points).dtype
-    clouds = [pairwise.gather(cloud.astype(dtype), axis_name) for cloud in (real, fake)]
-    rows, cols = distances.prepare(points, jnp.concatenate(clouds))
-    width = _gram.like(variance, cols.raw)
+    dtype = _numeric.wide(points).dtype
+    clouds = [_devices.gather(cloud.astype(dtype), axis_name) for cloud in (real, fake)]
+    rows, cols = _distances.prepare(points, jnp.concatenate(clouds))
+    width = _numeric.like(variance, cols.raw)
     num_real, num_cols = clouds[0].shape[0], cols.raw.shape[0]
     reals, fakes = (
         jax.tree.map(lambda a: a[:num_real], cols),
@@ -195,7 +195,7 @@ def noisy_logits_and_gradient(
 
     rows_at_once = max(1, _PAIRS_AT_ONCE // num_cols)
     logits, gradients = lax.map(at, rows, batch_size=rows_at_once)
-    return _gram.like(logits, points), _gram.like(gradients, points)
+    return _numeric.like(logits, points), _numeric.like(gradients, points)
 
 
 def noisy_jsd_direction(
@@ -255,8 +255,8 @@ def _kernel_sums(row: Points, cloud: Points, variance: Array, far: Array) -> _Ke
     kernel = kernels.rbf_mixture(jnp.sqrt(variance))
     # where x is far its squared distances overflow: those of a point of the cloud stand in
     one = jax.tree.map(lambda a, others: jnp.where(far, others[:1], a[None]), row, cloud)
-    near = distances.between(kernel, one, cloud)[0]
-    beyond = cloud.sq_norms - 2 * _gram.dot(cloud.centred, row.centred)
+    near = _distances.between(kernel, one, cloud)[0]
+    beyond = cloud.sq_norms - 2 * _numeric.dot(cloud.centred, row.centred)
     sq_dist = jnp.where(far, beyond, near)
     nearest = lax.stop_gradient(jnp.min(sq_dist))
     exponents = (nearest - sq_dist) / (2 * variance)
@@ -264,7 +264,7 @@ def _kernel_sums(row: Points, cloud: Points, variance: Array, far: Array) -> _Ke
     is_nearest = sq_dist <= nearest + 4 * jnp.finfo(sq_dist.dtype).eps * jnp.abs(nearest)
     exponents += lax.stop_gradient(jnp.where(is_nearest, 0, exponents) - exponents)
     kappa = jnp.exp(exponents)
-    centre = _gram.dot(kappa, cloud.centred) / jnp.sum(kappa)
+    centre = _numeric.dot(kappa, cloud.centred) / jnp.sum(kappa)
     return _KernelSums(nearest, jnp.log(jnp.mean(kappa)), centre)
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, adversarial, mmd, noise, pairwise, ratio, score
+from kernelgrad import _checks, _devices, adversarial, mmd, noise, ratio, score
 from kernelgrad.types import Array, Info, Kernel, Key
 
 
@@ -97,7 +97,7 @@ def kl(make_kernel: MakeKernel, *, ridge: float | None = None) -> Objective:
         del key
         x, y = _flat(samples, data)
         kernel = _kernel(make_kernel, x, y, axis_name)
-        size = x.shape[0] * pairwise.num_devices(axis_name)
+        size = x.shape[0] * _devices.num_devices(axis_name)
         eta = score.default_ridge(size, kernel) if ridge is None else ridge
         direction = kl_direction(x, y, kernel, ridge=eta, axis_name=axis_name)
         value = mmd.mmd_v_statistic(x, y, kernel, axis_name=axis_name)
@@ -125,7 +125,7 @@ def mmd_v(make_kernel: MakeKernel) -> Objective:
         del key
         x, y = _flat(samples, data)
         kernel = _kernel(make_kernel, x, y, axis_name)
-        size = x.shape[0] * pairwise.num_devices(axis_name)
+        size = x.shape[0] * _devices.num_devices(axis_name)
         value, gradient = mmd.mmd_value_and_gradient(x, y, kernel, axis_name=axis_name)
         direction = size * gradient
         return direction.reshape(samples.shape), {"mmd": value}

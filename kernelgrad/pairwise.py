@@ -1,7 +1,7 @@
 r"""The engine: sums over all pairs of points, in tiles, differentiable, on one device or many.
 
 Every sum of this package has the form :math:`\sum_j f(x_i, y_j)` with a radial kernel inside.
-:mod:`kernelgrad.tiles` adds them up tile by tile, so that neither the sum nor its gradient ever
+:mod:`kernelgrad._tiles` adds them up tile by tile, so that neither the sum nor its gradient ever
 holds an (n, m) buffer, let alone (n, m, d). Where y is x itself, on one device, each pair is
 visited once for both of its points.
 """
@@ -14,13 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _axes, _checks, distances, tiles
-from kernelgrad.distances import Points
-from kernelgrad.types import Array, Kernel, PyTree
+from kernelgrad import _checks, _devices, _distances, _numeric, _tiles, _traits
+from kernelgrad._distances import Points
+from kernelgrad.types import Array, Kernel
 
 _Dot = Callable[[Array, Array], Array]
-
-_dot: _Dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
 def squared_distances(x: Array, y: Array | None = None) -> Array:
@@ -43,8 +41,8 @@ def squared_distances(x: Array, y: Array | None = None) -> Array:
     Cost: O(n m d) time, some five times more where pairs are too close; O(n m) memory.
     """
     x, y = _checks.pair(x, y)
-    rows, cols = distances.prepare(x, y)
-    return distances.between(None, rows, cols, 0 if y is None else None)
+    rows, cols = _distances.prepare(x, y)
+    return _distances.between(None, rows, cols, 0 if y is None else None)
 
 
 def kernel_sum(
@@ -81,13 +79,11 @@ def kernel_sum(
     Cost: O(n m (d + p)) time, O((n + m) (d + p)) memory.
     """
     x, y = _checks.pair(x, y)
-    weights, offsets = (
-        _of_rows("weights", weights, x if y is None else y, "p"),
-        _offsets(offsets, x, y),
-    )
-    dtype, x, y = jnp.result_type(x), embed(kernel, x), None if y is None else embed(kernel, y)
-    pairs = _pairs(radial(kernel), x, y, axis_name)
-    return pairs.sums(weights, offsets=offsets)[0].astype(dtype)
+    weights = _of_rows("weights", weights, x if y is None else y, "p")
+    offsets = _offsets(offsets, x, y)
+    points, others = _traits.embed(kernel, x), None if y is None else _traits.embed(kernel, y)
+    pairs = _pairs(_traits.radial(kernel), points, others, axis_name)
+    return pairs.sums(weights, offsets=offsets)[0].astype(jnp.result_type(x))
 
 
 def gradient_sum(
@@ -130,7 +126,7 @@ def gradient_sum(
     if weights is None:
         weights = jnp.ones(others.shape[:1], x.dtype)
     weights = _of_rows("weights", weights, others)
-    if hasattr(kernel, "features"):
+    if _traits.is_feature_kernel(kernel):
         return _feature_gradient_sum(kernel, x, y, weights, axis_name)
     sums = _pairs(kernel, x, y, axis_name).sums(None, weights, joined=True)
     return sums.astype(jnp.result_type(x))
@@ -171,7 +167,7 @@ def kernel_and_gradient_sum(
     weights = _of_rows("weights", weights, others, "p")
     gradient_weights = _of_rows("gradient_weights", gradient_weights, others)
     offsets = _offsets(offsets, x, y)
-    if hasattr(kernel, "features"):
+    if _traits.is_feature_kernel(kernel):
         values = kernel_sum(kernel, x, y, weights, offsets=offsets, axis_name=axis_name)
         return values, gradient_sum(kernel, x, y, gradient_weights, axis_name=axis_name)
     sums = _pairs(kernel, x, y, axis_name).sums(weights, gradient_weights, offsets=offsets)
@@ -221,7 +217,7 @@ def stein_sum(
         gradient_weights = jnp.ones(others.shape[:1], x.dtype)
     weights = _of_rows("weights", weights, others, x.shape[1])
     gradient_weights = _of_rows("gradient_weights", gradient_weights, others)
-    if hasattr(kernel, "features"):
+    if _traits.is_feature_kernel(kernel):
         values = kernel_sum(kernel, x, y, weights, axis_name=axis_name)
         return values + gradient_sum(kernel, x, y, gradient_weights, axis_name=axis_name)
     sums = _pairs(kernel, x, y, axis_name).sums(weights, gradient_weights, joined=True)
@@ -279,23 +275,24 @@ class _Pairs(NamedTuple):
         side = _Side(self.cols, *map(self._gathered, (beside, weights, gradient_weights)))
         if self.same and self.axis_name is None:
             mirrored = functools.partial(_mirrored_tile, joined)
-            return tiles.stream_symmetric(mirrored, self.kernel, side).rows
+            return _tiles.stream_symmetric(mirrored, self.kernel, side).rows
         here = _Side(self.rows, None if above is None else self._typed(above))
         own = (self.axis_name, self.rows.raw.shape[0]) if self.same else None
-        return tiles.stream(functools.partial(_tile, joined, own), self.kernel, here, side).rows
+        return _tiles.stream(functools.partial(_tile, joined, own), self.kernel, here, side).rows
 
     def _typed(self, array: Array) -> Array:
         return jnp.asarray(array).astype(self.rows.raw.dtype)
 
     def _gathered(self, array: Array | None) -> Array | None:
         """Returns what belongs to the columns, of all devices."""
-        return None if array is None else gather(self._typed(array), self.axis_name)
+        return None if array is None else _devices.gather(self._typed(array), self.axis_name)
 
 
 def _pairs(kernel: Kernel, x: Array, y: Array | None, axis_name: str | None) -> _Pairs:
     x, y = jax.tree.map(jnp.asarray, (x, y))
-    others = None if y is None and axis_name is None else gather(x if y is None else y, axis_name)
-    return _Pairs(kernel, *distances.prepare(x, others, axis_name), axis_name, same=y is None)
+    alone = y is None and axis_name is None
+    others = None if alone else _devices.gather(x if y is None else y, axis_name)
+    return _Pairs(kernel, *_distances.prepare(x, others, axis_name), axis_name, same=y is None)
 
 
 def _tile(
@@ -305,21 +302,21 @@ def _tile(
     shift: Any,
     rows: _Side,
     cols: _Side,
-) -> tiles.PairSums:
+) -> _tiles.PairSums:
     """The sums at the rows; `own` gives the axis and the share of it if rows are among columns."""
     shift = None if own is None else shift + lax.axis_index(own[0]) * own[1]
     at_rows, _ = _sums(joined, kernel, shift, rows, cols)
-    return tiles.PairSums(rows=at_rows())
+    return _tiles.PairSums(rows=at_rows())
 
 
 def _mirrored_tile(
     joined: bool, kernel: Kernel, shift: Any, rows: _Side, cols: _Side
-) -> tiles.PairSums:
+) -> _tiles.PairSums:
     """The sums at the rows, and, unless they are the columns, at the columns."""
     at_rows, at_cols = _sums(joined, kernel, shift, rows, cols)
     sums = at_rows()
-    mirrored = tiles.unless_own(shift, at_cols, sums)
-    return tiles.PairSums(rows=sums, cols=mirrored)
+    mirrored = _tiles.unless_own(shift, at_cols, sums)
+    return _tiles.PairSums(rows=sums, cols=mirrored)
 
 
 def _sums(
@@ -331,11 +328,11 @@ def _sums(
     product of k' with moments known beforehand, unless that would lose a pair. A single Gaussian
     has k' = rate k, so that one product serves the joined sums.
     """
-    rate = _log_slope(kernel) if joined else None
+    rate = _traits.log_slope(kernel) if joined else None
     # in a product with moments a point pulls at itself, too, but for rounding
     own = shift if cols.gradient_weights is None else None
-    exact = distances.lost(kernel, rows.points, cols.points, own)
-    sq_dist = distances.chosen(exact, rows.points, cols.points, shift)
+    exact = _distances.lost(kernel, rows.points, cols.points, own)
+    sq_dist = _distances.chosen(exact, rows.points, cols.points, shift)
     if cols.gradient_weights is None or rate is not None:
         value = slope = kernel.profile(sq_dist)
     else:
@@ -360,10 +357,10 @@ def _sums(
 
         def by_differences() -> Array:
             factors = slope * (force.T if axis == 1 else -force)
-            sums = distances.difference_sums(factors, rows.points, cols.points, axis=axis)
+            sums = _distances.difference_sums(factors, rows.points, cols.points, axis=axis)
             return sums if with_them is None else sums + dot(slope, with_them)
 
-        return distances.choose(exact, by_differences, by_products)
+        return _distances.choose(exact, by_differences, by_products)
 
     def at(here: _Side, others: _Side, dot: _Dot, axis: int) -> Any:
         weights = others.weights
@@ -377,17 +374,13 @@ def _sums(
             return values, of_gradients
         return of_gradients if values is None else values + of_gradients
 
-    return lambda: at(rows, cols, _dot, 1), lambda: at(cols, rows, _transposed_dot, 0)
+    return lambda: at(rows, cols, _numeric.dot, 1), lambda: at(cols, rows, _transposed_dot, 0)
 
 
 def _transposed_dot(matrix: Array, vectors: Array) -> Array:
     """Returns matrix^T vectors; without the barriers, XLA for CPU takes four times as long."""
     rows = lax.optimization_barrier(vectors.T)
-    return lax.optimization_barrier(_dot(rows, matrix)).T
-
-
-def _log_slope(kernel: Kernel) -> Array | None:
-    return kernel.log_slope() if hasattr(kernel, "log_slope") else None
+    return lax.optimization_barrier(_numeric.dot(rows, matrix)).T
 
 
 def _feature_gradient_sum(
@@ -403,9 +396,10 @@ def _feature_gradient_sum(
     x, y, weights = jax.tree.map(jnp.asarray, (x, y, weights))
     targets, pull = jax.vjp(kernel.features, x if y is None else y)
     embedded = targets if y is None else kernel.features(x)
-    here, there = distances.prepare(embedded, targets, axis_name)
+    here, there = _distances.prepare(embedded, targets, axis_name)
     rows, cols = here.centred, there.centred
-    pairs = _pairs(_Slope(radial(kernel)), embedded, None if y is None else targets, axis_name)
+    slope = _Slope(_traits.radial(kernel))
+    pairs = _pairs(slope, embedded, None if y is None else targets, axis_name)
 
     def slope_sum(vectors: Array) -> Array:
         weighted = 2 * weights[:, None].astype(cols.dtype) * vectors.astype(cols.dtype)
@@ -417,7 +411,7 @@ def _feature_gradient_sum(
         return total - coordinate[:, None] * slope_sum(row), None
 
     (own,) = pull(cols.astype(targets.dtype))
-    basis = _axes.varying(jnp.eye(targets.shape[1], dtype=targets.dtype), targets)
+    basis = _devices.varying(jnp.eye(targets.shape[1], dtype=targets.dtype), targets)
     gradient, _ = lax.scan(add_feature, slope_sum(own), (basis, rows.T))
     return gradient.astype(x.dtype)
 
@@ -430,87 +424,3 @@ class _Slope(NamedTuple):
     def profile(self, sq_dist: Array) -> Array:
         """Returns d profile / d sq_dist."""
         return jax.jvp(self.kernel.profile, (sq_dist,), (jnp.ones_like(sq_dist),))[1]
-
-
-# ----------------------------------------------------------------------------------- points
-
-
-def embed(kernel: Kernel, x: Array) -> Array:
-    """Returns the points between which the kernel measures distances: features, or x itself.
-
-    Args:
-      kernel: radial, or with a method `features`.
-      x: points; shape (n, d).
-
-    Returns:
-      Points, shape (n, l), or x.
-    """
-    return kernel.features(x) if hasattr(kernel, "features") else x
-
-
-def radial(kernel: Kernel) -> Kernel:
-    """Returns the radial kernel between embedded points.
-
-    Args:
-      kernel: radial, or with a method `features` and an attribute `base`.
-
-    Returns:
-      The base of a feature kernel, or the kernel itself.
-    """
-    return kernel.base if hasattr(kernel, "features") else kernel  # type: ignore[attr-defined]
-
-
-def num_devices(axis_name: str | None) -> int:
-    """Returns over how many devices a union runs.
-
-    Args:
-      axis_name: of the devices; None: there is one.
-
-    Returns:
-      Their number, static.
-    """
-    return 1 if axis_name is None else lax.axis_size(axis_name)
-
-
-def share(everything: Array, axis_name: str | None) -> Array:
-    """Returns this device's share of rows that all devices hold; :func:`gather` undoes it.
-
-    Args:
-      everything: shape (n, ...), the same on all devices, whose number divides n.
-      axis_name: of the devices; None: there is one.
-
-    Returns:
-      Rows, shape (n / devices, ...), contiguous, in device order.
-    """
-    if axis_name is None:
-        return everything
-    size = everything.shape[0] // num_devices(axis_name)
-    return lax.dynamic_slice_in_dim(everything, lax.axis_index(axis_name) * size, size)
-
-
-def agreed(value: PyTree, axis_name: str | None) -> PyTree:
-    """Returns what every device has computed alike, as one value that does not vary over them.
-
-    Args:
-      value: pytree of floating arrays, the same on all devices.
-      axis_name: of the devices; None: there is one.
-
-    Returns:
-      The value; ``jax.shard_map`` lets it out through ``out_specs=P()``.
-    """
-    return value if axis_name is None else lax.pmean(value, axis_name)
-
-
-def gather(array: Array | None, axis_name: str | None) -> Any:
-    """Returns the union over devices, in device order.
-
-    Args:
-      array: this device's share; shape (n, ...). None: returned as it is.
-      axis_name: of the devices; None: the share is all there is.
-
-    Returns:
-      Array of shape (devices * n, ...).
-    """
-    if array is None or axis_name is None:
-        return array
-    return lax.all_gather(array, axis_name, tiled=True)

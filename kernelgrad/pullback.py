@@ -17,7 +17,7 @@ import optax
 from jax import lax
 from jax.scipy.sparse.linalg import cg
 
-from kernelgrad import _axes, _checks, _gram
+from kernelgrad import _checks, _devices, _numeric
 from kernelgrad.types import Array, PyTree
 
 GeneratorFn = Callable[[PyTree], Array]
@@ -65,10 +65,10 @@ def chain_rule(generator_fn: GeneratorFn, params: PyTree, direction: Array) -> P
     """
     params = _checks.floating_leaves("params", params)
     (direction,) = _checks.floating(direction=direction)
-    params = _axes.varying(params, direction)  # its gradient is then this device's
+    params = _devices.varying(params, direction)  # its gradient is then this device's
     samples, pull = jax.vjp(generator_fn, params)
     _checks.shape("direction", direction, samples.shape)
-    direction = _axes.varying((direction / samples.shape[0]).astype(samples.dtype), samples)
+    direction = _devices.varying((direction / samples.shape[0]).astype(samples.dtype), samples)
     (gradient,) = pull(direction)
     return gradient
 
@@ -118,10 +118,10 @@ def regression(
     _checks.at_least("num_steps", num_steps, 1)
     params = _checks.floating_leaves("params", params)
     (direction,) = _checks.floating(direction=direction)
-    params = _axes.varying(params, direction)
+    params = _devices.varying(params, direction)
     samples = generator_fn(params)
     _checks.shape("direction", direction, samples.shape)
-    offset = (_gram.like(step_size, direction) * direction).astype(samples.dtype)
+    offset = (_numeric.like(step_size, direction) * direction).astype(samples.dtype)
 
     def shifted(moved: PyTree) -> PyTree:
         return jax.tree.map(jnp.add, params, moved)
@@ -137,9 +137,9 @@ def regression(
         return optax.apply_updates(moved, updates), opt_state
 
     start = (jax.tree.map(jnp.zeros_like, params), optimizer.init(params))
-    moved, _ = lax.fori_loop(0, num_steps, inner, _axes.varying(start, params))
+    moved, _ = lax.fori_loop(0, num_steps, inner, _devices.varying(start, params))
     moved = _mean_over_devices(moved, axis_name)
-    return jax.tree.map(lambda m: -m / _gram.like(step_size, m), moved)
+    return jax.tree.map(lambda m: -m / _numeric.like(step_size, m), moved)
 
 
 def gauss_newton(
@@ -259,17 +259,17 @@ def _linearise(
 ) -> tuple[Callable[[PyTree], Array], Callable[[Array], PyTree]]:
     """Returns the products v -> J v and u -> J^T u / n over the union of all devices' samples."""
     params = _checks.floating_leaves("params", params)
-    params = _axes.varying(params, direction)
+    params = _devices.varying(params, direction)
     samples, push = jax.linearize(generator_fn, params)
     _checks.shape("direction", direction, samples.shape)
     transpose = jax.linear_transpose(push, params)
 
     def pull(cotangent: Array) -> PyTree:
         cotangent = (cotangent / samples.shape[0]).astype(samples.dtype)
-        (gradient,) = transpose(_axes.varying(cotangent, samples))
+        (gradient,) = transpose(_devices.varying(cotangent, samples))
         return _mean_over_devices(gradient, axis_name)
 
-    return lambda step: push(_axes.varying(step, params)), pull
+    return lambda step: push(_devices.varying(step, params)), pull
 
 
 def _mean_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:
@@ -282,9 +282,9 @@ def _add_scaled(tree: PyTree, scale: float | Array, other: PyTree) -> PyTree:
 
 def _norm2(tree: PyTree) -> Array:
     leaves = jax.tree.leaves(tree)
-    return jnp.sum(jnp.array([jnp.sum(jnp.square(_gram.wide(leaf))) for leaf in leaves]))
+    return jnp.sum(jnp.array([jnp.sum(jnp.square(_numeric.wide(leaf))) for leaf in leaves]))
 
 
 def _root_ratio(numerator: Array, denominator: Array) -> Array:
     """Returns sqrt(numerator / denominator), 0 where the denominator is."""
-    return _gram.root(numerator / jnp.where(denominator == 0, jnp.inf, denominator))
+    return _numeric.root(numerator / jnp.where(denominator == 0, jnp.inf, denominator))

@@ -23,7 +23,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _convex, _equality, _gram, _solve, kernels, pairwise
+from kernelgrad import (
+    _checks,
+    _convex,
+    _devices,
+    _equality,
+    _gram,
+    _numeric,
+    _solve,
+    _traits,
+    kernels,
+    pairwise,
+)
 from kernelgrad.types import Array, Kernel
 
 
@@ -106,7 +117,7 @@ def density_ratio(model: RatioModel, x: Array) -> Array:
     """
     x, _ = _checks.points(x=x, centers=model.centers)
     if isinstance(model, LinearRatio):
-        return _gram.like(jnp.maximum(_expansion(model, x), 0), x)
+        return _numeric.like(jnp.maximum(_expansion(model, x), 0), x)
     log_ratio = log_density_ratio(model, x)
     largest = math.floor(math.log(jnp.finfo(log_ratio.dtype).max))
     return jnp.exp(jnp.minimum(log_ratio, largest))
@@ -138,14 +149,14 @@ def log_density_ratio(model: RatioModel, x: Array) -> Array:
     x, centers = _checks.points(x=x, centers=model.centers)
     if isinstance(model, MixtureRatio):
         logits = _log_gram(model.kernel, x, centers)
-        return _gram.like(jax.nn.logsumexp(logits + model.log_weights[None, :], axis=1), x)
+        return _numeric.like(jax.nn.logsumexp(logits + model.log_weights[None, :], axis=1), x)
     value = _expansion(model, x)
     if isinstance(model, LogLinearRatio):
-        return _gram.like(value + _gram.like(model.intercept, value), x)
-    floor = _gram.like(model.floor, value)
+        return _numeric.like(value + _numeric.like(model.intercept, value), x)
+    floor = _numeric.like(model.floor, value)
     above = value > floor
     tangent = jnp.log(floor) + value / floor - 1
-    return _gram.like(jnp.where(above, jnp.log(jnp.where(above, value, 1)), tangent), x)
+    return _numeric.like(jnp.where(above, jnp.log(jnp.where(above, value, 1)), tangent), x)
 
 
 def log_ratio_gradient(model: RatioModel, x: Array) -> Array:
@@ -259,10 +270,10 @@ def rulsif(
       Yamada et al. 2013, section 2.
     """
     centers, moment, mean = _least_squares(p, q, kernel, ridge, alpha, centers, axis_name)
-    weights = _solve.dense(moment, _gram.like(ridge, mean))(mean[:, None])[:, 0]
-    size = p.shape[0] * pairwise.num_devices(axis_name)
-    centers, weights = pairwise.agreed((centers, weights), axis_name)
-    return LinearRatio(kernel, centers, weights, _gram.like(1 / math.sqrt(size), mean))
+    weights = _solve.dense(moment, _numeric.like(ridge, mean))(mean[:, None])[:, 0]
+    size = p.shape[0] * _devices.num_devices(axis_name)
+    centers, weights = _devices.agreed((centers, weights), axis_name)
+    return LinearRatio(kernel, centers, weights, _numeric.like(1 / math.sqrt(size), mean))
 
 
 def lsif(
@@ -310,16 +321,16 @@ def lsif(
     p, q, centers = _checks.points(p=p, q=q, centers=p if centers is None else centers)
     p, q, kernel, ridge, alpha, centers = lax.stop_gradient((p, q, kernel, ridge, alpha, centers))
     centers, moment, mean = _least_squares(p, q, kernel, ridge, alpha, centers, axis_name)
-    size = _gram.like(ridge, mean)
+    size = _numeric.like(ridge, mean)
     weights, residual = _convex.quadratic(
         moment + size * jnp.eye(mean.shape[0], dtype=mean.dtype),
         mean,
         lambda point: jnp.maximum(point, 0),
         jnp.zeros_like(mean),
         num_steps=num_steps,
-        tolerance=2 * size * _gram.like(tolerance, mean),
+        tolerance=2 * size * _numeric.like(tolerance, mean),
     )
-    fit = pairwise.agreed((centers, weights, residual), axis_name)
+    fit = _devices.agreed((centers, weights, residual), axis_name)
     return MixtureRatio(kernel, fit[0], jnp.log(fit[1]), fit[2] / (2 * size))
 
 
@@ -338,13 +349,13 @@ def _least_squares(
     _checks.in_range("alpha", alpha, 0.0, 1.0, closed="l")
     p, q, centers = _unions(p, q, p if centers is None else centers, axis_name)
     at_p, at_q = kernels.gram(kernel, p, centers), kernels.gram(kernel, q, centers)
-    share = _gram.like(alpha, at_p)
+    share = _numeric.like(alpha, at_p)
     moment = share * _second_moment(at_p) + (1 - share) * _second_moment(at_q)
     return centers, moment, jnp.mean(at_p, axis=0)
 
 
 def _second_moment(features: Array) -> Array:
-    return _gram.dot(features.T, features) / features.shape[0]
+    return _numeric.dot(features.T, features) / features.shape[0]
 
 
 # --------------------------------------------------------------------------- maximum likelihood
@@ -396,9 +407,9 @@ def kliep(
     log_mean = jax.nn.logsumexp(_log_gram(kernel, q, centers), axis=0) - math.log(q.shape[0])
     log_convex = _log_gram(kernel, p, centers) - log_mean[None, :]
     log_shares, gap = _convex.mixture_shares(
-        log_convex, num_steps=num_steps, tolerance=_gram.like(tolerance, log_convex)
+        log_convex, num_steps=num_steps, tolerance=_numeric.like(tolerance, log_convex)
     )
-    fit = pairwise.agreed((centers, log_shares - log_mean, gap), axis_name)
+    fit = _devices.agreed((centers, log_shares - log_mean, gap), axis_name)
     return MixtureRatio(kernel, *fit)
 
 
@@ -465,11 +476,11 @@ def logistic(
     weights, gap = _convex.classifier(
         signs[:, None] * features,
         signs * math.log(n / m),
-        lax.stop_gradient(_gram.like(ridge, features)),
+        lax.stop_gradient(_numeric.like(ridge, features)),
         num_steps=num_steps,
-        tolerance=_gram.like(tolerance, features),
+        tolerance=_numeric.like(tolerance, features),
     )
-    fit = pairwise.agreed((centers, weights[1:], weights[0], gap), axis_name)
+    fit = _devices.agreed((centers, weights[1:], weights[0], gap), axis_name)
     return LogLinearRatio(kernel, *fit)
 
 
@@ -484,8 +495,8 @@ def _expansion(model: LinearRatio | LogLinearRatio, x: Array) -> Array:
 
 def _compared(kernel: Kernel, x: Array, centers: Array) -> tuple[Kernel, Array, Array]:
     """Returns the radial kernel and what it compares, none too far for the range of floats."""
-    x, centers = (_gram.wide(pairwise.embed(kernel, points)) for points in (x, centers))
-    radial = pairwise.radial(kernel)
+    x, centers = (_numeric.wide(_traits.embed(kernel, points)) for points in (x, centers))
+    radial = _traits.radial(kernel)
     return radial, _gram.within_reach(radial, x, centers), centers
 
 
@@ -493,7 +504,7 @@ def _log_gram(kernel: Kernel, x: Array, centers: Array) -> Array:
     """Returns log k, finite, and exact for a Gaussian however small k is."""
     radial, x, centers = _compared(kernel, x, centers)
     sq_dist = pairwise.squared_distances(x, centers)
-    logarithm = radial.log_profile(sq_dist) if hasattr(radial, "log_profile") else None
+    logarithm = _traits.log_profile(radial, sq_dist)
     if logarithm is not None:
         return logarithm
     return jnp.log(jnp.maximum(radial.profile(sq_dist), jnp.finfo(sq_dist.dtype).tiny))
@@ -504,7 +515,7 @@ def _unions(
 ) -> tuple[Array, Array, Array]:
     """Returns the samples and centers of all devices, in at least float32."""
     p, q, centers = _checks.points(p=p, q=q, centers=centers)
-    p, q, centers = (pairwise.gather(_gram.wide(x), axis_name) for x in (p, q, centers))
+    p, q, centers = (_devices.gather(_numeric.wide(x), axis_name) for x in (p, q, centers))
     return p, q, centers
 
 

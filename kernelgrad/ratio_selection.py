@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from kernelgrad import _checks, _gram, _solve, kernels, ratio
+from kernelgrad import _checks, _numeric, _solve, kernels, ratio
 from kernelgrad.types import Array, Kernel
 
 
@@ -109,9 +109,10 @@ def rulsif_loo(
     _checks.in_range("alpha", alpha, 0.0, 1.0, closed="l")
     for name, samples in (("p", p), ("q", q)):
         _checks.at_least(f"number of samples in {name}", samples.shape[0], 2)
-    p, q, centers = (_gram.wide(x) for x in (p, q, centers))
+    p, q, centers = (_numeric.wide(x) for x in (p, q, centers))
     at_p, at_q = kernels.gram(kernel, p, centers), kernels.gram(kernel, q, centers)
-    share, ridge, mean = _gram.like(alpha, at_p), _gram.like(ridge, at_p), jnp.mean(at_p, axis=0)
+    share, ridge = (_numeric.like(number, at_p) for number in (alpha, ridge))
+    mean = jnp.mean(at_p, axis=0)
     moments = [(share, at_p), (1 - share, at_q)]
 
     def solved(left_out: Array) -> tuple[Array, Array]:
@@ -119,9 +120,9 @@ def rulsif_loo(
         moment = jnp.zeros((), at_p.dtype)
         for weight, features in moments:
             size = features.shape[0] - (features is left_out)
-            moment += weight * _gram.dot(features.T, features) / size
+            moment += weight * _numeric.dot(features.T, features) / size
         solutions = _solve.dense(moment, ridge)(left_out.T).T
-        return _gram.dot(solutions, mean), jnp.sum(solutions * left_out, axis=1)
+        return _numeric.dot(solutions, mean), jnp.sum(solutions * left_out, axis=1)
 
     n, m = p.shape[0], q.shape[0]
     (value_p, reach_p), (value_q, reach_q) = solved(at_p), solved(at_q)
@@ -171,7 +172,7 @@ def kliep_cv(
 
     def loss(train: _Pair, held: _Pair) -> Array:
         model = ratio.kliep(*train, kernel, num_steps=num_steps, tolerance=tolerance)
-        log_p, log_q = (ratio.log_density_ratio(model, _gram.wide(x)) for x in held)
+        log_p, log_q = (ratio.log_density_ratio(model, _numeric.wide(x)) for x in held)
         return jax.nn.logsumexp(log_q) - math.log(log_q.shape[0]) - jnp.mean(log_p)
 
     return _cross_validated(loss, p, q, num_folds)
@@ -217,7 +218,7 @@ def logistic_cv(
         model = ratio.logistic(
             *train, kernel, ridge=ridge, num_steps=num_steps, tolerance=tolerance
         )
-        log_p, log_q = (ratio.log_density_ratio(model, _gram.wide(x)) for x in held)
+        log_p, log_q = (ratio.log_density_ratio(model, _numeric.wide(x)) for x in held)
         odds = math.log(p.shape[0] / q.shape[0])
         losses = jax.nn.softplus(jnp.concatenate([-log_p - odds, log_q + odds]))
         return jnp.mean(losses)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _gram, _solve, pairwise, tiles
+from kernelgrad import _checks, _devices, _gram, _numeric, _solve, _tiles, _traits, pairwise
 from kernelgrad.types import Array, Kernel
 
 DENSE_SAMPLES = 16384  # up to here the gram is factorised, beyond it never held
@@ -74,12 +74,12 @@ def stein_score(
     """
     (samples,) = _checks.points(samples=samples)
     _check_ridge(ridge)
-    solve, repulsion = _system(kernel, pairwise.gather(_gram.wide(samples), axis_name), ridge)
+    solve, repulsion = _system(kernel, _devices.gather(_numeric.wide(samples), axis_name), ridge)
     score = -solve(repulsion)
     if axis_name is not None:
         first = lax.axis_index(axis_name) * samples.shape[0]
         score = lax.dynamic_slice_in_dim(score, first, samples.shape[0])
-    return _gram.like(score, samples)
+    return _numeric.like(score, samples)
 
 
 def stein_score_at(
@@ -127,25 +127,25 @@ def stein_score_at(
     """
     queries, samples = _checks.points(queries=queries, samples=samples)
     _check_ridge(ridge)
-    points, everyone = _gram.wide(queries), pairwise.gather(_gram.wide(samples), axis_name)
+    points, everyone = _numeric.wide(queries), _devices.gather(_numeric.wide(samples), axis_name)
     solve, repulsion = _system(kernel, everyone, ridge)
-    floor = _gram.at_zero(kernel, everyone) + _gram.like(ridge, everyone)
+    floor = _gram.at_zero(kernel, everyone) + _numeric.like(ridge, everyone)
 
     def estimate(block: Array) -> Array:
         cross, pull = _gram.pairs(kernel.profile, kernel, block, everyone)
         weights = solve(cross.T).T
         schur = floor - jnp.sum(weights * cross, axis=1)
         schur = jnp.where(schur > 0, schur, jnp.nan)
-        if hasattr(kernel, "features"):
+        if _traits.is_feature_kernel(kernel):
             own = pull(weights) - pairwise.gradient_sum(kernel, block, everyone)
         else:
             own = pull(weights + 1)
-        return (_gram.dot(weights, repulsion) + own) / schur[:, None]
+        return (_numeric.dot(weights, repulsion) + own) / schur[:, None]
 
     if everyone.shape[0] <= DENSE_SAMPLES or points.shape[0] <= QUERY_BLOCK:
-        return _gram.like(estimate(points), queries)
-    blocks = lax.map(jax.checkpoint(estimate), tiles.split(points, QUERY_BLOCK))
-    return _gram.like(blocks.reshape(-1, points.shape[1])[: points.shape[0]], queries)
+        return _numeric.like(estimate(points), queries)
+    blocks = lax.map(jax.checkpoint(estimate), _tiles.split(points, QUERY_BLOCK))
+    return _numeric.like(blocks.reshape(-1, points.shape[1])[: points.shape[0]], queries)
 
 
 def rkhs_score_at(queries: Array, samples: Array, kernel: Kernel, *, ridge: float | Array) -> Array:
@@ -177,15 +177,15 @@ def rkhs_score_at(queries: Array, samples: Array, kernel: Kernel, *, ridge: floa
       Zhou, Shi & Zhu 2020, Theorem 3.1, with a diagonal kernel and lambda = eta / n.
     """
     queries, samples = _checks.points(queries=queries, samples=samples)
-    points, nodes = _gram.wide(queries), _gram.wide(samples)
+    points, nodes = _numeric.wide(queries), _numeric.wide(samples)
     score = stein_score(nodes, kernel, ridge=ridge)
     witness = pairwise.stein_sum(kernel, points, nodes, score)
-    return _gram.like(-witness / _gram.like(ridge, witness), queries)
+    return _numeric.like(-witness / _numeric.like(ridge, witness), queries)
 
 
 def _system(kernel: Kernel, samples: Array, ridge: float | Array) -> tuple[_solve.Solve, Array]:
     """Returns the inverse of K + eta I as a function, and N."""
-    eta = _gram.like(ridge, samples)
+    eta = _numeric.like(ridge, samples)
     if samples.shape[0] > DENSE_SAMPLES:
         repulsion = pairwise.gradient_sum(kernel, samples, None)
         return _solve.matrix_free(kernel, samples, eta), repulsion

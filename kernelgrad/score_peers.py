@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _axes, _checks, _gram, pairwise
+from kernelgrad import _checks, _devices, _gram, _numeric, _traits, pairwise
 from kernelgrad.types import Array, Kernel
 
 _Iterate = tuple[Array, Array, Array, Array]
@@ -30,8 +30,8 @@ _Iterate = tuple[Array, Array, Array, Array]
 
 def _compared(queries: Array, samples: Array, kernel: Kernel) -> tuple[Array, Array]:
     """Returns queries and samples in at least float32, none too far for the range of floats."""
-    points, nodes = _gram.wide(queries), _gram.wide(samples)
-    if hasattr(kernel, "features"):  # whose distances are those of features
+    points, nodes = _numeric.wide(queries), _numeric.wide(samples)
+    if _traits.is_feature_kernel(kernel):  # whose distances are those of features
         return points, nodes
     return _gram.within_reach(kernel, points, nodes), nodes
 
@@ -66,8 +66,8 @@ def spectral_score(samples: Array, kernel: Kernel, *, mass_fraction: float | Arr
       Shi, Sun & Zhu 2018 (SSGE); Zhou, Shi & Zhu 2020, Theorem 3.2 and Example 3.6.
     """
     (samples,) = _checks.points(samples=samples)
-    inverse, repulsion = _spectral_parts(_gram.wide(samples), kernel, mass_fraction)
-    return _gram.like(-_gram.dot(inverse, repulsion), samples)
+    inverse, repulsion = _spectral_parts(_numeric.wide(samples), kernel, mass_fraction)
+    return _numeric.like(-_numeric.dot(inverse, repulsion), samples)
 
 
 def spectral_score_at(
@@ -100,8 +100,8 @@ def spectral_score_at(
     queries, samples = _checks.points(queries=queries, samples=samples)
     points, nodes = _compared(queries, samples, kernel)
     inverse, repulsion = _spectral_parts(nodes, kernel, mass_fraction)
-    coefficients = -_gram.dot(inverse, _gram.dot(inverse, repulsion))
-    return _gram.like(pairwise.kernel_sum(kernel, points, nodes, coefficients), queries)
+    coefficients = -_numeric.dot(inverse, _numeric.dot(inverse, repulsion))
+    return _numeric.like(pairwise.kernel_sum(kernel, points, nodes, coefficients), queries)
 
 
 def _spectral_parts(
@@ -110,14 +110,14 @@ def _spectral_parts(
     _checks.shape("mass_fraction", mass_fraction, ())
     _checks.in_range("mass_fraction", mass_fraction, 0.0, 1.0, closed="r")
     gram, repulsion = _gram.gram_and_repulsion(kernel, samples)
-    return _truncated_inverse(gram, _gram.like(mass_fraction, gram)), repulsion
+    return _truncated_inverse(gram, _numeric.like(mass_fraction, gram)), repulsion
 
 
 @jax.custom_jvp
 def _truncated_inverse(gram: Array, mass_fraction: Array) -> Array:
     """Returns the inverse of a positive semidefinite matrix on its leading eigenvectors."""
     _, vectors, inverse = _kept_spectrum(gram, mass_fraction)
-    return _gram.dot(vectors * inverse[None, :], vectors.T)
+    return _numeric.dot(vectors * inverse[None, :], vectors.T)
 
 
 @_truncated_inverse.defjvp
@@ -131,12 +131,12 @@ def _truncated_inverse_jvp(
     gap = jnp.where(crosses, jnp.abs(values[:, None] - values[None, :]), 1)
     across = (inverse[:, None] + inverse[None, :]) / gap
     within = -inverse[:, None] * inverse[None, :]
-    rotated = _gram.dot(vectors.T, _gram.dot(tangents[0], vectors)) * jnp.where(
+    rotated = _numeric.dot(vectors.T, _numeric.dot(tangents[0], vectors)) * jnp.where(
         crosses, across, within
     )
     return (
-        _gram.dot(vectors * inverse[None, :], vectors.T),
-        _gram.dot(vectors, _gram.dot(rotated, vectors.T)),
+        _numeric.dot(vectors * inverse[None, :], vectors.T),
+        _numeric.dot(vectors, _numeric.dot(rotated, vectors.T)),
     )
 
 
@@ -184,8 +184,8 @@ def nu_method_score(
       Zhou, Shi & Zhu 2020, Example C.4; Engl, Hanke & Neubauer 1996, section 6.3 for u_t, w_t.
     """
     (samples,) = _checks.points(samples=samples)
-    gram, zeta, coefficients, scale = _nu_iterate(_gram.wide(samples), kernel, num_steps, nu)
-    return _gram.like(_gram.dot(gram, coefficients) + scale * zeta, samples)
+    gram, zeta, coefficients, scale = _nu_iterate(_numeric.wide(samples), kernel, num_steps, nu)
+    return _numeric.like(_numeric.dot(gram, coefficients) + scale * zeta, samples)
 
 
 def nu_method_score_at(
@@ -221,7 +221,7 @@ def nu_method_score_at(
     gram, _, coefficients, scale = _nu_iterate(nodes, kernel, num_steps, nu)
     peak = _gram.at_zero(kernel, gram)
     weights = jnp.broadcast_to(scale / (nodes.shape[0] * peak), nodes.shape[:1])
-    return _gram.like(
+    return _numeric.like(
         pairwise.stein_sum(kernel, points, nodes, coefficients / peak, weights), queries
     )
 
@@ -235,19 +235,19 @@ def _nu_iterate(
     _checks.positive(nu=nu)
     gram, repulsion = _gram.gram_and_repulsion(kernel, samples)
     peak, size = _gram.at_zero(kernel, gram), samples.shape[0]
-    gram, zeta, nu = gram / peak, repulsion / (size * peak), _gram.like(nu, gram)
+    gram, zeta, nu = gram / peak, repulsion / (size * peak), _numeric.like(nu, gram)
 
     def step(carry: _Iterate, t: Array) -> tuple[_Iterate, None]:
         c, c_before, a, a_before = carry
         below = (t + 2 * nu - 1) * (2 * t + 4 * nu - 1)
         u = (t - 1) * (2 * t - 3) * (2 * t + 2 * nu - 1) / (below * (2 * t + 2 * nu - 3))
         w = 4 * (2 * t + 2 * nu - 1) * (t + nu - 1) / below
-        c_next = c + u * (c - c_before) - w / size * (_gram.dot(gram, c) + a * zeta)
+        c_next = c + u * (c - c_before) - w / size * (_numeric.dot(gram, c) + a * zeta)
         return (c_next, c, a + u * (a - a_before) - w, a), None
 
     nothing = jnp.zeros_like(zeta)
     start = (nothing, nothing, -(4 * nu + 2) / (4 * nu + 1), jnp.zeros_like(nu))
-    start = _axes.varying(start)
+    start = _devices.varying(start)
     times = jnp.arange(2, num_steps + 1, dtype=gram.dtype)
     (coefficients, _, scale, _), _ = lax.scan(step, start, times)
     return gram, zeta, coefficients, scale
@@ -278,7 +278,7 @@ def kde_score(samples: Array, kernel: Kernel) -> Array:
       Li & Turner 2018, the plug-in estimator.
     """
     (samples,) = _checks.points(samples=samples)
-    return _gram.like(_kde(_gram.wide(samples), None, kernel), samples)
+    return _numeric.like(_kde(_numeric.wide(samples), None, kernel), samples)
 
 
 def kde_score_at(queries: Array, samples: Array, kernel: Kernel) -> Array:
@@ -310,7 +310,7 @@ def kde_score_at(queries: Array, samples: Array, kernel: Kernel) -> Array:
     """
     queries, samples = _checks.points(queries=queries, samples=samples)
     points, nodes = _compared(queries, samples, kernel)
-    return _gram.like(_kde(points, nodes, kernel), queries)
+    return _numeric.like(_kde(points, nodes, kernel), queries)
 
 
 def _kde(queries: Array, samples: Array | None, kernel: Kernel) -> Array:
@@ -320,8 +320,7 @@ def _kde(queries: Array, samples: Array | None, kernel: Kernel) -> Array:
 
 
 def _log_profile(kernel: Kernel, sq_dist: Array) -> Array:
-    radial = pairwise.radial(kernel)
-    logarithm = radial.log_profile(sq_dist) if hasattr(radial, "log_profile") else None
+    logarithm = _traits.log_profile(_traits.radial(kernel), sq_dist)
     if logarithm is not None:
         return logarithm
     value = kernel.profile(sq_dist)

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _gram, kernels, pairwise, svgd
+from kernelgrad import _checks, _devices, _numeric, kernels, pairwise, svgd
 from kernelgrad.kernels import FeatureKernel
 from kernelgrad.two_player import CriticFn, TwoPlayer, on_batches
 from kernelgrad.types import Array, Info, Kernel, Key, PyTree
@@ -127,8 +127,8 @@ def row_normalized_direction(
     """
     particles, score = _checks.scored(particles, score)
     ascent = svgd.svgd_direction(particles, score, kernel, axis_name=axis_name)
-    size = particles.shape[0] * pairwise.num_devices(axis_name)
-    shares = jnp.full((particles.shape[0], 1), 1 / size, _gram.wide(particles).dtype)
+    size = particles.shape[0] * _devices.num_devices(axis_name)
+    shares = jnp.full((particles.shape[0], 1), 1 / size, _numeric.wide(particles).dtype)
     means = pairwise.kernel_sum(kernel, particles, None, shares, axis_name=axis_name)
     return ascent / means
 
@@ -160,15 +160,15 @@ def nearest_direction(
       The public code of SteinGAN, its images.
     """
     particles, score = _checks.scored(particles, score)
-    pool = pairwise.gather(particles, axis_name)
+    pool = _devices.gather(particles, axis_name)
     _checks.at_least("particles", pool.shape[0], 2)
     features = kernel.features(particles)
     sq_dist = pairwise.squared_distances(features, kernel.features(pool))
-    own = pairwise.share(jnp.eye(pool.shape[0], dtype=bool), axis_name)
+    own = _devices.share(jnp.eye(pool.shape[0], dtype=bool), axis_name)
     nearest = pool[jnp.argmin(jnp.where(own, jnp.inf, sq_dist), axis=1)]
 
     def near(others: Array) -> Array:
-        gaps = _gram.wide(kernel.features(others)) - _gram.wide(features)
+        gaps = _numeric.wide(kernel.features(others)) - _numeric.wide(features)
         return jnp.sum(kernel.base.profile(jnp.sum(jnp.square(gaps), axis=1)))
 
     return score + jax.grad(near)(nearest) / 2
@@ -205,7 +205,7 @@ def stabilized_loss(
     energy_data, energy_samples = _checks.vectors(
         energy_data=energy_data, energy_samples=energy_samples
     )
-    mean_data, mean_samples = (jnp.mean(_gram.wide(e)) for e in (energy_data, energy_samples))
+    mean_data, mean_samples = (jnp.mean(_numeric.wide(e)) for e in (energy_data, energy_samples))
     return mean_data - (1 - discount) * mean_samples
 
 
@@ -231,7 +231,7 @@ def rate_factor(
     References:
       Wang & Liu 2016 (learning to draw samples), section 5: 5e-4 in place of 1e-4, and 0.5.
     """
-    lead = _gram.wide(energy_samples) - _gram.wide(energy_data)
+    lead = _numeric.wide(energy_samples) - _numeric.wide(energy_data)
     factor = jnp.where(lead < 0, boost, jnp.where(lead > threshold, 0.0, 1.0))
     return lax.stop_gradient(jnp.where(jnp.isnan(lead), jnp.nan, factor).astype(lead.dtype))
 
@@ -291,7 +291,7 @@ def steingan(
         )
         loss = stabilized_loss(of_data, of_samples, discount=discount)
         mean_data, mean_samples = (
-            pairwise.agreed(jnp.mean(_gram.wide(energy)), axis_name)
+            _devices.agreed(jnp.mean(_numeric.wide(energy)), axis_name)
             for energy in (of_data, of_samples)
         )
         return loss, {

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from kernelgrad import _checks, _gram, kernels, pairwise
+from kernelgrad import _checks, _devices, _numeric, _traits, kernels, pairwise
 from kernelgrad.types import Array, Kernel, Key
 
 
@@ -81,10 +81,10 @@ def svgd_direction(
       Wang & Liu 2016, eq. (7); Liu & Wang 2016, eq. (8).
     """
     particles, score = _checks.scored(particles, score)
-    size = particles.shape[0] * pairwise.num_devices(axis_name)
-    points = particles if hasattr(kernel, "features") else _gram.wide(particles)
+    size = particles.shape[0] * _devices.num_devices(axis_name)
+    points = particles if _traits.is_feature_kernel(kernel) else _numeric.wide(particles)
     sums = pairwise.stein_sum(kernel, points, None, score, axis_name=axis_name)
-    return _gram.like(sums / size, particles)
+    return _numeric.like(sums / size, particles)
 
 
 def kernel_noise(key: Key, particles: Array, kernel: Kernel) -> Array:
@@ -118,7 +118,7 @@ def kernel_noise(key: Key, particles: Array, kernel: Kernel) -> Array:
     jitter = particles.shape[0] * jnp.finfo(gram.dtype).eps * jnp.diagonal(gram)
     factor = jnp.linalg.cholesky(gram + jnp.diag(jitter))
     noise = jax.random.normal(key, particles.shape, gram.dtype)
-    return jnp.matmul(factor, noise, precision=lax.Precision.HIGHEST).astype(particles.dtype)
+    return _numeric.dot(factor, noise).astype(particles.dtype)
 
 
 def init(particles: Array, optimizer: optax.GradientTransformation) -> SVGDState:
@@ -179,9 +179,9 @@ def step(
     direction = svgd_direction(particles, score, kernel, axis_name=axis_name)
     updates, opt_state = optimizer.update(-direction, state.opt_state, particles)
     particles = optax.apply_updates(particles, updates)
-    mean_square = jnp.mean(jnp.sum(jnp.square(_gram.wide(direction)), axis=1))
+    mean_square = jnp.mean(jnp.sum(jnp.square(_numeric.wide(direction)), axis=1))
     finite = jnp.all(jnp.isfinite(direction) & jnp.isfinite(particles))
     if axis_name is not None:
         mean_square = lax.pmean(mean_square, axis_name)
         finite = lax.pmin(finite.astype(jnp.int32), axis_name) == 1
-    return SVGDState(particles, opt_state), SVGDInfo(_gram.root(mean_square), finite)
+    return SVGDState(particles, opt_state), SVGDInfo(_numeric.root(mean_square), finite)

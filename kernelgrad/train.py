@@ -23,7 +23,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kernelgrad import _checks, _gram, noise, pairwise, pullback
+from kernelgrad import _checks, _devices, _numeric, noise, pullback
 from kernelgrad import critic as critics
 from kernelgrad.critic import Critic, CriticState
 from kernelgrad.objectives import Objective
@@ -146,10 +146,10 @@ def make_train_step(
     _checks.at_least("critic.num_steps", num_batches, 1)
 
     def draw(state: TrainState, latent_key: Key, noise_key: Key, data: Array) -> _Batch:
-        size = data.shape[0] * pairwise.num_devices(axis_name)
+        size = data.shape[0] * _devices.num_devices(axis_name)
         latents = _checks.call("sample_latents", _SAMPLE_LATENTS, sample_latents, latent_key, size)
         _checks.rows("sample_latents", _SAMPLE_LATENTS, latents, size)
-        latents = pairwise.share(latents, axis_name)
+        latents = _devices.share(latents, axis_name)
         samples, batch_stats = _generated(generator, state.params, state.batch_stats, latents)
         samples = lax.stop_gradient(samples)
         if noise_variance is not None:
@@ -224,7 +224,7 @@ def scan_resident(
 
     def run(state: TrainState, key: Key, data: Array) -> tuple[TrainState, Info]:
         data = _checks.array("data", data)
-        size, devices = data.shape[0], pairwise.num_devices(axis_name)
+        size, devices = data.shape[0], _devices.num_devices(axis_name)
         if batch_size > size or batch_size % devices:
             raise ValueError(
                 f"batch_size: got {batch_size}; expected a multiple of the {devices} device(s), "
@@ -237,7 +237,7 @@ def scan_resident(
         def body(state: TrainState, _: Array) -> tuple[TrainState, Info]:
             draw_key = jax.random.fold_in(batch_key, state.step)
             chosen = jax.random.randint(draw_key, (batch_size,), low, high)
-            batch = as_unit_interval(data[pairwise.share(chosen, axis_name)])
+            batch = as_unit_interval(data[_devices.share(chosen, axis_name)])
             return train_step(state, step_key, batch)
 
         return _scan(body, state, jnp.arange(num_steps))
@@ -401,7 +401,7 @@ def _deal(data: Array, num_batches: int) -> Array:
 
 
 def _rms(direction: Array, axis_name: str | None) -> Array:
-    mean_square = jnp.sum(jnp.square(_gram.wide(direction))) / direction.shape[0]
+    mean_square = jnp.sum(jnp.square(_numeric.wide(direction))) / direction.shape[0]
     return jnp.sqrt(mean_square if axis_name is None else lax.pmean(mean_square, axis_name))
 
 

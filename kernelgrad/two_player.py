@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _gram, adversarial
+from kernelgrad import _checks, _numeric, adversarial
 from kernelgrad import kale as kales
 from kernelgrad.types import Array, Info, Key, PyTree
 
@@ -256,7 +256,7 @@ def _energies(track: TrackFn | None, output: Any) -> Array:
 def _log_normalizer(track: TrackFn | None, output: Any, axis_name: str | None) -> Array:
     if track is None:
         return kales.optimal_log_normalizer(output, axis_name=axis_name)
-    return _gram.wide(output[1])
+    return _numeric.wide(output[1])
 
 
 def _kale_loss(
@@ -288,7 +288,7 @@ def _kale_loss(
     return total, {
         "critic_loss": loss,
         "penalty": slope,
-        "energy_data": jnp.mean(_gram.wide(of_data)),
+        "energy_data": jnp.mean(_numeric.wide(of_data)),
         "log_normalizer": log_normalizer,
     }
 

@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from sweep_table import TABLE, Setting, example
 
-from kernelgrad import tiles
+from kernelgrad import _tiles
 
 SPREAD = [name for name, row in TABLE.items() if row.spread and row.names]
 ALONE = [name for name, row in TABLE.items() if not row.spread and row.names]
@@ -61,9 +61,9 @@ def specs(name):
 
 @pytest.fixture
 def tiled(monkeypatch):
-    monkeypatch.setattr(tiles, "DENSE_PAIRS", 0)
-    monkeypatch.setattr(tiles, "TILE_ROWS", 8)
-    monkeypatch.setattr(tiles, "TILE_COLS", 8)
+    monkeypatch.setattr(_tiles, "DENSE_PAIRS", 0)
+    monkeypatch.setattr(_tiles, "TILE_ROWS", 8)
+    monkeypatch.setattr(_tiles, "TILE_COLS", 8)
 
 
 @pytest.mark.parametrize("name", SPREAD)
@@ -165,6 +165,6 @@ def _compare(name, count, ways=3):
 
 
 if __name__ == "__main__":
-    tiles.DENSE_PAIRS, tiles.TILE_ROWS, tiles.TILE_COLS = 0, 4, 4
+    _tiles.DENSE_PAIRS, _tiles.TILE_ROWS, _tiles.TILE_COLS = 0, 4, 4
     for one in sys.argv[2:]:
         _compare(one, int(sys.argv[1]))

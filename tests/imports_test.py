@@ -16,9 +16,9 @@ SOURCES = {path.stem: path for path in pathlib.Path(kernelgrad.__file__).parent.
 ROWS = [
     {"__init__"},
     {"types"},
-    {"_axes"},
+    {"_devices", "_numeric", "_traits"},
     {"_checks", "_equality"},
-    {"tiles", "distances"},
+    {"_tiles", "_distances"},
     {"pairwise"},
     {"median", "_gram"},
     {"_solve", "_markov", "_resampling"},

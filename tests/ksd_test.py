@@ -10,7 +10,7 @@ import memory
 import numpy as np
 import pytest
 
-from kernelgrad import kernels, ksd, tiles
+from kernelgrad import _tiles, kernels, ksd
 
 DEFINITIONS = {
     "rbf_mixture": lambda r2, l: jnp.exp(-r2 / (2 * l**2)),
@@ -48,8 +48,8 @@ def problem(rng, n=23, d=3):
 @pytest.mark.parametrize("family", DEFINITIONS)
 def test_statistics_match_autodiff_of_the_kernel(rng, monkeypatch, family, d, tiled):
     if tiled:
-        monkeypatch.setattr(tiles, "DENSE_PAIRS", 0)
-        monkeypatch.setattr(tiles, "TILE_ROWS", 8)
+        monkeypatch.setattr(_tiles, "DENSE_PAIRS", 0)
+        monkeypatch.setattr(_tiles, "TILE_ROWS", 8)
     n = 23
     with jax.enable_x64(True):
         particles, score = problem(rng, n, d)
@@ -79,8 +79,8 @@ def test_gradient_in_particles_score_and_lengthscale_is_the_same_in_tiles(rng, m
             return ksd.ksd_v_statistic(particles, score, kernels.imq_mixture(scales))
 
         expected = jax.grad(dense, argnums=(0, 1, 2))(*arguments)
-        monkeypatch.setattr(tiles, "DENSE_PAIRS", 0)
-        monkeypatch.setattr(tiles, "TILE_ROWS", 8)
+        monkeypatch.setattr(_tiles, "DENSE_PAIRS", 0)
+        monkeypatch.setattr(_tiles, "TILE_ROWS", 8)
         got = jax.jit(jax.grad(statistic, argnums=(0, 1, 2)))(*arguments)
     chex.assert_trees_all_close(got, expected, rtol=1e-9, atol=1e-12)
 
@@ -145,8 +145,8 @@ def curved_score(x):
 @pytest.mark.parametrize("tiled", [False, True])
 def test_gradient_is_the_finite_difference_with_the_scores_moving_along(rng, monkeypatch, tiled):
     if tiled:
-        monkeypatch.setattr(tiles, "DENSE_PAIRS", 0)
-        monkeypatch.setattr(tiles, "TILE_ROWS", 8)
+        monkeypatch.setattr(_tiles, "DENSE_PAIRS", 0)
+        monkeypatch.setattr(_tiles, "TILE_ROWS", 8)
     with jax.enable_x64(True):
         x = jnp.asarray(rng.normal(0.5, 1.3, size=(11, 2)))
         kernel = kernels.imq_mixture(jnp.array(LENGTHSCALES))
@@ -182,7 +182,7 @@ def test_two_devices_give_the_one_device_answer(rng, monkeypatch, tiled):
     alone = [f(x, score, kernel) for f in (ksd.ksd_v_statistic, ksd.ksd_u_statistic)]
     if tiled:
         for name, value in (("DENSE_PAIRS", 0), ("TILE_ROWS", 4), ("TILE_COLS", 3)):
-            monkeypatch.setattr(tiles, name, value)
+            monkeypatch.setattr(_tiles, name, value)
     shards = x.reshape(2, -1, 3), score.reshape(2, -1, 3)
     for function, expected in zip((ksd.ksd_v_statistic, ksd.ksd_u_statistic), alone, strict=True):
         spread = jax.pmap(lambda x, s, f=function: f(x, s, kernel, axis_name="i"), axis_name="i")
@@ -205,8 +205,8 @@ def test_p_value_is_the_share_of_all_sign_patterns(
     key, rng, monkeypatch, num_chains, block_length, blocks, tiled
 ):
     if tiled:
-        monkeypatch.setattr(tiles, "DENSE_PAIRS", 0)
-        monkeypatch.setattr(tiles, "TILE_ROWS", 5)
+        monkeypatch.setattr(_tiles, "DENSE_PAIRS", 0)
+        monkeypatch.setattr(_tiles, "TILE_ROWS", 5)
     particles = jnp.asarray(rng.normal(0.4, 1, size=(12, 2)), jnp.float32)
     kernel = kernels.imq_mixture(1.0)
     gram = np.asarray(ksd.stein_gram(particles, -particles, kernel), np.float64)

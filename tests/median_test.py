@@ -10,7 +10,7 @@ import numpy as np
 import oracles
 import pytest
 
-from kernelgrad import distances, median
+from kernelgrad import _distances, median
 
 median_squared_distance = jax.jit(median.median_squared_distance, static_argnames="axis_name")
 
@@ -108,7 +108,7 @@ def test_two_middle_values_are_told_apart_in_any_draw(rng):
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_middle_values_among_large_norms_survive_passes_that_round_apart(sign, rng, monkeypatch):
     """The last pass rounds by eps |x|^2 against the others, far more than eps of the median."""
-    signs, exact = [-sign], distances.products
+    signs, exact = [-sign], _distances.products
 
     def rounded(rows, cols):
         norms = rows.sq_norms[:, None] + cols.sq_norms[None, :]
@@ -118,8 +118,8 @@ def test_middle_values_among_large_norms_survive_passes_that_round_apart(sign, r
         signs.append(sign)
         return last_pass(pairs, bound)
 
-    monkeypatch.setattr(distances, "products", rounded)
-    monkeypatch.setattr(distances, "far_apart", lambda *_: jnp.int32(0))
+    monkeypatch.setattr(_distances, "products", rounded)
+    monkeypatch.setattr(_distances, "far_apart", lambda *_: jnp.int32(0))
     monkeypatch.setattr(median._Pairs, "beyond", beyond)
     x = 100 * np.ones((13, 5)) + rng.normal(size=(13, 5))
     x[[0, 1, 4, 6]] = 0.001 * rng.normal(size=(4, 5))  # the centre is among these
@@ -229,10 +229,10 @@ class CountedPairs:
     """Stands in for median._Pairs: pairs whose counts follow from a distribution function."""
 
     def __init__(self, count_upto, points):
-        some, _ = distances.prepare(points[:9])
+        some, _ = _distances.prepare(points[:9])
         self.count_upto, self.passes = count_upto, 0
         self.points, self.axis_name = some, None
-        self.sampled = jnp.sort(distances.direct(some, some).ravel())
+        self.sampled = jnp.sort(_distances.direct(some, some).ravel())
 
     quantiles = median._Pairs.quantiles
 

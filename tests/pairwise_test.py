@@ -13,9 +13,9 @@ import oracles
 import pytest
 from jax.test_util import check_grads
 
-from kernelgrad import distances, kernels, pairwise, tiles
+from kernelgrad import _distances, _tiles, kernels, pairwise
 
-FAMILIES = {name: getattr(kernels, name) for name in oracles.RADIAL}
+FAMILIES = {make.__name__: make for make in kernels.FAMILIES.values()}
 
 # For derivatives of derivatives, where compiling is most of the test.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -26,9 +26,9 @@ def small_tiles(monkeypatch):
     """Call it for small tiles of unequal sides: a small problem has many, the last ones padded."""
 
     def shrink(rows=16, cols=8):
-        monkeypatch.setattr(tiles, "DENSE_PAIRS", 0)
-        monkeypatch.setattr(tiles, "TILE_ROWS", rows)
-        monkeypatch.setattr(tiles, "TILE_COLS", cols)
+        monkeypatch.setattr(_tiles, "DENSE_PAIRS", 0)
+        monkeypatch.setattr(_tiles, "TILE_ROWS", rows)
+        monkeypatch.setattr(_tiles, "TILE_COLS", cols)
 
     return shrink
 
@@ -273,7 +273,7 @@ def test_fuzz_against_float64(shape, rng, small_tiles):
             np.asarray(rng.normal(size=m), np.float32),
         )
         sums = every_family(*arguments)
-        if copies and d > distances.DIRECT_DIMENSIONS:
+        if copies and d > _distances.DIRECT_DIMENSIONS:
             del sums["laplace"]  # exp(-r) sees the square root of the rounding error of r^2
         assert_sums_match(sums, *arguments, value=2e-6, gradient=1e-4)
 
@@ -394,7 +394,7 @@ def test_tiles_cover_every_pair_once(shape, rng, small_tiles):
 @pytest.mark.parametrize(("size", "largest"), [(1, 5), (5, 5), (6, 5), (11, 5), (53, 8)])
 def test_split_tiles_pads_the_last_with_zeros(size, largest):
     array = np.arange(1, size + 1)
-    (got,) = jax.tree.leaves(tiles.split({"a": jnp.asarray(array)}, largest))
+    (got,) = jax.tree.leaves(_tiles.split({"a": jnp.asarray(array)}, largest))
     assert got.shape[1] <= largest
     assert got.size - size < got.shape[0]  # equal tiles, less than one row of padding each
     np.testing.assert_array_equal(np.ravel(got)[:size], array)

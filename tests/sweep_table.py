@@ -158,33 +158,8 @@ def public_functions():
 # Public functions without a row, and why.
 ELSEWHERE = {
     **dict.fromkeys(
-        [
-            f"distances.{n}"
-            for n in (
-                "prepare",
-                "between",
-                "chosen",
-                "products",
-                "difference_sums",
-                "direct",
-                "over_coordinates",
-                "lost",
-                "far_apart",
-                "choose",
-                "same_point",
-                "sq_norms",
-            )
-        ]
-        + [f"tiles.{n}" for n in ("stream", "stream_symmetric", "is_own", "unless_own", "split")]
-        + [
-            f"pairwise.{n}" for n in ("embed", "radial", "num_devices", "share", "gather", "agreed")
-        ],
-        "inside of the engine, whose public sums are in the table",
-    ),
-    **dict.fromkeys(
-        [f"kernels.{n}" for n in ("rbf_mixture", "imq_mixture", "rational_quadratic")]
-        + [f"kernels.{n}" for n in ("matern32", "matern52", "laplace", "feature_kernel")]
-        + ["score.default_ridge"],
+        [f"kernels.{make.__name__}" for make in kernels.FAMILIES.values()]
+        + ["kernels.feature_kernel", "score.default_ridge"],
         "takes numbers, no points",
     ),
     **dict.fromkeys(

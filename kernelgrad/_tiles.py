@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _axes
+from kernelgrad import _devices
 from kernelgrad.types import Array, PyTree
 
 TILE_ROWS = 512
@@ -55,7 +55,7 @@ def stream(fn: TileFn, shared: PyTree, rows: PyTree, cols: PyTree) -> PairSums:
     n, m = _size(rows), _size(cols)
     if n * m <= DENSE_PAIRS:
         return fn(shared, 0, rows, cols)
-    shared, rows, cols = _axes.varying((shared, rows, cols))
+    shared, rows, cols = _devices.varying((shared, rows, cols))
     return _stream(fn, shared, rows, cols)
 
 
@@ -78,7 +78,7 @@ def stream_symmetric(fn: TileFn, shared: PyTree, points: PyTree) -> PairSums:
     if _size(points) ** 2 <= DENSE_PAIRS:
         part = fn(shared, 0, points, points)
         return PairSums(rows=_add(part.rows, part.cols), total=part.total)
-    shared, points = _axes.varying((shared, points))
+    shared, points = _devices.varying((shared, points))
     return _stream_symmetric(fn, shared, points)
 
 
@@ -247,7 +247,7 @@ def _zero_sums(fn: TileFn, shared: PyTree, row_tiles: PyTree, col_tiles: PyTree)
     rows, cols = jax.tree.map(lambda t: t[0], (row_tiles, col_tiles))
     shapes = jax.eval_shape(lambda s, r, c: fn(s, 0, r, c), shared, rows, cols)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return _axes.varying(zeros, shared, rows, cols)
+    return _devices.varying(zeros, shared, rows, cols)
 
 
 def _size(tree: PyTree) -> int:

@@ -6,7 +6,6 @@ two neighbours in a cluster far from the middle. A tile with such a pair is comp
 differences of the coordinates as they came, which are exact; and so are a few points.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from kernelgrad import _axes
+from kernelgrad import _devices, _numeric
 from kernelgrad.types import Array, Kernel
 
 DIRECT_DIMENSIONS = 3  # up to here differences are as cheap as a matmul
@@ -24,8 +23,6 @@ FEW_DIFFERENCES = 1 << 15  # up to here, over all pairs, they are cheaper than a
 
 _BORNE = 24  # epsilons of k(0) by which rounding may move a kernel
 _RELATIVE = 1e-5  # error of a squared distance that no radial kernel feels
-
-_dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 T = TypeVar("T")
 
@@ -164,7 +161,7 @@ def products(rows: Points, cols: Points) -> Array:
     left = [-2 * rows.centred, rows.sq_norms[:, None], jnp.ones_like(rows.sq_norms)[:, None]]
     right = [cols.centred, jnp.ones_like(cols.sq_norms)[:, None], cols.sq_norms[:, None]]
     # the norms inside of the matmul: a fifth less time than adding them to its result
-    return _dot(jnp.concatenate(left, axis=1), jnp.concatenate(right, axis=1).T)
+    return _numeric.dot(jnp.concatenate(left, axis=1), jnp.concatenate(right, axis=1).T)
 
 
 def difference_sums(factors: Array, rows: Points, cols: Points, *, axis: int) -> Array:
@@ -249,7 +246,7 @@ def _few(rows: Array, cols: Array) -> bool:
 def _differences(a: Array, b: Array) -> Array:
     """Returns a_i - b_j by a matmul of inner dimension 2: exact, and faster than broadcasts."""
     left, right = jnp.stack([a, jnp.ones_like(a)], axis=1), jnp.stack([jnp.ones_like(b), -b])
-    return _dot(left, right)
+    return _numeric.dot(left, right)
 
 
 def lost(kernel: Kernel | None, rows: Points, cols: Points, shift: Any = None) -> bool | Array:
@@ -271,7 +268,7 @@ def lost(kernel: Kernel | None, rows: Points, cols: Points, shift: Any = None) -
     """
     if _few(rows.raw, cols.raw):
         return True
-    rows, cols, kernel, shift = _axes.varying(lax.stop_gradient((rows, cols, kernel, shift)))
+    rows, cols, kernel, shift = _devices.varying(lax.stop_gradient((rows, cols, kernel, shift)))
     unit = jnp.finfo(rows.raw.dtype).eps
 
     def moves(rounding: Array) -> Array:

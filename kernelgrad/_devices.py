@@ -1,0 +1,103 @@
+"""Values over devices: unions and shares, what varies over a mesh, and what is whole on it."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from kernelgrad.types import Array, PyTree
+
+
+def num_devices(axis_name: str | None) -> int:
+    """Returns over how many devices a union runs.
+
+    Args:
+      axis_name: of the devices; None: there is one.
+
+    Returns:
+      Their number, static.
+    """
+    return 1 if axis_name is None else lax.axis_size(axis_name)
+
+
+def share(everything: Array, axis_name: str | None) -> Array:
+    """Returns this device's share of rows that all devices hold; :func:`gather` undoes it.
+
+    Args:
+      everything: shape (n, ...), the same on all devices, whose number divides n.
+      axis_name: of the devices; None: there is one.
+
+    Returns:
+      Rows, shape (n / devices, ...), contiguous, in device order.
+    """
+    if axis_name is None:
+        return everything
+    size = everything.shape[0] // num_devices(axis_name)
+    return lax.dynamic_slice_in_dim(everything, lax.axis_index(axis_name) * size, size)
+
+
+def agreed(value: PyTree, axis_name: str | None) -> PyTree:
+    """Returns what every device has computed alike, as one value that does not vary over them.
+
+    Args:
+      value: pytree of floating arrays, the same on all devices.
+      axis_name: of the devices; None: there is one.
+
+    Returns:
+      The value; ``jax.shard_map`` lets it out through ``out_specs=P()``.
+    """
+    return value if axis_name is None else lax.pmean(value, axis_name)
+
+
+def gather(array: Array | None, axis_name: str | None) -> Any:
+    """Returns the union over devices, in device order.
+
+    Args:
+      array: this device's share; shape (n, ...). None: returned as it is.
+      axis_name: of the devices; None: the share is all there is.
+
+    Returns:
+      Array of shape (devices * n, ...).
+    """
+    if array is None or axis_name is None:
+        return array
+    return lax.all_gather(array, axis_name, tiled=True)
+
+
+def varying(tree: PyTree, *inputs: PyTree) -> PyTree:
+    """Returns the tree, varying over the mesh axes over which it or any of the inputs does.
+
+    A loop's carry keeps its type. One that starts at a constant, and to which varying values are
+    added, therefore starts with this; the values stay as they are.
+
+    Args:
+      tree: pytree of arrays or numbers.
+      inputs: pytrees of what enters into the loop.
+    """
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return tree
+    leaves = [leaf for leaf in jax.tree.leaves((tree, inputs)) if isinstance(leaf, jax.Array)]
+    marks = [jnp.zeros_like(leaf, shape=(), dtype=bool) for leaf in leaves]
+    mark = functools.reduce(jnp.logical_or, marks, jnp.zeros((), bool))
+    return jax.tree.map(
+        lambda leaf: lax.select_n(mark, leaf, leaf), jax.tree.map(jnp.asarray, tree)
+    )
+
+
+def whole(array: Array) -> Array:
+    """Returns the array, gathered to every device where explicit axes of a mesh shard it.
+
+    Pairs of points have no sharding of their own in JAX's types. Every device then computes on all
+    points; to share the work, call a function with its axis_name inside of jax.shard_map.
+
+    Args:
+      array: any.
+    """
+    sharding = jax.typeof(array).sharding
+    if all(axis is None for axis in sharding.spec):
+        return array
+    mesh = sharding.mesh if isinstance(array, jax.core.Tracer) else array.sharding.mesh  # type: ignore[attr-defined]
+    return jax.sharding.reshard(array, NamedSharding(mesh, PartitionSpec()))

@@ -1,0 +1,26 @@
+"""Arithmetic in floating point: full precision, at least single width, roots without NaN."""
+
+import functools
+
+import jax.numpy as jnp
+from jax import lax
+
+from kernelgrad.types import Array
+
+dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+
+
+def wide(x: Array) -> Array:
+    """Returns x in at least float32."""
+    x = jnp.asarray(x)
+    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
+
+
+def like(value: float | Array, other: Array) -> Array:
+    """Returns the value in the dtype of `other`."""
+    return jnp.asarray(value).astype(jnp.result_type(other))
+
+
+def root(x: Array) -> Array:
+    """Returns the square root, with derivative 0 at 0, and 0 below."""
+    return jnp.where(x <= 0, 0, jnp.sqrt(jnp.where(x <= 0, 1, x)))

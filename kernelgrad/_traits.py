@@ -1,0 +1,65 @@
+"""What a kernel may have besides its profile, and what stands in for it where it has not."""
+
+from kernelgrad.types import Array, Kernel
+
+
+def is_feature_kernel(kernel: Kernel) -> bool:
+    """Returns whether the kernel measures distances between features.
+
+    Args:
+      kernel: radial, or with a method `features` and an attribute `base`.
+    """
+    return hasattr(kernel, "features")
+
+
+def embed(kernel: Kernel, x: Array) -> Array:
+    """Returns the points between which the kernel measures distances: features, or x itself.
+
+    Args:
+      kernel: radial, or with a method `features`.
+      x: points; shape (n, d).
+
+    Returns:
+      Points, shape (n, l), or x.
+    """
+    return kernel.features(x) if is_feature_kernel(kernel) else x  # type: ignore[attr-defined]
+
+
+def radial(kernel: Kernel) -> Kernel:
+    """Returns the radial kernel between embedded points.
+
+    Args:
+      kernel: radial, or with a method `features` and an attribute `base`.
+
+    Returns:
+      The base of a feature kernel, or the kernel itself.
+    """
+    return kernel.base if is_feature_kernel(kernel) else kernel  # type: ignore[attr-defined]
+
+
+def log_slope(kernel: Kernel) -> Array | None:
+    """Returns (log k)' where it is one number for all distances; None for most kernels.
+
+    Args:
+      kernel: radial, with or without a method `log_slope`.
+    """
+    return kernel.log_slope() if hasattr(kernel, "log_slope") else None
+
+
+def log_profile(kernel: Kernel, sq_dist: Array) -> Array | None:
+    """Returns log k at squared distances, by way of no k that underflows; None where unknown.
+
+    Args:
+      kernel: radial, with or without a method `log_profile`.
+      sq_dist: squared distances; any shape.
+    """
+    return kernel.log_profile(sq_dist) if hasattr(kernel, "log_profile") else None
+
+
+def smooth_at_zero(kernel: Kernel) -> bool:
+    """Returns whether k is differentiable where its points coincide; it is unless it says no.
+
+    Args:
+      kernel: radial, with or without an attribute `smooth_at_zero`.
+    """
+    return getattr(kernel, "smooth_at_zero", True)
