@@ -1,1 +1,60 @@
-"""Kernel methods for generative modelling in JAX."""
+"""Kernel methods for generative modelling in JAX.
+
+A method says, for each generated sample, which way it should move; the chain rule carries that
+direction back through the generator. The rooms of the house by storey, each of which stands on
+those above it:
+
+    types            names for what crosses the borders of modules: arrays, functions, kernels
+
+    pairwise         the engine: sums over all pairs of points, on one device or many
+    median           the exact median of all pairwise squared distances
+    kernels          radial families, deep kernels, rules for lengthscales
+
+    score            the score of a density from samples, by Stein's identity
+    score_peers      the same by other means: spectral, nu-method, kernel density
+    mmd              maximum mean discrepancy and its two-sample test
+    ksd              kernelized Stein discrepancy, its test of fit, thinning
+    fssd             finite-set Stein discrepancy: a test of fit in linear time
+    svgd             Stein variational gradient descent
+    ratio            density ratios from samples of both densities
+    kmm              kernel mean matching: weights of one sample for another
+    kale             the KALE bound on a divergence, and its log-normaliser
+    adversarial      losses, bounds and penalties of adversarial training
+    noise            instance noise, and the best discriminator under it
+    hmc              Hamiltonian Monte Carlo
+    langevin         Langevin steps: ULA, MALA, underdamped
+    metrics          how good samples are
+
+    latent           a density seen through a generator
+    pullback         from a direction in sample space to an update of parameters
+    objectives       the directions above, as a training step takes them
+    two_player       the same with a critic that learns beside the generator
+    ratio_selection  hyperparameters of density ratios, by held-out scores
+    chains           the Stein test of Markov chains
+    critic           the second player: its network, its state, its steps
+    steingan         a deep energy model whose generator follows SVGD
+
+    train            the training step, the ways to feed it, one device or many
+
+Each is imported when first asked for, ``kernelgrad.mmd`` too, so that ``import kernelgrad`` alone
+loads no JAX.
+"""
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Returns the module of that name, imported now."""
+    if not name.startswith("_") and name in __dir__():
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Returns the names of the public modules."""
+    names = [module.name for module in pkgutil.iter_modules(__path__)]
+    return ["__version__", *(name for name in names if not name.startswith("_"))]

@@ -3,6 +3,7 @@
 import ast
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -106,16 +107,42 @@ def test_the_walk_lets_the_rest_pass():
     assert list(faults("train", "import optax\nfrom kernelgrad import mmd, objectives")) == []
 
 
+def test_the_map_lists_every_public_module_by_storey():
+    listed = re.findall(r"^ {4}(\w+)  ", kernelgrad.__doc__, re.MULTILINE)
+    assert sorted(listed) == sorted(name for name in SOURCES if not name.startswith("_"))
+    assert listed == sorted(listed, key=ROW.get)
+    assert sorted(dir(kernelgrad)) == sorted([*listed, "__version__"])
+
+
+@pytest.mark.parametrize("name", ["_tiles_", "utils", "__all__"])
+def test_there_is_no_other_module(name):
+    with pytest.raises(AttributeError, match=f"module 'kernelgrad' has no attribute '{name}'"):
+        getattr(kernelgrad, name)
+
+
+PROGRAM = """
+import sys
+import kernelgrad
+assert not {"jax", "numpy", "optax"} & set(sys.modules)
+for name in dir(kernelgrad):
+    getattr(kernelgrad, name)
+print(*(name.removeprefix("kernelgrad.") for name in sys.modules if "kernelgrad." in name))
+import jax.numpy
+jax.numpy.zeros(1)
+"""
+
+
 def test_importing_everything_does_no_device_work():
-    """With a platform that does not exist, the first array fails, and no import does."""
-    imports = "\n".join(f"import kernelgrad.{name}" for name in SOURCES if name != "__init__")
-    attempt = "\nprint('imported')\nimport jax.numpy\njax.numpy.zeros(1)"
+    """With a platform that does not exist, the first array fails, and no import does.
+
+    Each module is an attribute of the package, which alone loads nothing.
+    """
     done = subprocess.run(
-        [sys.executable, "-c", imports + attempt],
+        [sys.executable, "-c", PROGRAM],
         env={**os.environ, "JAX_PLATFORMS": "no_such_platform"},
         capture_output=True,
         text=True,
     )
-    assert done.stdout == "imported\n", done.stderr
+    assert set(done.stdout.split()) == set(SOURCES) - {"__init__"}, done.stderr
     assert done.returncode != 0
     assert "no_such_platform" in done.stderr
