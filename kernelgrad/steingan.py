@@ -16,8 +16,9 @@ argument of :func:`steingan`         what the code does
 A fourth, the norm inside of the energy, is the caller's network's.
 """
 
+import functools
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -275,54 +276,61 @@ def steingan(
     _checks.in_range("discount", discount, 0.0, 1.0, closed="l")
     _checks.in_range("threshold", threshold, 0.0, math.inf, closed="r")
 
-    @on_batches
-    def critic_loss(
-        critic_fn: CriticFn,
-        key: Key,
-        samples: Array,
-        data: Array,
-        *,
-        axis_name: str | None = None,
-    ) -> tuple[Array, Info]:
-        del key
-        of_data, of_samples = (
-            _checks.two_returned("critic", "points -> (energies, features)", critic_fn(points))[0]
-            for points in (data, samples)
-        )
-        loss = stabilized_loss(of_data, of_samples, discount=discount)
-        mean_data, mean_samples = (
-            _devices.agreed(jnp.mean(_numeric.wide(energy)), axis_name)
-            for energy in (of_data, of_samples)
-        )
-        return loss, {
-            "critic_loss": loss,
-            "energy_data": mean_data,
-            "energy_samples": mean_samples,
-            "rate_factor": rate_factor(mean_data, mean_samples, threshold=threshold),
-        }
+    return TwoPlayer(
+        on_batches(functools.partial(_energy_loss, discount, threshold)),
+        on_batches(functools.partial(_generator_direction, field, lengthscale)),
+    )
 
-    @on_batches
-    def direction(
-        critic_fn: CriticFn,
-        key: Key,
-        samples: Array,
-        data: Array,
-        *,
-        axis_name: str | None = None,
-    ) -> tuple[Array, Info]:
-        del key, data
-        flat = samples.reshape(samples.shape[0], -1)
 
-        def shaped(points: Array) -> tuple[Array, Array]:
-            output = critic_fn(points.reshape(-1, *samples.shape[1:]))
-            return _checks.two_returned("critic", "points -> (energies, features)", output)
+def _energy_loss(
+    discount: float,
+    threshold: float,
+    critic_fn: CriticFn,
+    key: Key,
+    samples: Array,
+    data: Array,
+    *,
+    axis_name: str | None = None,
+) -> tuple[Array, Info]:
+    del key
+    of_data, of_samples = (_returned(critic_fn(points))[0] for points in (data, samples))
+    loss = stabilized_loss(of_data, of_samples, discount=discount)
+    mean_data, mean_samples = (
+        _devices.agreed(jnp.mean(_numeric.wide(energy)), axis_name)
+        for energy in (of_data, of_samples)
+    )
+    return loss, {
+        "critic_loss": loss,
+        "energy_data": mean_data,
+        "energy_samples": mean_samples,
+        "rate_factor": rate_factor(mean_data, mean_samples, threshold=threshold),
+    }
 
-        def features(_: PyTree, points: Array) -> Array:
-            return shaped(points)[1]
 
-        score = -jax.grad(lambda points: jnp.sum(shaped(points)[0]))(flat)
-        base = kernels.rbf_mixture(lengthscale(shaped(flat)[1], axis_name=axis_name))
-        kernel = kernels.feature_kernel(base, features, ())
-        return -field(flat, score, kernel, axis_name=axis_name).reshape(samples.shape), {}
+def _generator_direction(
+    field: FieldFn,
+    lengthscale: LengthscaleFn,
+    critic_fn: CriticFn,
+    key: Key,
+    samples: Array,
+    data: Array,
+    *,
+    axis_name: str | None = None,
+) -> tuple[Array, Info]:
+    del key, data
+    flat = samples.reshape(samples.shape[0], -1)
 
-    return TwoPlayer(critic_loss, direction)
+    def outputs(points: Array) -> tuple[Array, Array]:
+        return _returned(critic_fn(points.reshape(-1, *samples.shape[1:])))
+
+    def features(_: PyTree, points: Array) -> Array:
+        return outputs(points)[1]
+
+    score = -jax.grad(lambda points: jnp.sum(outputs(points)[0]))(flat)
+    base = kernels.rbf_mixture(lengthscale(outputs(flat)[1], axis_name=axis_name))
+    kernel = kernels.feature_kernel(base, features, ())
+    return -field(flat, score, kernel, axis_name=axis_name).reshape(samples.shape), {}
+
+
+def _returned(output: Any) -> tuple[Array, Array]:
+    return _checks.two_returned("critic", "points -> (energies, features)", output)

@@ -31,6 +31,8 @@ from kernelgrad.types import Array, Info, Key, PyTree
 
 AXIS = "devices"
 
+PullBack = Callable[[Callable[[PyTree], Array], PyTree, Array], PyTree]
+
 _GENERATOR = "(params, batch_stats, latents) -> (samples, batch_stats)"
 _SAMPLE_LATENTS = "(key, n) -> latents"
 _OBJECTIVE = "(key, samples, data, *, axis_name) -> (direction like samples, info)"
@@ -109,7 +111,7 @@ def make_train_step(
     sample_latents: Callable[[Key, int], Array],
     noise_variance: optax.Schedule | None = None,
     axis_name: str | None = None,
-    pull_back: Callable[[Callable[[PyTree], Array], PyTree, Array], PyTree] = pullback.chain_rule,
+    pull_back: PullBack = pullback.chain_rule,
 ) -> TrainStep:
     r"""Returns the training step of any objective.
 
@@ -144,22 +146,7 @@ def make_train_step(
     """
     num_batches = objective.num_steps if isinstance(objective, Critic) else 1
     _checks.at_least("critic.num_steps", num_batches, 1)
-
-    def draw(state: TrainState, latent_key: Key, noise_key: Key, data: Array) -> _Batch:
-        size = data.shape[0] * _devices.num_devices(axis_name)
-        latents = _checks.call("sample_latents", _SAMPLE_LATENTS, sample_latents, latent_key, size)
-        _checks.rows("sample_latents", _SAMPLE_LATENTS, latents, size)
-        latents = _devices.share(latents, axis_name)
-        samples, batch_stats = _generated(generator, state.params, state.batch_stats, latents)
-        samples = lax.stop_gradient(samples)
-        if noise_variance is not None:
-            form = "(step) -> variance"
-            variance = _checks.call("noise_variance", form, noise_variance, state.step)
-            samples, data = (
-                noise.instance_noise(one, points, variance=variance, axis_name=axis_name)
-                for one, points in zip(jax.random.split(noise_key), (samples, data), strict=True)
-            )
-        return _Batch(latents, batch_stats, samples, data)
+    draw = functools.partial(_drawn, generator, sample_latents, noise_variance, axis_name)
 
     def train_step(state: TrainState, key: Key, data: Array) -> tuple[TrainState, Info]:
         latent_key, objective_key, noise_key, critic_key = jax.random.split(
@@ -176,11 +163,7 @@ def make_train_step(
         def generator_fn(params: PyTree) -> Array:
             return _generated(generator, params, state.batch_stats, batch.latents)[0]
 
-        args = generator_fn, state.params, direction
-        gradient = _checks.call("pull_back", _PULL_BACK, pull_back, *args)
-        trees: list[Any] = [jax.tree.structure(tree) for tree in (gradient, state.params)]
-        if trees[0] != trees[1]:
-            raise ValueError(f"pull_back: returned another tree; expected {_PULL_BACK}")
+        gradient = _pulled(pull_back, generator_fn, state.params, direction)
         batch_stats = batch.batch_stats
         if axis_name is not None:
             gradient, batch_stats = lax.pmean((gradient, batch_stats), axis_name)
@@ -356,6 +339,33 @@ def _generated(
     return samples, batch_stats
 
 
+def _drawn(
+    generator: Generator,
+    sample_latents: Callable[[Key, int], Array],
+    noise_variance: optax.Schedule | None,
+    axis_name: str | None,
+    state: TrainState,
+    latent_key: Key,
+    noise_key: Key,
+    data: Array,
+) -> _Batch:
+    """Returns this device's latents and samples, with the noise of both clouds added."""
+    size = data.shape[0] * _devices.num_devices(axis_name)
+    latents = _checks.call("sample_latents", _SAMPLE_LATENTS, sample_latents, latent_key, size)
+    _checks.rows("sample_latents", _SAMPLE_LATENTS, latents, size)
+    latents = _devices.share(latents, axis_name)
+    samples, batch_stats = _generated(generator, state.params, state.batch_stats, latents)
+    samples = lax.stop_gradient(samples)
+    if noise_variance is not None:
+        form = "(step) -> variance"
+        variance = _checks.call("noise_variance", form, noise_variance, state.step)
+        samples, data = (
+            noise.instance_noise(one, points, variance=variance, axis_name=axis_name)
+            for one, points in zip(jax.random.split(noise_key), (samples, data), strict=True)
+        )
+    return _Batch(latents, batch_stats, samples, data)
+
+
 def _directed(
     direction_fn: Objective, key: Key, batch: _Batch, axis_name: str | None
 ) -> tuple[Array, Info]:
@@ -367,6 +377,18 @@ def _directed(
         got = f"shape {jnp.shape(direction)} and {type(info).__name__}"
         raise ValueError(f"objective: returned {got}; expected {_OBJECTIVE}, a dict")
     return direction, info
+
+
+def _pulled(
+    pull_back: PullBack, generator_fn: Callable[[PyTree], Array], params: PyTree, direction: Array
+) -> PyTree:
+    """Returns the gradient in the parameters from a pull-back that keeps to its form."""
+    args = generator_fn, params, direction
+    gradient = _checks.call("pull_back", _PULL_BACK, pull_back, *args)
+    trees: list[Any] = [jax.tree.structure(tree) for tree in (gradient, params)]
+    if trees[0] != trees[1]:
+        raise ValueError(f"pull_back: returned another tree; expected {_PULL_BACK}")
+    return gradient
 
 
 def _follow(
