@@ -111,7 +111,14 @@ def _middle(x: Array) -> Array:
     return median(*jnp.split(median(*jnp.split(nine, 3)), 3))
 
 
-def between(kernel: Kernel | None, rows: Points, cols: Points, shift: Any = None) -> Array:
+def between(
+    kernel: Kernel | None,
+    rows: Points,
+    cols: Points,
+    shift: Any = None,
+    *,
+    exact: bool | Array | None = None,
+) -> Array:
     """Returns squared distances that are never negative, and as exact as the kernel asks.
 
     Args:
@@ -119,29 +126,15 @@ def between(kernel: Kernel | None, rows: Points, cols: Points, shift: Any = None
       rows: from :func:`prepare`; shape (n, d).
       cols: its other side; shape (m, d).
       shift: row a and column a + shift are one point, at distance 0. None: no point is in both.
+      exact: from :func:`lost`, where the caller knows it; None: asked for here.
 
     Returns:
-      Squared distances, shape (n, m).
+      Squared distances, shape (n, m), directly or by one matmul.
     """
     if rows.raw.shape[1] <= DIRECT_DIMENSIONS:
         return direct(rows, cols)
-    return chosen(lost(kernel, rows, cols, shift), rows, cols, shift)
-
-
-def chosen(exact: bool | Array, rows: Points, cols: Points, shift: Any = None) -> Array:
-    """Returns squared distances that are never negative, directly or by one matmul.
-
-    Args:
-      exact: from :func:`lost`.
-      rows: from :func:`prepare`; shape (n, d).
-      cols: its other side; shape (m, d).
-      shift: row a and column a + shift are one point, at distance 0. None: no point is in both.
-
-    Returns:
-      Squared distances, shape (n, m).
-    """
-    if rows.raw.shape[1] <= DIRECT_DIMENSIONS:
-        return direct(rows, cols)
+    if exact is None:
+        exact = lost(kernel, rows, cols, shift)
     exactly = jax.checkpoint(direct)
     sq_dist = choose(exact, lambda: exactly(rows, cols), lambda: products(rows, cols))
     sq_dist += lax.stop_gradient(jnp.where(sq_dist < 0, -sq_dist, 0))  # keeps d/dx at coincidence

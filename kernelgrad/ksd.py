@@ -357,7 +357,7 @@ def _share_tile(
 
 def _stein_tile(kernel: Kernel, shift: int | Array, rows: _Side, cols: _Side) -> Array:
     exact = _distances.lost(kernel, rows.points, cols.points, shift)
-    sq_dist = _distances.chosen(exact, rows.points, cols.points, shift)
+    sq_dist = _distances.between(kernel, rows.points, cols.points, shift, exact=exact)
     ones = jnp.ones_like(sq_dist)
     value = kernel.profile(sq_dist)
     slope, curvature = jax.jvp(

@@ -332,7 +332,7 @@ def _sums(
     # in a product with moments a point pulls at itself, too, but for rounding
     own = shift if cols.gradient_weights is None else None
     exact = _distances.lost(kernel, rows.points, cols.points, own)
-    sq_dist = _distances.chosen(exact, rows.points, cols.points, shift)
+    sq_dist = _distances.between(kernel, rows.points, cols.points, shift, exact=exact)
     if cols.gradient_weights is None or rate is not None:
         value = slope = kernel.profile(sq_dist)
     else:
