@@ -292,7 +292,10 @@ def _side(particles: Array, score: Array, kernel: Kernel) -> tuple[_Side, Kernel
     if _traits.is_feature_kernel(kernel):
         raise ValueError("kernel: got a feature kernel; expected a radial kernel of the particles")
     if not _traits.smooth_at_zero(kernel):
-        raise ValueError("kernel: got laplace, not differentiable at 0; expected matern32 or IMQ")
+        raise ValueError(
+            "kernel: got laplace or another that is not differentiable at 0; "
+            "expected matern32 or IMQ"
+        )
     as_given, _ = _distances.prepare(particles)
     unit = as_given.unit()
     points, _ = _distances.prepare(as_given.raw / unit)

@@ -27,7 +27,8 @@ class Kernel(Protocol):
     """A radial kernel k(x, y) = profile(|x - y|^2), registered as a pytree.
 
     A kernel that also has ``features(x) -> (n, l)`` and a radial kernel ``base`` stands for
-    k(x, y) = base.profile(|features(x) - features(y)|^2).
+    k(x, y) = base.profile(|features(x) - features(y)|^2). One that is not differentiable where
+    its points coincide has an attribute ``smooth_at_zero``, False.
     """
 
     def profile(self, sq_dist: Array) -> Array:

@@ -489,6 +489,15 @@ COPIES = {
 }
 
 
+def test_laplace_alone_has_a_kink_at_zero():
+    assert [n for n, make in kernels.FAMILIES.items() if not make(1.0).smooth_at_zero] == [
+        "laplace"
+    ]
+    kinked = type("Kinked", (), {"smooth_at_zero": False, "profile": lambda self, u: -jnp.sqrt(u)})
+    with pytest.raises(ValueError, match="not differentiable at 0; expected matern32 or IMQ"):
+        ksd.stein_gram(jnp.ones((3, 2)), jnp.ones((3, 2)), kinked())
+
+
 @pytest.mark.parametrize("name", COPIES)
 def test_copies_are_equal_and_of_their_family(name):
     again = COPIES[name]
