@@ -39,6 +39,19 @@ def share(everything: Array, axis_name: str | None) -> Array:
     return lax.dynamic_slice_in_dim(everything, lax.axis_index(axis_name) * size, size)
 
 
+def mean(tree: PyTree, axis_name: str | None) -> PyTree:
+    """Returns the mean over devices of what each of them has, the same on all.
+
+    Args:
+      tree: pytree of floating arrays.
+      axis_name: of the devices; None: there is one.
+
+    Returns:
+      The means, or the tree itself.
+    """
+    return tree if axis_name is None else lax.pmean(tree, axis_name)
+
+
 def agreed(value: PyTree, axis_name: str | None) -> PyTree:
     """Returns what every device has computed alike, as one value that does not vary over them.
 
@@ -49,7 +62,7 @@ def agreed(value: PyTree, axis_name: str | None) -> PyTree:
     Returns:
       The value; ``jax.shard_map`` lets it out through ``out_specs=P()``.
     """
-    return value if axis_name is None else lax.pmean(value, axis_name)
+    return mean(value, axis_name)
 
 
 def gather(array: Array | None, axis_name: str | None) -> Any:

@@ -77,7 +77,7 @@ def mmd_u_statistic(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None
         size = points.shape[0] * _devices.num_devices(axis_name)
         _checks.at_least(f"number of samples in {name}", size, 2)
         diagonal = base.profile(jnp.zeros((), points.dtype))
-        diagonal -= 2 * _over_devices(jnp.mean(offset), axis_name)
+        diagonal -= 2 * _devices.mean(jnp.mean(offset), axis_name)
         mean = _mean(base, points, None, (offset, offset), axis_name)
         within.append((size * mean - diagonal) / (size - 1))
     return within[0] + within[1] - 2 * _mean(base, x, y, (a, b), axis_name)
@@ -160,7 +160,7 @@ def mmd_value_and_gradient(
             offsets=(a, offset),
             axis_name=axis_name,
         )
-        return _over_devices(jnp.mean(values), axis_name), gradients
+        return _devices.mean(jnp.mean(values), axis_name), gradients
 
     (k_xx, within), (k_xy, between) = means(None, a, n), means(targets, b, m)
     (gradient,) = pull(-2 / n * (within - between))
@@ -270,8 +270,4 @@ def _mean(
     size = x.shape[0] if y is None else y.shape[0]
     weights = jnp.full((size, 1), 1 / (size * _devices.num_devices(axis_name)), x.dtype)
     sums = pairwise.kernel_sum(kernel, x, y, weights, offsets=offsets, axis_name=axis_name)
-    return _over_devices(jnp.mean(sums), axis_name)
-
-
-def _over_devices(mean: Array, axis_name: str | None) -> Array:
-    return mean if axis_name is None else lax.pmean(mean, axis_name)
+    return _devices.mean(jnp.mean(sums), axis_name)

@@ -11,7 +11,6 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from kernelgrad import _checks, _devices, adversarial, mmd, noise, ratio, score
 from kernelgrad.types import Array, Info, Kernel, Key
@@ -168,7 +167,7 @@ def noisy_jsd(*, variance: float) -> Objective:
         direction = noise.noisy_jsd_direction(
             noised_x, y, x, variance=variance, axis_name=axis_name
         )
-        info = {"jsd": _over_devices(jsd, axis_name)}
+        info = {"jsd": _devices.mean(jsd, axis_name)}
         return direction.reshape(samples.shape), info
 
     return objective
@@ -240,7 +239,7 @@ def density_ratio(make_kernel: MakeKernel, fit: Callable[..., ratio.RatioModel])
         model = _checks.call("fit", form, fit, y, x, kernel, axis_name=axis_name)
         log_ratio, pull = jax.vjp(lambda points: -ratio.log_density_ratio(model, points), x)
         (direction,) = pull(jnp.ones_like(log_ratio))
-        info = {"log_ratio": _over_devices(jnp.mean(log_ratio), axis_name)}
+        info = {"log_ratio": _devices.mean(jnp.mean(log_ratio), axis_name)}
         return direction.reshape(samples.shape), info
 
     return objective
@@ -258,7 +257,3 @@ def _kernel(make_kernel: MakeKernel, x: Array, y: Array, axis_name: str | None) 
 def _flat(samples: Array, data: Array) -> tuple[Array, Array]:
     samples, data = _checks.batches(samples=samples, data=data)
     return samples.reshape(samples.shape[0], -1), data.reshape(data.shape[0], -1)
-
-
-def _over_devices(mean: Array, axis_name: str | None) -> Array:
-    return mean if axis_name is None else lax.pmean(mean, axis_name)

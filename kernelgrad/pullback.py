@@ -132,13 +132,13 @@ def regression(
 
     def inner(_: Array, carry: tuple[PyTree, optax.OptState]) -> tuple[PyTree, optax.OptState]:
         moved, opt_state = carry
-        gradient = _mean_over_devices(jax.grad(loss)(moved), axis_name)
+        gradient = _devices.mean(jax.grad(loss)(moved), axis_name)
         updates, opt_state = optimizer.update(gradient, opt_state, shifted(moved))
         return optax.apply_updates(moved, updates), opt_state
 
     start = (jax.tree.map(jnp.zeros_like, params), optimizer.init(params))
     moved, _ = lax.fori_loop(0, num_steps, inner, _devices.varying(start, params))
-    moved = _mean_over_devices(moved, axis_name)
+    moved = _devices.mean(moved, axis_name)
     return jax.tree.map(lambda m: -m / _numeric.like(step_size, m), moved)
 
 
@@ -207,7 +207,7 @@ def gauss_newton(
     solution, _ = cg(normal, scaled, tol=tolerance, maxiter=max_iterations)
     known = jnp.isfinite(largest)  # conjugate gradients stop at 0 where nothing is known
     gradient = jax.tree.map(lambda leaf: jnp.where(known, leaf * unit, jnp.nan), solution)
-    return _mean_over_devices(gradient, axis_name)
+    return _devices.mean(gradient, axis_name)
 
 
 def residuals(
@@ -250,7 +250,7 @@ def residuals(
     direction = direction.astype(followed.dtype)
     miss = followed - direction
     left = _add_scaled(pull(miss), damping, gradient)
-    squares = _mean_over_devices((_norm2(miss), _norm2(direction)), axis_name)
+    squares = _devices.mean((_norm2(miss), _norm2(direction)), axis_name)
     return Residuals(_root_ratio(*squares), _root_ratio(_norm2(left), _norm2(pull(direction))))
 
 
@@ -267,13 +267,9 @@ def _linearise(
     def pull(cotangent: Array) -> PyTree:
         cotangent = (cotangent / samples.shape[0]).astype(samples.dtype)
         (gradient,) = transpose(_devices.varying(cotangent, samples))
-        return _mean_over_devices(gradient, axis_name)
+        return _devices.mean(gradient, axis_name)
 
     return lambda step: push(_devices.varying(step, params)), pull
-
-
-def _mean_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:
-    return tree if axis_name is None else lax.pmean(tree, axis_name)
 
 
 def _add_scaled(tree: PyTree, scale: float | Array, other: PyTree) -> PyTree:

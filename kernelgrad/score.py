@@ -75,11 +75,7 @@ def stein_score(
     (samples,) = _checks.points(samples=samples)
     _check_ridge(ridge)
     solve, repulsion = _system(kernel, _devices.gather(_numeric.wide(samples), axis_name), ridge)
-    score = -solve(repulsion)
-    if axis_name is not None:
-        first = lax.axis_index(axis_name) * samples.shape[0]
-        score = lax.dynamic_slice_in_dim(score, first, samples.shape[0])
-    return _numeric.like(score, samples)
+    return _numeric.like(_devices.share(-solve(repulsion), axis_name), samples)
 
 
 def stein_score_at(

@@ -164,9 +164,7 @@ def make_train_step(
             return _generated(generator, params, state.batch_stats, batch.latents)[0]
 
         gradient = _pulled(pull_back, generator_fn, state.params, direction)
-        batch_stats = batch.batch_stats
-        if axis_name is not None:
-            gradient, batch_stats = lax.pmean((gradient, batch_stats), axis_name)
+        gradient, batch_stats = _devices.mean((gradient, batch.batch_stats), axis_name)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         new_state = TrainState(state.step + 1, params, batch_stats, opt_state, state.critic)
@@ -424,7 +422,7 @@ def _deal(data: Array, num_batches: int) -> Array:
 
 def _rms(direction: Array, axis_name: str | None) -> Array:
     mean_square = jnp.sum(jnp.square(_numeric.wide(direction))) / direction.shape[0]
-    return jnp.sqrt(mean_square if axis_name is None else lax.pmean(mean_square, axis_name))
+    return jnp.sqrt(_devices.mean(mean_square, axis_name))
 
 
 def _finite(params: PyTree, critic: CriticState | None) -> Array:
