@@ -2,8 +2,8 @@
 
 The matmul |a|^2 + |b|^2 - 2 a.b of centred points errs by some eps (|a|^2 + |b|^2). A pair is lost
 where that is more than the kernel bears and more than a small part of the distance itself: such as
-two neighbours in a cluster far from the middle. A tile with such a pair is computed again from the
-differences of the coordinates as they came, which are exact.
+two neighbours in a cluster far from the middle. A tile with such a pair is computed from the
+differences of the coordinates as they came, which are exact; and so are a few points.
 """
 
 import functools
@@ -20,6 +20,7 @@ from kernelgrad import _axes
 from kernelgrad.types import Array, Kernel
 
 DIRECT_DIMENSIONS = 3  # up to here differences are as cheap as a matmul
+FEW_DIFFERENCES = 1 << 15  # up to here, over all pairs, they are cheaper than a choice
 
 _BORNE = 24  # epsilons of k(0) by which rounding may move a kernel
 _RELATIVE = 1e-5  # error of a squared distance that no radial kernel feels
@@ -130,7 +131,7 @@ def between(kernel: Kernel | None, rows: Points, cols: Points, shift: Any = None
     return chosen(lost(kernel, rows, cols, shift), rows, cols, shift)
 
 
-def chosen(exact: Array, rows: Points, cols: Points, shift: Any = None) -> Array:
+def chosen(exact: bool | Array, rows: Points, cols: Points, shift: Any = None) -> Array:
     """Returns squared distances that are never negative, directly or by one matmul.
 
     Args:
@@ -180,6 +181,8 @@ def difference_sums(factors: Array, rows: Points, cols: Points, *, axis: int) ->
 
     Cost: O(n m d) time, O(n m) memory, its gradient's too.
     """
+    if _few(rows.raw, cols.raw):
+        return jnp.sum(factors[:, :, None] * (cols.raw[None, :] - rows.raw[:, None]), axis=axis)
 
     @jax.checkpoint
     def of(coordinate: tuple[Array, Array]) -> Array:
@@ -201,7 +204,7 @@ def direct(rows: Points, cols: Points) -> Array:
 
     Cost: O(n m d) time, some four times that of the matmul; O(n m) memory, its gradient's too.
     """
-    if rows.raw.shape[1] <= DIRECT_DIMENSIONS:
+    if rows.raw.shape[1] <= DIRECT_DIMENSIONS and not _few(rows.raw, cols.raw):
         sq_dist = jnp.zeros((rows.raw.shape[0], cols.raw.shape[0]), rows.raw.dtype)
         for a, b in zip(rows.raw.T, cols.raw.T, strict=True):
             sq_dist += jnp.square(_differences(a, b))
@@ -213,8 +216,8 @@ def over_coordinates(term: Callable[[Any, Any], Array], rows: Any, cols: Any) ->
     """Adds up a function of one coordinate of all pairs over the coordinates, one at a time.
 
     Args:
-      term: (of_row, of_column) -> summand, shape (n, m); it sees one coordinate of each array of
-        `rows`, shape (n, 1), and of `cols`, shape (1, m).
+      term: (of_row, of_column) -> summand, elementwise; it sees coordinates of the arrays of rows
+        and cols, in shapes that broadcast.
       rows: array of shape (n, d), or a pytree of such.
       cols: likewise; shape (m, d).
 
@@ -226,6 +229,9 @@ def over_coordinates(term: Callable[[Any, Any], Array], rows: Any, cols: Any) ->
         a, b = coordinates
         return term(jax.tree.map(lambda v: v[:, None], a), jax.tree.map(lambda v: v[None, :], b))
 
+    if _few(jax.tree.leaves(rows)[0], jax.tree.leaves(cols)[0]):
+        return jnp.sum(of((rows, cols)), axis=-1)
+
     @jax.checkpoint
     def add(total: Array, coordinates: Any) -> tuple[Array, None]:
         return total + of(coordinates), None
@@ -235,14 +241,19 @@ def over_coordinates(term: Callable[[Any, Any], Array], rows: Any, cols: Any) ->
     return lax.scan(add, of(first), others)[0]
 
 
+def _few(rows: Array, cols: Array) -> bool:
+    """Returns whether differences of all coordinates of all pairs may be held at once."""
+    return rows.size * cols.shape[0] <= FEW_DIFFERENCES
+
+
 def _differences(a: Array, b: Array) -> Array:
     """Returns a_i - b_j by a matmul of inner dimension 2: exact, and faster than broadcasts."""
     left, right = jnp.stack([a, jnp.ones_like(a)], axis=1), jnp.stack([jnp.ones_like(b), -b])
     return _dot(left, right)
 
 
-def lost(kernel: Kernel | None, rows: Points, cols: Points, shift: Any = None) -> Array:
-    """Returns whether the matmul loses a pair.
+def lost(kernel: Kernel | None, rows: Points, cols: Points, shift: Any = None) -> bool | Array:
+    """Returns whether pairs are to be computed from differences, as the matmul loses one.
 
     Args:
       kernel: radial, what the distances are for. None: they are to be exact in themselves.
@@ -252,11 +263,14 @@ def lost(kernel: Kernel | None, rows: Points, cols: Points, shift: Any = None) -
 
     Returns:
       Whether there is a pair whose distance errs by more than 1e-5 of itself, and by more than
-      moves the kernel by 24 epsilons of k(0); int32, shape (), 0 or 1, the same over a vmap.
+      moves the kernel by 24 epsilons of k(0); int32, shape (), 0 or 1, the same over a vmap. A
+      plain True for points so few that asking costs more.
 
     Cost: O(n + m) where the points are within some five lengthscales of their middle, else a
       matmul.
     """
+    if _few(rows.raw, cols.raw):
+        return True
     rows, cols, kernel, shift = _axes.varying(lax.stop_gradient((rows, cols, kernel, shift)))
     unit = jnp.finfo(rows.raw.dtype).eps
 
@@ -294,17 +308,19 @@ def far_apart(rows: Points, cols: Points, borne: Array) -> Array:
     return _any(far.astype(jnp.int32))
 
 
-def choose(condition: Array, if_true: Callable[[], T], if_false: Callable[[], T]) -> T:
+def choose(condition: bool | Array, if_true: Callable[[], T], if_false: Callable[[], T]) -> T:
     """Returns what one of two functions of no arguments returns; only that one runs.
 
     Args:
-      condition: int32, shape (), 0 or 1.
+      condition: int32, shape (), 0 or 1; or plain.
       if_true: called where it is 1.
       if_false: called where it is 0.
 
     Returns:
       A pytree.
     """
+    if isinstance(condition, bool):
+        return if_true() if condition else if_false()
     return lax.cond(condition == 1, if_true, if_false)
 
 

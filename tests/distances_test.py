@@ -74,8 +74,16 @@ def library(x, y, s, weights, force, lengthscale):
     }
 
 
-@pytest.fixture(params=["dense", pytest.param("tiled", marks=pytest.mark.slow)])
+@pytest.fixture
+def many(monkeypatch):
+    """Points too many for differences of all their pairs, as far as the library knows."""
+    monkeypatch.setattr(distances, "FEW_DIFFERENCES", 0)
+
+
+@pytest.fixture(params=["few", "dense", pytest.param("tiled", marks=pytest.mark.slow)])
 def layout(request, monkeypatch):
+    if request.param != "few":
+        request.getfixturevalue("many")
     if request.param == "tiled":
         for name, size in (("DENSE_PAIRS", 0), ("TILE_ROWS", 16), ("TILE_COLS", 8)):
             monkeypatch.setattr(tiles, name, size)
@@ -114,7 +122,7 @@ def test_neighbours_far_from_the_middle():
 
 
 @pytest.mark.parametrize("loss", ["mmd", "ksd"])
-def test_gradients_of_far_clusters(loss, rng):
+def test_gradients_of_far_clusters(loss, rng, many):
     def value(x, y, lengthscale):
         kernel = kernels.imq_mixture(lengthscale)
         if loss == "mmd":
@@ -131,7 +139,7 @@ def test_gradients_of_far_clusters(loss, rng):
         assert np.max(np.abs(difference)) < BOUND * np.max(np.abs(exact))
 
 
-def test_only_lost_pairs_are_looked_at_again(rng):
+def test_only_lost_pairs_are_looked_at_again(rng, many):
     """One cloud, and outliers alone far out, stay with the matmul; two of them together do not."""
     kernel = kernels.imq_mixture(2.0)
     lost = jax.jit(lambda x: distances.lost(kernel, *distances.prepare(x), 0))
@@ -143,7 +151,7 @@ def test_only_lost_pairs_are_looked_at_again(rng):
     assert [int(lost(x)) for x in (cloud, 1e4 + cloud, outlier, outliers)] == [0, 0, 0, 1]
 
 
-def test_one_choice_for_a_batch(rng):
+def test_one_choice_for_a_batch(rng, many):
     """Under vmap a conditional on a batch would become a select, and run both ways."""
     kernel = kernels.imq_mixture(2.0)
     x = np.stack([points("two clusters", far, 20, 4, rng) for far in (0.0, 1e4)])
