@@ -1,5 +1,5 @@
 """Experiment binaries built on kernelgrad."""
 
-from experiments import places
+from experiments.run import places
 
 places.settle_matplotlib()

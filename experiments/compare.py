@@ -16,14 +16,15 @@ import jax
 import numpy as np
 from tqdm import trange
 
-from experiments import classifier as classifiers
-from experiments import command, fields, files, image_metrics, places, plots, records, settings
-from experiments import data as datasets
-from experiments import train as training
-from experiments.data import Dataset
-from experiments.errors import UsageError
-from experiments.settings import Config
-from experiments.tables import format_table
+from experiments.data import catalog
+from experiments.data.catalog import Dataset
+from experiments.judges import classifiers, image_metrics
+from experiments.pictures import plots
+from experiments.run import command, fields, files, places, records
+from experiments.run.errors import UsageError
+from experiments.run.tables import format_table
+from experiments.training import fit, models, settings
+from experiments.training.settings import Config
 from kernelgrad import train
 from kernelgrad.types import Key, PyTree
 
@@ -99,10 +100,10 @@ def run(request: Request) -> dict[str, Curves]:
     for config in configs.values():
         settings.validate(config, 1)
     fields.validate(Options(request.workdir, objectives=request.objectives, seeds=request.seeds))
-    dataset = datasets.load(request.config.dataset, request.data_dir, seed=request.config.seed)
+    dataset = catalog.load(request.config.dataset, request.data_dir, seed=request.config.seed)
     for config in configs.values():
-        training.check(config, dataset)
-    scores: list[training.ScoreFn] = []
+        models.check(config, dataset)
+    scores: list[fit.ScoreFn] = []
     reference: dict[str, float] = {}
     if dataset.is_image and dataset.train_labels is not None:
         classifier = classifiers.train_or_load(dataset, places.cache())
@@ -117,7 +118,7 @@ def run(request: Request) -> dict[str, Curves]:
             with files.storage(str(root)):
                 root.mkdir(parents=True, exist_ok=True)
                 folder = files.folder(root, f"{name}/seed{seed}")
-            training.run(
+            fit.run(
                 dataclasses.replace(config, seed=seed),
                 workdir=str(folder),
                 data_dir=request.data_dir,
@@ -145,9 +146,9 @@ def time_steps(configs: dict[str, Config], dataset: Dataset) -> dict[str, float]
     runs: dict[str, Timed] = {}
     key = jax.random.key(0)
     for name, config in configs.items():
-        model = training.build(config, dataset, train.AXIS)
-        per_call = training.steps_per_call(training.steps_per_record(config), dataset, device)
-        advance = training.make_advance(config, dataset, model, per_call, 0, device)
+        model = models.build(config, dataset, train.AXIS)
+        per_call = fit.steps_per_call(fit.steps_per_record(config), dataset, device)
+        advance = fit.make_advance(config, dataset, model, per_call, 0, device)
         state, _ = advance(train.replicate(model.initial_state(key), device), key)
         runs[name] = (advance, jax.block_until_ready(state), per_call)
     return time_in_turns(runs, key)

@@ -16,13 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from experiments import classifier as classifiers
-from experiments import command, fields, image_metrics, memory, places, plots, trained
-from experiments.data import Dataset
-from experiments.image_metrics import Scores
-from experiments.settings import Config
-from experiments.tables import format_table
-from experiments.trained import Trained
+from experiments.data.catalog import Dataset
+from experiments.judges import classifiers, image_metrics
+from experiments.judges.image_metrics import Scores
+from experiments.pictures import plots
+from experiments.run import command, fields, memory, places
+from experiments.run.tables import format_table
+from experiments.training import trained
+from experiments.training.settings import Config
+from experiments.training.trained import Trained
 from kernelgrad.types import Array
 
 _BATCH = 500

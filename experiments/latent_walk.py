@@ -15,11 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import trange
 
-from experiments import command, conditional, fields, memory, plots, trained
-from experiments.data import Dataset
-from experiments.errors import UsageError
-from experiments.settings import Config
-from experiments.trained import Trained
+from experiments.data.catalog import Dataset
+from experiments.networks import conditional
+from experiments.pictures import plots
+from experiments.run import command, fields, memory
+from experiments.run.errors import UsageError
+from experiments.training import trained
+from experiments.training.settings import Config
+from experiments.training.trained import Trained
 from kernelgrad.types import Array
 
 _COLUMNS = 8

@@ -3,8 +3,8 @@
     python -m experiments.rbm --workdir=runs/rbm --data_dir=<the folder that holds mnist>
 
 The machine has 10 hidden units, so that its test likelihood is exact (see
-:mod:`experiments.boltzmann`). It is trained by Algorithm 2 of Wang & Liu 2016: the negative phase
-comes from a generator that follows a direction at its samples by the chain rule, eq. (10).
+:mod:`experiments.targets.boltzmann`). It is trained by Algorithm 2 of Wang & Liu 2016: the negative
+phase comes from a generator that follows a direction at its samples by the chain rule, eq. (10).
 
 =========  =======================================================================================
 svgd       sum_j [k_ij s_j + grad_j k_ij] / sum_j k_ij: the public code's row-normalised eq. (7)
@@ -32,14 +32,17 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from experiments import boltzmann, command, fields, memory, networks, places, plots
-from experiments import data as datasets
-from experiments.boltzmann import RBMParams
-from experiments.data import Dataset
-from experiments.errors import UsageError
-from experiments.runtime import Workdir
-from experiments.signals import Signals, terminated
-from experiments.tables import format_table
+from experiments.data import catalog
+from experiments.data.catalog import Dataset
+from experiments.networks import networks
+from experiments.pictures import plots
+from experiments.run import command, fields, memory, places
+from experiments.run.errors import UsageError
+from experiments.run.signals import Signals, terminated
+from experiments.run.tables import format_table
+from experiments.run.workdirs import Workdir
+from experiments.targets import boltzmann
+from experiments.targets.boltzmann import RBMParams
 from kernelgrad import kernels, pairwise, pullback, svgd
 from kernelgrad.types import Array, Key, PyTree
 
@@ -245,7 +248,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
     """
     root = places.workdir(workdir)
     fields.validate(config)
-    dataset = datasets.load(config.dataset, data_dir)
+    dataset = catalog.load(config.dataset, data_dir)
     if not dataset.is_image:
         raise UsageError(f"dataset: got {config.dataset}; expected images, such as mnist or digits")
     if len(dataset.train) < config.batch_size:

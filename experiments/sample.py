@@ -34,30 +34,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import classifier as classifiers
-from experiments import (
-    command,
-    fields,
-    image_metrics,
-    latent_chains,
-    latent_model,
-    memory,
-    places,
-    plots,
-    settings,
-    threads,
-    trained,
-)
-from experiments.data import Dataset
-from experiments.errors import UsageError
-from experiments.image_metrics import Scores
-from experiments.latent_chains import SAMPLERS, Progress, Unfinished
-from experiments.latent_model import Draws
-from experiments.plots import Backdrop
-from experiments.runtime import Workdir
-from experiments.settings import Config
-from experiments.tables import format_table
-from experiments.trained import Trained
+from experiments.data.catalog import Dataset
+from experiments.judges import classifiers, image_metrics
+from experiments.judges.image_metrics import Scores
+from experiments.pictures import plots
+from experiments.pictures.plots import Backdrop
+from experiments.run import command, fields, memory, places, threads
+from experiments.run.errors import UsageError
+from experiments.run.tables import format_table
+from experiments.run.workdirs import Workdir
+from experiments.targets import latent_chains
+from experiments.targets.latent_chains import SAMPLERS, Progress, Unfinished
+from experiments.training import latent_model, settings, trained
+from experiments.training.latent_model import Draws
+from experiments.training.settings import Config
+from experiments.training.trained import Trained
 from kernelgrad import kernels, mmd
 from kernelgrad.types import Array
 

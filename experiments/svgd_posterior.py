@@ -2,12 +2,12 @@
 
     python -m experiments.svgd_posterior --workdir=runs/svgd --data_dir=<the folder that holds uci>
 
-The posterior is that of :mod:`experiments.posteriors`: red wine, quality >= 6. For every number of
-particles, and two rules for the RBF kernel's lengthscale, the table has the test accuracy and
-log-likelihood of the averaged prediction; the kernelized Stein discrepancy, beside that of as many
-draws of the chain; the errors of the moments, in units of the posterior's own; and the
-milliseconds of a step by SVGD's rule, beside BlackJAX's where it is installed. The runs resume
-from their last evaluation.
+The posterior is that of :mod:`experiments.targets.posteriors`: red wine, quality >= 6. For every
+number of particles, and two rules for the RBF kernel's lengthscale, the table has the test accuracy
+and log-likelihood of the averaged prediction; the kernelized Stein discrepancy, beside that of as
+many draws of the chain; the errors of the moments, in units of the posterior's own; and the
+milliseconds of a step by SVGD's rule, beside BlackJAX's where it is installed. The runs resume from
+their last evaluation.
 """
 
 import dataclasses
@@ -26,14 +26,16 @@ import numpy as np
 import optax
 from tqdm import tqdm, trange
 
-from experiments import command, fields, long_chains, memory, places, plots, posteriors
-from experiments.errors import UsageError
-from experiments.long_chains import Chains
-from experiments.plots import CurvePanel
-from experiments.posteriors import LogisticPosterior
-from experiments.runtime import Workdir
-from experiments.signals import Signals, terminated
-from experiments.tables import format_table
+from experiments.pictures import plots
+from experiments.pictures.plots import CurvePanel
+from experiments.run import command, fields, memory, places
+from experiments.run.errors import UsageError
+from experiments.run.signals import Signals, terminated
+from experiments.run.tables import format_table
+from experiments.run.workdirs import Workdir
+from experiments.targets import long_chains, posteriors
+from experiments.targets.long_chains import Chains
+from experiments.targets.posteriors import LogisticPosterior
 from kernelgrad import kernels, ksd, svgd
 from kernelgrad.svgd import SVGDState
 from kernelgrad.types import Array, Kernel, Key

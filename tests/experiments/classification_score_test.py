@@ -11,15 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import classification_score, labelled_images, networks, resnet, settings
-from experiments import classifier as classifiers
-from experiments import data as datasets
-from experiments import train as training
+from experiments import classification_score
 from experiments.classification_score import Config
-from experiments.data import Dataset
-from experiments.errors import DivergenceError, UsageError
-from experiments.resnet import Recipe, ResidualBlock
-from experiments.runtime import Workdir
+from experiments.data import catalog
+from experiments.data.catalog import Dataset
+from experiments.judges import classifiers, resnet
+from experiments.judges.resnet import Recipe, ResidualBlock
+from experiments.networks import networks
+from experiments.run.errors import DivergenceError, UsageError
+from experiments.run.workdirs import Workdir
+from experiments.training import labelled_images, models, settings
 from kernelgrad import train
 
 NUM_CLASSES = 10
@@ -60,7 +61,7 @@ def judged(toy, key, monkeypatch):
     params = network.init(key, jnp.zeros((1, 8, 8, 1)), train=False)["params"]
     params = jax.tree.map(lambda leaf: 5 * leaf, params)
     classifier = classifiers.Classifier(network, params, (8, 8, 1), 0.5, "ab" * 32)
-    monkeypatch.setattr(datasets, "load", lambda name, data_dir, seed: toy)
+    monkeypatch.setattr(catalog, "load", lambda name, data_dir, seed: toy)
     monkeypatch.setattr(classifiers, "train_or_load", lambda dataset, cache_dir: classifier)
     return classifier
 
@@ -251,12 +252,12 @@ def fake_model():
         state = {"params": {"scale": jnp.ones(())}, "batch_stats": {"shift": jnp.zeros(())}}
         return train.TrainState(**state, opt_state=(), step=jnp.zeros((), jnp.int32), critic=None)
 
-    return training.Model(generate, None, None, None, sample_latents, initial_state)
+    return models.Model(generate, None, None, None, sample_latents, initial_state)
 
 
 def test_generated_images_come_with_their_labels(judged, tmp_path, monkeypatch):
     model = fake_model()
-    monkeypatch.setattr(training, "build", lambda config, dataset: model)
+    monkeypatch.setattr(models, "build", lambda config, dataset: model)
     with Workdir(tmp_path, RUN) as folder:
         folder.save(7, model.initial_state(None))
     images, labels, source = labelled_images.generated(str(tmp_path), 700, seed=0)
@@ -274,8 +275,8 @@ def test_generated_images_come_with_their_labels(judged, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_conditional_run_can_be_drawn_from(tmp_path):
     """The real thing: what the generator makes of a label is what that label gets."""
-    dataset = datasets.load("digits")
-    model = training.build(RUN, dataset)
+    dataset = catalog.load("digits")
+    model = models.build(RUN, dataset)
     state = jax.jit(model.initial_state)(jax.random.key(3))
     with Workdir(tmp_path, RUN) as folder:
         folder.save(1, state)
@@ -324,7 +325,7 @@ def test_the_table_and_its_files(judged, toy, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(resnet, "train", counted)
     model = fake_model()
-    monkeypatch.setattr(training, "build", lambda config, dataset: model)
+    monkeypatch.setattr(models, "build", lambda config, dataset: model)
     place = tmp_path / "run"
     with Workdir(place, dataclasses.replace(RUN, dataset="toy")) as folder:
         folder.save(7, model.initial_state(None))
@@ -407,7 +408,7 @@ def test_other_data_are_not_taken_for_the_same(judged, toy, tmp_path, monkeypatc
 
     monkeypatch.setattr(resnet, "train", counted)
     classification_score.run(CONFIG, workdir=str(tmp_path))
-    monkeypatch.setattr(datasets, "load", lambda name, data_dir, seed: change(toy))
+    monkeypatch.setattr(catalog, "load", lambda name, data_dir, seed: change(toy))
     classification_score.run(CONFIG, workdir=str(tmp_path))
     assert trained == 2 * ["ResNet on real, seed 0", "ResNet on duplicates, seed 0"]
 

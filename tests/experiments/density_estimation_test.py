@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import data as datasets
-from experiments import density_estimation, density_report, energy_fits, gaussian_base
-from experiments.data import Dataset
+from experiments import density_estimation
+from experiments.data import catalog
+from experiments.data.catalog import Dataset
 from experiments.density_estimation import Config
-from experiments.energy_fits import RULES, Settings
-from experiments.errors import DivergenceError, StorageError, UsageError
-from experiments.gaussian_base import WeightedDraws
-from experiments.networks import MLPCritic
+from experiments.networks.networks import MLPCritic
+from experiments.reports import likelihoods
+from experiments.run.errors import DivergenceError, StorageError, UsageError
+from experiments.targets import gaussian_base
+from experiments.targets.gaussian_base import WeightedDraws
+from experiments.training import energy_fits
+from experiments.training.energy_fits import RULES, Settings
 from kernelgrad import kale
 from kernelgrad.kale import NormalizerEstimate
 
@@ -74,7 +77,7 @@ def small_sets(monkeypatch):
         x[:, 1] = (x[:, 0] ** 2 - 1) / 2 + 0.3 * x[:, 1]
         return Dataset(name, x[:500], x[500:], None, None, 0)
 
-    monkeypatch.setattr(datasets, "load", load)
+    monkeypatch.setattr(catalog, "load", load)
     monkeypatch.setattr(density_estimation, "_DRAWS_OF_A_LOOK", 5000)
 
 
@@ -349,7 +352,7 @@ def test_records_keep_the_grid_of_the_log_density(rng):
     points = rng.normal(size=(600, 2)) * np.array([3.0, 0.5]) + np.array([10.0, -4.0])
     split = gaussian_base.whitened_split(*np.split(points, [400, 500]))
     c = NormalizerEstimate(jnp.asarray(0.5), jnp.zeros(()), jnp.asarray(9.0))
-    found = density_report.record(split, lambda x: x[:, 0], c)
+    found = likelihoods.record(split, lambda x: x[:, 0], c)
     grid = np.reshape(found["log_density"], (100, 100))
     test = points[500:]
     low, high = test.min(axis=0), test.max(axis=0)
@@ -372,7 +375,7 @@ def test_the_table_tells_which_normalizer_not_to_trust(fewest, cell):
         }
         for draws in (500.0, fewest)
     ]
-    table = density_report.summary({}, {"ring": {"kale": records}})
+    table = likelihoods.summary({}, {"ring": {"kale": records}})
     row = table.splitlines()[2].split("|")
     assert row[7].strip() == cell
 
@@ -383,7 +386,7 @@ def test_rows_that_also_train_are_told_from_new_ones(rng):
     split = gaussian_base.whitened_split(train, test, test)
     assert split.is_new.tolist() == [False] * 20 + [True] * 30
     exact = NormalizerEstimate(jnp.zeros(()), jnp.zeros(()), jnp.asarray(jnp.inf))
-    found = density_report.record(split, lambda x: x[:, 0], exact)
+    found = likelihoods.record(split, lambda x: x[:, 0], exact)
     for kind, rows in (("test", split.test), ("new_rows", split.test[20:])):
         np.testing.assert_allclose(found[kind]["gain"], -np.mean(rows[:, 0]), atol=1e-6)
     assert found["test"]["effective_draws"] is None

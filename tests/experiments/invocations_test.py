@@ -14,8 +14,8 @@ import sys
 import jax
 import pytest
 
-from experiments import command, fields, runtime
-from experiments.settings import Config
+from experiments.run import command, fields, workdirs
+from experiments.training.settings import Config
 
 BINARIES = (
     *("train", "evaluate", "compare", "sample", "latent_walk", "toy", "gan_diagnostics"),
@@ -126,7 +126,7 @@ def refused(place, monkeypatch, capsys):
     def started(_):
         raise AssertionError("a run was started")
 
-    monkeypatch.setattr(runtime.multihost_utils, "sync_global_devices", started)
+    monkeypatch.setattr(workdirs.multihost_utils, "sync_global_devices", started)
     jax.monitoring.register_event_duration_secs_listener(listen)
     yield call
     jax.monitoring.unregister_event_duration_listener(listen)

@@ -6,14 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import data as datasets
 from experiments import latent_walk
-from experiments import train as training
-from experiments.errors import UsageError
+from experiments.data import catalog
 from experiments.latent_walk import Request
-from experiments.runtime import Workdir
-from experiments.settings import Config
-from experiments.trained import Trained
+from experiments.run.errors import UsageError
+from experiments.run.workdirs import Workdir
+from experiments.training import models
+from experiments.training.settings import Config
+from experiments.training.trained import Trained
 from kernelgrad.train import TrainState
 
 CONFIG = Config(objective="gan_kl", conditional=True, latent_dim=4, width=4)
@@ -21,7 +21,7 @@ CONFIG = Config(objective="gan_kl", conditional=True, latent_dim=4, width=4)
 
 def start(workdir, config):
     """Leaves a run before its first step."""
-    model = training.build(config, datasets.load(config.dataset))
+    model = models.build(config, catalog.load(config.dataset))
     with Workdir(workdir, config) as folder:
         folder.save(0, jax.jit(model.initial_state)(jax.random.key(0)))
 
@@ -39,7 +39,7 @@ class Mirror:
 
 
 def test_latents_take_uniform_steps_and_keep_their_labels():
-    dataset = datasets.load("digits")
+    dataset = catalog.load("digits")
     found = Trained(CONFIG, dataset, Mirror(), 0, TrainState(0, {}, {}, ()))
     request = Request("", num_frames=40, steps_per_frame=25, step_size=0.02)
     frames = latent_walk._walk(request, found)

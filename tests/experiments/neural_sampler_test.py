@@ -17,11 +17,14 @@ from PIL import Image
 from scipy import stats
 from scipy.special import logsumexp
 
-from experiments import data as datasets
-from experiments import fields, neural_sampler, posteriors, rbm, sampler_report, targets
-from experiments.errors import DivergenceError, UsageError
+from experiments import neural_sampler, rbm
+from experiments.data import catalog
 from experiments.neural_sampler import Config
-from experiments.targets import Target
+from experiments.reports import sampling
+from experiments.run import fields
+from experiments.run.errors import DivergenceError, UsageError
+from experiments.targets import densities, posteriors
+from experiments.targets.densities import Target
 
 PLANE = ("ring", "banana", "mixture", "swiss_roll", "grid")
 TINY = Config(
@@ -43,7 +46,7 @@ def small(monkeypatch):
         monkeypatch.setattr(neural_sampler, name, value)
     fewer = {"NUM_EVALUATED": 60, "_CHAINS": 20, "_WARMUP": 40, "_DRAWS": 50, "_GRID": 30}
     for name, value in fewer.items():
-        monkeypatch.setattr(sampler_report, name, value)
+        monkeypatch.setattr(sampling, name, value)
 
 
 # ----------------------------------------------------------------------------------- the targets
@@ -64,14 +67,14 @@ def density_by_formula(name, x):
     elif name == "grid":
         centres, width = np.array([(i, j) for i in range(-2, 3) for j in range(-2, 3)]), 0.05
     else:
-        centres, width = datasets.load("swiss_roll", seed=3).train[:500].astype(np.float64), 0.07
+        centres, width = catalog.load("swiss_roll", seed=3).train[:500].astype(np.float64), 0.07
     logs = [stats.norm(c, width).logpdf(x).sum(axis=1) for c in centres]
     return logsumexp(logs, axis=0) - np.log(len(centres))
 
 
 @pytest.mark.parametrize("name", PLANE)
 def test_log_density_is_the_formula(name, rng):
-    target = targets.load(name, seed=3)
+    target = densities.load(name, seed=3)
     (left, right), (bottom, top) = target.bounds
     x = rng.uniform((left, bottom), (right, top), (200, 2)).astype(np.float32)
     got = jax.vmap(target.log_density_fn)(jnp.asarray(x))
@@ -81,7 +84,7 @@ def test_log_density_is_the_formula(name, rng):
 @pytest.mark.parametrize("name", PLANE)
 def test_density_adds_up_to_1_and_draws_have_its_moments(name, key):
     """The grid's spacing is at most half the narrowest width, so its sums are exact to 1e-4."""
-    target = targets.load(name, seed=3)
+    target = densities.load(name, seed=3)
     (left, right), (bottom, top) = target.bounds
     x1, x2 = np.linspace(left - 1, right + 1, 220), np.linspace(bottom - 1, top + 4, 420)
     grid = np.stack(np.meshgrid(x1, x2), axis=-1).reshape(-1, 2).astype(np.float32)
@@ -107,7 +110,7 @@ def test_density_adds_up_to_1_and_draws_have_its_moments(name, key):
 
 @pytest.mark.parametrize("name", PLANE)
 def test_score_is_finite_at_odd_points(name):
-    target = targets.load(name)
+    target = densities.load(name)
     odd = jnp.array([[0.0, 0.0], [1e3, -1e3], [2.0, 0.0], [1e-30, 0.0], [-50.0, 60.0]])
     assert jnp.all(jnp.isfinite(jax.vmap(jax.grad(target.log_density_fn))(odd)))
 
@@ -258,8 +261,8 @@ def test_equal_time_is_that_of_the_fastest_rule():
         for name, a in (("quick", 1.0), ("slow", 2.0))
     }
     noise = {"ksd2": (0.0, 1.0), "mmd2": (0.5, 2.0)}
-    summary = sampler_report.Summary(100, histories, {"quick": 20.0, "slow": 80.0}, noise)
-    rows = sampler_report.table(summary, "exact")
+    summary = sampling.Summary(100, histories, {"quick": 20.0, "slow": 80.0}, noise)
+    rows = sampling.table(summary, "exact")
     assert rows == {
         "quick, step 100": {"KSD^2": 100.0, "MMD^2": 0.0, "ms per step": 20.0},
         "slow, step 100": {"KSD^2": 200.0, "MMD^2": 0.0, "ms per step": 80.0},
@@ -313,7 +316,7 @@ def test_an_unknown_rule_is_named(updates):
 
 def test_an_unknown_target_of_the_loader_is_named():
     with pytest.raises(UsageError, match=r"^target: got 'banan'; .* Did you mean banana\?"):
-        targets.load("banan")
+        densities.load("banan")
 
 
 @pytest.mark.parametrize(

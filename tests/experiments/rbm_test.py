@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import boltzmann, rbm
-from experiments.data import Dataset
-from experiments.errors import UsageError
+from experiments import rbm
+from experiments.data.catalog import Dataset
 from experiments.rbm import Config
-from experiments.runtime import Workdir
+from experiments.run.errors import UsageError
+from experiments.run.workdirs import Workdir
+from experiments.targets import boltzmann
 
 TINY = Config(
     dataset="digits",

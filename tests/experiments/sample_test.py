@@ -17,14 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import classifier, latent_chains, latent_model, networks, sample, settings
-from experiments import data as datasets
-from experiments import train as training
-from experiments.errors import Terminated, UsageError
-from experiments.latent_chains import SAMPLERS
-from experiments.runtime import Workdir
+from experiments import sample
+from experiments.data import catalog
+from experiments.judges import classifiers
+from experiments.networks import networks
+from experiments.run.errors import Terminated, UsageError
+from experiments.run.workdirs import Workdir
 from experiments.sample import Request
-from experiments.settings import Config
+from experiments.targets import latent_chains
+from experiments.targets.latent_chains import SAMPLERS
+from experiments.training import fit, latent_model, models, settings
+from experiments.training.settings import Config
 from kernelgrad.two_player import TwoPlayer
 
 DIGITS = Config(objective="kale", num_steps=10, eval_every=10, batch_size=20, latent_dim=4, width=4)
@@ -35,14 +38,14 @@ INVERSE_TEMPERATURE = 3.0
 
 
 def restored(workdir, config):
-    built = training.build(config, datasets.load(config.dataset))
+    built = models.build(config, catalog.load(config.dataset))
     with Workdir(workdir, config) as folder:
         return folder.restore(jax.eval_shape(built.initial_state, jax.random.key(0)))[1]
 
 
 def start(workdir, config):
     """Leaves a run before its first step."""
-    built = training.build(config, datasets.load(config.dataset))
+    built = models.build(config, catalog.load(config.dataset))
     with Workdir(workdir, config) as folder:
         folder.save(0, jax.jit(built.initial_state)(jax.random.key(0)))
 
@@ -50,13 +53,13 @@ def start(workdir, config):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("trained")
-    training.run(POINTS, workdir=str(workdir), num_devices=1)
+    fit.run(POINTS, workdir=str(workdir), num_devices=1)
     return workdir
 
 
 def generated(config, state, latents):
     """The network in evaluation mode, asked directly."""
-    shape = datasets.load(config.dataset).sample_shape
+    shape = catalog.load(config.dataset).sample_shape
     network = networks.generator_for(shape, config.width)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     return network.apply(variables, jnp.asarray(latents, jnp.float32), train=False)
@@ -154,8 +157,8 @@ def test_energies_are_those_of_the_posterior(
 def test_chains_of_a_conditional_run_keep_labels_and_follow_its_energy(tmp_path, monkeypatch):
     """ULA follows z given y, with y as often as in the data; and the gain is that of KALE."""
     config = dataclasses.replace(POINTS, conditional=True)
-    training.run(config, workdir=str(tmp_path), num_devices=1)
-    state, dataset = restored(tmp_path, config), datasets.load(config.dataset)
+    fit.run(config, workdir=str(tmp_path), num_devices=1)
+    state, dataset = restored(tmp_path, config), catalog.load(config.dataset)
     monkeypatch.setattr(sample, "_make_score", unscored)
     sample.run(Request(str(tmp_path), sampler="ula", num_samples=800, steps=150, step_size=0.02))
     arrays, results = load(tmp_path, "ula")
@@ -428,7 +431,7 @@ def scores(request, tmp_path, monkeypatch):
         monkeypatch.setattr(sample, "_make_score", lambda *_: (score, {}))
         return {"brightness"}
     monkeypatch.setenv("KERNELGRAD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(classifier, "_train", untrained)
+    monkeypatch.setattr(classifiers, "_train", untrained)
     return {"inception_score", "classifier_frechet", "classifier_kid", "nearest_l1"}
 
 
@@ -463,7 +466,7 @@ def test_before_and_after_are_side_by_side(monkeypatch):
     monkeypatch.setattr(sample.plots, "image_grid", lambda images: drawn.append(images) or b"")
     before = np.arange(40.0).reshape(40, 1, 1, 1) / 100
     sample._picture(
-        types.SimpleNamespace(dataset=datasets.load("digits")),
+        types.SimpleNamespace(dataset=catalog.load("digits")),
         {"generator": before, "hmc": before + 0.5},
     )
     grid = drawn[0].reshape(9, 9)  # 9 rows of 4, a gap and 4: 36 of 40 chains
@@ -490,9 +493,9 @@ def mmd_u_statistic(x, y, scales):
 @pytest.mark.slow
 def test_the_generator_alone_needs_no_critic(tmp_path, monkeypatch):
     config = dataclasses.replace(POINTS, objective="mmd")
-    whole = datasets.load(config.dataset)
+    whole = catalog.load(config.dataset)
     few = whole._replace(test=whole.test[:200])
-    monkeypatch.setattr(datasets, "load", lambda *_, **__: few)
+    monkeypatch.setattr(catalog, "load", lambda *_, **__: few)
     start(tmp_path, config)
     request = Request(str(tmp_path), sampler="generator", num_samples=100)
     rows = sample.run(request)

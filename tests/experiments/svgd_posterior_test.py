@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import long_chains, svgd_posterior
-from experiments.errors import UsageError
-from experiments.posteriors import LogisticPosterior
-from experiments.runtime import Workdir
+from experiments import svgd_posterior
+from experiments.run.errors import UsageError
+from experiments.run.workdirs import Workdir
 from experiments.svgd_posterior import Config
+from experiments.targets import long_chains
+from experiments.targets.posteriors import LogisticPosterior
 from kernelgrad import svgd
-from tests.experiments.posteriors_test import write_wines
+from tests.experiments.targets.posteriors_test import write_wines
 
 TINY = Config(
     num_particles=(20, 30),

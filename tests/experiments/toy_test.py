@@ -18,12 +18,16 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from experiments import command, compare, presets, settings, targets, toy, toy_report
-from experiments.errors import DivergenceError, Terminated, UsageError
-from experiments.plots import Backdrop, FieldFrame
-from experiments.runtime import Workdir
-from experiments.settings import Config
-from experiments.targets import Modes, Target
+from experiments import compare, toy
+from experiments.pictures.plots import Backdrop, FieldFrame
+from experiments.reports import toys
+from experiments.run import command
+from experiments.run.errors import DivergenceError, Terminated, UsageError
+from experiments.run.workdirs import Workdir
+from experiments.targets import densities
+from experiments.targets.densities import Modes, Target
+from experiments.training import presets, settings
+from experiments.training.settings import Config
 
 TINY = Config(
     objective="gan_kl",
@@ -42,15 +46,15 @@ def ruler():
     """Of the mixture, with fewer samples and a coarser grid."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"NUM_EVALUATED": 300, "_GRID": 60, "_FRESH_SETS": 2}.items():
-            patch.setattr(toy_report, name, value)
-        yield toy_report.make_ruler(jax.random.key(0), targets.load("mixture"))
+            patch.setattr(toys, name, value)
+        yield toys.make_ruler(jax.random.key(0), densities.load("mixture"))
 
 
 @pytest.fixture
 def small(monkeypatch, ruler):
     """Fewer samples and arrows, and the same ruler for all."""
-    monkeypatch.setattr(toy_report, "NUM_EVALUATED", 300)
-    monkeypatch.setattr(toy_report, "make_ruler", lambda *_: ruler)
+    monkeypatch.setattr(toys, "NUM_EVALUATED", 300)
+    monkeypatch.setattr(toys, "make_ruler", lambda *_: ruler)
     for name, value in {"_NUM_TRAIN": 400, "_NUM_DRAWN": 50, "_LATTICE": 5}.items():
         monkeypatch.setattr(toy, name, value)
     monkeypatch.setattr(compare, "_TIMED_STEPS", 2)
@@ -75,7 +79,7 @@ def measured(target, samples, bandwidth, columns=80, rows=70):
     x, y = jnp.linspace(left, right, columns), jnp.linspace(bottom, top, rows)
     grid = jnp.stack(jnp.meshgrid(x, y), axis=-1)
     log_density = jax.vmap(jax.vmap(target.log_density_fn))(grid)
-    measure = jax.jit(toy_report.make_measure(target, (x, y), log_density))
+    measure = jax.jit(toys.make_measure(target, (x, y), log_density))
     figures = measure(jnp.asarray(samples, jnp.float32), bandwidth)
     return {name: float(value) for name, value in figures.items()}
 
@@ -145,7 +149,7 @@ def test_modes_are_those_with_a_fifth_of_their_share():
 
 @pytest.mark.parametrize(("name", "num_modes"), [("grid", 25), ("mixture", 8), ("ring", None)])
 def test_exact_draws_reach_everything(name, num_modes, key):
-    ruler = toy_report.make_ruler(key, targets.load(name))
+    ruler = toys.make_ruler(key, densities.load(name))
     floor = {figure: mean for figure, (mean, _) in ruler.floor.items()}
     assert 0 < floor["true_kl"] < 0.1
     assert 0 < floor["true_jsd"] < 0.03
@@ -157,19 +161,19 @@ def test_exact_draws_reach_everything(name, num_modes, key):
 def test_a_target_without_draws_is_no_data(key):
     target = gaussian_target()._replace(exact_samples=None)
     with pytest.raises(UsageError, match=r"^dataset: got gaussian; expected a density in the pla"):
-        toy_report.make_ruler(key, target)
+        toys.make_ruler(key, target)
 
 
 def test_table_holds_the_end_the_fall_and_the_floor():
     floor = {"true_kl": (0.02, 0.001), "true_jsd": (0.01, 0.002)}
     backdrop = Backdrop(((0, 1), (0, 1)), ("a", "b"))
-    ruler = toy_report.Ruler(backdrop, None, 0.04, None, floor)
+    ruler = toys.Ruler(backdrop, None, 0.04, None, floor)
 
     def history(*kl):
         return [{"step": 50 * i, "true_kl": k, "true_jsd": k / 20} for i, k in enumerate(kl)]
 
     frame = FieldFrame(*np.zeros((3, 5, 2)))
-    one = toy_report.table({"kl": toy_report.Runs([history(8.0, 0.8, 1.2)], frame, 2.5)}, ruler)
+    one = toys.table({"kl": toys.Runs([history(8.0, 0.8, 1.2)], frame, 2.5)}, ruler)
     assert one == {
         "start": {"KL[Q||P]": 8.0, "JSD": 0.4},
         "kl": {
@@ -181,8 +185,8 @@ def test_table_holds_the_end_the_fall_and_the_floor():
         },
         "exact draws, bandwidth 0.04": {"KL[Q||P]": "0.02 ± 0.001", "JSD": "0.01 ± 0.002"},
     }
-    runs = toy_report.Runs([history(8.0, 5.0, 1.0), history(9.0, 0.9, 0.5)], frame, 2.5)
-    two = toy_report.table({"kl": runs}, ruler)
+    runs = toys.Runs([history(8.0, 5.0, 1.0), history(9.0, 0.9, 0.5)], frame, 2.5)
+    two = toys.table({"kl": runs}, ruler)
     assert two["kl"]["KL / 10 at step"] == "never, 50"
     assert two["kl"]["KL[Q||P]"] == "0.75 ± 0.35"
     assert two["start"]["KL[Q||P]"] == "8.5 ± 0.71"
@@ -203,7 +207,7 @@ def test_arrows_at_the_lattice_raise_the_critic(objective, small, ruler, key):
     model, state, frame = looked(objective, ruler, key)
     assert frame.points.shape == frame.arrows.shape == (25, 2)
     assert frame.samples.shape == (50, 2)
-    (left, right), (bottom, top) = targets.load("mixture").bounds
+    (left, right), (bottom, top) = densities.load("mixture").bounds
     assert left < frame.points[:, 0].min() < frame.points[:, 0].max() < right
     assert bottom < frame.points[:, 1].min() < frame.points[:, 1].max() < top
 

@@ -11,11 +11,12 @@ import time
 import numpy as np
 import pytest
 
-from experiments import command, feed, presets, settings
-from experiments import data as datasets
-from experiments import train as training
-from experiments.runtime import DivergenceError, UsageError
-from experiments.settings import Config
+from experiments import train
+from experiments.data import feed
+from experiments.run import command
+from experiments.run.errors import DataError, DivergenceError, UsageError
+from experiments.training import fit, presets, settings
+from experiments.training.settings import Config
 
 TINY = Config(num_steps=20, eval_every=10, batch_size=20, latent_dim=4, width=4)
 POINTS = dataclasses.replace(TINY, dataset="swiss_roll", width=8)
@@ -24,7 +25,7 @@ SLOW = os.environ.get("KERNELGRAD_SLOW_TESTS") == "1"
 
 
 def _run(config, workdir, **options):
-    return training.run(config, workdir=str(workdir), num_devices=1, **options)
+    return fit.run(config, workdir=str(workdir), num_devices=1, **options)
 
 
 def _metrics(workdir):
@@ -85,7 +86,7 @@ def test_a_finished_run_is_left_alone(tmp_path, capsys):
 def test_two_devices_train_like_one(tmp_path):
     config = dataclasses.replace(TINY, num_steps=10)
     alone = _run(config, tmp_path / "one")
-    spread = training.run(config, workdir=str(tmp_path / "two"), num_devices=2)
+    spread = fit.run(config, workdir=str(tmp_path / "two"), num_devices=2)
     for name in ("mmd", "direction_rms", "test_mmd"):
         np.testing.assert_allclose(spread[name], alone[name], rtol=1e-3)
 
@@ -204,7 +205,7 @@ def test_settings_out_of_range_are_named(field, value):
 @pytest.mark.parametrize("value", ["digts", "mnist"])
 def test_data_that_is_not_there_is_named(tmp_path, value, monkeypatch):
     monkeypatch.setenv("KERNELGRAD_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(datasets.DataError, match=value):
+    with pytest.raises(DataError, match=value):
         _run(dataclasses.replace(TINY, dataset=value), tmp_path, data_dir=str(tmp_path))
 
 
@@ -218,7 +219,7 @@ def test_another_config_is_refused(tmp_path):
 
 
 def parsed(*arguments):
-    given = command.parse(list(arguments), Config, training.Options)
+    given = command.parse(list(arguments), Config, train.Options)
     return settings.configured(given, given["preset"])
 
 
