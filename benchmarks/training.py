@@ -33,10 +33,10 @@ def step(objective: objectives.Objective) -> Callable[[tuple[np.ndarray, int]], 
     """Returns the builder of one step of a DCGAN under the objective, always from one state."""
 
     def build(problem: tuple[np.ndarray, int]) -> Call:
-        from experiments.networks import networks
+        from experiments.networks import generators
 
         batch, width = problem
-        network = networks.generator_for(_IMAGE, width)
+        network = generators.generator_for(_IMAGE, width)
         optimizer = optax.adam(5e-5, b1=0.5)
 
         def generator(params: PyTree, batch_stats: PyTree, latents: Array) -> tuple[Array, PyTree]:

@@ -25,11 +25,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.data import catalog
-from experiments.data.catalog import Dataset
+from experiments.data.dataset import Dataset
 from experiments.judges import classifiers, image_metrics, resnet
 from experiments.judges.classifiers import Classifier
 from experiments.judges.resnet import Recipe
-from experiments.pictures import plots
+from experiments.pictures import mosaics
 from experiments.run import command, fields, files, memory, places, threads
 from experiments.run.errors import StorageError, UsageError
 from experiments.run.tables import format_table
@@ -272,7 +272,7 @@ def _write(
     for name, content in {
         "results.json": f"{json.dumps(results, indent=2)}\n".encode(),
         "classification_score.md": f"{title}\n\n{table}\n\n{note}\n".encode(),
-        "classification_score.png": plots.class_grids(grids),
+        "classification_score.png": mosaics.class_grids(grids),
     }.items():
         folder.write_bytes(name, content)
     print(f"{title}\n{table}\n{note}; written to {folder.path}")

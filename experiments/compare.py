@@ -9,29 +9,21 @@ per step measured in turns in one process; comparison.png shows the metrics alon
 
 import dataclasses
 import pathlib
-import time
-from collections.abc import Callable
 
 import jax
 import numpy as np
-from tqdm import trange
 
 from experiments.data import catalog
-from experiments.data.catalog import Dataset
+from experiments.data.dataset import Dataset
 from experiments.judges import classifiers, image_metrics
-from experiments.pictures import plots
-from experiments.run import command, fields, files, places, records
+from experiments.pictures import charts
+from experiments.run import command, fields, files, places, records, timing
 from experiments.run.errors import UsageError
 from experiments.run.tables import format_table
 from experiments.training import fit, models, settings
 from experiments.training.settings import Config
 from kernelgrad import train
-from kernelgrad.types import Key, PyTree
 
-_TIMED_ROUNDS = 7
-_TIMED_STEPS = 50
-
-Timed = tuple[Callable[[PyTree, Key], tuple[PyTree, PyTree]], PyTree, int]
 _OF_STEPS = {"step", "mmd", "direction_rms", "critic_loss", "jsd", "penalty", "log_ratio"}
 
 
@@ -143,7 +135,7 @@ def time_steps(configs: dict[str, Config], dataset: Dataset) -> dict[str, float]
       Milliseconds by name.
     """
     device = jax.local_devices()[:1]
-    runs: dict[str, Timed] = {}
+    runs: dict[str, timing.Timed] = {}
     key = jax.random.key(0)
     for name, config in configs.items():
         model = models.build(config, dataset, train.AXIS)
@@ -151,29 +143,7 @@ def time_steps(configs: dict[str, Config], dataset: Dataset) -> dict[str, float]
         advance = fit.make_advance(config, dataset, model, per_call, 0, device)
         state, _ = advance(train.replicate(model.initial_state(key), device), key)
         runs[name] = (advance, jax.block_until_ready(state), per_call)
-    return time_in_turns(runs, key)
-
-
-def time_in_turns(runs: dict[str, Timed], key: Key) -> dict[str, float]:
-    """Returns the median milliseconds per step of each run.
-
-    Args:
-      runs: compiled functions (state, key) -> (state, info), a state, and the steps of a call.
-      key: random key of the steps.
-
-    Returns:
-      Milliseconds by name.
-    """
-    states = {name: state for name, (_, state, _) in runs.items()}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in trange(_TIMED_ROUNDS, desc="Timing the steps"):
-        for name, (advance, _, per_call) in runs.items():
-            start = time.perf_counter()
-            calls = max(1, _TIMED_STEPS // per_call)
-            for _ in range(calls):
-                states[name], _ = jax.block_until_ready(advance(states[name], key))
-            times[name].append(1000 * (time.perf_counter() - start) / (calls * per_call))
-    return {name: float(np.median(values)) for name, values in times.items()}
+    return timing.time_in_turns(runs, key)
 
 
 def _curves(runs: list[list[dict[str, float]]], ms_per_step: float) -> Curves:
@@ -204,7 +174,7 @@ def _report(
         rows["real test images"] = dict(reference)
     table = format_table(rows)
     title = f"{request.config.dataset}, width {request.config.width}, {len(request.seeds)} seed(s)"
-    picture = plots.comparison(
+    picture = charts.comparison(
         {
             metric: {name: (c.steps, c.metrics[metric]) for name, c in curves.items()}
             for metric in next(iter(curves.values())).metrics

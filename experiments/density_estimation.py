@@ -26,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.data import catalog
-from experiments.networks.networks import MLPCritic
+from experiments.networks.critics import MLPCritic
 from experiments.reports import likelihoods
 from experiments.reports.likelihoods import Record
 from experiments.run import command, fields, files, memory, places

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from experiments.data.catalog import Dataset
+from experiments.data.dataset import Dataset
 from experiments.judges import classifiers, image_metrics
 from experiments.judges.image_metrics import Scores
-from experiments.pictures import plots
+from experiments.pictures import mosaics
 from experiments.run import command, fields, memory, places
 from experiments.run.tables import format_table
 from experiments.training import trained
@@ -92,7 +92,7 @@ def run(request: Request) -> dict[str, Scores]:
             **rows,
         }
         folder.write_bytes("evaluation.json", (json.dumps(report, indent=2) + "\n").encode())
-        folder.write_bytes("samples/evaluated.png", plots.image_grid(np.asarray(samples[:100])))
+        folder.write_bytes("samples/evaluated.png", mosaics.image_grid(np.asarray(samples[:100])))
     print(format_table(rows))
     print(
         f"classifier: test accuracy {100 * classifier.test_accuracy:.2f} %, "

@@ -25,9 +25,9 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.data import catalog
-from experiments.data.catalog import Dataset
+from experiments.data.dataset import Dataset
 from experiments.judges import certificates
-from experiments.networks import networks
+from experiments.networks import critics
 from experiments.reports import diagnostics
 from experiments.reports.diagnostics import Diagnosis, Rows
 from experiments.run import command, fields, memory, places
@@ -137,7 +137,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
     gan = gan_config(config, config.epochs[-1])
     models.check(gan, dataset)
     judge, shape = (
-        networks.critic_for(dataset.sample_shape, config.critic_width),
+        critics.critic_for(dataset.sample_shape, config.critic_width),
         dataset.sample_shape,
     )
     needed = memory.of_training(judge, config.batch_size, *shape, train=False)

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import trange
 
-from experiments.data.catalog import Dataset
-from experiments.networks import conditional
-from experiments.pictures import plots
+from experiments.data import labelled
+from experiments.data.dataset import Dataset
+from experiments.pictures import mosaics
 from experiments.run import command, fields, memory
 from experiments.run.errors import UsageError
 from experiments.training import trained
@@ -70,7 +70,7 @@ def run(request: Request) -> np.ndarray:
 
     with trained.opened(request.workdir, request.data_dir, check=check) as (folder, found):
         frames = _walk(request, found)
-        folder.write_bytes("latent_walk.gif", plots.image_film(frames, _COLUMNS))
+        folder.write_bytes("latent_walk.gif", mosaics.image_film(frames, _COLUMNS))
         chosen = np.linspace(0, len(frames) - 1, min(_STILLS, len(frames))).round().astype(int)
         stills = {
             f"step {index * request.steps_per_frame}": frames[index].reshape(
@@ -78,7 +78,7 @@ def run(request: Request) -> np.ndarray:
             )
             for index in chosen
         }
-        folder.write_bytes("latent_walk.png", plots.class_grids(stills))
+        folder.write_bytes("latent_walk.png", mosaics.class_grids(stills))
         print(f"written to {folder.path}/latent_walk.gif")
     return frames
 
@@ -109,7 +109,7 @@ def _starts(key: Array, found: Trained) -> Array:
     num_classes = found.dataset.num_classes
     latents = found.model.sample_latents(key, num_classes * _COLUMNS)
     labels = jnp.eye(num_classes).repeat(_COLUMNS, axis=0)
-    return conditional.join(latents[:, : found.config.latent_dim], labels)
+    return labelled.join(latents[:, : found.config.latent_dim], labels)
 
 
 def main() -> None:

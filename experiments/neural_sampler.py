@@ -4,9 +4,8 @@
     python -m experiments.neural_sampler --target=logistic_regression --workdir=runs/wine \
         --data_dir=<the folder that holds uci>
 
-The targets are those of :mod:`experiments.targets.densities`, and rbm, which hands over to
-:mod:`experiments.rbm` with its defaults. The samples of a network follow a direction in sample
-space, and an update rule makes that a step of the network's parameters:
+The targets are those of :mod:`experiments.targets.densities`. The samples of a network follow a
+direction in sample space, and an update rule makes that a step of the network's parameters:
 
 =============  ===================================================================================
 chain_rule     SVGD's direction, pulled back by the chain rule, then Adam: eq. (10)
@@ -44,8 +43,7 @@ import optax
 from jax import lax
 from tqdm import tqdm, trange
 
-from experiments import rbm
-from experiments.networks import networks
+from experiments.networks import generators
 from experiments.reports import sampling
 from experiments.reports.sampling import Record, Rows
 from experiments.run import command, fields, files, memory, places, threads
@@ -77,7 +75,7 @@ _TIMED_ROUNDS, _TIMED_STEPS = 7, 20
 class Config:
     """Everything that decides the runs, but for where they are stored."""
 
-    target: str = fields.choice("ring", (*densities.NAMES, "rbm"), "Density to draw from.")
+    target: str = fields.choice("ring", densities.NAMES, "Density to draw from.")
     updates: tuple[str, ...] = fields.choices(
         UPDATES, UPDATES, "Update rules, or all of them.", flag="update"
     )
@@ -124,7 +122,7 @@ def make_sampler(
     """
     init_key, train_key, latent_key = jax.random.split(key, 3)
     latent_dim = config.latent_dim or 2 * target.dimension
-    network = networks.MLPGenerator((target.dimension,), config.width, _DEPTH)
+    network = generators.MLPGenerator((target.dimension,), config.width, _DEPTH)
     optimizer, pull_back = _rule(config, update, config.step_size * variance)
     direction = make_direction(config, update, target)
 
@@ -211,12 +209,12 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
     """Trains a sampler by each update rule, and compares them; resumes what is there.
 
     Args:
-      config: the settings; those of the target rbm are the defaults of :mod:`experiments.rbm`.
+      config: the settings.
       workdir: the folder of all runs, and of table and pictures.
       data_dir: where the files of a target with data are.
 
     Returns:
-      The rows of the table. For the target rbm a row for each direction.
+      The rows of the table.
 
     Raises:
       UsageError: a setting out of its range, or a work folder with another run.
@@ -229,9 +227,6 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
     fields.validate(config)
     settings.limit_pictures(config, _MOST_FRAMES)
     _check_memory(config)
-    if config.target == "rbm":
-        values = rbm.run(rbm.Config(), workdir=workdir, data_dir=data_dir)
-        return {name: {"test log-likelihood": float(np.mean(v))} for name, v in values.items()}
     target = densities.load(config.target, data_dir, seed=config.seed)
     key, reference_key = jax.random.split(jax.random.key(config.seed))
     with (
@@ -264,7 +259,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
 
 def _check_memory(config: Config) -> None:
     latent_dim = config.latent_dim or 2 * _LEAST_DIMENSION
-    network = networks.MLPGenerator((_LEAST_DIMENSION,), config.width, _DEPTH)
+    network = generators.MLPGenerator((_LEAST_DIMENSION,), config.width, _DEPTH)
     rows = max(config.batch_size, sampling.NUM_EVALUATED)
     needed = memory.of_training(network, rows, latent_dim, train=False)
     memory.require(config, ("width", "latent_dim", "batch_size"), needed)

@@ -33,9 +33,10 @@ import optax
 from tqdm import tqdm
 
 from experiments.data import catalog
-from experiments.data.catalog import Dataset
-from experiments.networks import networks
-from experiments.pictures import plots
+from experiments.data.dataset import Dataset
+from experiments.networks import generators
+from experiments.networks.generators import MLPGenerator
+from experiments.pictures import charts, mosaics
 from experiments.run import command, fields, memory, places
 from experiments.run.errors import UsageError
 from experiments.run.signals import Signals, terminated
@@ -100,13 +101,13 @@ class _SigmoidMLP(nn.Module):
 
     @nn.compact
     def __call__(self, latents: Array, train: bool) -> Array:
-        return nn.sigmoid(networks.MLPGenerator((self.size,), self.width, depth=2)(latents, train))
+        return nn.sigmoid(MLPGenerator((self.size,), self.width, depth=2)(latents, train))
 
 
 _GENERATORS: dict[str, Callable[[tuple[int, ...], int], nn.Module]] = {
     "mlp": lambda image_shape, width: _SigmoidMLP(math.prod(image_shape), width),
-    "linear": lambda image_shape, width: networks.MLPGenerator((math.prod(image_shape),), width, 2),
-    "dcgan": networks.generator_for,
+    "linear": lambda image_shape, width: MLPGenerator((math.prod(image_shape),), width, 2),
+    "dcgan": generators.generator_for,
 }
 
 
@@ -317,10 +318,10 @@ def _train(
             folder.save(epoch, state)
             if stop := signals.stop:
                 raise terminated(stop, f"saved epoch {epoch} in {folder.path}")
-    folder.write_bytes("curves.png", plots.learning_curves(folder.history()))
+    folder.write_bytes("curves.png", charts.learning_curves(folder.history()))
     shown = _shown_images(trainer, state, eval_key, dataset.sample_shape)
     for name, images in shown.items():
-        folder.write_bytes(f"samples/{name}.png", plots.image_grid(images))
+        folder.write_bytes(f"samples/{name}.png", mosaics.image_grid(images))
     return folder.history(), shown
 
 
@@ -407,7 +408,7 @@ def _report(
             rows[name]["published"] = f"{_PUBLISHED[name]:.1f}"
     rows |= {name: {"mean": f"{value:.1f}"} for name, value in references.items()}
     table = format_table(rows)
-    panel = plots.CurvePanel(
+    panel = charts.CurvePanel(
         "exact test log-likelihood (nats)",
         "epoch",
         {
@@ -421,10 +422,10 @@ def _report(
     )
     folder.write_bytes("table.md", (table + "\n").encode())
     folder.write_bytes("results.json", (json.dumps(rows, indent=2) + "\n").encode())
-    folder.write_bytes("curves.png", plots.curve_panels([[panel]]))
+    folder.write_bytes("curves.png", charts.curve_panels([[panel]]))
     folder.write_bytes(
         "samples.png",
-        plots.image_rows(
+        mosaics.image_rows(
             {"data": dataset.test[:_NUM_SHOWN] / 255.0}
             | {
                 f"{name}: {kind}": images[:_NUM_SHOWN]

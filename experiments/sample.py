@@ -34,11 +34,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.data.catalog import Dataset
+from experiments.data.dataset import Dataset
 from experiments.judges import classifiers, image_metrics
 from experiments.judges.image_metrics import Scores
-from experiments.pictures import plots
-from experiments.pictures.plots import Backdrop
+from experiments.pictures import charts, clouds, mosaics
+from experiments.pictures.clouds import Backdrop
 from experiments.run import command, fields, memory, places, threads
 from experiments.run.errors import UsageError
 from experiments.run.tables import format_table
@@ -231,25 +231,25 @@ def _write(folder: Workdir, run: Trained, results: dict[str, Any], found: Found)
     else:
         ends = zip(rows, (first, last), strict=True)
         files["before_after.png"] = _picture(run, {name: end.samples for name, end in ends})
-        files["curves.png"] = plots.learning_curves(history)
+        files["curves.png"] = charts.learning_curves(history)
     for name, file in files.items():
         path = folder.write_bytes(f"samples_{results['request']['sampler']}/{name}", file)
     Unfinished(folder, results["request"]["sampler"], results).clear()
     return path.parent
 
 
-def _picture(run: Trained, clouds: dict[str, np.ndarray]) -> bytes:
+def _picture(run: Trained, sets: dict[str, np.ndarray]) -> bytes:
     """Draws sets of samples side by side; the same chains at the same places."""
     if not run.dataset.is_image:
-        return plots.sample_panels(clouds, _backdrop(run))
-    if len(clouds) == 1:
-        return plots.image_grid(next(iter(clouds.values()))[:100])
-    before, after = clouds.values()
+        return clouds.sample_panels(sets, _backdrop(run))
+    if len(sets) == 1:
+        return mosaics.image_grid(next(iter(sets.values()))[:100])
+    before, after = sets.values()
     columns = max(k for k in range(1, _DRAWN_COLUMNS + 1) if k * (2 * k + 1) <= len(before))
     rows, shape = 2 * columns + 1, before.shape[1:]
     halves = [half[: rows * columns].reshape(rows, columns, *shape) for half in (before, after)]
     gap = np.ones((rows, 1, *shape))
-    return plots.image_grid(np.concatenate([halves[0], gap, halves[1]], 1).reshape(-1, *shape))
+    return mosaics.image_grid(np.concatenate([halves[0], gap, halves[1]], 1).reshape(-1, *shape))
 
 
 def _backdrop(run: Trained) -> Backdrop:

@@ -26,8 +26,8 @@ import numpy as np
 import optax
 from tqdm import tqdm, trange
 
-from experiments.pictures import plots
-from experiments.pictures.plots import CurvePanel
+from experiments.pictures import charts
+from experiments.pictures.charts import CurvePanel
 from experiments.run import command, fields, memory, places
 from experiments.run.errors import UsageError
 from experiments.run.signals import Signals, terminated
@@ -256,7 +256,7 @@ def _move(
                 record = record_of(state)
                 bar.set_postfix(ksd=f"{record['ksd']:.3g}")
                 folder.log(step, record)
-                folder.write_bytes("curves.png", plots.learning_curves(folder.history()))
+                folder.write_bytes("curves.png", charts.learning_curves(folder.history()))
             stop = signals.stop
             if is_due or stop:
                 folder.save(step, state)
@@ -402,7 +402,7 @@ def _report(
         ]
         for rule in dict.fromkeys(rule for rule, _ in histories)
     ]
-    folder.write_bytes("curves.png", plots.curve_panels(drawn))
+    folder.write_bytes("curves.png", charts.curve_panels(drawn))
     print(table)
     print(trust)
     print(f"written to {folder.path}/results.json, table.md and curves.png")

@@ -31,12 +31,11 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from experiments import compare
-from experiments.data.catalog import Dataset
-from experiments.pictures.plots import FieldFrame
+from experiments.data.dataset import Dataset
+from experiments.pictures.clouds import FieldFrame
 from experiments.reports import toys
 from experiments.reports.toys import Record, Rows, Ruler, Runs
-from experiments.run import command, fields, files, places, threads
+from experiments.run import command, fields, files, places, threads, timing
 from experiments.run.errors import StorageError, UsageError, line
 from experiments.run.signals import Signals, terminated
 from experiments.run.workdirs import Workdir
@@ -217,7 +216,7 @@ def time_steps(labs: Mapping[str, Lab]) -> dict[str, float]:
         start = train.replicate(jax.jit(lab.model.initial_state)(key), _device())
         state, _ = lab.advance(per_call)(start, key)
         timed[name] = (lab.advance(per_call), jax.block_until_ready(state), per_call)
-    return compare.time_in_turns(timed, key)
+    return timing.time_in_turns(timed, key)
 
 
 def _device() -> list[jax.Device]:

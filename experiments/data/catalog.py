@@ -6,54 +6,19 @@ written below the cache folder, :func:`experiments.run.places.cache`. `data_dir`
 """
 
 import difflib
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from experiments.data import image_sets
-from experiments.run import files, places
+from experiments.data import cifar10, image_sets, toys, uci
+from experiments.data.dataset import Dataset
+from experiments.run import places
 from experiments.run.errors import DataError
-
-
-class Dataset(NamedTuple):
-    """A data set in memory.
-
-    Attributes:
-      name: the name it was asked by.
-      train: images, uint8 (n, h, w, c) in 0..255; or points, float32 (n, d).
-      test: held-out data of the same kind.
-      train_labels: int32 (n,) in 0..num_classes - 1, or None.
-      test_labels: the same for `test`.
-      num_classes: number of classes; 0 without labels.
-      valid: data for model selection, where the set has a split for it.
-      valid_labels: the same for `valid`.
-    """
-
-    name: str
-    train: np.ndarray
-    test: np.ndarray
-    train_labels: np.ndarray | None
-    test_labels: np.ndarray | None
-    num_classes: int
-    valid: np.ndarray | None = None
-    valid_labels: np.ndarray | None = None
-
-    @property
-    def is_image(self) -> bool:
-        """Whether an example is an image, not a point."""
-        return self.train.ndim == 4
-
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """The shape of one example: (h, w, c) or (d,)."""
-        return self.train.shape[1:]
 
 
 def names() -> tuple[str, ...]:
     """Returns the names that need no data set prepared by TFDS."""
-    return ("digits", "mnist", "cifar10_jpeg", *_TOYS, *_TABLES)
+    return ("digits", "mnist", "cifar10_jpeg", *toys.TOYS, *uci.TABLES)
 
 
 def load(name: str, data_dir: str | None = None, *, seed: int = 0) -> Dataset:
@@ -88,16 +53,16 @@ def load(name: str, data_dir: str | None = None, *, seed: int = 0) -> Dataset:
         raise DataError(f"seed: got {seed}; expected an integer >= 0")
     if name == "digits":
         return _digits()
-    if name in _TOYS:
-        return _toy(name, seed)
+    if name in toys.TOYS:
+        return toys.load(name, seed)
     root = None if data_dir is None else places.folder("data_dir", data_dir)
     if root is not None and not root.is_dir():
         raise DataError(f"data_dir: {root} is not a folder; expected the one that holds {name}")
-    if name in _TABLES:
-        return _table(name, _find(name, root, "uci", _TABLES[name].file), seed)
+    if name in uci.TABLES:
+        return uci.load(name, _find(name, root, "uci", uci.TABLES[name].file), seed)
     if name == "cifar10_jpeg":
         archive = _find(name, root, "cifar10", "cifar10-jpeg.tar.xz")
-        return _images(name, image_sets.read_cifar10_jpeg(archive, places.cache()), seed)
+        return _images(name, cifar10.read(archive, places.cache()), seed)
     if name == "mnist":
         return _images(name, image_sets.read_prepared(_mnist_directory(root), places.cache()), seed)
     for place in [places.cache() / "tfds"] if root is None else [root, places.cache() / "tfds"]:
@@ -127,9 +92,6 @@ def _find(name: str, root: Path | None, folder: str, file: str) -> Path:
     raise DataError(f"{name}: {root / file} is missing, and so is {root / folder / file}")
 
 
-# --- embedded digits and 2-D toys ---------------------------------------------------------------
-
-
 def _digits() -> Dataset:
     """Returns scikit-learn's 1797 digits: 1500 for training, 297 for testing, 8 x 8 x 1.
 
@@ -147,185 +109,6 @@ def _digits() -> Dataset:
     return Dataset(
         "digits", images[~is_test], images[is_test], labels[~is_test], labels[is_test], 10
     )
-
-
-_NUM_TOY_TRAIN, _NUM_TOY_TEST = 10_000, 2_000
-_Toy = tuple[np.ndarray, np.ndarray | None]
-
-
-def _swiss_roll(rng: np.random.Generator, n: int) -> _Toy:
-    """Points x = t (cos t, sin t) / 10 + 0.05 e; t = 3/2 pi (1 + 2 u), u ~ U(0, 1), e ~ N(0, I)."""
-    t = 1.5 * np.pi * (1 + 2 * rng.random(n))
-    spiral = np.stack([t * np.cos(t), t * np.sin(t)], axis=1) / 10
-    return spiral + 0.05 * rng.standard_normal((n, 2)), None
-
-
-def _ring(rng: np.random.Generator, n: int) -> _Toy:
-    """Points x = r (cos a, sin a); r ~ N(1, 0.1^2), a ~ U(0, 2 pi)."""
-    angle = 2 * np.pi * rng.random(n)
-    radius = 1 + 0.1 * rng.standard_normal(n)
-    return radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1), None
-
-
-def _banana(rng: np.random.Generator, n: int) -> _Toy:
-    """Points x = (e_1, (e_1^2 - 1) / 2 + 0.3 e_2); e ~ N(0, I)."""
-    e1, e2 = rng.standard_normal((2, n))
-    return np.stack([e1, (e1**2 - 1) / 2 + 0.3 * e2], axis=1), None
-
-
-def _grid(rng: np.random.Generator, n: int) -> _Toy:
-    """25 equal Gaussians of standard deviation 0.05; label 5 i + j is centred at (i - 2, j - 2)."""
-    labels = rng.integers(25, size=n)
-    centres = np.stack([labels // 5 - 2, labels % 5 - 2], axis=1)
-    return centres + 0.05 * rng.standard_normal((n, 2)), labels
-
-
-def _eight_gaussians(rng: np.random.Generator, n: int) -> _Toy:
-    """8 equal Gaussians of standard deviation 0.1; label k: centre 2 (cos, sin)(pi k / 4)."""
-    labels = rng.integers(8, size=n)
-    angle = np.pi / 4 * labels
-    centres = 2 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    return centres + 0.1 * rng.standard_normal((n, 2)), labels
-
-
-_TOYS: dict[str, tuple[Callable[[np.random.Generator, int], _Toy], int]] = {
-    "swiss_roll": (_swiss_roll, 0),
-    "ring": (_ring, 0),
-    "grid": (_grid, 25),
-    "banana": (_banana, 0),
-    "eight_gaussians": (_eight_gaussians, 8),
-}
-
-
-def _toy(name: str, seed: int) -> Dataset:
-    sample, num_classes = _TOYS[name]
-    points, labels = sample(np.random.default_rng(seed), _NUM_TOY_TRAIN + _NUM_TOY_TEST)
-    train, test = np.split(points.astype(np.float32), [_NUM_TOY_TRAIN])
-    if labels is None:
-        return Dataset(name, train, test, None, None, 0)
-    train_labels, test_labels = np.split(labels.astype(np.int32), [_NUM_TOY_TRAIN])
-    return Dataset(name, train, test, train_labels, test_labels, num_classes)
-
-
-# --- UCI tables ---------------------------------------------------------------------------------
-
-
-class _Table(NamedTuple):
-    """A UCI table: its file, rows, columns, and those that are no features."""
-
-    file: str
-    num_rows: int
-    columns: tuple[str, ...]
-    dropped: str
-
-
-_MOST_TABLE_BYTES = 2**24
-_WINE = (
-    "fixed acidity",
-    "volatile acidity",
-    "citric acid",
-    "residual sugar",
-    "chlorides",
-    "free sulfur dioxide",
-    "total sulfur dioxide",
-    "density",
-    "pH",
-    "sulphates",
-    "alcohol",
-    "quality",
-)
-_PARKINSONS = (
-    "subject#",
-    "age",
-    "sex",
-    "test_time",
-    "motor_UPDRS",
-    "total_UPDRS",
-    "Jitter(%)",
-    "Jitter(Abs)",
-    "Jitter:RAP",
-    "Jitter:PPQ5",
-    "Jitter:DDP",
-    "Shimmer",
-    "Shimmer(dB)",
-    "Shimmer:APQ3",
-    "Shimmer:APQ5",
-    "Shimmer:APQ11",
-    "Shimmer:DDA",
-    "NHR",
-    "HNR",
-    "RPDE",
-    "DFA",
-    "PPE",
-)
-_TABLES = {
-    "red_wine": _Table("winequality-red.csv", 1599, _WINE, "quality"),
-    "white_wine": _Table("winequality-white.csv", 4898, _WINE, "quality"),
-    "parkinsons": _Table("parkinsons_updrs.data", 5875, _PARKINSONS, "subject#"),
-}
-
-
-def _table(name: str, path: Path, seed: int) -> Dataset:
-    """Returns shuffled rows, a tenth each for validation and test, standardised by the rest.
-
-    Wine: 11 features (10 where a copy of the table lacks "density"), label quality >= 6.
-    Parkinsons: 21 features, the columns but "subject#"; no label.
-    """
-    table = _TABLES[name]
-    columns, values = _read_table(path, table)
-    values = np.random.default_rng(seed).permutation(values)
-    dropped = columns.index(table.dropped)
-    features = np.delete(values, dropped, axis=1)
-    labels = (values[:, dropped] >= 6).astype(np.int32) if table.columns is _WINE else None
-
-    num_held_out = len(values) // 10
-    train = features[: -2 * num_held_out]
-    if np.any(train.std(0) == 0):
-        raise DataError(f"{name}: {path} has a constant column among {', '.join(columns)}")
-    features = ((features - train.mean(0)) / train.std(0)).astype(np.float32)
-    cuts = [len(train), len(train) + num_held_out]
-    train, valid, test = np.split(features, cuts)
-    if labels is None:
-        return Dataset(name, train, test, None, None, 0, valid)
-    train_labels, valid_labels, test_labels = np.split(labels, cuts)
-    return Dataset(name, train, test, train_labels, test_labels, 2, valid, valid_labels)
-
-
-def _read_table(path: Path, table: _Table) -> tuple[list[str], np.ndarray]:
-    """Returns the column names and the rows, float64, of a file separated by , ; or tabs."""
-    try:
-        lines = files.read(path, _MOST_TABLE_BYTES, follow=True).decode().splitlines()
-        header = lines[0] if lines else ""
-        delimiter = next((mark for mark in ",;\t" if mark in header), ",")
-        columns = [column.strip().strip('"') for column in header.split(delimiter)]
-        if columns not in (
-            list(table.columns),
-            [column for column in table.columns if column != "density"],
-        ):
-            raise DataError(
-                f"{path} has the columns {', '.join(columns)[:80]}; expected "
-                f"{', '.join(table.columns)}"
-            )
-        rows = [line for line in lines[1:] if line.strip()]
-        if len(rows) != table.num_rows:
-            raise DataError(f"{path} has {len(rows)} rows; expected {table.num_rows}")
-        values = np.loadtxt(rows, delimiter=delimiter, comments=None, ndmin=2)
-    except DataError:
-        raise
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not a table of numbers: {error}") from error
-    if values.shape[1] != len(columns):
-        raise DataError(f"{path} has rows of {values.shape[1]} values; expected {len(columns)}")
-    if not np.isfinite(values).all():
-        row, column = np.argwhere(~np.isfinite(values))[0]
-        raise DataError(
-            f"{path}, line {row + 2}, column {columns[column]!r}: got {values[row, column]}; "
-            "expected a finite number"
-        )
-    return columns, values
-
-
-# --- image sets ---------------------------------------------------------------------------------
 
 
 def _mnist_directory(root: Path | None) -> Path:

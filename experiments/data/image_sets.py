@@ -1,4 +1,4 @@
-"""Image sets read into memory: whatever TFDS has prepared, and CIFAR-10 as an archive of JPEGs.
+"""Image sets that TFDS has prepared, read into memory, and the cache of what was decoded.
 
 TensorFlow is never imported, and an image is decoded by Pillow on every machine.
 """
@@ -6,14 +6,12 @@ TensorFlow is never imported, and an image is decoded by Pillow on every machine
 import contextlib
 import hashlib
 import io
-import lzma
 import os
 import re
 import stat
-import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -38,14 +36,13 @@ class ImageSet(NamedTuple):
 
 
 _Shape = tuple[int | None, int | None, int]
-
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _BATCH = 4096
 _MOST_CACHED_BYTES = 2**36
 _MOST_PREPARED_BYTES = 2**36  # of a file
 
 
-def _decode(encoded: bytes, shape: _Shape) -> np.ndarray:
+def decode(encoded: bytes, shape: _Shape) -> np.ndarray:
     """Returns a PNG or JPEG as uint8 of this shape; None stands for any height or width.
 
     Raises:
@@ -66,7 +63,7 @@ def _decode(encoded: bytes, shape: _Shape) -> np.ndarray:
     return np.asarray(converted).reshape(converted.height, converted.width, channels)
 
 
-def _cached(path: Path, build: Callable[[], ImageSet]) -> ImageSet:
+def cached(path: Path, build: Callable[[], ImageSet]) -> ImageSet:
     """Returns the set kept at `path`; if it is missing or damaged, builds and keeps it.
 
     An .npz holds a CRC-32 of each array, which reading compares; it is renamed into place whole.
@@ -124,9 +121,6 @@ def _read_cached(path: Path) -> ImageSet | None:
     return found if sound else None
 
 
-# --- sets prepared by TFDS ----------------------------------------------------------------------
-
-
 def find_prepared(name: str, root: Path) -> Path | None:
     """Returns the newest prepared directory of "set" or "set/config" below root, or None.
 
@@ -172,7 +166,7 @@ def read_prepared(directory: Path, cache: Path) -> ImageSet:
             raise DataError(f"{file}: got a fifo, or {status.st_size} bytes; expected a data file")
         stamp.update(f"{file.name}:{status.st_size}:{status.st_mtime_ns};".encode())
     name = "-".join((directory.parent.name, directory.name, stamp.hexdigest()[:16]))
-    return _cached(cache / f"{name}.npz", lambda: _decode_prepared(directory))
+    return cached(cache / f"{name}.npz", lambda: _decode_prepared(directory))
 
 
 def _decode_prepared(directory: Path) -> ImageSet:
@@ -215,133 +209,17 @@ def _image_feature(features: Any) -> tuple[str, _Shape]:
 
 def _read_rows(rows: Any, name: str, image: str, shape: _Shape, num_classes: int) -> Split:
     """Decodes all rows of a data source, a batch at a time."""
-    first = _decode(rows[0][image], shape)
+    first = decode(rows[0][image], shape)
     images = np.empty((len(rows), *first.shape), np.uint8)
     labels = np.empty(len(rows), np.int32) if num_classes else None
     with tqdm(total=len(rows), desc=f"Reading {name} split", unit=" images", delay=1) as bar:
         for start in range(0, len(rows), _BATCH):
             batch = rows.__getitems__(range(start, min(start + _BATCH, len(rows))))
             for index, row in enumerate(batch, start):
-                images[index] = _decode(row[image], first.shape)
+                images[index] = decode(row[image], first.shape)
                 if labels is not None:
                     labels[index] = row["label"]
             bar.update(len(batch))
     if labels is not None and labels.min() < 0:  # TFDS writes -1 where there is no label
         labels = None
     return Split(images, labels)
-
-
-# --- CIFAR-10 as JPEG files ---------------------------------------------------------------------
-
-CIFAR10_CLASSES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-)
-CIFAR10_COUNTS = {"train": 50_000, "test": 10_000}
-
-_MEMBER = re.compile(rf"(train|test)/({'|'.join(CIFAR10_CLASSES)})/\d+\.jpg")
-_FOLDER = re.compile(rf"(train|test)(/({'|'.join(CIFAR10_CLASSES)}))?")
-_MAX_FILE_BYTES = 64 * 1024
-_MAX_ARCHIVE_BYTES = 256 * 1024 * 1024
-
-
-class _Capped(io.RawIOBase):
-    """A readable file that raises DataError once more than `limit` bytes were read."""
-
-    def __init__(self, file: IO[bytes], limit: int) -> None:
-        self._file, self._left = file, limit
-
-    def read(self, size: int = -1) -> bytes:
-        content = self._file.read(size)
-        self._left -= len(content)
-        if self._left < 0:
-            raise DataError(f"unpacks to more than {_MAX_ARCHIVE_BYTES} bytes")
-        return content
-
-
-def read_cifar10_jpeg(archive: Path, cache: Path) -> ImageSet:
-    """Returns the 32 x 32 x 3 images of an archive of {train,test}/{class}/{number}.jpg.
-
-    Nothing is extracted. The decoded arrays are kept in `cache` under the archive's sha256.
-
-    Args:
-      archive: .tar.xz of 50 000 and 10 000 JPEG files in ten class folders.
-      cache: writable folder, created if need be.
-
-    Returns:
-      The splits "train" and "test"; labels number the classes alphabetically, as CIFAR-10 does.
-
-    Raises:
-      DataError: the archive is damaged, or holds a link, a path or a file that does not belong
-        there, files or a total that are too large, or another number of images; or `cache` is not
-        writable.
-    """
-    try:
-        with files.opened(archive, _MAX_ARCHIVE_BYTES, follow=True) as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"cifar10_jpeg: {archive}: {error.strerror}") from error
-
-    def build() -> ImageSet:
-        try:
-            return _decode_cifar10(archive)
-        except Exception as error:  # tarfile takes numbers of any length, and what is none
-            raise DataError(f"cifar10_jpeg: {archive} (sha256 {digest}): {error}") from error
-
-    return _cached(cache / f"cifar10_jpeg-{digest[:16]}.npz", build)
-
-
-def _decode_cifar10(archive: Path) -> ImageSet:
-    images = {split: np.empty((n, 32, 32, 3), np.uint8) for split, n in CIFAR10_COUNTS.items()}
-    labels = {split: np.empty(n, np.int32) for split, n in CIFAR10_COUNTS.items()}
-    seen: dict[str, set[str]] = {split: set() for split in CIFAR10_COUNTS}
-    total = sum(CIFAR10_COUNTS.values())
-    with (
-        lzma.open(archive) as stream,
-        _Capped(stream, _MAX_ARCHIVE_BYTES) as capped,
-        tarfile.open(fileobj=capped, mode="r|") as tar,
-        tqdm(total=total, desc=f"Decoding {archive.name}", unit=" images", delay=1) as bar,
-    ):
-        for member, content in _image_members(tar):
-            split, label, _ = member.split("/")
-            index = len(seen[split])
-            if member in seen[split] or index == CIFAR10_COUNTS[split]:
-                raise DataError(f"member {member!r} is a duplicate or one too many")
-            seen[split].add(member)
-            images[split][index] = _decode(content, (32, 32, 3))
-            labels[split][index] = CIFAR10_CLASSES.index(label)
-            bar.update()
-        while capped.read(2**20):  # xz compares its checksum at the very end
-            pass
-    for split, members in seen.items():
-        if len(members) != CIFAR10_COUNTS[split]:
-            raise DataError(f"got {len(members)} {split} images; expected {CIFAR10_COUNTS[split]}")
-    splits = {split: Split(images[split], labels[split]) for split in CIFAR10_COUNTS}
-    return ImageSet(splits, len(CIFAR10_CLASSES))
-
-
-def _image_members(tar: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
-    """Yields name and content of each image; any other member but a class folder is refused."""
-    for member in tar:
-        if member.isdir() and _FOLDER.fullmatch(member.name):
-            continue
-        if not (member.isreg() and _MEMBER.fullmatch(member.name)):
-            raise DataError(
-                f"member {member.name[:80]!r} does not belong there; expected regular files "
-                "{train,test}/{class}/{number}.jpg"
-            )
-        if member.size > _MAX_FILE_BYTES:
-            raise DataError(
-                f"member {member.name!r} has {member.size} bytes; expected at most "
-                f"{_MAX_FILE_BYTES}"
-            )
-        file = tar.extractfile(member)
-        yield member.name, file.read() if file else b""

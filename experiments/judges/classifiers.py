@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -23,12 +24,39 @@ import optax
 from jax import lax
 from tqdm import tqdm
 
-from experiments.data.catalog import Dataset
-from experiments.networks.networks import MLPClassifier
+from experiments.data.dataset import Dataset
 from experiments.run import files
 from experiments.run.errors import DataError, line
 from kernelgrad import _checks
 from kernelgrad.types import Array, Key, PyTree
+
+
+class MLPClassifier(nn.Module):
+    """Multilayer perceptron on flattened images in [0, 1].
+
+    Attributes:
+      num_classes: number of logits.
+      width: units of each of the two hidden layers.
+      dropout_rate: share of hidden units dropped in training, in [0, 1).
+    """
+
+    num_classes: int
+    width: int = 512
+    dropout_rate: float = 0.2
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool) -> tuple[Array, Array]:
+        """Returns logits (n, num_classes) and features (n, width), the last hidden layer.
+
+        Args:
+          images: (n, h, w, c) in [0, 1].
+          train: drop units; needs ``rngs={"dropout": key}``.
+        """
+        hidden = images.reshape(images.shape[0], -1)
+        for _ in range(2):
+            hidden = nn.relu(nn.Dense(self.width)(hidden))
+            hidden = nn.Dropout(self.dropout_rate, deterministic=not train)(hidden)
+        return nn.Dense(self.num_classes)(hidden), hidden
 
 
 @dataclasses.dataclass(frozen=True)

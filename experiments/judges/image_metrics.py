@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.data.catalog import Dataset
+from experiments.data.dataset import Dataset
 from experiments.judges.classifiers import Classifier
 from kernelgrad import metrics
 from kernelgrad.types import Array

@@ -1,1 +1,5 @@
-"""Every picture."""
+"""Every picture, drawn without a display."""
+
+import matplotlib
+
+matplotlib.use("Agg")

@@ -9,8 +9,8 @@ import numpy as np
 import scipy.stats
 
 from experiments.judges.certificates import Certificate
-from experiments.pictures import plots
-from experiments.pictures.plots import CurvePanel
+from experiments.pictures import charts
+from experiments.pictures.charts import CurvePanel
 from experiments.run.tables import format_table
 from experiments.run.workdirs import Workdir
 from experiments.training.discriminators import Record, Tail
@@ -98,10 +98,10 @@ def write(folder: Workdir, found: Mapping[int, Diagnosis], table: Rows) -> None:
     folder.write_bytes("table.md", f"{text}\n".encode())
     folder.write_bytes("results.json", f"{encoded}\n".encode())
     pictures = (
-        plots.curve_panels(_accuracy_panels(found)),
-        plots.curve_panels(_gradient_panels(found)),
+        charts.curve_panels(_accuracy_panels(found)),
+        charts.curve_panels(_gradient_panels(found)),
         _tail_picture(found),
-        plots.curve_panels(_certificate_panels(found)),
+        charts.curve_panels(_certificate_panels(found)),
     )
     for name, picture in zip(_FIGURES, pictures, strict=True):
         folder.write_bytes(name, picture)
@@ -176,7 +176,7 @@ def _tail_picture(found: Mapping[int, Diagnosis]) -> bytes:
             }
             panels.setdefault(title, {})[f"epoch {epoch}, {title}"] = values, densities
     xlabel = "coordinate of the non-saturating gradient, in its MADs"
-    return plots.histograms(list(panels.values()), xlabel, _TAIL_LIMIT)
+    return charts.histograms(list(panels.values()), xlabel, _TAIL_LIMIT)
 
 
 def _certificate_panels(found: Mapping[int, Diagnosis]) -> list[list[CurvePanel]]:

@@ -7,8 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.pictures import plots
-from experiments.pictures.plots import Backdrop, CurvePanel
+from experiments.pictures import charts, clouds
+from experiments.pictures.charts import CurvePanel
+from experiments.pictures.clouds import Backdrop
 from experiments.run.tables import format_table
 from experiments.targets import gaussian_base
 from experiments.targets.gaussian_base import Likelihood, Split
@@ -153,7 +154,7 @@ def curves(results: Mapping[str, Records]) -> bytes:
             if "looks" in records[0]
         }
         panels.append(CurvePanel(f"{name}: gain in nats, validation", "step", lines, {}))
-    return plots.curve_panels([panels])
+    return charts.curve_panels([panels])
 
 
 def _trusted(look: Mapping[str, float]) -> float:
@@ -170,7 +171,7 @@ def contours(split: Split, of_method: Records) -> bytes:
         )
         for method, records in of_method.items()
     }
-    return plots.density_panels(backdrops, _test_rows(split)[:_DRAWN_ROWS])
+    return clouds.density_panels(backdrops, _test_rows(split)[:_DRAWN_ROWS])
 
 
 def _test_rows(split: Split) -> np.ndarray:

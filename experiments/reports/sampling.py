@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.pictures import plots
-from experiments.pictures.plots import Backdrop, CurvePanel
+from experiments.pictures import charts, clouds
+from experiments.pictures.charts import CurvePanel
+from experiments.pictures.clouds import Backdrop
 from experiments.run.tables import format_table
 from experiments.run.workdirs import Workdir
 from experiments.targets import long_chains
@@ -150,7 +151,7 @@ def write(folder: Workdir, target: str, rows: Rows, summary: Summary) -> None:
         return CurvePanel(_TITLES[metric], xlabel, curves, references, yscale="log")
 
     drawn = [[panel(metric, x) for metric in noise] for x in ("step", "training time (s)")]
-    folder.write_bytes("curves.png", plots.curve_panels(drawn))
+    folder.write_bytes("curves.png", charts.curve_panels(drawn))
     print(text)
     print(f"written to {folder.path}: results.json, table.md, {', '.join(_PICTURES)}")
 
@@ -167,8 +168,8 @@ def draw(
     moving = {name: project(points) for name, points in frames.items()}
     steps = [int(record["step"]) for record in next(iter(histories.values()))]
     last = {name: points[-1] for name, points in moving.items()}
-    folder.write_bytes("samples.png", plots.sample_panels(last, backdrop))
-    folder.write_bytes("evolution.gif", plots.evolution(moving, steps, backdrop))
+    folder.write_bytes("samples.png", clouds.sample_panels(last, backdrop))
+    folder.write_bytes("evolution.gif", clouds.evolution(moving, steps, backdrop))
 
 
 def _plane(

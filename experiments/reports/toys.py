@@ -10,8 +10,9 @@ import numpy as np
 from jax import lax
 from jax.scipy.special import xlogy
 
-from experiments.pictures import plots
-from experiments.pictures.plots import Backdrop, CurvePanel, FieldFrame
+from experiments.pictures import charts, clouds
+from experiments.pictures.charts import CurvePanel
+from experiments.pictures.clouds import Backdrop, FieldFrame
 from experiments.run.errors import UsageError
 from experiments.run.tables import format_table
 from experiments.run.workdirs import Workdir
@@ -230,17 +231,17 @@ def draw_run(
 ) -> None:
     """Writes evolution.gif, samples.png and curves.png of one run."""
     steps = [int(record["step"]) for record in history]
-    gif = plots.field_evolution(frames, steps, ruler.backdrop, title)
+    gif = clouds.field_evolution(frames, steps, ruler.backdrop, title)
     folder.write_bytes("evolution.gif", gif)
     panels = {f"{title}, step {steps[-1]}": frames[-1].samples}
-    folder.write_bytes("samples.png", plots.sample_panels(panels, ruler.backdrop))
+    folder.write_bytes("samples.png", clouds.sample_panels(panels, ruler.backdrop))
     folder.write_bytes("curves.png", _curves({title: [list(history)]}, ruler))
 
 
 def draw_comparison(folder: Workdir, runs: Mapping[str, Runs], ruler: Ruler) -> None:
     """Writes samples.png, the first seed's last samples by objective, and comparison.png."""
     panels = {name: run.last.samples for name, run in runs.items()}
-    folder.write_bytes("samples.png", plots.sample_panels(panels, ruler.backdrop))
+    folder.write_bytes("samples.png", clouds.sample_panels(panels, ruler.backdrop))
     histories = {name: run.histories for name, run in runs.items()}
     folder.write_bytes("comparison.png", _curves(histories, ruler))
 
@@ -257,4 +258,4 @@ def _curves(histories: Mapping[str, list[list[Record]]], ruler: Ruler) -> bytes:
         title = f"{TITLES[metric]} (nats)"
         return CurvePanel(title, "step", curves, exact, yscale="log")
 
-    return plots.curve_panels([[panel("true_kl"), panel("true_jsd")]])
+    return charts.curve_panels([[panel("true_kl"), panel("true_jsd")]])

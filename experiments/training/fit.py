@@ -9,11 +9,10 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from experiments.data import catalog, feed
-from experiments.data.catalog import Dataset
+from experiments.data import catalog, feed, labelled
+from experiments.data.dataset import Dataset
 from experiments.judges import image_metrics
-from experiments.networks import conditional
-from experiments.pictures import plots
+from experiments.pictures import charts, clouds, mosaics
 from experiments.run import places, threads
 from experiments.run.errors import UsageError
 from experiments.run.signals import Signals, terminated
@@ -119,7 +118,7 @@ def _train(
                 record |= evaluate(step, host_state)
             folder.log(step, record)
             if host_state is not None:
-                folder.write_bytes("curves.png", plots.learning_curves(folder.history()))
+                folder.write_bytes("curves.png", charts.learning_curves(folder.history()))
             stop = signals.stop
             if host_state is not None or stop:
                 folder.save(step, host_state or train.unreplicate(state))
@@ -189,7 +188,7 @@ def _make_evaluate(
     latents = model.sample_latents(key, _EVALUATED_SAMPLES)
     shown = np.arange(100)
     if config.conditional:
-        shown = conditional.by_class(latents[:, config.latent_dim :], 10)
+        shown = labelled.by_class(latents[:, config.latent_dim :], 10)
     held_out = np.asarray(train.as_unit_interval(jnp.asarray(dataset.test[:_EVALUATED_SAMPLES])))
     test = jnp.asarray(held_out.reshape(len(held_out), -1))
 
@@ -206,10 +205,10 @@ def _make_evaluate(
         for score in scores:
             record |= score(samples)
         if dataset.is_image:
-            picture = plots.image_grid(samples[shown])
+            picture = mosaics.image_grid(samples[shown])
         else:
             title = f"{config.objective} on {config.dataset}, step {step}"
-            picture = plots.points(samples, dataset.test, title)
+            picture = clouds.points(samples, dataset.test, title)
         folder.write_bytes(f"samples/{step:07d}.png", picture)
         return record
 

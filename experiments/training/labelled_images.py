@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from experiments.data.catalog import Dataset
+from experiments.data.dataset import Dataset
 from experiments.training import trained
 from kernelgrad.types import Array, Key, PyTree
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from experiments.data import labelled
 from experiments.judges.image_metrics import Scores
-from experiments.networks import conditional
 from experiments.training import settings
 from experiments.training.settings import Config
 from experiments.training.trained import Trained
@@ -59,9 +59,9 @@ def generator_and_energy(
     config = run.config
 
     def generate(normal: Array, labels: Array) -> Array:
-        latents = conditional.join(FROM_NORMAL[config.prior](normal), labels)
+        latents = labelled.join(FROM_NORMAL[config.prior](normal), labels)
         samples = run.model.generate(state.params, state.batch_stats, latents)
-        return conditional.join(samples, labels) if config.conditional else samples
+        return labelled.join(samples, labels) if config.conditional else samples
 
     of_output = energy_of(config)
     if of_output is None:
@@ -78,9 +78,7 @@ def energy_of(config: Config) -> Callable[[Any], Array] | None:
 def draw_labels(key: Key, run: Trained, n: int) -> Array:
     """Returns codes (n, k) of labels as frequent as in the data; (n, 0) without labels."""
     return (
-        conditional.draw_labels(key, n, run.dataset)
-        if run.config.conditional
-        else jnp.zeros((n, 0))
+        labelled.draw_labels(key, n, run.dataset) if run.config.conditional else jnp.zeros((n, 0))
     )
 
 
@@ -92,7 +90,7 @@ def make_look(run: Trained, labels: Array) -> Callable[[Array], Draws]:
         generate, energy = generator_and_energy(run, state)
         points = samples = generate(normal, labels)
         if run.config.conditional:
-            samples, _ = conditional.part(points, run.dataset.sample_shape)
+            samples, _ = labelled.part(points, run.dataset.sample_shape)
         return samples, FROM_NORMAL[run.config.prior](normal), energy and energy(points)
 
     codes = np.asarray(labels) if run.config.conditional else None
@@ -130,7 +128,7 @@ def gain(run: Trained, prior: Draws) -> Scores:
     points = as_unit_interval(jnp.asarray(run.dataset.test))
     if run.config.conditional:
         labels = jnp.asarray(run.dataset.test_labels)
-        points = conditional.join(points, jax.nn.one_hot(labels, run.dataset.num_classes))
+        points = labelled.join(points, jax.nn.one_hot(labels, run.dataset.num_classes))
     of_one = cast(Callable[[Array], Array], energy)
     energies = jax.jit(
         lambda points: lax.map(lambda x: of_one(x[None])[0], points, batch_size=_BATCH)

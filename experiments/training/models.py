@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.data.catalog import Dataset
-from experiments.networks import conditional, networks
+from experiments.data import labelled
+from experiments.data.dataset import Dataset
+from experiments.networks import conditional, critics, energies, generators
 from experiments.run import memory
 from experiments.run.errors import UsageError
 from experiments.training import settings
@@ -36,7 +37,7 @@ class Model(NamedTuple):
 
 def build(config: Config, dataset: Dataset, axis_name: str | None = None) -> Model:
     """Returns the model of a config: networks, prior, objective and optimizer."""
-    network = networks.generator_for(dataset.sample_shape, config.width, axis_name)
+    network = generators.generator_for(dataset.sample_shape, config.width, axis_name)
     optimizer = optax.adam(config.learning_rate, b1=config.b1)
     objective, init_critic = _build_objective(config, dataset)
 
@@ -46,13 +47,13 @@ def build(config: Config, dataset: Dataset, axis_name: str | None = None) -> Mod
             return prior(key, (n, config.latent_dim))
         latent_key, label_key = jax.random.split(key)
         latents = prior(latent_key, (n, config.latent_dim))
-        return conditional.join(latents, conditional.draw_labels(label_key, n, dataset))
+        return labelled.join(latents, labelled.draw_labels(label_key, n, dataset))
 
     def generator(params: PyTree, batch_stats: PyTree, latents: Array) -> tuple[Array, PyTree]:
         variables = {"params": params, "batch_stats": batch_stats}
         samples, updated = network.apply(variables, latents, train=True, mutable=["batch_stats"])
         if config.conditional:
-            samples = conditional.join(samples, latents[:, config.latent_dim :])
+            samples = labelled.join(samples, latents[:, config.latent_dim :])
         return samples, updated.get("batch_stats", {})
 
     def generate(params: PyTree, batch_stats: PyTree, latents: Array) -> Array:
@@ -99,16 +100,16 @@ def _critic_network(config: Config, dataset: Dataset) -> nn.Module:
     choice, shape = settings.OBJECTIVES[config.objective], dataset.sample_shape
     network: nn.Module
     if choice.is_energy:
-        network = networks.energy_for(shape, config.width, config.energy_norm)
+        network = energies.energy_for(shape, config.width, config.energy_norm)
         if config.conditional:
             network = conditional.JointEnergy(network, shape, config.margin)
         return network
     spectral_norm = choice.spectral_norm if config.spectral_norm is None else config.spectral_norm
-    network = networks.critic_for(shape, config.width, spectral_norm)
+    network = critics.critic_for(shape, config.width, spectral_norm)
     if config.conditional:
         network = conditional.ConditionalCritic(network, shape)
     if settings.tracks(config):
-        network = networks.TrackedNormalizer(network)
+        network = critics.TrackedNormalizer(network)
     return network
 
 
@@ -128,7 +129,7 @@ def _critic_optimizer(config: Config) -> optax.GradientTransformation:
 
 def training_rows(config: Config, dataset: Dataset) -> np.ndarray:
     """Returns the training examples, with their labels where the run is conditional."""
-    return conditional.labelled_points(dataset) if config.conditional else dataset.train
+    return labelled.points(dataset) if config.conditional else dataset.train
 
 
 def check(config: Config, dataset: Dataset, num_devices: int = 1) -> None:
@@ -140,7 +141,7 @@ def check(config: Config, dataset: Dataset, num_devices: int = 1) -> None:
     """
     rows, num_rows = settings.rows_per_step(config), len(dataset.train)
     if config.conditional:
-        conditional.labels_of(dataset)
+        labelled.labels_of(dataset)
     if num_rows < rows:
         raise UsageError(
             f"batch_size: got {config.batch_size}, {rows} rows a step; expected at most the "
@@ -150,7 +151,7 @@ def check(config: Config, dataset: Dataset, num_devices: int = 1) -> None:
     share = config.batch_size // num_devices
     shape = (math.prod(dataset.sample_shape) + classes,) if classes else dataset.sample_shape
     try:
-        generator = networks.generator_for(dataset.sample_shape, config.width)
+        generator = generators.generator_for(dataset.sample_shape, config.width)
         needed = memory.of_training(generator, share, config.latent_dim + classes, train=False)
         if settings.critic_steps(config):
             critic = _critic_network(config, dataset)

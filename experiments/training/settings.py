@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.data import catalog
-from experiments.networks import networks
+from experiments.networks import energies
 from experiments.run import fields
 from experiments.run.errors import UsageError
 from experiments.training.presets import PRESETS
@@ -273,7 +273,7 @@ class Config:
     )
     energy_norm: str = fields.choice(
         "euclidean",
-        networks.NORMS,
+        energies.NORMS,
         "steingan: norm of the reconstruction's error; root_sum as in the authors' code.",
     )
     freeze_threshold: float = fields.number(

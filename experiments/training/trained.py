@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 
 from experiments.data import catalog
-from experiments.data.catalog import Dataset
+from experiments.data.dataset import Dataset
 from experiments.run import fields, places
 from experiments.run.errors import UsageError
 from experiments.run.workdirs import Workdir, stored_fields

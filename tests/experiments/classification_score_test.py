@@ -14,10 +14,9 @@ import pytest
 from experiments import classification_score
 from experiments.classification_score import Config
 from experiments.data import catalog
-from experiments.data.catalog import Dataset
+from experiments.data.dataset import Dataset
 from experiments.judges import classifiers, resnet
 from experiments.judges.resnet import Recipe, ResidualBlock
-from experiments.networks import networks
 from experiments.run.errors import DivergenceError, UsageError
 from experiments.run.workdirs import Workdir
 from experiments.training import labelled_images, models, settings
@@ -57,7 +56,7 @@ def toy(rng):
 @pytest.fixture
 def judged(toy, key, monkeypatch):
     """The toy data, under a classifier that was never trained."""
-    network = networks.MLPClassifier(NUM_CLASSES, 8)
+    network = classifiers.MLPClassifier(NUM_CLASSES, 8)
     params = network.init(key, jnp.zeros((1, 8, 8, 1)), train=False)["params"]
     params = jax.tree.map(lambda leaf: 5 * leaf, params)
     classifier = classifiers.Classifier(network, params, (8, 8, 1), 0.5, "ab" * 32)

@@ -15,9 +15,9 @@ from scipy import stats
 
 from experiments import density_estimation
 from experiments.data import catalog
-from experiments.data.catalog import Dataset
+from experiments.data.dataset import Dataset
 from experiments.density_estimation import Config
-from experiments.networks.networks import MLPCritic
+from experiments.networks.critics import MLPCritic
 from experiments.reports import likelihoods
 from experiments.run.errors import DivergenceError, StorageError, UsageError
 from experiments.targets import gaussian_base

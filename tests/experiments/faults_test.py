@@ -42,8 +42,8 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
         "experiments.run.workdirs",
-        "experiments.pictures.plots",
-        "experiments.networks.networks",
+        "experiments.pictures.charts",
+        "experiments.networks.generators",
         "kernelgrad.train",
     ]
 )
@@ -72,7 +72,7 @@ _OF_TRAINING = ("--batch_size=20", "--latent_dim=4", "--width=8", "--dataset=swi
 _OF_TOY = {
     "reports.toys": {"NUM_EVALUATED": 300, "_GRID": 60, "_FRESH_SETS": 2},
     "toy": {"_NUM_TRAIN": 400, "_NUM_DRAWN": 50, "_LATTICE": 5},
-    "compare": {"_TIMED_STEPS": 2},
+    "run.timing": {"_TIMED_STEPS": 2},
 }
 _OF_SAMPLER = {
     "neural_sampler": {"_NUM_DRAWN": 50, "_TIMED_ROUNDS": 1, "_TIMED_STEPS": 2},

@@ -17,7 +17,7 @@ from PIL import Image
 from scipy import stats
 from scipy.special import logsumexp
 
-from experiments import neural_sampler, rbm
+from experiments import neural_sampler
 from experiments.data import catalog
 from experiments.neural_sampler import Config
 from experiments.reports import sampling
@@ -239,20 +239,6 @@ def test_a_target_without_draws_is_judged_by_a_chain(tmp_path, small, monkeypatc
     assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
     frame = np.load(tmp_path / "chain_rule" / "frames" / "0000004.npy", allow_pickle=False)
     assert frame.shape == (50, 3)
-
-
-def test_rbm_is_handed_over(tmp_path, monkeypatch):
-    seen = []
-
-    def run(config, *, workdir, data_dir):
-        seen.append((config, workdir, data_dir))
-        return {"svgd": [-1.0, -3.0]}
-
-    monkeypatch.setattr(rbm, "run", run)
-    config = dataclasses.replace(TINY, target="rbm")
-    rows = neural_sampler.run(config, workdir=str(tmp_path), data_dir="here")
-    assert rows == {"svgd": {"test log-likelihood": -2.0}}
-    assert seen == [(rbm.Config(), str(tmp_path), "here")]
 
 
 def test_equal_time_is_that_of_the_fastest_rule():

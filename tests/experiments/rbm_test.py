@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments import rbm
-from experiments.data.catalog import Dataset
+from experiments.data.dataset import Dataset
 from experiments.rbm import Config
 from experiments.run.errors import UsageError
 from experiments.run.workdirs import Workdir

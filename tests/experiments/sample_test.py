@@ -20,7 +20,8 @@ import pytest
 from experiments import sample
 from experiments.data import catalog
 from experiments.judges import classifiers
-from experiments.networks import networks
+from experiments.networks import critics, generators
+from experiments.pictures import mosaics
 from experiments.run.errors import Terminated, UsageError
 from experiments.run.workdirs import Workdir
 from experiments.sample import Request
@@ -60,13 +61,13 @@ def trained(tmp_path_factory):
 def generated(config, state, latents):
     """The network in evaluation mode, asked directly."""
     shape = catalog.load(config.dataset).sample_shape
-    network = networks.generator_for(shape, config.width)
+    network = generators.generator_for(shape, config.width)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     return network.apply(variables, jnp.asarray(latents, jnp.float32), train=False)
 
 
 def energies(config, state, samples):
-    network = networks.critic_for(samples.shape[1:], config.width)
+    network = critics.critic_for(samples.shape[1:], config.width)
     return network.apply({"params": state.critic.params}, jnp.asarray(samples), train=False)
 
 
@@ -162,9 +163,9 @@ def test_chains_of_a_conditional_run_keep_labels_and_follow_its_energy(tmp_path,
     monkeypatch.setattr(sample, "_make_score", unscored)
     sample.run(Request(str(tmp_path), sampler="ula", num_samples=800, steps=150, step_size=0.02))
     arrays, results = load(tmp_path, "ula")
-    critic = networks.critic_for((10,), config.width)
+    critic = critics.critic_for((10,), config.width)
     params = {"params": state.critic.params["network"]}
-    generator = networks.generator_for((2,), config.width)
+    generator = generators.generator_for((2,), config.width)
 
     def energy(normal, codes):
         latents = np.concatenate([normal, codes], axis=1).astype(np.float32)
@@ -463,7 +464,7 @@ def test_images_are_scored_along_the_chains(tmp_path, scores):
 
 def test_before_and_after_are_side_by_side(monkeypatch):
     drawn = []
-    monkeypatch.setattr(sample.plots, "image_grid", lambda images: drawn.append(images) or b"")
+    monkeypatch.setattr(mosaics, "image_grid", lambda images: drawn.append(images) or b"")
     before = np.arange(40.0).reshape(40, 1, 1, 1) / 100
     sample._picture(
         types.SimpleNamespace(dataset=catalog.load("digits")),

@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from experiments import compare, toy
-from experiments.pictures.plots import Backdrop, FieldFrame
+from experiments import toy
+from experiments.pictures.clouds import Backdrop, FieldFrame
 from experiments.reports import toys
-from experiments.run import command
+from experiments.run import command, timing
 from experiments.run.errors import DivergenceError, Terminated, UsageError
 from experiments.run.workdirs import Workdir
 from experiments.targets import densities
@@ -57,7 +57,7 @@ def small(monkeypatch, ruler):
     monkeypatch.setattr(toys, "make_ruler", lambda *_: ruler)
     for name, value in {"_NUM_TRAIN": 400, "_NUM_DRAWN": 50, "_LATTICE": 5}.items():
         monkeypatch.setattr(toy, name, value)
-    monkeypatch.setattr(compare, "_TIMED_STEPS", 2)
+    monkeypatch.setattr(timing, "_TIMED_STEPS", 2)
 
 
 # ----------------------------------------------------------------------------------- the figures

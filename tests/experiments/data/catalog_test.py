@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from experiments.data import catalog, image_sets, mnist
+from experiments.data import catalog, cifar10, image_sets, mnist
 from experiments.run import errors, places
 
 REPOSITORY = Path(__file__).parents[3]
@@ -832,7 +832,7 @@ def jpeg(image):
 @pytest.fixture
 def small_cifar(rng, monkeypatch):
     """Members of an archive with two training images and one test image a class."""
-    monkeypatch.setattr(image_sets, "CIFAR10_COUNTS", {"train": 20, "test": 10})
+    monkeypatch.setattr(cifar10, "COUNTS", {"train": 20, "test": 10})
     members = {}
     for split, count in (("train", 2), ("test", 1)):
         for label in CLASSES:
@@ -1019,7 +1019,7 @@ def test_archive_without_all_images_is_refused(tmp_path, small_cifar):
 
 @pytest.mark.parametrize("kind", ["header", "padding"])
 def test_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch, small_cifar, kind):
-    monkeypatch.setattr(image_sets, "_MAX_ARCHIVE_BYTES", 2**20)
+    monkeypatch.setattr(cifar10, "_MAX_ARCHIVE_BYTES", 2**20)
     path = tmp_path / "cifar10-jpeg.tar.xz"
     if kind == "header":
         write_archive(path, small_cifar, [entry("train/airplane/" + "0" * 2**21 + ".jpg")])

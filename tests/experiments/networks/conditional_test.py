@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.data import catalog
-from experiments.data.catalog import Dataset
+from experiments.data import catalog, labelled
+from experiments.data.dataset import Dataset
 from experiments.networks import conditional
 from experiments.run.errors import UsageError
 from experiments.training import fit, models, settings, trained
@@ -23,7 +23,7 @@ SMALL = Config(
 POINTS = dataclasses.replace(SMALL, dataset="eight_gaussians", width=8)
 
 
-def labelled(dtype):
+def few(dtype):
     train = np.arange(16).reshape(8, 2).astype(dtype)
     return Dataset("few", train, train, LABELS, LABELS, 3)
 
@@ -31,7 +31,7 @@ def labelled(dtype):
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_points_end_with_the_code_of_their_label(dtype):
     """As the training step reads them: bytes in units of 255."""
-    points = conditional.labelled_points(labelled(dtype))
+    points = labelled.points(few(dtype))
     assert points.dtype == dtype
     unit = 255 if dtype == np.uint8 else 1
     np.testing.assert_array_equal(points[:, :2], np.arange(16).reshape(8, 2))
@@ -41,14 +41,14 @@ def test_points_end_with_the_code_of_their_label(dtype):
 
 def test_parts_are_what_was_joined(rng):
     images, codes = jnp.asarray(rng.random((5, 2, 3, 1))), jnp.eye(4)[jnp.array([0, 3, 3, 1, 2])]
-    back, labels = conditional.part(conditional.join(images, codes), (2, 3, 1))
+    back, labels = labelled.part(labelled.join(images, codes), (2, 3, 1))
     np.testing.assert_array_equal(back, images)
     np.testing.assert_array_equal(labels, codes)
 
 
 def test_labels_come_as_often_as_in_the_data(key):
     n = 20_000
-    codes = conditional.draw_labels(key, n, labelled(np.float32))
+    codes = labelled.draw_labels(key, n, few(np.float32))
     expected = np.array([2, 1, 5]) / 8
     assert set(np.unique(codes)) == {0.0, 1.0}
     np.testing.assert_array_equal(np.sum(codes, axis=1), 1)
@@ -58,7 +58,7 @@ def test_labels_come_as_often_as_in_the_data(key):
 
 def test_examples_in_the_order_of_their_classes():
     codes = np.eye(3)[[1, 0, 1, 2, 1, 0]]
-    np.testing.assert_array_equal(conditional.by_class(codes, 2), [1, 5, 0, 2, 3])
+    np.testing.assert_array_equal(labelled.by_class(codes, 2), [1, 5, 0, 2, 3])
 
 
 class Sum(nn.Module):
@@ -72,7 +72,7 @@ class Sum(nn.Module):
 @pytest.mark.parametrize("margin", [0.0, 0.2, 5.0])
 def test_joint_energy_is_eq_15(key, rng, margin):
     images, labels = rng.random((6, 2, 2, 1)), rng.integers(3, size=6)
-    points = conditional.join(jnp.asarray(images, jnp.float32), jnp.eye(3)[labels])
+    points = labelled.join(jnp.asarray(images, jnp.float32), jnp.eye(3)[labels])
     network = conditional.JointEnergy(Sum(), (2, 2, 1), margin)
     params = network.init(key, points, train=False)
     (head,) = (layer for name, layer in params["params"].items() if "Dense" in name)
@@ -96,7 +96,7 @@ class Channels(nn.Module):
 @pytest.mark.parametrize("shape", [(2, 3, 1), (4,)])
 def test_a_conditional_critic_gets_the_label_in_every_place(rng, shape):
     samples, labels = rng.random((5, *shape)), np.array([0, 2, 1, 1, 0])
-    points = conditional.join(jnp.asarray(samples, jnp.float32), jnp.eye(3)[labels])
+    points = labelled.join(jnp.asarray(samples, jnp.float32), jnp.eye(3)[labels])
     seen = conditional.ConditionalCritic(Channels(), shape).apply({}, points, train=True)
     np.testing.assert_allclose(seen[..., : shape[-1]], samples, rtol=1e-6)
     assert seen.shape == (5, *shape[:-1], shape[-1] + 3)
@@ -159,7 +159,7 @@ def test_a_direction_holds_the_labels_still(key, objective):
     """Exactly, though the critic's values depend on them."""
     dataset = catalog.load("eight_gaussians")
     model = models.build(dataclasses.replace(POINTS, objective=objective, margin=0.0), dataset)
-    points = jnp.asarray(conditional.labelled_points(dataset)[:6])
+    points = jnp.asarray(labelled.points(dataset)[:6])
     others = points.at[:, 2:].set(jnp.roll(points[:, 2:], 1, axis=1))
 
     @jax.jit

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.networks import networks
+from experiments.judges import classifiers
+from experiments.networks import critics, energies, generators
 
 IMAGE_SHAPES = [(8, 8, 1), (28, 28, 1), (32, 32, 3), (12, 20, 2)]
 
@@ -44,7 +45,7 @@ def train(network, variables, inputs):
 
 @pytest.mark.parametrize("sample_shape", IMAGE_SHAPES)
 def test_dcgan_returns_images_in_the_unit_interval(rng, sample_shape):
-    network = networks.DCGAN(sample_shape, width=4)
+    network = generators.DCGAN(sample_shape, width=4)
     latents = 100 * rng.standard_normal((3, 50)).astype(np.float32)
     images = evaluate(network, random_variables(network, rng), latents)
     assert images.shape == (3, *sample_shape)
@@ -54,13 +55,13 @@ def test_dcgan_returns_images_in_the_unit_interval(rng, sample_shape):
 
 def test_dcgan_for_mnist_has_450_000_parameters():
     """Dense 50 7 7 128, BatchNorm 2 128 and 2 64, kernels 16 128 64 and 16 64, one bias."""
-    params = shapes(networks.DCGAN((28, 28, 1), width=64))["params"]
+    params = shapes(generators.DCGAN((28, 28, 1), width=64))["params"]
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert num_params == 313_600 + 256 + 131_072 + 128 + 1024 + 1
 
 
 def test_dcgan_halves_the_channels_and_starts_at_four_by_four():
-    params = shapes(networks.DCGAN((32, 32, 3), width=8))["params"]
+    params = shapes(generators.DCGAN((32, 32, 3), width=8))["params"]
     kernels = {name: layer["kernel"].shape for name, layer in params.items() if "kernel" in layer}
     assert kernels == {
         "Dense_0": (50, 4 * 4 * 32),
@@ -71,7 +72,7 @@ def test_dcgan_halves_the_channels_and_starts_at_four_by_four():
 
 
 def test_dcgan_initialisation(key):
-    network = networks.DCGAN((28, 28, 1), width=64)
+    network = generators.DCGAN((28, 28, 1), width=64)
     init = jax.jit(lambda key: network.init(key, jnp.zeros((2, 50)), train=False))
     params = init(key)["params"]
 
@@ -87,7 +88,7 @@ def test_dcgan_initialisation(key):
 
 
 def test_dcgan_updates_its_running_averages_by_a_tenth(rng):
-    network = networks.DCGAN((8, 8, 1), width=4)
+    network = generators.DCGAN((8, 8, 1), width=4)
     variables = random_variables(network, rng)
     latents = rng.standard_normal((16, 50))
     _, updated = train(network, variables, latents.astype(np.float32))
@@ -98,7 +99,7 @@ def test_dcgan_updates_its_running_averages_by_a_tenth(rng):
 
 
 def test_dcgan_normalises_by_the_running_averages_outside_training(rng):
-    network = networks.DCGAN((8, 8, 1), width=4)
+    network = generators.DCGAN((8, 8, 1), width=4)
     variables = random_variables(network, rng)
     latents = rng.standard_normal((6, 50)).astype(np.float32)
     together = evaluate(network, variables, latents)
@@ -110,14 +111,14 @@ def test_dcgan_normalises_by_the_running_averages_outside_training(rng):
 def test_dcgan_on_two_devices_has_the_statistics_of_the_union(rng):
     latents = rng.standard_normal((2, 5, 50)).astype(np.float32)
     latents[1] += 3
-    network = networks.DCGAN((28, 28, 1), width=4, axis_name="devices")
+    network = generators.DCGAN((28, 28, 1), width=4, axis_name="devices")
     variables = random_variables(network, rng)
     images, updated = jax.pmap(
         lambda v, z: network.apply(v, z, train=True, mutable=["batch_stats"]),
         axis_name="devices",
         in_axes=(None, 0),
     )(variables, latents)
-    alone = networks.DCGAN((28, 28, 1), width=4)
+    alone = generators.DCGAN((28, 28, 1), width=4)
     expected_images, expected = train(alone, variables, latents.reshape(10, 50))
     np.testing.assert_allclose(images.reshape(10, 28, 28, 1), expected_images, atol=1e-5)
     for device in (0, 1):
@@ -133,14 +134,14 @@ def test_dcgan_on_two_devices_has_the_statistics_of_the_union(rng):
 @pytest.mark.parametrize("sample_shape", [(7, 7, 1), (28, 27, 1), (4, 8, 3)])
 def test_dcgan_refuses_sizes_that_it_cannot_double_to(sample_shape):
     with pytest.raises(ValueError, match=r"sample_shape: got .* h and w even and > 4"):
-        shapes(networks.DCGAN(sample_shape, width=4))
+        shapes(generators.DCGAN(sample_shape, width=4))
 
 
 # --- MLPs and the choice -------------------------------------------------------------------------
 
 
 def test_mlp_generator_is_relu_layers_and_a_linear_one(rng):
-    network = networks.MLPGenerator((2,), width=16, depth=3)
+    network = generators.MLPGenerator((2,), width=16, depth=3)
     variables = random_variables(network, rng)
     latents = rng.standard_normal((20, 50))
     points, updated = train(network, variables, latents.astype(np.float32))
@@ -155,16 +156,16 @@ def test_mlp_generator_is_relu_layers_and_a_linear_one(rng):
 
 
 def test_generator_for_picks_by_the_shape():
-    images = networks.generator_for((8, 8, 1), 4, "devices")
-    assert images == networks.DCGAN((8, 8, 1), 4, "devices")
-    points = networks.generator_for([2], 4)
-    assert points == networks.MLPGenerator((2,), 4)
+    images = generators.generator_for((8, 8, 1), 4, "devices")
+    assert images == generators.DCGAN((8, 8, 1), 4, "devices")
+    points = generators.generator_for([2], 4)
+    assert points == generators.MLPGenerator((2,), 4)
     with pytest.raises(ValueError, match=r"sample_shape: got \(3, 3\)"):
-        networks.generator_for((3, 3), 4)
+        generators.generator_for((3, 3), 4)
 
 
 def test_mlp_classifier_is_relu_layers_and_a_linear_one(rng):
-    network = networks.MLPClassifier(10, width=32, dropout_rate=0.5)
+    network = classifiers.MLPClassifier(10, width=32, dropout_rate=0.5)
     draw = shapes(network, (7, 8, 8, 1))["params"]
     params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape) / 8, draw)
     images = rng.random((7, 8, 8, 1))
@@ -181,7 +182,7 @@ def test_mlp_classifier_is_relu_layers_and_a_linear_one(rng):
 
 def test_mlp_classifier_drops_units_in_training_only(key):
     """With positive parameters every unit is positive unless it is dropped."""
-    network = networks.MLPClassifier(10, width=400, dropout_rate=0.3)
+    network = classifiers.MLPClassifier(10, width=400, dropout_rate=0.3)
     images = jnp.ones((50, 4, 4, 1))
     draw = shapes(network, images.shape)["params"]
     variables = {"params": jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01), draw)}
@@ -194,11 +195,11 @@ def test_mlp_classifier_drops_units_in_training_only(key):
 # --- critics and energies ------------------------------------------------------------------------
 
 JUDGES = {
-    "conv_critic": (networks.ConvCritic(4), (12, 20, 2)),
-    "normed_conv_critic": (networks.ConvCritic(4, spectral_norm=True), (8, 8, 1)),
-    "mlp_critic": (networks.MLPCritic(8), (3,)),
-    "conv_energy": (networks.ConvEnergy(4), (8, 8, 1)),
-    "mlp_energy": (networks.MLPEnergy(8), (3,)),
+    "conv_critic": (critics.ConvCritic(4), (12, 20, 2)),
+    "normed_conv_critic": (critics.ConvCritic(4, spectral_norm=True), (8, 8, 1)),
+    "mlp_critic": (critics.MLPCritic(8), (3,)),
+    "conv_energy": (energies.ConvEnergy(4), (8, 8, 1)),
+    "mlp_energy": (energies.MLPEnergy(8), (3,)),
 }
 
 
@@ -226,7 +227,7 @@ def test_every_value_is_of_its_own_sample(key, rng, name):
 
 def test_spectral_norm_bounds_the_slope(key, rng):
     """Every layer has norm 1 and leaky relu has slope 1: |f(x) - f(y)| <= |x - y|."""
-    network = networks.MLPCritic(16, spectral_norm=True)
+    network = critics.MLPCritic(16, spectral_norm=True)
     points = 3 * rng.normal(size=(200, 3)).astype(np.float32)
     variables = jax.jit(lambda key: network.init(key, points, train=False))(key)
     variables = {**variables, "params": jax.tree.map(lambda p: 5 * p, variables["params"])}
@@ -250,11 +251,11 @@ NORMS = {
 }
 
 
-@pytest.mark.parametrize("name", networks.NORMS)
+@pytest.mark.parametrize("name", energies.NORMS)
 def test_norms_have_no_slope_at_zero(rng, name):
     errors = rng.normal(size=(5, 4, 4, 1)).astype(np.float32)
     errors[2] = 0
-    values, slopes = jax.vmap(jax.value_and_grad(lambda e: networks.NORMS[name](e[None])[0]))(
+    values, slopes = jax.vmap(jax.value_and_grad(lambda e: energies.NORMS[name](e[None])[0]))(
         errors
     )
     np.testing.assert_allclose(values, [NORMS[name](error) for error in errors], rtol=1e-6)
@@ -266,19 +267,19 @@ def test_norms_have_no_slope_at_zero(rng, name):
 def test_energy_has_the_norm_it_is_asked_for(key, rng, shape):
     """One set of parameters, two norms of one error."""
     points = jnp.asarray(rng.uniform(size=(2, *shape)), jnp.float32)
-    plain, rooted = (networks.energy_for(shape, 4, norm) for norm in ("euclidean", "root_sum"))
+    plain, rooted = (energies.energy_for(shape, 4, norm) for norm in ("euclidean", "root_sum"))
     params = plain.init(key, points, train=False)
-    energies = [np.asarray(net.apply(params, points, train=False)[0]) for net in (plain, rooted)]
+    values = [np.asarray(net.apply(params, points, train=False)[0]) for net in (plain, rooted)]
     size = points[0].size
-    absolute = energies[1] - energies[0]  # |error|_2 <= |error|_1 <= sqrt(d) |error|_2
-    assert np.all(absolute**2 >= energies[0] * (1 - 1e-5))
-    assert np.all(absolute**2 <= np.sqrt(size) * energies[0] * (1 + 1e-5))
+    absolute = values[1] - values[0]  # |error|_2 <= |error|_1 <= sqrt(d) |error|_2
+    assert np.all(absolute**2 >= values[0] * (1 - 1e-5))
+    assert np.all(absolute**2 <= np.sqrt(size) * values[0] * (1 + 1e-5))
 
 
 @pytest.mark.parametrize(("shape", "width"), [((16, 16, 3), 4), ((16, 16, 1), 1), ((32, 32, 2), 1)])
 def test_the_decoder_is_relu_layers_and_a_sigmoid(rng, shape, width):
     """Also where inner layers have as many channels as the image."""
-    network = networks.ConvEnergy(width)
+    network = energies.ConvEnergy(width)
     images = rng.uniform(size=(3, *shape)).astype(np.float32)
     variables = jax.tree.map(lambda leaf: 2 * leaf, random_variables(network, rng, images.shape))
 
@@ -288,7 +289,7 @@ def test_the_decoder_is_relu_layers_and_a_sigmoid(rng, shape, width):
             variables, images, train=False, capture_intermediates=True, mutable=["intermediates"]
         )
 
-    (energies, _), seen = look(variables, images)
+    (values, _), seen = look(variables, images)
     layers = sorted(name for name in variables["params"] if "ConvTranspose" in name)
     hidden = seen["intermediates"][layers[0]]["__call__"][0]
     for name in layers[1:]:
@@ -297,21 +298,21 @@ def test_the_decoder_is_relu_layers_and_a_sigmoid(rng, shape, width):
         hidden = layer.apply({"params": params}, np.maximum(hidden, 0))
     decoded = 1 / (1 + np.exp(-np.asarray(hidden)))
     expected = [NORMS["euclidean"](error) for error in images - decoded]
-    np.testing.assert_allclose(energies, expected, rtol=1e-5)
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
 
 
 def test_a_tracked_normalizer_starts_at_0_beside_the_critic(key, rng):
     points = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
-    tracked = networks.TrackedNormalizer(networks.critic_for((3,), 8))
+    tracked = critics.TrackedNormalizer(critics.critic_for((3,), 8))
     params = tracked.init(key, points, train=False)["params"]
     assert set(params) == {"network", "log_normalizer"}
     values, log_normalizer = tracked.apply({"params": params}, points, train=True)
-    inner = networks.critic_for((3,), 8).apply({"params": params["network"]}, points, train=True)
+    inner = critics.critic_for((3,), 8).apply({"params": params["network"]}, points, train=True)
     np.testing.assert_array_equal(values, inner)
     assert log_normalizer == 0
 
 
-@pytest.mark.parametrize("make", [networks.critic_for, networks.energy_for])
+@pytest.mark.parametrize("make", [critics.critic_for, energies.energy_for])
 def test_judge_of_no_known_shape_is_named(make):
     with pytest.raises(ValueError, match=r"sample_shape: got \(4, 4\)"):
         make((4, 4), 8)

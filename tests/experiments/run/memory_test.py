@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from experiments.networks import networks
+from experiments.networks import critics, generators
 from experiments.run import memory
 from experiments.run.errors import UsageError
 
@@ -34,11 +34,11 @@ def test_training_takes_parameters_four_times_the_batch_and_what_the_gradient_ne
     assert memory.of_training(network, 10, 5) == expected
 
 
-@pytest.mark.parametrize("make", [networks.generator_for, networks.critic_for])
+@pytest.mark.parametrize("make", [generators.generator_for, critics.critic_for])
 def test_the_estimate_is_below_and_near_what_xla_allocates(make):
     """Of the state, its gradient and the temporaries of a step; images of 8 x 8."""
     network, n = make((8, 8, 1), 64), 32
-    shape = (n, 50) if make is networks.generator_for else (n, 8, 8, 1)
+    shape = (n, 50) if make is generators.generator_for else (n, 8, 8, 1)
     variables = jax.eval_shape(
         lambda: network.init(jax.random.key(0), jnp.zeros(shape), train=False)
     )

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.data import catalog
-from experiments.networks import conditional, networks
+from experiments.data import catalog, labelled
+from experiments.networks import energies
 from experiments.training import models
 from experiments.training.settings import Config
 from kernelgrad import adversarial, critic, kale, steingan, two_player
@@ -105,7 +105,7 @@ def test_settings_reach_the_objective(key, rng, name, changes, expected):
 def test_the_norm_reaches_the_energy(key, rng, norm):
     one, state = build(dataclasses.replace(STEINGAN, energy_norm=norm), key)
     points, _ = clouds(rng)
-    network = networks.MLPEnergy(8, norm=norm)
+    network = energies.MLPEnergy(8, norm=norm)
     expected = network.apply({"params": state.params}, points, train=False)
     np.testing.assert_allclose(critic.bind(state, one)(points)[0], expected[0], rtol=1e-5)
 
@@ -113,7 +113,7 @@ def test_the_norm_reaches_the_energy(key, rng, norm):
 def test_the_margin_reaches_the_joint_energy(key, rng):
     """Beyond any cross entropy, energies differ as the margins do."""
     samples, _ = clouds(rng)
-    points = conditional.join(samples, jnp.eye(8))
+    points = labelled.join(samples, jnp.eye(8))
     config = dataclasses.replace(STEINGAN, conditional=True, margin=50.0)
     low, state = build(config, key)
     high, _ = build(dataclasses.replace(config, margin=53.0), key)
