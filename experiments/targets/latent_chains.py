@@ -14,7 +14,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from experiments.judges.image_metrics import Scores
 from experiments.run import files
 from experiments.run.errors import line
 from experiments.run.signals import Signals, terminated
@@ -167,7 +166,9 @@ class Unfinished(NamedTuple):
         """Of the file, below the run's folder."""
         return f"samples_{self.sampler}/unfinished.npz"
 
-    def read(self, form: Sequence[jax.ShapeDtypeStruct]) -> tuple[list[Scores], Progress | None]:
+    def read(
+        self, form: Sequence[jax.ShapeDtypeStruct]
+    ) -> tuple[list[dict[str, float]], Progress | None]:
         """Returns the scores along the chains and the chains, as far as an equal call came.
 
         Args:
@@ -189,7 +190,7 @@ class Unfinished(NamedTuple):
             print(line("warning", f"{path} is damaged; the chains start anew"), file=sys.stderr)
         return [], None
 
-    def write(self, history: list[Scores], progress: Progress) -> None:
+    def write(self, history: list[dict[str, float]], progress: Progress) -> None:
         """Keeps them."""
         about = json.dumps({**self.about, "history": history})
         self.folder.write_bytes(self.name, progress.to_bytes(about))

@@ -9,18 +9,19 @@ import importlib
 import json
 import math
 import os
+import pkgutil
 import sys
 
 import jax
 import pytest
 
+import experiments
 from experiments.run import command, fields, workdirs
 from experiments.training.settings import Config
 
-BINARIES = (
-    *("train", "evaluate", "compare", "sample", "latent_walk", "toy", "gan_diagnostics"),
-    *("classification_score", "density_estimation", "neural_sampler", "svgd_posterior", "rbm"),
-)
+BINARIES = [
+    module.name for module in pkgutil.iter_modules(experiments.__path__) if not module.ispkg
+]
 MODULES = {name: importlib.import_module(f"experiments.{name}") for name in BINARIES}
 READERS = ("evaluate", "sample", "latent_walk")  # of the folder of a run
 HUGE = "9" * 6000

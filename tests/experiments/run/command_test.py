@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import os
+import pkgutil
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import experiments
 from experiments.run import command, errors, fields
 from experiments.run.errors import DataError
 
@@ -127,10 +129,9 @@ def test_the_environment_stands_in_for_the_folder_of_the_data(monkeypatch):
     assert command.parse(["--data_dir=/here"], command.Place) == {"data_dir": "/here"}
 
 
-BINARIES = (
-    *("train", "evaluate", "compare", "sample", "latent_walk", "toy", "gan_diagnostics"),
-    *("classification_score", "density_estimation", "neural_sampler", "svgd_posterior", "rbm"),
-)
+BINARIES = [
+    module.name for module in pkgutil.iter_modules(experiments.__path__) if not module.ispkg
+]
 
 
 @pytest.mark.parametrize("name", BINARIES)
