@@ -21,7 +21,6 @@ from experiments.run import command, fields, files, places, records, timing
 from experiments.run.errors import UsageError
 from experiments.run.tables import format_table
 from experiments.training import fit, models, settings
-from experiments.training.settings import Config
 from kernelgrad import train
 
 _OF_STEPS = {"step", "mmd", "direction_rms", "critic_loss", "jsd", "penalty", "log_ratio"}
@@ -41,14 +40,12 @@ class Options(command.Place):
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
-    """What to compare: one config, whose objective and seed vary."""
+class Config:
+    """What to compare: the settings of a run, whose objective and seed vary."""
 
-    config: Config
+    base: settings.Config
     objectives: tuple[str, ...]
     seeds: tuple[int, ...]
-    workdir: str
-    data_dir: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +65,13 @@ class Curves:
         }
 
 
-def run(request: Request) -> dict[str, Curves]:
+def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[str, Curves]:
     """Trains what is missing, times a step of each objective, writes the table and the figure.
 
     Args:
-      request: the config, the objectives and the seeds.
+      config: the settings, the objectives and the seeds.
+      workdir: the folder of all runs, and of table and picture.
+      data_dir: where the data set's files are.
 
     Returns:
       Curves by objective.
@@ -82,19 +81,19 @@ def run(request: Request) -> dict[str, Curves]:
       DataError: the data set is unknown, missing or damaged.
       StorageError: a work folder cannot be used.
     """
-    root = places.workdir(request.workdir)
+    root = places.workdir(workdir)
     configs = {
         name: dataclasses.replace(
-            request.config, objective=name, ridge=request.config.ridge if name == "kl" else None
+            config.base, objective=name, ridge=config.base.ridge if name == "kl" else None
         )
-        for name in request.objectives
+        for name in config.objectives
     }
-    for config in configs.values():
-        settings.validate(config, 1)
-    fields.validate(Options(request.workdir, objectives=request.objectives, seeds=request.seeds))
-    dataset = catalog.load(request.config.dataset, request.data_dir, seed=request.config.seed)
-    for config in configs.values():
-        models.check(config, dataset)
+    for one in configs.values():
+        settings.validate(one, 1)
+    fields.validate(Options(workdir, objectives=config.objectives, seeds=config.seeds))
+    dataset = catalog.load(config.base.dataset, data_dir, seed=config.base.seed)
+    for one in configs.values():
+        models.check(one, dataset)
     scores: list[fit.ScoreFn] = []
     reference: dict[str, float] = {}
     if dataset.is_image and dataset.train_labels is not None:
@@ -104,27 +103,27 @@ def run(request: Request) -> dict[str, Curves]:
         reference = {**scores[0](test), **image_metrics.neighbours(dataset)(test[:500])}
 
     histories: dict[str, list[list[dict[str, float]]]] = {}
-    for name, config in configs.items():
+    for name, one in configs.items():
         histories[name] = []
-        for seed in request.seeds:
+        for seed in config.seeds:
             with files.storage(str(root)):
                 root.mkdir(parents=True, exist_ok=True)
                 folder = files.folder(root, f"{name}/seed{seed}")
             fit.run(
-                dataclasses.replace(config, seed=seed),
+                dataclasses.replace(one, seed=seed),
                 workdir=str(folder),
-                data_dir=request.data_dir,
+                data_dir=data_dir,
                 num_devices=1,
                 extra_scores=scores,
             )
             histories[name].append(list(records.parsed(folder / "metrics.jsonl")))
     times = time_steps(configs, dataset)
     curves = {name: _curves(runs, times[name]) for name, runs in histories.items()}
-    _report(root, request, curves, reference)
+    _report(root, config, curves, reference)
     return curves
 
 
-def time_steps(configs: dict[str, Config], dataset: Dataset) -> dict[str, float]:
+def time_steps(configs: dict[str, settings.Config], dataset: Dataset) -> dict[str, float]:
     """Returns the median milliseconds per step of each config, timed in turns.
 
     Args:
@@ -160,7 +159,7 @@ def _curves(runs: list[list[dict[str, float]]], ms_per_step: float) -> Curves:
 
 
 def _report(
-    root: pathlib.Path, request: Request, curves: dict[str, Curves], reference: dict[str, float]
+    root: pathlib.Path, config: Config, curves: dict[str, Curves], reference: dict[str, float]
 ) -> None:
     last = min(int(c.steps[-1]) for c in curves.values())
     seconds = min(c.steps[-1] * c.ms_per_step / 1000 for c in curves.values())
@@ -173,7 +172,7 @@ def _report(
     if reference:
         rows["real test images"] = dict(reference)
     table = format_table(rows)
-    title = f"{request.config.dataset}, width {request.config.width}, {len(request.seeds)} seed(s)"
+    title = f"{config.base.dataset}, width {config.base.width}, {len(config.seeds)} seed(s)"
     picture = charts.comparison(
         {
             metric: {name: (c.steps, c.metrics[metric]) for name, c in curves.items()}
@@ -195,8 +194,8 @@ def _spread(values: dict[str, np.ndarray]) -> dict[str, float | str]:
     return {name: f"{np.mean(v):.4g} ± {np.std(v):.2g}" for name, v in values.items()}
 
 
-def request(given: command.Given) -> Request:
-    """Returns what the flags ask for.
+def _start(given: command.Given) -> None:
+    """Compares what the flags ask for.
 
     Raises:
       UsageError: --objective or --seed in place of their plurals.
@@ -205,18 +204,14 @@ def request(given: command.Given) -> Request:
         if name in given:
             raise UsageError(f"{name}: got --{name}; expected --{name}s, a list to compare")
     options = fields.pick(Options, given)
-    return Request(
-        settings.configured(given, options.preset),
-        options.objectives,
-        options.seeds,
-        options.workdir,
-        options.data_dir,
-    )
+    base = settings.configured(given, options.preset)
+    config = Config(base, options.objectives, options.seeds)
+    run(config, workdir=options.workdir, data_dir=options.data_dir)
 
 
 def main() -> None:
     """Parses the flags and compares."""
-    command.main(lambda given: run(request(given)), Config, Options)
+    command.main(_start, settings.Config, Options)
 
 
 if __name__ == "__main__":

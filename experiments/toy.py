@@ -42,7 +42,6 @@ from experiments.run.workdirs import Workdir
 from experiments.targets import densities
 from experiments.training import fit, models, settings
 from experiments.training.models import Model
-from experiments.training.settings import Config
 from kernelgrad import critic as critics
 from kernelgrad import train
 from kernelgrad.critic import Critic, CriticState
@@ -81,11 +80,10 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
-    """What to train: one config, or with objectives and seeds a config for each pair of them."""
+class Config:
+    """What to train: the settings of a run, or of one for each pair of an objective and a seed."""
 
-    config: Config
-    workdir: str
+    base: settings.Config
     objectives: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
 
@@ -101,18 +99,20 @@ class Lab(NamedTuple):
       ruler: what the samples are measured with.
     """
 
-    config: Config
+    config: settings.Config
     model: Model
     advance: Callable[[int], Callable[[PyTree, Key], tuple[PyTree, PyTree]]]
     look: Callable[[TrainState], tuple[dict[str, Array], dict[str, Array]]]
     ruler: Ruler
 
 
-def run(request: Request) -> Rows:
+def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
     """Trains what is missing, and writes table and pictures.
 
     Args:
-      request: the config, and the objectives and seeds to compare, if any.
+      config: the settings, and the objectives and seeds to compare, if any.
+      workdir: the folder of the run, or of all runs.
+      data_dir: not looked at, for the data are drawn from a density.
 
     Returns:
       The rows of the table.
@@ -123,22 +123,23 @@ def run(request: Request) -> Rows:
       DivergenceError: a state is not finite.
       Terminated: a signal came; the state is saved.
     """
-    places.workdir(request.workdir)
-    base = for_objective(request.config, request.config.objective)
-    seeds = request.seeds or (base.seed,)
-    names = request.objectives or (base.objective,)
-    configs = [for_objective(request.config, name) for name in names]
-    for config in configs:
-        _validate(config)
-    fields.validate(Options(request.workdir, objectives=request.objectives, seeds=request.seeds))
-    compares = bool(request.objectives or request.seeds)
+    del data_dir
+    places.workdir(workdir)
+    base = for_objective(config.base, config.base.objective)
+    seeds = config.seeds or (base.seed,)
+    names = config.objectives or (base.objective,)
+    configs = [for_objective(config.base, name) for name in names]
+    for one in configs:
+        _validate(one)
+    fields.validate(Options(workdir, objectives=config.objectives, seeds=config.seeds))
+    compares = bool(config.objectives or config.seeds)
     with (
-        Workdir(request.workdir, base, free_fields=_FREE) as folder,
+        Workdir(workdir, base, free_fields=_FREE) as folder,
         threads.one_for_blas(),
     ):
         key, ruler_key = jax.random.split(jax.random.key(0))
         ruler = toys.make_ruler(ruler_key, densities.load(base.dataset))
-        labs = {config.objective: make_lab(key, config, ruler) for config in configs}
+        labs = {one.objective: make_lab(key, one, ruler) for one in configs}
         trained = {}
         for name, lab in labs.items():
             if compares:
@@ -160,15 +161,15 @@ def run(request: Request) -> Rows:
     return rows
 
 
-def for_objective(config: Config, objective: str) -> Config:
+def for_objective(config: settings.Config, objective: str) -> settings.Config:
     """Returns the config with another objective, and what only that one needs where not given."""
-    given, defaults = dataclasses.asdict(config), dataclasses.asdict(Config())
+    given, defaults = dataclasses.asdict(config), dataclasses.asdict(settings.Config())
     needs = _NEEDS.get(objective, {})
     missing = {name: value for name, value in needs.items() if given[name] == defaults[name]}
     return dataclasses.replace(config, objective=objective, **missing)
 
 
-def make_lab(key: Key, config: Config, ruler: Ruler) -> Lab:
+def make_lab(key: Key, config: settings.Config, ruler: Ruler) -> Lab:
     """Returns the lab of a config; data and latents that are looked at follow from the key."""
     data_key, look_key = jax.random.split(key)
     draws = np.asarray(ruler.draw(data_key, _NUM_TRAIN + _NUM_TEST))
@@ -184,7 +185,7 @@ def make_lab(key: Key, config: Config, ruler: Ruler) -> Lab:
 
 
 def _make_look(
-    key: Key, config: Config, model: Model, data: Array, ruler: Ruler
+    key: Key, config: settings.Config, model: Model, data: Array, ruler: Ruler
 ) -> Callable[[TrainState], tuple[dict[str, Array], dict[str, Array]]]:
     latent_key, field_key = jax.random.split(key)
     latents = model.sample_latents(latent_key, toys.NUM_EVALUATED)
@@ -341,7 +342,7 @@ def read_frame(run: pathlib.Path, record: Record) -> FieldFrame:
 # ------------------------------------------------------------------------------------- the binary
 
 
-def _validate(config: Config) -> None:
+def _validate(config: settings.Config) -> None:
     settings.validate(config, 1)
     fields.Rule(str, "", None, choices=densities.PLANE).check("dataset", config.dataset)
     settings.limit_pictures(config, _MOST_FRAMES)
@@ -349,7 +350,7 @@ def _validate(config: Config) -> None:
     models.check(config, Dataset(config.dataset, rows, rows, None, None, 0))
 
 
-def request(given: command.Given) -> Request:
+def configured(given: command.Given, options: Options) -> Config:
     """Returns what the flags ask for.
 
     Raises:
@@ -358,14 +359,18 @@ def request(given: command.Given) -> Request:
     for name in ("objective", "seed"):
         if name in given and f"{name}s" in given:
             raise UsageError(f"{name}: got --{name} and --{name}s; expected one of them")
+    base = settings.configured(given, options.preset)
+    return Config(base, options.objectives, options.seeds)
+
+
+def _start(given: command.Given) -> None:
     options = fields.pick(Options, given)
-    config = settings.configured(given, options.preset)
-    return Request(config, options.workdir, options.objectives, options.seeds)
+    run(configured(given, options), workdir=options.workdir)
 
 
 def main() -> None:
     """Parses the flags, trains and compares."""
-    command.main(lambda given: run(request(given)), Config, Options)
+    command.main(_start, settings.Config, Options)
 
 
 if __name__ == "__main__":

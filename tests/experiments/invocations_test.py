@@ -6,6 +6,7 @@ a folder that cannot be used; nothing is compiled, and no file or folder appears
 
 import dataclasses
 import importlib
+import inspect
 import json
 import math
 import os
@@ -71,6 +72,15 @@ def bad_values(rule):
     yield from ("", " ", ",", f"{first},", f"{first},{first}", f"{first}, {first}")
     if rule.kind is not str or rule.choices:
         yield from (f"{first},{text}" for text in texts)
+
+
+@pytest.mark.parametrize("name", BINARIES)
+def test_every_run_has_one_signature(name):
+    config, workdir, data_dir, *rest = inspect.signature(MODULES[name].run).parameters.values()
+    assert (config.name, config.kind) == ("config", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    assert (workdir.name, workdir.kind) == ("workdir", inspect.Parameter.KEYWORD_ONLY)
+    assert (data_dir.name, data_dir.default) == ("data_dir", None)
+    assert all(each.default is not inspect.Parameter.empty for each in rest)
 
 
 @pytest.fixture

@@ -24,7 +24,6 @@ from experiments.networks import critics, generators
 from experiments.pictures import mosaics
 from experiments.run.errors import Terminated, UsageError
 from experiments.run.workdirs import Workdir
-from experiments.sample import Request
 from experiments.targets import latent_chains
 from experiments.targets.latent_chains import SAMPLERS
 from experiments.training import fit, latent_model, models, settings
@@ -121,14 +120,14 @@ def test_energies_are_those_of_the_posterior(
     state = restored(workdir, config)
     monkeypatch.setattr(sample, "_make_score", unscored)
     rows = sample.run(
-        Request(
-            str(workdir),
+        sample.Config(
             sampler=sampler,
             num_samples=800,
             steps=steps,
             inverse_temperature=INVERSE_TEMPERATURE,
             step_size=step_size,
-        )
+        ),
+        workdir=str(workdir),
     )
     arrays, results = load(workdir, sampler)
     mean, variance = quadrature(config, state, INVERSE_TEMPERATURE)
@@ -161,7 +160,8 @@ def test_chains_of_a_conditional_run_keep_labels_and_follow_its_energy(tmp_path,
     fit.run(config, workdir=str(tmp_path), num_devices=1)
     state, dataset = restored(tmp_path, config), catalog.load(config.dataset)
     monkeypatch.setattr(sample, "_make_score", unscored)
-    sample.run(Request(str(tmp_path), sampler="ula", num_samples=800, steps=150, step_size=0.02))
+    drawn = sample.Config(sampler="ula", num_samples=800, steps=150, step_size=0.02)
+    sample.run(drawn, workdir=str(tmp_path))
     arrays, results = load(tmp_path, "ula")
     critic = critics.critic_for((10,), config.width)
     params = {"params": state.critic.params["network"]}
@@ -339,19 +339,19 @@ def test_a_call_that_was_cut_off_is_taken_up(trained, tmp_path, monkeypatch):
         return score, {}
 
     monkeypatch.setattr(sample, "_make_score", make_score)
-    request = Request("", sampler="ula", num_samples=20, steps=10)
+    asked = sample.Config(sampler="ula", num_samples=20, steps=10)
     folders = [str(shutil.copytree(trained, tmp_path / name)) for name in ("whole", "cut")]
     scored.extend([0] * 5)
-    sample.run(dataclasses.replace(request, workdir=folders[0]))
+    sample.run(asked, workdir=folders[0])
     scored.clear()
     with pytest.raises(KeyboardInterrupt):
-        sample.run(dataclasses.replace(request, workdir=folders[1]))
+        sample.run(asked, workdir=folders[1])
     unfinished = tmp_path / "cut" / "samples_ula" / "unfinished.npz"
     kept = unfinished.read_bytes()
     del scored[-1]
     scored.extend([0] * 2)
     before = len(scored)
-    sample.run(dataclasses.replace(request, workdir=folders[1]))
+    sample.run(asked, workdir=folders[1])
     assert len(scored) - before == 1 + 7 + 1
     assert not unfinished.exists()
     (arrays, results), (others, others_results) = (
@@ -361,7 +361,7 @@ def test_a_call_that_was_cut_off_is_taken_up(trained, tmp_path, monkeypatch):
     assert results["history"] == others_results["history"]
     unfinished.write_bytes(kept)
     before = len(scored)
-    sample.run(dataclasses.replace(request, workdir=folders[1], seed=1))
+    sample.run(dataclasses.replace(asked, seed=1), workdir=folders[1])
     assert len(scored) - before == 1 + 10 + 1
 
 
@@ -441,7 +441,7 @@ def test_images_are_scored_along_the_chains(tmp_path, scores):
     workdir = tmp_path / "run"
     start(workdir, DIGITS)
     state = restored(workdir, DIGITS)
-    rows = sample.run(Request(str(workdir), sampler="mala", num_samples=12, steps=3))
+    rows = sample.run(sample.Config(sampler="mala", num_samples=12, steps=3), workdir=str(workdir))
     arrays, results = load(workdir, "mala")
     assert {k: v.shape for k, v in arrays.items()} == {
         "samples": (12, 8, 8, 1), "latents": (12, 4), "energies": (12,)
@@ -498,8 +498,8 @@ def test_the_generator_alone_needs_no_critic(tmp_path, monkeypatch):
     few = whole._replace(test=whole.test[:200])
     monkeypatch.setattr(catalog, "load", lambda *_, **__: few)
     start(tmp_path, config)
-    request = Request(str(tmp_path), sampler="generator", num_samples=100)
-    rows = sample.run(request)
+    asked = sample.Config(sampler="generator", num_samples=100)
+    rows = sample.run(asked, workdir=str(tmp_path))
     arrays, _ = load(tmp_path, "generator")
     assert set(arrays) == {"samples", "latents"}
     samples = generated(config, restored(tmp_path, config), arrays["latents"])
@@ -508,11 +508,11 @@ def test_the_generator_alone_needs_no_critic(tmp_path, monkeypatch):
     assert rows == {"generator": {"test_mmd": pytest.approx(expected, rel=1e-3)}}
     assert (tmp_path / "samples_generator" / "samples.png").exists()
     with pytest.raises(UsageError, match=r"a run of mmd, which has no critic; expected one of gan"):
-        sample.run(dataclasses.replace(request, sampler="hmc"))
+        sample.run(dataclasses.replace(asked, sampler="hmc"), workdir=str(tmp_path))
 
     monkeypatch.setattr(sample, "_make_score", unscored)
     for seed in (0, 1):
-        sample.run(dataclasses.replace(request, seed=seed))
+        sample.run(dataclasses.replace(asked, seed=seed), workdir=str(tmp_path))
         again, _ = load(tmp_path, "generator")
         assert np.array_equal(again["latents"], arrays["latents"]) == (seed == 0)
 
@@ -527,13 +527,17 @@ def test_the_generator_alone_needs_no_critic(tmp_path, monkeypatch):
         ({"inverse_temperature": math.nan}, "inverse_temperature: got nan"),
         ({"step_size": -0.1}, "step_size: got -0.1; expected a number in"),
         ({}, "got .* without a checkpoint; train first"),
-        ({"workdir": "/nowhere"}, "got /nowhere without a readable config.json"),
     ],
 )
 def test_bad_requests_are_usage_errors(tmp_path, changes, message):
     (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(DIGITS)))
     with pytest.raises(UsageError, match=message):
-        sample.run(dataclasses.replace(Request(str(tmp_path)), **changes))
+        sample.run(sample.Config(**changes), workdir=str(tmp_path))
+
+
+def test_a_folder_without_a_run_is_a_usage_error():
+    with pytest.raises(UsageError, match=r"got /nowhere without a readable config.json"):
+        sample.run(sample.Config(), workdir="/nowhere")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from scipy import stats
 from experiments import toy
 from experiments.pictures.clouds import Backdrop, FieldFrame
 from experiments.reports import toys
-from experiments.run import command, timing
+from experiments.run import command, fields, timing
 from experiments.run.errors import DivergenceError, Terminated, UsageError
 from experiments.run.workdirs import Workdir
 from experiments.targets import densities
@@ -246,8 +246,7 @@ def records(path):
 def test_a_run_leaves_everything_and_resumes_bit_for_bit(
     tmp_path, small, ruler, capsys, monkeypatch
 ):
-    request = toy.Request(TINY, str(tmp_path))
-    rows = toy.run(request)
+    rows = toy.run(toy.Config(TINY), workdir=str(tmp_path))
     assert list(rows)[:2] == ["start", "gan_kl"]
     assert (tmp_path / "table.md").read_text().split("\n", 2)[2].strip() in capsys.readouterr().out
     assert json.loads((tmp_path / "results.json").read_text()) == rows
@@ -265,14 +264,14 @@ def test_a_run_leaves_everything_and_resumes_bit_for_bit(
 
     monkeypatch.setattr(toy, "time_steps", lambda _: {"gan_kl": 1.0})
     stamp = (tmp_path / "evolution.gif").stat().st_mtime_ns
-    toy.run(request)
+    toy.run(toy.Config(TINY), workdir=str(tmp_path))
     assert (tmp_path / "evolution.gif").stat().st_mtime_ns == stamp
 
     (tmp_path / "frames/0000002.npz").write_bytes(b"damaged")
     np.savez(tmp_path / "frames/0000004.npz", samples=np.zeros(3), points=0, arrows=[[None, 1]])
     (tmp_path / "frames/0000006.npz").unlink()
     capsys.readouterr()
-    toy.run(request)
+    toy.run(toy.Config(TINY), workdir=str(tmp_path))
     said = capsys.readouterr().err
     assert said.count("the frame is drawn anew") == 3
     for record, samples in zip(history, moved, strict=True):
@@ -297,11 +296,11 @@ def test_comparison_starts_all_from_one_network_a_seed(tmp_path, small, monkeypa
     for name, centre in (("noisy_jsd", 0.0), ("mmd", 2.0)):
         monkeypatch.setitem(settings.OBJECTIVES, name, pulled_to(centre))
     config = dataclasses.replace(TINY, num_steps=2, learning_rate=0.01)
-    request = toy.Request(config, str(tmp_path), ("noisy_jsd", "mmd"), (0, 3))
-    assert list(toy.run(request))[:3] == ["start", "noisy_jsd", "mmd"]
+    compared = toy.Config(config, ("noisy_jsd", "mmd"), (0, 3))
+    assert list(toy.run(compared, workdir=str(tmp_path)))[:3] == ["start", "noisy_jsd", "mmd"]
     for picture in ("samples.png", "comparison.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
-    runs = [tmp_path / name / f"seed{k}" for name in request.objectives for k in (0, 3)]
+    runs = [tmp_path / name / f"seed{k}" for name in compared.objectives for k in (0, 3)]
     assert all((run / "evolution.gif").exists() for run in runs)
     starts, ends = zip(*map(records, runs), strict=True)
     assert starts[0] == starts[2] != starts[1] == starts[3]
@@ -326,7 +325,7 @@ def test_divergence_names_the_step(tmp_path, small, monkeypatch):
     monkeypatch.setitem(settings.OBJECTIVES, "mmd", pulled_to(3.0))
     config = dataclasses.replace(TINY, objective="mmd", learning_rate=1e30)
     with pytest.raises(DivergenceError, match=r"^step [1-6]: the state is not finite"):
-        toy.run(toy.Request(config, str(tmp_path)))
+        toy.run(toy.Config(config), workdir=str(tmp_path))
 
 
 @pytest.mark.slow
@@ -334,7 +333,7 @@ def test_kl_falls_tenfold_on_the_roll(tmp_path):
     config = dataclasses.replace(
         Config(**presets.PRESETS[toy.PRESET]), num_steps=1000, eval_every=100
     )
-    rows = toy.run(toy.Request(config, str(tmp_path), seeds=(0, 1, 2)))
+    rows = toy.run(toy.Config(config, seeds=(0, 1, 2)), workdir=str(tmp_path))
     assert "never" not in rows["gan_kl"]["KL / 10 at step"]
 
 
@@ -342,20 +341,20 @@ def test_kl_falls_tenfold_on_the_roll(tmp_path):
 
 
 def parsed(*arguments):
-    return toy.request(command.parse(["--workdir=w", *arguments], Config, toy.Options))
+    given = command.parse(["--workdir=w", *arguments], Config, toy.Options)
+    return toy.configured(given, fields.pick(toy.Options, given))
 
 
 def test_flags_override_the_preset():
-    request = parsed("--dataset=ring", "--seed=3")
-    config = Config(**{**presets.PRESETS["paper001"], "dataset": "ring", "seed": 3})
-    assert request == toy.Request(config, "w")
-    assert config.objective == "gan_kl"
+    base = Config(**{**presets.PRESETS["paper001"], "dataset": "ring", "seed": 3})
+    assert parsed("--dataset=ring", "--seed=3") == toy.Config(base)
+    assert base.objective == "gan_kl"
 
 
 def test_all_objectives_and_seeds():
-    request = parsed("--objectives=all", "--seeds=0,2")
-    assert request.objectives == tuple(settings.OBJECTIVES)
-    assert request.seeds == (0, 2)
+    config = parsed("--objectives=all", "--seeds=0,2")
+    assert config.objectives == tuple(settings.OBJECTIVES)
+    assert config.seeds == (0, 2)
 
 
 @pytest.mark.parametrize(
@@ -383,7 +382,7 @@ def test_flags_that_contradict_are_named(arguments, message):
 )
 def test_settings_out_of_range_are_named(tmp_path, changes, message):
     with pytest.raises(UsageError, match=f"^{message}"):
-        toy.run(toy.Request(dataclasses.replace(TINY, **changes), str(tmp_path)))
+        toy.run(toy.Config(dataclasses.replace(TINY, **changes)), workdir=str(tmp_path))
 
 
 def test_bad_input_is_one_line(tmp_path):
