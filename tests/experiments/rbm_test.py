@@ -12,10 +12,12 @@ import pytest
 
 from experiments import rbm
 from experiments.data.dataset import Dataset
-from experiments.rbm import Config
+from experiments.reports import machines
 from experiments.run.errors import UsageError
 from experiments.run.workdirs import Workdir
 from experiments.targets import boltzmann
+from experiments.training import amortized
+from experiments.training.amortized import Config
 
 TINY = Config(
     dataset="digits",
@@ -49,13 +51,14 @@ def test_directions_are_those_of_the_loops(rng):
     attraction, repulsion = directions_by_loops(x, scores)
     expected = {"svgd": attraction + repulsion, "smoothed": attraction, "score": scores}
     for name, direction in expected.items():
-        got = rbm.DIRECTIONS[name](jnp.asarray(x, jnp.float32), jnp.asarray(scores, jnp.float32))
+        follow = amortized.DIRECTIONS[name]
+        got = follow(jnp.asarray(x, jnp.float32), jnp.asarray(scores, jnp.float32))
         np.testing.assert_allclose(got, direction, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_generator_follows_the_direction_uphill(key):
     config = dataclasses.replace(TINY, learning_rate=1e-3)
-    trainer = rbm.make_trainer(config, "score", (8, 8, 1))
+    trainer = amortized.make_trainer(config, "score", (8, 8, 1))
     state = trainer.initial_state(key)
     frozen = state.machine
     images = jnp.zeros((config.batch_size, 8, 8, 1), jnp.uint8)
@@ -71,7 +74,7 @@ def test_generator_follows_the_direction_uphill(key):
 
 
 def test_machine_steps_to_the_data_and_away_from_the_samples(key):
-    trainer = rbm.make_trainer(dataclasses.replace(TINY, weight_decay=0.0), "svgd", (8, 8, 1))
+    trainer = amortized.make_trainer(dataclasses.replace(TINY, weight_decay=0.0), "svgd", (8, 8, 1))
     state = trainer.initial_state(key)
     bright = jnp.full((TINY.batch_size, 8, 8, 1), 255, jnp.uint8)
     step = jax.jit(trainer.step)
@@ -85,7 +88,7 @@ def test_anchors_are_gaussians_without_hidden_units(rng):
     images = rng.integers(0, 256, size=(30, 3, 3, 1)).astype(np.uint8)
     train, test = images[:20], images[20:]
     x, y = (part.reshape(-1, 9) / 255 for part in (train, test))
-    found = rbm.anchors(Dataset("noise", train, test, None, None, 0))
+    found = machines.anchors(Dataset("noise", train, test, None, None, 0))
     for name, mean in (("N(0, I)", np.zeros(9)), ("N(mean, I)", x.mean(axis=0))):
         expected = -4.5 * np.log(2 * np.pi) - np.mean(np.sum((y - mean) ** 2, axis=1)) / 2
         np.testing.assert_allclose(found[name], expected, rtol=1e-5)
