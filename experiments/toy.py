@@ -42,8 +42,7 @@ from experiments.run.workdirs import Workdir
 from experiments.targets import densities
 from experiments.training import fit, models, settings
 from experiments.training.models import Model
-from kernelgrad import critic as critics
-from kernelgrad import train
+from kernelgrad import critic, train
 from kernelgrad.critic import Critic, CriticState
 from kernelgrad.train import TrainState
 from kernelgrad.types import Array, Key, PyTree
@@ -198,7 +197,7 @@ def _make_look(
         samples = model.generate(state.params, state.batch_stats, latents)
         points = lattice if at_lattice else samples[: len(data)]
         if isinstance(objective, Critic):
-            critic_fn = critics.bind(cast(CriticState, state.critic), objective)
+            critic_fn = critic.bind(cast(CriticState, state.critic), objective)
             descend, _ = objective.objective.direction(critic_fn, field_key, points, data)
         else:
             descend, _ = objective(field_key, points, data)

@@ -16,8 +16,7 @@ from tqdm import tqdm
 from experiments.run.signals import Signals, terminated
 from experiments.run.workdirs import Workdir
 from experiments.training.models import Model
-from kernelgrad import adversarial, noise, train
-from kernelgrad import critic as critics
+from kernelgrad import adversarial, critic, noise, train
 from kernelgrad.critic import Critic, CriticState
 from kernelgrad.two_player import CriticFn
 from kernelgrad.types import Array, Key, PyTree
@@ -169,7 +168,7 @@ def minibatch_gradients(
     latent_key, noise_key = jax.random.split(key)
     latents = lab.model.sample_latents(latent_key, shape[0] * shape[1])
     batches = (latents.reshape(*shape, -1), jax.random.split(noise_key, shape[0]))
-    critic_fn = critics.bind(state, lab.critic)
+    critic_fn = critic.bind(state, lab.critic)
     return generator_gradients(
         LOSSES[loss], critic_fn, generator_fn, frozen.params, batches, coordinates
     )
@@ -267,7 +266,7 @@ def _advance(
     fake = lab.generate(frozen, latent_key, lab.batch_size)
     samples = add_noise(fake_key, fake, variance=variance)
     real = add_noise(real_key, train.as_unit_interval(data[rows]), variance=variance)
-    return critics.step(loss_key, state, lab.critic, samples, real)[0]
+    return critic.step(loss_key, state, lab.critic, samples, real)[0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -286,7 +285,7 @@ def _judge(
         train.as_unit_interval(part[jnp.arange(_EVALUATED) % len(part)]) for part in images
     )
     fake = lab.generate(frozen, latent_key, _EVALUATED)
-    critic_fn = critics.bind(state, lab.critic)
+    critic_fn = critic.bind(state, lab.critic)
     fitted_logits, real_logits, fake_logits = (
         critic_fn(add_noise(one, points, variance=variance))
         for one, points in zip(

@@ -17,8 +17,7 @@ from experiments.judges.image_metrics import Scores
 from experiments.training import settings
 from experiments.training.settings import Config
 from experiments.training.trained import Trained
-from kernelgrad import critic as critics
-from kernelgrad import kale, latent
+from kernelgrad import critic, kale, latent
 from kernelgrad.critic import Critic
 from kernelgrad.train import TrainState, as_unit_interval
 from kernelgrad.types import Array, Key, LogDensityFn
@@ -66,7 +65,7 @@ def generator_and_energy(
     of_output = energy_of(config)
     if of_output is None:
         return generate, None
-    critic_fn = critics.bind(cast(Any, state.critic), cast(Critic, run.model.objective))
+    critic_fn = critic.bind(cast(Any, state.critic), cast(Critic, run.model.objective))
     return generate, lambda points: of_output(critic_fn(points))
 
 

@@ -16,7 +16,7 @@ from experiments.training import discriminators
 from experiments.training.discriminators import Frozen, Lab, Trial
 from experiments.training.models import Model
 from experiments.training.settings import Config
-from kernelgrad import critic as critics
+from kernelgrad import critic
 from kernelgrad import noise, two_player
 from kernelgrad.critic import Critic
 
@@ -43,14 +43,14 @@ def lab():
     def sample(key, n):
         return jax.random.normal(key, (n, _LATENTS))
 
-    critic = Critic(two_player.gan_non_saturating(), apply, optax.adam(0.05))
+    player = Critic(two_player.gan_non_saturating(), apply, optax.adam(0.05))
 
     def fresh(key):
         params = {"v": jax.random.normal(key, (_DIMENSION,)), "c": jnp.zeros(())}
-        return critics.init(params, {}, critic)
+        return critic.init(params, {}, player)
 
-    model = Model(generate, None, critic, None, sample, None)
-    return Lab(model, critic, fresh, 20)
+    model = Model(generate, None, player, None, sample, None)
+    return Lab(model, player, fresh, 20)
 
 
 @pytest.fixture
