@@ -11,6 +11,7 @@ from experiments.judges import classifiers
 from experiments.judges.classifiers import ClassifierConfig, train_or_load
 from experiments.run import errors
 from kernelgrad import metrics
+from tests.experiments.networks.generators_test import evaluate, shapes
 
 QUICK = ClassifierConfig(width=8, num_epochs=1, min_steps=5)
 
@@ -202,3 +203,31 @@ def test_mnist_classifier_is_as_good_as_the_papers(tmp_path):
     assert trained.test_accuracy >= 0.9816
     images = jnp.asarray(mnist.test / 255, jnp.float32)
     assert metrics.inception_score(trained.probs(images)) >= 9.7
+
+
+def test_mlp_classifier_is_relu_layers_and_a_linear_one(rng):
+    network = classifiers.MLPClassifier(10, width=32, dropout_rate=0.5)
+    draw = shapes(network, (7, 8, 8, 1))["params"]
+    params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape) / 8, draw)
+    images = rng.random((7, 8, 8, 1))
+    layers = [params[f"Dense_{i}"] for i in range(3)]
+    hidden = images.reshape(7, 64)
+    for layer in layers[:2]:
+        hidden = np.maximum(hidden @ layer["kernel"] + layer["bias"], 0)
+    params, images = jax.tree.map(lambda leaf: leaf.astype("f4"), (params, images))
+    logits, features = evaluate(network, {"params": params}, images)
+    np.testing.assert_allclose(features, hidden, rtol=1e-4, atol=1e-5)
+    expected = hidden @ layers[2]["kernel"] + layers[2]["bias"]
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_mlp_classifier_drops_units_in_training_only(key):
+    """With positive parameters every unit is positive unless it is dropped."""
+    network = classifiers.MLPClassifier(10, width=400, dropout_rate=0.3)
+    images = jnp.ones((50, 4, 4, 1))
+    draw = shapes(network, images.shape)["params"]
+    variables = {"params": jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01), draw)}
+    _, features = network.apply(variables, images, train=True, rngs={"dropout": key})
+    dropped = np.mean(np.asarray(features) == 0)
+    assert abs(dropped - 0.3) < 5 * np.sqrt(0.3 * 0.7 / features.size)
+    assert evaluate(network, variables, images)[1].min() > 0

@@ -16,8 +16,7 @@ from experiments.training import discriminators
 from experiments.training.discriminators import Frozen, Lab, Trial
 from experiments.training.models import Model
 from experiments.training.settings import Config
-from kernelgrad import critic
-from kernelgrad import noise, two_player
+from kernelgrad import critic, noise, two_player
 from kernelgrad.critic import Critic
 
 _DIMENSION, _LATENTS = 3, 2
