@@ -154,8 +154,8 @@ def check(config: Config, dataset: Dataset, num_devices: int = 1) -> None:
         generator = generators.generator_for(dataset.sample_shape, config.width)
         needed = memory.of_training(generator, share, config.latent_dim + classes, train=False)
         if settings.critic_steps(config):
-            critic = _critic_network(config, dataset)
-            needed += memory.of_training(critic, share, *shape, train=False)
+            network = _critic_network(config, dataset)
+            needed += memory.of_training(network, share, *shape, train=False)
     except ValueError as error:
         raise UsageError(f"dataset: got {config.dataset}, for which no network is: {error}") from (
             error
