@@ -18,7 +18,7 @@ from experiments.networks.generators import MLPGenerator
 from experiments.run import fields
 from experiments.targets import boltzmann
 from experiments.targets.boltzmann import RBMParams
-from kernelgrad import kernels, pairwise, pullback, svgd
+from kernelgrad import kernels, pairwise, pullback, steingan
 from kernelgrad.types import Array, Key, PyTree
 
 _NUM_SAMPLES = 1000
@@ -28,23 +28,20 @@ DirectionFn = Callable[[Array, Array], Array]
 def svgd_direction(samples: Array, scores: Array) -> Array:
     """Returns the row-normalised SVGD direction, to be ascended; all shapes (n, d)."""
     kernel = kernels.rbf_mixture(kernels.svgd_lengthscale(samples))
-    return len(samples) * svgd.svgd_direction(samples, scores, kernel) / _row_sums(samples, kernel)
+    return steingan.row_normalized_direction(samples, scores, kernel)
 
 
 def smoothed_score(samples: Array, scores: Array) -> Array:
     """Returns the same without its repulsive term."""
     kernel = kernels.rbf_mixture(kernels.svgd_lengthscale(samples))
-    return pairwise.kernel_sum(kernel, samples, None, scores) / _row_sums(samples, kernel)
+    row_sums = pairwise.kernel_sum(kernel, samples, None, jnp.ones((len(samples), 1)))
+    return pairwise.kernel_sum(kernel, samples, None, scores) / row_sums
 
 
 def raw_score(samples: Array, scores: Array) -> Array:
     """Returns the scores: each sample on its own climbs to a mode."""
     del samples
     return scores
-
-
-def _row_sums(samples: Array, kernel: kernels.RadialMixture) -> Array:
-    return pairwise.kernel_sum(kernel, samples, None, jnp.ones((len(samples), 1)))
 
 
 DIRECTIONS: dict[str, DirectionFn | None] = {
