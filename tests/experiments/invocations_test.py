@@ -245,7 +245,7 @@ ORDERS = [
         "num_normalizer_samples: got 100000000000",
     ),
     ("neural_sampler", ["--target=logistic_regression"], "red_wine: needs winequality-red.csv"),
-    ("neural_sampler", ["--target=rbm", "--data_dir=nowhere"], "data_dir: "),
+    ("neural_sampler", ["--target=logistic_regression", "--data_dir=nowhere"], "data_dir: "),
     ("neural_sampler", ["--width=100000000"], "width, latent_dim, batch_size: got 100000000, Non"),
     ("neural_sampler", ["--num_steps=100000000"], "eval_every: got 50, 2000000 evaluations"),
     ("svgd_posterior", [], "red_wine: needs winequality-red.csv"),
