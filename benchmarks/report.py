@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks.compete import Entry, Result, median
 from benchmarks.rows import OURS
-from experiments.tables import format_table
+from experiments.run.tables import format_table
 
 
 def table(results: Sequence[Result]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from benchmarks import floors, ours, peers, problems, training
 from benchmarks.timing import Call
-from experiments import threads
+from experiments.run import threads
 
 OURS = "kernelgrad"
 DENSE = "dense JAX"

@@ -33,10 +33,10 @@ def step(objective: objectives.Objective) -> Callable[[tuple[np.ndarray, int]], 
     """Returns the builder of one step of a DCGAN under the objective, always from one state."""
 
     def build(problem: tuple[np.ndarray, int]) -> Call:
-        from experiments import networks
+        from experiments.networks import generators
 
         batch, width = problem
-        network = networks.generator_for(_IMAGE, width)
+        network = generators.generator_for(_IMAGE, width)
         optimizer = optax.adam(5e-5, b1=0.5)
 
         def generator(params: PyTree, batch_stats: PyTree, latents: Array) -> tuple[Array, PyTree]:
@@ -100,14 +100,14 @@ vmapped_mmd_step = step(_vmapped_mmd)
 def first_run(problem: None) -> Call:
     """The training step of `make run`: the default settings of experiments.train."""
     del problem
-    from experiments import data, settings
-    from experiments import train as binary
+    from experiments.data import catalog
+    from experiments.training import fit, models, settings
 
     config, device = settings.Config(), jax.local_devices()[:1]
-    dataset = data.load(config.dataset, None, seed=config.seed)
-    model = binary.build(config, dataset, train.AXIS)
-    per_call = binary.steps_per_call(binary.steps_per_record(config), dataset, device)
-    advance = binary.make_advance(config, dataset, model, per_call, 0, device)
+    dataset = catalog.load(config.dataset, None, seed=config.seed)
+    model = models.build(config, dataset, train.AXIS)
+    per_call = fit.steps_per_call(fit.steps_per_record(config), dataset, device)
+    advance = fit.make_advance(config, dataset, model, per_call, 0, device)
     key = jax.random.key(config.seed)
     state = train.replicate(jax.jit(model.initial_state)(key), device)
 

@@ -1,5 +1,21 @@
-"""Experiment binaries built on kernelgrad."""
+"""Binaries built on kernelgrad; `python -m experiments.<name> --help` lists the flags of each.
 
-from experiments import places
+train                 trains a generator: any objective on any data set
+evaluate              judges the images of a trained generator
+compare               trains one generator under several objectives, at equal steps and equal time
+sample                draws from a trained generator, or from the density that its critic adds
+latent_walk           films what a trained generator makes of a walk through its latents
+toy                   films a generator that follows any objective to a density in the plane
+gan_diagnostics       watches the gradients that a discriminator gives a frozen generator
+classification_score  trains classifiers on generated images and tests them on real ones
+density_estimation    fits unnormalised densities by KALE and its rivals
+neural_sampler        trains networks to draw from a density, by amortized SVGD
+svgd_posterior        moves particles to the posterior of a logistic regression by SVGD
+rbm                   trains Boltzmann machines by amortized maximum likelihood
+
+Everything else is in a folder: run, pictures, data, networks, targets, judges, training, reports.
+"""
+
+from experiments.run import places
 
 places.settle_matplotlib()

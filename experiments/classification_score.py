@@ -24,29 +24,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import classifier as classifiers
-from experiments import (
-    command,
-    fields,
-    files,
-    image_metrics,
-    labelled_images,
-    memory,
-    places,
-    plots,
-    resnet,
-    threads,
-    trained,
-)
-from experiments import data as datasets
-from experiments import train as training
-from experiments.classifier import Classifier
-from experiments.data import Dataset
-from experiments.errors import StorageError, UsageError
-from experiments.labelled_images import LabelledImages
-from experiments.resnet import Recipe
-from experiments.runtime import Workdir
-from experiments.tables import format_table
+from experiments.data import catalog
+from experiments.data.dataset import Dataset
+from experiments.judges import classifiers, image_metrics, resnet
+from experiments.judges.classifiers import Classifier
+from experiments.judges.resnet import Recipe
+from experiments.pictures import mosaics
+from experiments.run import command, fields, files, memory, places, threads
+from experiments.run.errors import StorageError, UsageError
+from experiments.run.tables import format_table
+from experiments.run.workdirs import Workdir
+from experiments.training import labelled_images, models, trained
+from experiments.training.labelled_images import LabelledImages
 
 _DRAWN = 10  # images of each class
 _OWN_ROWS = ("real", "duplicates")
@@ -141,7 +130,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
     places.workdir(workdir)
     _validate(config)
     runs = _conditional_runs(config)
-    dataset = datasets.load(config.dataset, data_dir, seed=config.seed)
+    dataset = catalog.load(config.dataset, data_dir, seed=config.seed)
     classifiers.check(dataset)
     num_images = len(dataset.train) if config.num_images is None else config.num_images
     if num_images > len(dataset.train):
@@ -150,7 +139,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
             f"images of {dataset.name}"
         )
     for place in runs.values():
-        training.check(trained.stored_config(place), dataset)
+        models.check(trained.stored_config(place), dataset)
     network = resnet.ResNet(
         dataset.num_classes, config.width, config.num_blocks, config.stem_stride
     )
@@ -283,7 +272,7 @@ def _write(
     for name, content in {
         "results.json": f"{json.dumps(results, indent=2)}\n".encode(),
         "classification_score.md": f"{title}\n\n{table}\n\n{note}\n".encode(),
-        "classification_score.png": plots.class_grids(grids),
+        "classification_score.png": mosaics.class_grids(grids),
     }.items():
         folder.write_bytes(name, content)
     print(f"{title}\n{table}\n{note}; written to {folder.path}")

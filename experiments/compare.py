@@ -9,28 +9,20 @@ per step measured in turns in one process; comparison.png shows the metrics alon
 
 import dataclasses
 import pathlib
-import time
-from collections.abc import Callable
 
 import jax
 import numpy as np
-from tqdm import trange
 
-from experiments import classifier as classifiers
-from experiments import command, fields, files, image_metrics, places, plots, records, settings
-from experiments import data as datasets
-from experiments import train as training
-from experiments.data import Dataset
-from experiments.errors import UsageError
-from experiments.settings import Config
-from experiments.tables import format_table
+from experiments.data import catalog
+from experiments.data.dataset import Dataset
+from experiments.judges import classifiers, image_metrics
+from experiments.pictures import charts
+from experiments.run import command, fields, files, places, records, timing
+from experiments.run.errors import UsageError
+from experiments.run.tables import format_table
+from experiments.training import fit, models, settings
 from kernelgrad import train
-from kernelgrad.types import Key, PyTree
 
-_TIMED_ROUNDS = 7
-_TIMED_STEPS = 50
-
-Timed = tuple[Callable[[PyTree, Key], tuple[PyTree, PyTree]], PyTree, int]
 _OF_STEPS = {"step", "mmd", "direction_rms", "critic_loss", "jsd", "penalty", "log_ratio"}
 
 
@@ -48,14 +40,12 @@ class Options(command.Place):
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
-    """What to compare: one config, whose objective and seed vary."""
+class Config:
+    """What to compare: the settings of a run, whose objective and seed vary."""
 
-    config: Config
+    base: settings.Config
     objectives: tuple[str, ...]
     seeds: tuple[int, ...]
-    workdir: str
-    data_dir: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +65,13 @@ class Curves:
         }
 
 
-def run(request: Request) -> dict[str, Curves]:
+def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[str, Curves]:
     """Trains what is missing, times a step of each objective, writes the table and the figure.
 
     Args:
-      request: the config, the objectives and the seeds.
+      config: the settings, the objectives and the seeds.
+      workdir: the folder of all runs, and of table and picture.
+      data_dir: where the data set's files are.
 
     Returns:
       Curves by objective.
@@ -89,20 +81,20 @@ def run(request: Request) -> dict[str, Curves]:
       DataError: the data set is unknown, missing or damaged.
       StorageError: a work folder cannot be used.
     """
-    root = places.workdir(request.workdir)
+    root = places.workdir(workdir)
     configs = {
         name: dataclasses.replace(
-            request.config, objective=name, ridge=request.config.ridge if name == "kl" else None
+            config.base, objective=name, ridge=config.base.ridge if name == "kl" else None
         )
-        for name in request.objectives
+        for name in config.objectives
     }
-    for config in configs.values():
-        settings.validate(config, 1)
-    fields.validate(Options(request.workdir, objectives=request.objectives, seeds=request.seeds))
-    dataset = datasets.load(request.config.dataset, request.data_dir, seed=request.config.seed)
-    for config in configs.values():
-        training.check(config, dataset)
-    scores: list[training.ScoreFn] = []
+    for one in configs.values():
+        settings.validate(one, 1)
+    fields.validate(Options(workdir, objectives=config.objectives, seeds=config.seeds))
+    dataset = catalog.load(config.base.dataset, data_dir, seed=config.base.seed)
+    for one in configs.values():
+        models.check(one, dataset)
+    scores: list[fit.ScoreFn] = []
     reference: dict[str, float] = {}
     if dataset.is_image and dataset.train_labels is not None:
         classifier = classifiers.train_or_load(dataset, places.cache())
@@ -111,27 +103,27 @@ def run(request: Request) -> dict[str, Curves]:
         reference = {**scores[0](test), **image_metrics.neighbours(dataset)(test[:500])}
 
     histories: dict[str, list[list[dict[str, float]]]] = {}
-    for name, config in configs.items():
+    for name, one in configs.items():
         histories[name] = []
-        for seed in request.seeds:
+        for seed in config.seeds:
             with files.storage(str(root)):
                 root.mkdir(parents=True, exist_ok=True)
                 folder = files.folder(root, f"{name}/seed{seed}")
-            training.run(
-                dataclasses.replace(config, seed=seed),
+            fit.run(
+                dataclasses.replace(one, seed=seed),
                 workdir=str(folder),
-                data_dir=request.data_dir,
+                data_dir=data_dir,
                 num_devices=1,
                 extra_scores=scores,
             )
             histories[name].append(list(records.parsed(folder / "metrics.jsonl")))
     times = time_steps(configs, dataset)
     curves = {name: _curves(runs, times[name]) for name, runs in histories.items()}
-    _report(root, request, curves, reference)
+    _report(root, config, curves, reference)
     return curves
 
 
-def time_steps(configs: dict[str, Config], dataset: Dataset) -> dict[str, float]:
+def time_steps(configs: dict[str, settings.Config], dataset: Dataset) -> dict[str, float]:
     """Returns the median milliseconds per step of each config, timed in turns.
 
     Args:
@@ -142,37 +134,15 @@ def time_steps(configs: dict[str, Config], dataset: Dataset) -> dict[str, float]
       Milliseconds by name.
     """
     device = jax.local_devices()[:1]
-    runs: dict[str, Timed] = {}
+    runs: dict[str, timing.Timed] = {}
     key = jax.random.key(0)
     for name, config in configs.items():
-        model = training.build(config, dataset, train.AXIS)
-        per_call = training.steps_per_call(training.steps_per_record(config), dataset, device)
-        advance = training.make_advance(config, dataset, model, per_call, 0, device)
+        model = models.build(config, dataset, train.AXIS)
+        per_call = fit.steps_per_call(fit.steps_per_record(config), dataset, device)
+        advance = fit.make_advance(config, dataset, model, per_call, 0, device)
         state, _ = advance(train.replicate(model.initial_state(key), device), key)
         runs[name] = (advance, jax.block_until_ready(state), per_call)
-    return time_in_turns(runs, key)
-
-
-def time_in_turns(runs: dict[str, Timed], key: Key) -> dict[str, float]:
-    """Returns the median milliseconds per step of each run.
-
-    Args:
-      runs: compiled functions (state, key) -> (state, info), a state, and the steps of a call.
-      key: random key of the steps.
-
-    Returns:
-      Milliseconds by name.
-    """
-    states = {name: state for name, (_, state, _) in runs.items()}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in trange(_TIMED_ROUNDS, desc="Timing the steps"):
-        for name, (advance, _, per_call) in runs.items():
-            start = time.perf_counter()
-            calls = max(1, _TIMED_STEPS // per_call)
-            for _ in range(calls):
-                states[name], _ = jax.block_until_ready(advance(states[name], key))
-            times[name].append(1000 * (time.perf_counter() - start) / (calls * per_call))
-    return {name: float(np.median(values)) for name, values in times.items()}
+    return timing.time_in_turns(runs, key)
 
 
 def _curves(runs: list[list[dict[str, float]]], ms_per_step: float) -> Curves:
@@ -189,7 +159,7 @@ def _curves(runs: list[list[dict[str, float]]], ms_per_step: float) -> Curves:
 
 
 def _report(
-    root: pathlib.Path, request: Request, curves: dict[str, Curves], reference: dict[str, float]
+    root: pathlib.Path, config: Config, curves: dict[str, Curves], reference: dict[str, float]
 ) -> None:
     last = min(int(c.steps[-1]) for c in curves.values())
     seconds = min(c.steps[-1] * c.ms_per_step / 1000 for c in curves.values())
@@ -202,8 +172,8 @@ def _report(
     if reference:
         rows["real test images"] = dict(reference)
     table = format_table(rows)
-    title = f"{request.config.dataset}, width {request.config.width}, {len(request.seeds)} seed(s)"
-    picture = plots.comparison(
+    title = f"{config.base.dataset}, width {config.base.width}, {len(config.seeds)} seed(s)"
+    picture = charts.comparison(
         {
             metric: {name: (c.steps, c.metrics[metric]) for name, c in curves.items()}
             for metric in next(iter(curves.values())).metrics
@@ -224,8 +194,8 @@ def _spread(values: dict[str, np.ndarray]) -> dict[str, float | str]:
     return {name: f"{np.mean(v):.4g} ± {np.std(v):.2g}" for name, v in values.items()}
 
 
-def request(given: command.Given) -> Request:
-    """Returns what the flags ask for.
+def _start(given: command.Given) -> None:
+    """Compares what the flags ask for.
 
     Raises:
       UsageError: --objective or --seed in place of their plurals.
@@ -234,18 +204,14 @@ def request(given: command.Given) -> Request:
         if name in given:
             raise UsageError(f"{name}: got --{name}; expected --{name}s, a list to compare")
     options = fields.pick(Options, given)
-    return Request(
-        settings.configured(given, options.preset),
-        options.objectives,
-        options.seeds,
-        options.workdir,
-        options.data_dir,
-    )
+    base = settings.configured(given, options.preset)
+    config = Config(base, options.objectives, options.seeds)
+    run(config, workdir=options.workdir, data_dir=options.data_dir)
 
 
 def main() -> None:
     """Parses the flags and compares."""
-    command.main(lambda given: run(request(given)), Config, Options)
+    command.main(_start, settings.Config, Options)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@
         --data_dir=<the folder that holds uci>
 
 The model is exp(-E(x) - c) g(x) with a small network E and the Gaussian g of the training rows.
-Every method of :data:`experiments.energy_fits.RULES` fits the same network with the same budget;
-validation rows choose when to stop, and test rows are looked at once. Columns that nearly repeat an
-earlier one are dropped. The table (density_estimation.md) has the mean and the deviation over
-splits; "new rows" are test rows that do not occur among the training rows, which in the tables of
-wines every fifth does. Two rows of it fit no energy: the Gaussian alone, and the mixture of it with
-the blurred training rows that the normaliser's draws come from. A killed run repeats the fit it was
-at.
+Every method of :data:`experiments.training.energy_fits.RULES` fits the same network with the same
+budget; validation rows choose when to stop, and test rows are looked at once. Columns that nearly
+repeat an earlier one are dropped. The table (density_estimation.md) has the mean and the deviation
+over splits; "new rows" are test rows that do not occur among the training rows, which in the tables
+of wines every fifth does. Two rows of it fit no energy: the Gaussian alone, and the mixture of it
+with the blurred training rows that the normaliser's draws come from. A killed run repeats the fit
+it was at.
 """
 
 import dataclasses
@@ -25,27 +25,21 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from experiments import (
-    command,
-    density_report,
-    energy_fits,
-    fields,
-    files,
-    gaussian_base,
-    memory,
-    places,
-)
-from experiments import data as datasets
-from experiments.density_report import Record
-from experiments.energy_fits import Look, Settings
-from experiments.errors import StorageError, UsageError
-from experiments.gaussian_base import Split
-from experiments.networks import MLPCritic
-from experiments.runtime import Workdir
+from experiments.data import catalog
+from experiments.networks.critics import MLPCritic
+from experiments.reports import likelihoods
+from experiments.reports.likelihoods import Record
+from experiments.run import command, fields, files, memory, places
+from experiments.run.errors import StorageError, UsageError
+from experiments.run.workdirs import Workdir
+from experiments.targets import gaussian_base
+from experiments.targets.gaussian_base import Split
+from experiments.training import energy_fits
+from experiments.training.energy_fits import Look, Settings
 from kernelgrad.kale import NormalizerEstimate
 from kernelgrad.types import Array, Key
 
-DATASETS = tuple(n for n in datasets.names() if n not in ("digits", "mnist", "cifar10_jpeg"))
+DATASETS = tuple(n for n in catalog.names() if n not in ("digits", "mnist", "cifar10_jpeg"))
 _DRAWS_OF_A_LOOK = 20_000
 _LEAST_DIMENSION = 2  # of a data set
 _MOST_BYTES, _MOST_VALUES = 2**24, 10**6  # of a stored fit
@@ -129,7 +123,7 @@ def load_splits(name: str, seeds: Sequence[int], data_dir: str | None) -> list[S
     """
     loaded = []
     for seed in seeds:
-        dataset = datasets.load(name, data_dir, seed=seed)
+        dataset = catalog.load(name, data_dir, seed=seed)
         train, valid = dataset.train, dataset.valid
         if valid is None:
             order = np.random.default_rng(seed).permutation(len(train))
@@ -177,7 +171,7 @@ def _fit_all(
         )
         energy_fn = functools.partial(energy_fits.energies, network, fit.params)
         normalizer = energy_fits.normalizer(network, fit.params, test_draws)
-        record = density_report.record(split, energy_fn, normalizer)
+        record = likelihoods.record(split, energy_fn, normalizer)
         record |= {"best": fit.best._asdict(), "looks": [look._asdict() for look in fit.looks]}
         folder.write_bytes(f"{place}_{method}.json", (json.dumps(record) + "\n").encode())
     steps = range(0, config.num_steps + 1, config.eval_every)
@@ -188,7 +182,7 @@ def _read(file: pathlib.Path, split: Split, steps: Sequence[int]) -> Record:
     with files.storage(str(file)):
         content = files.read(file, _MOST_BYTES)
     try:
-        return density_report.checked(files.parse_json(content, _MOST_VALUES), split, steps)
+        return likelihoods.checked(files.parse_json(content, _MOST_VALUES), split, steps)
     except ValueError as error:
         raise StorageError(
             f"{file}: got {error}; expected JSON of a fit. Delete it to fit anew"
@@ -203,19 +197,19 @@ def _baselines(split: Split) -> dict[str, Record]:
         return gaussian_base.defensive_log_weights(points, split.train)
 
     return {
-        "gaussian": density_report.record(split, lambda points: jnp.zeros(len(points)), exact),
-        "kernel mixture": density_report.record(split, mixture_energy, exact),
+        "gaussian": likelihoods.record(split, lambda points: jnp.zeros(len(points)), exact),
+        "kernel mixture": likelihoods.record(split, mixture_energy, exact),
     }
 
 
 def _write(folder: Workdir, splits: dict[str, list[Split]], results: Results) -> None:
-    text = density_report.summary(splits, results)
+    text = likelihoods.summary(splits, results)
     folder.write_bytes("density_estimation.md", f"{text}\n".encode())
     folder.write_bytes("results.json", (json.dumps(results) + "\n").encode())
-    folder.write_bytes("curves.png", density_report.curves(results))
+    folder.write_bytes("curves.png", likelihoods.curves(results))
     for name, (split, *_) in splits.items():
         if split.test.shape[1] == 2:
-            folder.write_bytes(f"{name}.png", density_report.contours(split, results[name]))
+            folder.write_bytes(f"{name}.png", likelihoods.contours(split, results[name]))
     print(text)
     print(f"written to {folder.path}: density_estimation.md, results.json and pictures")
 

@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from experiments import classifier as classifiers
-from experiments import command, fields, image_metrics, memory, places, plots, trained
-from experiments.data import Dataset
-from experiments.image_metrics import Scores
-from experiments.settings import Config
-from experiments.tables import format_table
-from experiments.trained import Trained
+from experiments.data.dataset import Dataset
+from experiments.judges import classifiers, image_metrics
+from experiments.judges.image_metrics import Scores
+from experiments.pictures import mosaics
+from experiments.run import command, fields, memory, places
+from experiments.run.tables import format_table
+from experiments.training import settings, trained
+from experiments.training.trained import Trained
 from kernelgrad.types import Array
 
 _BATCH = 500
@@ -30,7 +31,7 @@ _JUDGED_BY_NEIGHBOURS = 500  # as in paper 000
 
 
 @dataclasses.dataclass(frozen=True)
-class Request(command.Place):
+class Config:
     """What to evaluate."""
 
     num_samples: int = fields.integer(
@@ -41,11 +42,13 @@ class Request(command.Place):
     )
 
 
-def run(request: Request) -> dict[str, Scores]:
+def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[str, Scores]:
     """Scores a run's samples, and real images as if they were samples.
 
     Args:
-      request: the run's folder, the data and the number of samples.
+      config: the settings.
+      workdir: the folder of the run.
+      data_dir: where the data set's files are.
 
     Returns:
       Scores by row: "generated", "real test images" (neighbours in the training set, inception
@@ -55,22 +58,22 @@ def run(request: Request) -> dict[str, Scores]:
       UsageError: no run with a checkpoint there, no images with labels, or too few samples.
       StorageError: the folder cannot be used.
     """
-    fields.validate(request)
+    fields.validate(config)
 
-    def check(_: Config, dataset: Dataset) -> None:
+    def check(_: settings.Config, dataset: Dataset) -> None:
         classifiers.check(dataset)
-        size = 4 * request.num_samples * math.prod(dataset.sample_shape)
-        memory.require(request, ("num_samples",), size)
+        size = 4 * config.num_samples * math.prod(dataset.sample_shape)
+        memory.require(config, ("num_samples",), size)
 
-    with trained.opened(request.workdir, request.data_dir, check=check) as (folder, run):
+    with trained.opened(workdir, data_dir, check=check) as (folder, run):
         dataset = run.dataset
         classifier = classifiers.train_or_load(dataset, places.cache())
-        samples = _draw(run, request.num_samples)
+        samples = _draw(run, config.num_samples)
         neighbours = image_metrics.neighbours(dataset)
         inception = image_metrics.inception(classifier)
         distances = image_metrics.feature_distances(dataset, classifier)
-        test = image_metrics.as_images(dataset.test[: request.num_samples])
-        known = image_metrics.as_images(dataset.train[: request.num_samples])
+        test = image_metrics.as_images(dataset.test[: config.num_samples])
+        known = image_metrics.as_images(dataset.train[: config.num_samples])
         rows = {
             "generated": {
                 **neighbours(samples[:_JUDGED_BY_NEIGHBOURS]),
@@ -84,13 +87,13 @@ def run(request: Request) -> dict[str, Scores]:
             "real training images": {**inception(known), **distances(known)},
         }
         report = {
-            "num_samples": request.num_samples,
+            "num_samples": config.num_samples,
             "classifier_test_accuracy": classifier.test_accuracy,
             "classifier_sha256": classifier.sha256,
             **rows,
         }
         folder.write_bytes("evaluation.json", (json.dumps(report, indent=2) + "\n").encode())
-        folder.write_bytes("samples/evaluated.png", plots.image_grid(np.asarray(samples[:100])))
+        folder.write_bytes("samples/evaluated.png", mosaics.image_grid(np.asarray(samples[:100])))
     print(format_table(rows))
     print(
         f"classifier: test accuracy {100 * classifier.test_accuracy:.2f} %, "
@@ -111,7 +114,7 @@ def _draw(run: Trained, num_samples: int) -> Array:
 
 def main() -> None:
     """Parses the flags and evaluates."""
-    command.main(lambda given: run(fields.pick(Request, given)), Request)
+    command.main_in_workdir(run, Config)
 
 
 if __name__ == "__main__":

@@ -24,25 +24,18 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from experiments import (
-    certificates,
-    command,
-    diagnostics_report,
-    discriminators,
-    fields,
-    memory,
-    networks,
-    places,
-    settings,
-)
-from experiments import data as datasets
-from experiments import train as training
-from experiments.data import Dataset
-from experiments.diagnostics_report import Diagnosis, Rows
-from experiments.discriminators import Frozen, Lab, Tail, Trial
-from experiments.errors import StorageError, UsageError
-from experiments.runtime import Workdir
-from experiments.signals import Signals
+from experiments.data import catalog
+from experiments.data.dataset import Dataset
+from experiments.judges import certificates
+from experiments.networks import critics
+from experiments.reports import diagnostics
+from experiments.reports.diagnostics import Diagnosis, Rows
+from experiments.run import command, fields, memory, places
+from experiments.run.errors import StorageError, UsageError
+from experiments.run.signals import Signals
+from experiments.run.workdirs import Workdir
+from experiments.training import discriminators, fit, models, settings
+from experiments.training.discriminators import Frozen, Lab, Tail, Trial
 from kernelgrad import noise, train
 from kernelgrad.critic import Critic, CriticState
 from kernelgrad.types import Array, Key
@@ -138,13 +131,13 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
     """
     places.workdir(workdir)
     validate(config)
-    dataset = datasets.load(config.dataset, data_dir, seed=config.seed)
+    dataset = catalog.load(config.dataset, data_dir, seed=config.seed)
     if not dataset.is_image:
         raise UsageError(f"dataset: got {dataset.name}, points; expected images such as digits")
     gan = gan_config(config, config.epochs[-1])
-    training.check(gan, dataset)
+    models.check(gan, dataset)
     judge, shape = (
-        networks.critic_for(dataset.sample_shape, config.critic_width),
+        critics.critic_for(dataset.sample_shape, config.critic_width),
         dataset.sample_shape,
     )
     needed = memory.of_training(judge, config.batch_size, *shape, train=False)
@@ -158,21 +151,21 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
         real, test = (_flat(part[:_CLOUD]) for part in (dataset.train, dataset.test))
         size = min(len(real), len(test))
         reference = certificates.assignment_distance(real[:size], test[:size])
-        rows = diagnostics_report.rows(found, reference)
-        diagnostics_report.write(folder, found, rows)
+        rows = diagnostics.rows(found, reference)
+        diagnostics.write(folder, found, rows)
     return rows
 
 
 def make_lab(config: Config, dataset: Dataset) -> Lab:
     """Returns the GAN's generator and a discriminator of its own width."""
     gan = gan_config(config, config.epochs[-1])
-    judge = training.build(dataclasses.replace(gan, width=config.critic_width), dataset)
+    judge = models.build(dataclasses.replace(gan, width=config.critic_width), dataset)
 
     def fresh_critic(key: Key) -> CriticState:
         return cast(CriticState, judge.initial_state(key).critic)
 
     return Lab(
-        training.build(gan, dataset, train.AXIS),
+        models.build(gan, dataset, train.AXIS),
         cast(Critic, judge.objective),
         fresh_critic,
         config.batch_size,
@@ -187,7 +180,7 @@ def _generator(config: Config, lab: Lab, epoch: int, root: Workdir, data_dir: st
         if restored:
             return restored[1]
         gan, place = gan_config(config, epoch), root.below("gan")
-        training.run(gan, workdir=str(place), data_dir=data_dir, num_devices=1)
+        fit.run(gan, workdir=str(place), data_dir=data_dir, num_devices=1)
         with Workdir(place, gan, free_fields=("num_steps",)) as trained:
             step, state = trained.restore(abstract) or (0, None)
         if state is None or step != gan.num_steps:

@@ -15,11 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import trange
 
-from experiments import command, conditional, fields, memory, plots, trained
-from experiments.data import Dataset
-from experiments.errors import UsageError
-from experiments.settings import Config
-from experiments.trained import Trained
+from experiments.data import labelled
+from experiments.data.dataset import Dataset
+from experiments.pictures import mosaics
+from experiments.run import command, fields, memory
+from experiments.run.errors import UsageError
+from experiments.training import settings, trained
+from experiments.training.trained import Trained
 from kernelgrad.types import Array
 
 _COLUMNS = 8
@@ -28,7 +30,7 @@ _STILLS = 4  # frames beside each other in the PNG
 
 
 @dataclasses.dataclass(frozen=True)
-class Request(command.Place):
+class Config:
     """How to walk."""
 
     num_frames: int = fields.integer(60, 1, 10_000, "Frames of the film.")
@@ -37,11 +39,13 @@ class Request(command.Place):
     seed: int = fields.seed()
 
 
-def run(request: Request) -> np.ndarray:
+def run(config: Config, *, workdir: str, data_dir: str | None = None) -> np.ndarray:
     """Walks, and draws what the generator makes of the way.
 
     Args:
-      request: the run and the walk.
+      config: the walk.
+      workdir: the folder of the run.
+      data_dir: where the data set's files are.
 
     Returns:
       Images, shape (frames, n, h, w, c), in [0, 1].
@@ -51,49 +55,49 @@ def run(request: Request) -> np.ndarray:
       DataError: the run's data are missing.
       StorageError: the folder cannot be used.
     """
-    fields.validate(request)
+    fields.validate(config)
 
-    def check(config: Config, dataset: Dataset) -> None:
+    def check(found: settings.Config, dataset: Dataset) -> None:
         if not dataset.is_image:
             raise UsageError(
-                f"workdir: got {request.workdir}, a run on {config.dataset}, which are points; "
+                f"workdir: got {workdir}, a run on {found.dataset}, which are points; "
                 "expected one on images"
             )
-        columns = _COLUMNS * (dataset.num_classes if config.conditional else _ROWS)
+        columns = _COLUMNS * (dataset.num_classes if found.conditional else _ROWS)
         frame = 4 * columns * math.prod(dataset.sample_shape)
-        memory.require(request, ("num_frames",), request.num_frames * frame)
-        steps = 4 * columns * (config.latent_dim + dataset.num_classes * config.conditional)
-        memory.require(request, ("steps_per_frame",), request.steps_per_frame * steps)
+        memory.require(config, ("num_frames",), config.num_frames * frame)
+        steps = 4 * columns * (found.latent_dim + dataset.num_classes * found.conditional)
+        memory.require(config, ("steps_per_frame",), config.steps_per_frame * steps)
 
-    with trained.opened(request.workdir, request.data_dir, check=check) as (folder, found):
-        frames = _walk(request, found)
-        folder.write_bytes("latent_walk.gif", plots.image_film(frames, _COLUMNS))
+    with trained.opened(workdir, data_dir, check=check) as (folder, found):
+        frames = _walk(config, found)
+        folder.write_bytes("latent_walk.gif", mosaics.image_film(frames, _COLUMNS))
         chosen = np.linspace(0, len(frames) - 1, min(_STILLS, len(frames))).round().astype(int)
         stills = {
-            f"step {index * request.steps_per_frame}": frames[index].reshape(
+            f"step {index * config.steps_per_frame}": frames[index].reshape(
                 -1, _COLUMNS, *frames.shape[2:]
             )
             for index in chosen
         }
-        folder.write_bytes("latent_walk.png", plots.class_grids(stills))
+        folder.write_bytes("latent_walk.png", mosaics.class_grids(stills))
         print(f"written to {folder.path}/latent_walk.gif")
     return frames
 
 
-def _walk(request: Request, found: Trained) -> np.ndarray:
-    start_key, walk_key = jax.random.split(jax.random.key(request.seed))
+def _walk(config: Config, found: Trained) -> np.ndarray:
+    start_key, walk_key = jax.random.split(jax.random.key(config.seed))
     latents = _starts(start_key, found)
     free = jnp.arange(latents.shape[1]) < found.config.latent_dim
 
     @jax.jit
     def move(key: Array, latents: Array) -> Array:
-        shape = (request.steps_per_frame, *latents.shape)
+        shape = (config.steps_per_frame, *latents.shape)
         steps = jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
-        return latents + request.step_size * free * jnp.sum(steps, axis=0)
+        return latents + config.step_size * free * jnp.sum(steps, axis=0)
 
     generate = jax.jit(found.model.generate)
     frames = []
-    for index in trange(request.num_frames, desc="Walking", unit="frame"):
+    for index in trange(config.num_frames, desc="Walking", unit="frame"):
         frames.append(np.asarray(generate(found.state.params, found.state.batch_stats, latents)))
         latents = move(jax.random.fold_in(walk_key, index), latents)
     return np.stack(frames)
@@ -106,12 +110,12 @@ def _starts(key: Array, found: Trained) -> Array:
     num_classes = found.dataset.num_classes
     latents = found.model.sample_latents(key, num_classes * _COLUMNS)
     labels = jnp.eye(num_classes).repeat(_COLUMNS, axis=0)
-    return conditional.join(latents[:, : found.config.latent_dim], labels)
+    return labelled.join(latents[:, : found.config.latent_dim], labels)
 
 
 def main() -> None:
     """Parses the flags and walks."""
-    command.main(lambda given: run(fields.pick(Request, given)), Request)
+    command.main_in_workdir(run, Config)
 
 
 if __name__ == "__main__":

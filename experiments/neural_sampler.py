@@ -4,9 +4,8 @@
     python -m experiments.neural_sampler --target=logistic_regression --workdir=runs/wine \
         --data_dir=<the folder that holds uci>
 
-The targets are those of :mod:`experiments.targets`, and rbm, which hands over to
-:mod:`experiments.rbm` with its defaults. The samples of a network follow a direction in sample
-space, and an update rule makes that a step of the network's parameters:
+The targets are those of :mod:`experiments.targets.densities`. The samples of a network follow a
+direction in sample space, and an update rule makes that a step of the network's parameters:
 
 =============  ===================================================================================
 chain_rule     SVGD's direction, pulled back by the chain rule, then Adam: eq. (10)
@@ -44,24 +43,16 @@ import optax
 from jax import lax
 from tqdm import tqdm, trange
 
-from experiments import (
-    command,
-    fields,
-    files,
-    memory,
-    networks,
-    places,
-    rbm,
-    sampler_report,
-    settings,
-    targets,
-    threads,
-)
-from experiments.errors import line
-from experiments.runtime import Workdir
-from experiments.sampler_report import Record, Rows
-from experiments.signals import Signals, terminated
-from experiments.targets import Target
+from experiments.networks import generators
+from experiments.reports import sampling
+from experiments.reports.sampling import Record, Rows
+from experiments.run import command, fields, files, memory, places, threads
+from experiments.run.errors import line
+from experiments.run.signals import Signals, terminated
+from experiments.run.workdirs import Workdir
+from experiments.targets import densities
+from experiments.targets.densities import Target
+from experiments.training import settings
 from kernelgrad import kernels, pullback, score, svgd, train
 from kernelgrad.train import TrainState
 from kernelgrad.types import Array, Key, PyTree
@@ -84,7 +75,7 @@ _TIMED_ROUNDS, _TIMED_STEPS = 7, 20
 class Config:
     """Everything that decides the runs, but for where they are stored."""
 
-    target: str = fields.choice("ring", (*targets.NAMES, "rbm"), "Density to draw from.")
+    target: str = fields.choice("ring", densities.NAMES, "Density to draw from.")
     updates: tuple[str, ...] = fields.choices(
         UPDATES, UPDATES, "Update rules, or all of them.", flag="update"
     )
@@ -131,7 +122,7 @@ def make_sampler(
     """
     init_key, train_key, latent_key = jax.random.split(key, 3)
     latent_dim = config.latent_dim or 2 * target.dimension
-    network = networks.MLPGenerator((target.dimension,), config.width, _DEPTH)
+    network = generators.MLPGenerator((target.dimension,), config.width, _DEPTH)
     optimizer, pull_back = _rule(config, update, config.step_size * variance)
     direction = make_direction(config, update, target)
 
@@ -164,7 +155,7 @@ def make_sampler(
 
         return lax.fori_loop(0, num_steps, body, (state, jnp.array(True)))
 
-    latents = sample_latents(latent_key, sampler_report.NUM_EVALUATED)
+    latents = sample_latents(latent_key, sampling.NUM_EVALUATED)
     return Sampler(initial_state, advance, jax.jit(lambda state: generate(state.params, latents)))
 
 
@@ -218,12 +209,12 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
     """Trains a sampler by each update rule, and compares them; resumes what is there.
 
     Args:
-      config: the settings; those of the target rbm are the defaults of :mod:`experiments.rbm`.
+      config: the settings.
       workdir: the folder of all runs, and of table and pictures.
       data_dir: where the files of a target with data are.
 
     Returns:
-      The rows of the table. For the target rbm a row for each direction.
+      The rows of the table.
 
     Raises:
       UsageError: a setting out of its range, or a work folder with another run.
@@ -236,17 +227,14 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
     fields.validate(config)
     settings.limit_pictures(config, _MOST_FRAMES)
     _check_memory(config)
-    if config.target == "rbm":
-        values = rbm.run(rbm.Config(), workdir=workdir, data_dir=data_dir)
-        return {name: {"test log-likelihood": float(np.mean(v))} for name, v in values.items()}
-    target = targets.load(config.target, data_dir, seed=config.seed)
+    target = densities.load(config.target, data_dir, seed=config.seed)
     key, reference_key = jax.random.split(jax.random.key(config.seed))
     with (
         Workdir(workdir, config, free_fields=("updates",)) as folder,
         threads.one_for_blas(),
     ):
-        reference = sampler_report.make_reference(reference_key, target)
-        measure = sampler_report.make_measure(target, reference)
+        reference = sampling.make_reference(reference_key, target)
+        measure = sampling.make_measure(target, reference)
         variance = float(jnp.mean(jnp.var(reference.draws, axis=0)))
         samplers = {
             name: make_sampler(key, config, name, target, variance=variance)
@@ -260,19 +248,19 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
                 histories[name] = _train(one, sampler, measure, own, signals)
                 frames[name] = _frames(own, sampler, histories[name])
         times = time_steps(samplers)
-        summary = sampler_report.Summary(
-            config.num_steps, histories, times, sampler_report.spread(reference, measure)
+        summary = sampling.Summary(
+            config.num_steps, histories, times, sampling.spread(reference, measure)
         )
-        rows = sampler_report.table(summary, reference.kind)
-        sampler_report.draw(folder, target, reference, histories, frames)
-        sampler_report.write(folder, config.target, rows, summary)
+        rows = sampling.table(summary, reference.kind)
+        sampling.draw(folder, target, reference, histories, frames)
+        sampling.write(folder, config.target, rows, summary)
     return rows
 
 
 def _check_memory(config: Config) -> None:
     latent_dim = config.latent_dim or 2 * _LEAST_DIMENSION
-    network = networks.MLPGenerator((_LEAST_DIMENSION,), config.width, _DEPTH)
-    rows = max(config.batch_size, sampler_report.NUM_EVALUATED)
+    network = generators.MLPGenerator((_LEAST_DIMENSION,), config.width, _DEPTH)
+    rows = max(config.batch_size, sampling.NUM_EVALUATED)
     needed = memory.of_training(network, rows, latent_dim, train=False)
     memory.require(config, ("width", "latent_dim", "batch_size"), needed)
 

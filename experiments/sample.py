@@ -34,30 +34,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import classifier as classifiers
-from experiments import (
-    command,
-    fields,
-    image_metrics,
-    latent_chains,
-    latent_model,
-    memory,
-    places,
-    plots,
-    settings,
-    threads,
-    trained,
-)
-from experiments.data import Dataset
-from experiments.errors import UsageError
-from experiments.image_metrics import Scores
-from experiments.latent_chains import SAMPLERS, Progress, Unfinished
-from experiments.latent_model import Draws
-from experiments.plots import Backdrop
-from experiments.runtime import Workdir
-from experiments.settings import Config
-from experiments.tables import format_table
-from experiments.trained import Trained
+from experiments.data.dataset import Dataset
+from experiments.judges import classifiers, image_metrics
+from experiments.judges.image_metrics import Scores
+from experiments.pictures import charts, clouds, mosaics
+from experiments.pictures.clouds import Backdrop
+from experiments.run import command, fields, memory, places, threads
+from experiments.run.errors import UsageError
+from experiments.run.tables import format_table
+from experiments.run.workdirs import Workdir
+from experiments.targets import latent_chains
+from experiments.targets.latent_chains import SAMPLERS, Progress, Unfinished
+from experiments.training import latent_model, settings, trained
+from experiments.training.latent_model import Draws
+from experiments.training.trained import Trained
 from kernelgrad import kernels, mmd
 from kernelgrad.types import Array
 
@@ -69,7 +59,7 @@ _GRID = 120  # points along each axis, of the energy's contours
 
 
 @dataclasses.dataclass(frozen=True)
-class Request(command.Place):
+class Config:
     """What to draw."""
 
     sampler: str = fields.choice("hmc", ("generator", *SAMPLERS), "The chains, or none.")
@@ -103,11 +93,13 @@ class Found(NamedTuple):
     last: Draws
 
 
-def run(request: Request) -> dict[str, Scores]:
+def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[str, Scores]:
     """Draws samples, scores them, and writes them to the run's folder.
 
     Args:
-      request: the run, the sampler and its settings.
+      config: the sampler and its settings.
+      workdir: the folder of the run.
+      data_dir: where the data set's files are.
 
     Returns:
       Scores by row: "generator" and, with a latent sampler, the end of its chains.
@@ -119,27 +111,28 @@ def run(request: Request) -> dict[str, Scores]:
       StorageError: the folder cannot be used.
       Terminated: a signal came; the chains are kept.
     """
-    fields.validate(request)
-    config = trained.stored_config(request.workdir)
-    if request.sampler != "generator" and not latent_model.energy_of(config):
+    fields.validate(config)
+    stored = trained.stored_config(workdir)
+    if config.sampler != "generator" and not latent_model.energy_of(stored):
         known = [name for name, choice in settings.OBJECTIVES.items() if choice.energy]
         raise UsageError(
-            f"workdir: got {request.workdir}, a run of {config.objective}, which has no critic; "
+            f"workdir: got {workdir}, a run of {stored.objective}, which has no critic; "
             f"expected one of {', '.join(known)}, or --sampler=generator"
         )
 
-    def check(config: Config, dataset: Dataset) -> None:
+    def check(stored: settings.Config, dataset: Dataset) -> None:
         if dataset.is_image:
             classifiers.check(dataset)
-        size = 4 * request.num_samples * (math.prod(dataset.sample_shape) + config.latent_dim)
-        memory.require(request, ("num_samples",), size)
+        size = 4 * config.num_samples * (math.prod(dataset.sample_shape) + stored.latent_dim)
+        memory.require(config, ("num_samples",), size)
 
-    opened = trained.opened(request.workdir, request.data_dir, check=check)
+    asked = {"workdir": workdir, "data_dir": data_dir, **dataclasses.asdict(config)}
+    opened = trained.opened(workdir, data_dir, check=check)
     with opened as (folder, run), threads.one_for_blas():
-        score, scored_by = _make_score(config, run.dataset)
-        results = {"checkpoint": run.step, "request": dataclasses.asdict(request), **scored_by}
-        found = _sample(request, run, score, Unfinished(folder, request.sampler, results))
-        if config.objective == "kale":
+        score, scored_by = _make_score(stored, run.dataset)
+        results = {"checkpoint": run.step, "request": asked, **scored_by}
+        found = _sample(config, run, score, Unfinished(folder, config.sampler, results))
+        if stored.objective == "kale":
             results["gain"] = latent_model.gain(run, found.first)
         place = _write(folder, run, results, found)
     print(format_table(found.rows))
@@ -149,20 +142,20 @@ def run(request: Request) -> dict[str, Scores]:
             f"log-likelihood of test data, model over generator: {gain['nats']:.3f} ± "
             f"{gain['standard_error']:.3f} nats ({gain['effective_draws']:.0f} effective draws)"
         )
-    print(f"{config.objective} on {config.dataset}, step {run.step}; written to {place}")
+    print(f"{stored.objective} on {stored.dataset}, step {run.step}; written to {place}")
     return found.rows
 
 
 def _sample(
-    request: Request,
+    config: Config,
     run: Trained,
     score: Callable[[np.ndarray], Scores],
     unfinished: Unfinished,
 ) -> Found:
     """Draws from the prior, and from the posterior if asked to."""
-    start_key, walk_key, label_key = jax.random.split(jax.random.key(request.seed), 3)
-    starts = jax.random.normal(start_key, (request.num_samples, run.config.latent_dim))
-    labels = latent_model.draw_labels(label_key, run, request.num_samples)
+    start_key, walk_key, label_key = jax.random.split(jax.random.key(config.seed), 3)
+    starts = jax.random.normal(start_key, (config.num_samples, run.config.latent_dim))
+    labels = latent_model.draw_labels(label_key, run, config.num_samples)
     look = latent_model.make_look(run, labels)
 
     def draw(normal: Array) -> tuple[Draws, Scores]:
@@ -172,10 +165,10 @@ def _sample(
 
     first, scores = draw(starts)
     rows = {"generator": scores}
-    if request.sampler == "generator" or request.steps == 0:
+    if config.sampler == "generator" or config.steps == 0:
         return Found(rows, [{"step": 0.0, **scores}], first, first)
-    sampler = SAMPLERS[request.sampler]
-    log_density = latent_model.log_density(run, request.inverse_temperature)
+    sampler = SAMPLERS[config.sampler]
+    log_density = latent_model.log_density(run, config.inverse_temperature)
     form = latent_chains.form(starts, log_density, run.state, labels, sampler)
     earlier, progress = unfinished.read(form)
     history = earlier or [{"step": 0.0, **scores}]
@@ -191,26 +184,26 @@ def _sample(
         run.state,
         labels,
         sampler=sampler,
-        num_steps=request.steps,
-        step_size=request.step_size,
+        num_steps=config.steps,
+        step_size=config.step_size,
         visit=visit,
         keep=lambda progress: unfinished.write(history, progress),
         progress=progress,
     )
     last, scores = draw(walk.latents)
-    settled = float(walk.monitor[request.steps // 2 :].mean())
+    settled = float(walk.monitor[config.steps // 2 :].mean())
     chain = {sampler.monitor: settled, "step_size": walk.step_size}
-    rows[f"{request.sampler}, {request.steps} steps"] = {**scores, **chain}
+    rows[f"{config.sampler}, {config.steps} steps"] = {**scores, **chain}
     return Found(rows, history, first, last)
 
 
 def _make_score(
-    config: Config, dataset: Dataset
+    stored: settings.Config, dataset: Dataset
 ) -> tuple[Callable[[np.ndarray], Scores], dict[str, Any]]:
     """Returns samples -> their scores, and what made them."""
     if not dataset.is_image:
         test = jnp.asarray(dataset.test)
-        kernel = kernels.median_mixture(kernels.imq_mixture, test, scales=config.kernel_scales)
+        kernel = kernels.median_mixture(kernels.imq_mixture, test, scales=stored.kernel_scales)
         test_mmd = jax.jit(mmd.mmd_u_statistic)
         return lambda samples: {"test_mmd": float(test_mmd(samples, test, kernel))}, {}
     classifier = classifiers.train_or_load(dataset, places.cache())
@@ -240,25 +233,25 @@ def _write(folder: Workdir, run: Trained, results: dict[str, Any], found: Found)
     else:
         ends = zip(rows, (first, last), strict=True)
         files["before_after.png"] = _picture(run, {name: end.samples for name, end in ends})
-        files["curves.png"] = plots.learning_curves(history)
+        files["curves.png"] = charts.learning_curves(history)
     for name, file in files.items():
         path = folder.write_bytes(f"samples_{results['request']['sampler']}/{name}", file)
     Unfinished(folder, results["request"]["sampler"], results).clear()
     return path.parent
 
 
-def _picture(run: Trained, clouds: dict[str, np.ndarray]) -> bytes:
+def _picture(run: Trained, sets: dict[str, np.ndarray]) -> bytes:
     """Draws sets of samples side by side; the same chains at the same places."""
     if not run.dataset.is_image:
-        return plots.sample_panels(clouds, _backdrop(run))
-    if len(clouds) == 1:
-        return plots.image_grid(next(iter(clouds.values()))[:100])
-    before, after = clouds.values()
+        return clouds.sample_panels(sets, _backdrop(run))
+    if len(sets) == 1:
+        return mosaics.image_grid(next(iter(sets.values()))[:100])
+    before, after = sets.values()
     columns = max(k for k in range(1, _DRAWN_COLUMNS + 1) if k * (2 * k + 1) <= len(before))
     rows, shape = 2 * columns + 1, before.shape[1:]
     halves = [half[: rows * columns].reshape(rows, columns, *shape) for half in (before, after)]
     gap = np.ones((rows, 1, *shape))
-    return plots.image_grid(np.concatenate([halves[0], gap, halves[1]], 1).reshape(-1, *shape))
+    return mosaics.image_grid(np.concatenate([halves[0], gap, halves[1]], 1).reshape(-1, *shape))
 
 
 def _backdrop(run: Trained) -> Backdrop:
@@ -282,7 +275,7 @@ def _backdrop(run: Trained) -> Backdrop:
 
 def main() -> None:
     """Parses the flags and samples."""
-    command.main(lambda given: run(fields.pick(Request, given)), Request)
+    command.main_in_workdir(run, Config)
 
 
 if __name__ == "__main__":

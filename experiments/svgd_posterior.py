@@ -2,52 +2,49 @@
 
     python -m experiments.svgd_posterior --workdir=runs/svgd --data_dir=<the folder that holds uci>
 
-The posterior is that of :mod:`experiments.posteriors`: red wine, quality >= 6. For every number of
-particles, and two rules for the RBF kernel's lengthscale, the table has the test accuracy and
-log-likelihood of the averaged prediction; the kernelized Stein discrepancy, beside that of as many
-draws of the chain; the errors of the moments, in units of the posterior's own; and the
-milliseconds of a step by SVGD's rule, beside BlackJAX's where it is installed. The runs resume
-from their last evaluation.
+The posterior is that of :mod:`experiments.targets.posteriors`: red wine, quality >= 6. For every
+number of particles, and two rules for the RBF kernel's lengthscale, the table has the test accuracy
+and log-likelihood of the averaged prediction; the kernelized Stein discrepancy, beside that of as
+many draws of the chain; the errors of the moments, in units of the posterior's own; and the
+milliseconds of a step by SVGD's rule, beside BlackJAX's where it is installed. The runs resume from
+their last evaluation.
 """
 
 import dataclasses
 import functools
 import importlib.util
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from tqdm import tqdm, trange
 
-from experiments import command, fields, long_chains, memory, places, plots, posteriors
-from experiments.errors import UsageError
-from experiments.long_chains import Chains
-from experiments.plots import CurvePanel
-from experiments.posteriors import LogisticPosterior
-from experiments.runtime import Workdir
-from experiments.signals import Signals, terminated
-from experiments.tables import format_table
-from kernelgrad import kernels, ksd, svgd
+from experiments.judges import agreement
+from experiments.judges.agreement import Reference
+from experiments.pictures import charts
+from experiments.reports import particles
+from experiments.reports.particles import Histories, Record
+from experiments.run import command, fields, memory, places
+from experiments.run.errors import UsageError
+from experiments.run.signals import Signals, terminated
+from experiments.run.workdirs import Workdir
+from experiments.targets import long_chains, posteriors
+from experiments.targets.long_chains import Chains
+from experiments.targets.posteriors import LogisticPosterior
+from kernelgrad import kernels, svgd
 from kernelgrad.svgd import SVGDState
-from kernelgrad.types import Array, Kernel, Key
+from kernelgrad.types import Array, Key
 
 OPTIMIZERS = {"adam": optax.adam, "adagrad": optax.adagrad}
 LENGTHSCALES = {"svgd": kernels.svgd_lengthscale, "median": kernels.median_lengthscale}
-_SUBSETS = 10  # of the chain's draws, behind each of its discrepancies
 _TIMED_ROUNDS = 7
 _SAMPLE_SECONDS = 0.2
 _MOST_PEER_PARTICLES = 2000  # BlackJAX holds several (n, n, d) arrays
-
-Record = dict[str, float]
-Scalars = dict[str, Array]
-Histories = dict[tuple[str, int], list[Record]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,76 +115,19 @@ def run(
             num_warmup=config.num_warmup,
             num_draws=config.num_draws,
         )
-        reference = make_reference(chains.pooled)
+        reference = agreement.make_reference(chains.pooled)
         histories: Histories = {}
         for rule, n in itertools.product(config.lengthscales, config.num_particles):
             one = dataclasses.replace(config, lengthscales=(rule,), num_particles=(n,))
             with Workdir(folder.below(f"{rule}/particles{n}"), one) as own, Signals() as signals:
                 histories[rule, n] = _move(one, posterior, reference, own, signals)
         ksd_of_n = {
-            n: ksd_of_draws(subset_key, posterior, reference, n) for n in config.num_particles
+            n: agreement.ksd_of_draws(subset_key, posterior, reference, n)
+            for n in config.num_particles
         }
         rows = _rows(config, posterior, chains, reference, histories, ksd_of_n)
-        _report(folder, rows, chains, histories, ksd_of_n)
+        particles.write(folder, rows, chains, histories, ksd_of_n)
     return rows
-
-
-class Reference(NamedTuple):
-    """What a set of particles is compared with.
-
-    Attributes:
-      draws: of the chain; shape (m, d).
-      mean: of the draws; shape (d,).
-      covariance: of the draws; shape (d, d).
-      kernel: of the discrepancy: IMQ, its lengthscale the median distance of 5000 draws.
-    """
-
-    draws: Array
-    mean: Array
-    covariance: Array
-    kernel: Kernel
-
-
-def make_reference(draws: np.ndarray) -> Reference:
-    """Returns what draws (m, d) of a chain say about its density."""
-    kernel = kernels.imq_mixture(kernels.median_lengthscale(jnp.asarray(draws[:5000])))
-    covariance = np.cov(draws.astype(np.float64), rowvar=False)
-    return Reference(
-        jnp.asarray(draws),
-        jnp.asarray(draws.mean(axis=0, dtype=np.float64), jnp.float32),
-        jnp.asarray(covariance, jnp.float32),
-        kernel,
-    )
-
-
-def measure(posterior: LogisticPosterior, reference: Reference, particles: Array) -> Scalars:
-    """Returns the figures of particles (n, d), n >= 2, by name; each of shape ()."""
-    predictive = posterior.predictive(particles)
-    variances = jnp.diagonal(reference.covariance)
-    covariance = jnp.cov(particles.T)
-    errors = (jnp.mean(particles, axis=0) - reference.mean) / jnp.sqrt(variances)
-    miss = jnp.linalg.norm(covariance - reference.covariance)
-    return {
-        "ksd": root_ksd(posterior, reference, particles),
-        "test_accuracy": predictive.accuracy,
-        "test_log_likelihood": predictive.log_likelihood,
-        "mean_error": jnp.sqrt(jnp.mean(jnp.square(errors))),
-        "variance_ratio": jnp.mean(jnp.diagonal(covariance) / variances),
-        "covariance_error": miss / jnp.linalg.norm(reference.covariance),
-    }
-
-
-def root_ksd(posterior: LogisticPosterior, reference: Reference, particles: Array) -> Array:
-    """Returns the root of the V-statistic of KSD^2 of particles (n, d)."""
-    square = ksd.ksd_v_statistic(particles, posterior.score(particles), reference.kernel)
-    return jnp.sqrt(jnp.maximum(square, 0))
-
-
-def ksd_of_draws(key: Key, posterior: LogisticPosterior, reference: Reference, n: int) -> float:
-    """Returns the KSD of n draws of the chain, the mean over ten subsets."""
-    of_subset = jax.jit(functools.partial(root_ksd, posterior, reference))
-    subsets = (jax.random.choice(k, reference.draws, (n,)) for k in jax.random.split(key, _SUBSETS))
-    return float(np.mean([of_subset(subset) for subset in subsets]))
 
 
 def make_step(
@@ -231,7 +171,7 @@ def _move(
         return svgd.init(particles, _optimizer(config))
 
     advance = jax.jit(make_step(posterior, config))
-    judge = jax.jit(functools.partial(measure, posterior, reference))
+    judge = jax.jit(functools.partial(agreement.measure, posterior, reference))
 
     def record_of(state: SVGDState) -> Record:
         return {name: float(value) for name, value in judge(state.particles).items()}
@@ -254,7 +194,7 @@ def _move(
                 record = record_of(state)
                 bar.set_postfix(ksd=f"{record['ksd']:.3g}")
                 folder.log(step, record)
-                folder.write_bytes("curves.png", plots.learning_curves(folder.history()))
+                folder.write_bytes("curves.png", charts.learning_curves(folder.history()))
             stop = signals.stop
             if is_due or stop:
                 folder.save(step, state)
@@ -265,9 +205,6 @@ def _move(
 
 def _prior_draws(key: Key, config: Config, n: int, dimension: int) -> Array:
     return jax.random.normal(key, (n, dimension)) / math.sqrt(config.prior_precision)
-
-
-# ----------------------------------------------------------------------------------- step times
 
 
 def time_steps(posterior: LogisticPosterior, config: Config, n: int) -> dict[str, float | str]:
@@ -334,9 +271,6 @@ def _seconds(call: Callable[[], Any]) -> float:
     return elapsed / count
 
 
-# ---------------------------------------------------------------------------------- the summary
-
-
 def _rows(
     config: Config,
     posterior: LogisticPosterior,
@@ -361,52 +295,6 @@ def _rows(
         "mean_error": f"{chains.effective_draws**-0.5:.2g} (expected)",
     }
     return rows
-
-
-def _report(
-    folder: Workdir,
-    rows: dict[str, dict[str, float | str]],
-    chains: Chains,
-    histories: Histories,
-    ksd_of_n: dict[int, float],
-) -> None:
-    figures = {name: value for name, value in chains._asdict().items() if name != "draws"}
-    results = {"svgd": rows, "chain": figures}
-    folder.write_bytes("results.json", (json.dumps(results, indent=2) + "\n").encode())
-    table = format_table(rows)
-    trust = "HMC: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-    folder.write_bytes("table.md", f"{table}\n\n{trust}\n".encode())
-
-    (chain,) = (row for name, row in rows.items() if name.startswith("HMC"))
-    likelihood = float(chain["test_log_likelihood"])
-    draws = {f"{n} particles": value for n, value in ksd_of_n.items()}
-
-    def panel(rule: str, name: str, title: str, references: Record, yscale: str) -> CurvePanel:
-        curves = {
-            f"{n} particles": (
-                np.array([record["step"] for record in history]),
-                np.array([[record[name] for record in history]]),
-            )
-            for (of, n), history in histories.items()
-            if of == rule
-        }
-        return CurvePanel(f"{rule} rule: {title}", "step", curves, references, yscale=yscale)
-
-    drawn = [
-        [
-            panel(rule, "ksd", "KSD (dashed: as many draws of HMC)", draws, "log"),
-            panel(rule, "variance_ratio", "variance / that of HMC", {"HMC": 1.0}, "log"),
-            panel(rule, "test_log_likelihood", "test log-lik.", {"HMC": likelihood}, "linear"),
-        ]
-        for rule in dict.fromkeys(rule for rule, _ in histories)
-    ]
-    folder.write_bytes("curves.png", plots.curve_panels(drawn))
-    print(table)
-    print(trust)
-    print(f"written to {folder.path}/results.json, table.md and curves.png")
-
-
-# ----------------------------------------------------------------------------------- the binary
 
 
 def validate(config: Config) -> None:

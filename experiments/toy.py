@@ -3,11 +3,11 @@
     python -m experiments.toy --objective=gan_kl --dataset=swiss_roll --workdir=runs/roll
     python -m experiments.toy --objectives=all --seeds=0,1,2 --workdir=runs/toy
 
-The data are exact draws of a density of :mod:`experiments.targets`: swiss_roll, ring, grid, mixture
-or banana. As the density is known, KL[Q||P] and JSD of the generated samples are measured along the
-way, Q by a kernel density estimate (:mod:`experiments.toy_report`). The settings are the preset
-paper001 of :mod:`experiments.settings`, the same for all objectives but for the noise of noisy_jsd
-and the penalty of wgan_gp; flags override them.
+The data are exact draws of a density of :mod:`experiments.targets.densities`: swiss_roll, ring,
+grid, mixture or banana. As the density is known, KL[Q||P] and JSD of the generated samples are
+measured along the way, Q by a kernel density estimate (:mod:`experiments.reports.toys`). The
+settings are the preset paper001 of :mod:`experiments.training.settings`, the same for all
+objectives but for the noise of noisy_jsd and the penalty of wgan_gp; flags override them.
 
 The first form leaves evolution.gif, samples.png, curves.png and table.md beside config.json,
 metrics.jsonl and checkpoints/. The GIF shows samples at fixed latents over the density and, beside
@@ -31,28 +31,18 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from experiments import (
-    command,
-    compare,
-    fields,
-    files,
-    places,
-    settings,
-    targets,
-    threads,
-    toy_report,
-)
-from experiments import train as training
-from experiments.data import Dataset
-from experiments.errors import StorageError, UsageError, line
-from experiments.plots import FieldFrame
-from experiments.runtime import Workdir
-from experiments.settings import Config
-from experiments.signals import Signals, terminated
-from experiments.toy_report import Record, Rows, Ruler, Runs
-from experiments.train import Model
-from kernelgrad import critic as critics
-from kernelgrad import train
+from experiments.data.dataset import Dataset
+from experiments.pictures.clouds import FieldFrame
+from experiments.reports import toys
+from experiments.reports.toys import Record, Rows, Ruler, Runs
+from experiments.run import command, fields, files, places, threads, timing
+from experiments.run.errors import StorageError, UsageError, line
+from experiments.run.signals import Signals, terminated
+from experiments.run.workdirs import Workdir
+from experiments.targets import densities
+from experiments.training import fit, models, settings
+from experiments.training.models import Model
+from kernelgrad import critic, train
 from kernelgrad.critic import Critic, CriticState
 from kernelgrad.train import TrainState
 from kernelgrad.types import Array, Key, PyTree
@@ -89,11 +79,10 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
-    """What to train: one config, or with objectives and seeds a config for each pair of them."""
+class Config:
+    """What to train: the settings of a run, or of one for each pair of an objective and a seed."""
 
-    config: Config
-    workdir: str
+    base: settings.Config
     objectives: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
 
@@ -109,18 +98,20 @@ class Lab(NamedTuple):
       ruler: what the samples are measured with.
     """
 
-    config: Config
+    config: settings.Config
     model: Model
     advance: Callable[[int], Callable[[PyTree, Key], tuple[PyTree, PyTree]]]
     look: Callable[[TrainState], tuple[dict[str, Array], dict[str, Array]]]
     ruler: Ruler
 
 
-def run(request: Request) -> Rows:
+def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
     """Trains what is missing, and writes table and pictures.
 
     Args:
-      request: the config, and the objectives and seeds to compare, if any.
+      config: the settings, and the objectives and seeds to compare, if any.
+      workdir: the folder of the run, or of all runs.
+      data_dir: not looked at, for the data are drawn from a density.
 
     Returns:
       The rows of the table.
@@ -131,22 +122,23 @@ def run(request: Request) -> Rows:
       DivergenceError: a state is not finite.
       Terminated: a signal came; the state is saved.
     """
-    places.workdir(request.workdir)
-    base = for_objective(request.config, request.config.objective)
-    seeds = request.seeds or (base.seed,)
-    names = request.objectives or (base.objective,)
-    configs = [for_objective(request.config, name) for name in names]
-    for config in configs:
-        _validate(config)
-    fields.validate(Options(request.workdir, objectives=request.objectives, seeds=request.seeds))
-    compares = bool(request.objectives or request.seeds)
+    del data_dir
+    places.workdir(workdir)
+    base = for_objective(config.base, config.base.objective)
+    seeds = config.seeds or (base.seed,)
+    names = config.objectives or (base.objective,)
+    configs = [for_objective(config.base, name) for name in names]
+    for one in configs:
+        _validate(one)
+    fields.validate(Options(workdir, objectives=config.objectives, seeds=config.seeds))
+    compares = bool(config.objectives or config.seeds)
     with (
-        Workdir(request.workdir, base, free_fields=_FREE) as folder,
+        Workdir(workdir, base, free_fields=_FREE) as folder,
         threads.one_for_blas(),
     ):
         key, ruler_key = jax.random.split(jax.random.key(0))
-        ruler = toy_report.make_ruler(ruler_key, targets.load(base.dataset))
-        labs = {config.objective: make_lab(key, config, ruler) for config in configs}
+        ruler = toys.make_ruler(ruler_key, densities.load(base.dataset))
+        labs = {one.objective: make_lab(key, one, ruler) for one in configs}
         trained = {}
         for name, lab in labs.items():
             if compares:
@@ -159,43 +151,43 @@ def run(request: Request) -> Rows:
             path, history = next(iter(histories.items()))
             frame = read_frame(path, history[-1])
             runs[name] = Runs(list(histories.values()), frame, times[name])
-        rows = toy_report.table(runs, ruler)
+        rows = toys.table(runs, ruler)
         title = f"{base.dataset}, {base.num_steps} steps, seed {', '.join(map(str, seeds))}"
-        toy_report.write(folder, title, rows)
+        toys.write(folder, title, rows)
         if compares:
-            toy_report.draw_comparison(folder, runs, ruler)
+            toys.draw_comparison(folder, runs, ruler)
         print(f"written to {folder.path}")
     return rows
 
 
-def for_objective(config: Config, objective: str) -> Config:
+def for_objective(config: settings.Config, objective: str) -> settings.Config:
     """Returns the config with another objective, and what only that one needs where not given."""
-    given, defaults = dataclasses.asdict(config), dataclasses.asdict(Config())
+    given, defaults = dataclasses.asdict(config), dataclasses.asdict(settings.Config())
     needs = _NEEDS.get(objective, {})
     missing = {name: value for name, value in needs.items() if given[name] == defaults[name]}
     return dataclasses.replace(config, objective=objective, **missing)
 
 
-def make_lab(key: Key, config: Config, ruler: Ruler) -> Lab:
+def make_lab(key: Key, config: settings.Config, ruler: Ruler) -> Lab:
     """Returns the lab of a config; data and latents that are looked at follow from the key."""
     data_key, look_key = jax.random.split(key)
     draws = np.asarray(ruler.draw(data_key, _NUM_TRAIN + _NUM_TEST))
     dataset = Dataset(config.dataset, draws[:_NUM_TRAIN], draws[_NUM_TRAIN:], None, None, 0)
-    model = training.build(config, dataset, train.AXIS)
+    model = models.build(config, dataset, train.AXIS)
     data = jnp.asarray(dataset.train[: config.batch_size])
 
     @functools.cache
     def advance(per_call: int) -> Callable[[PyTree, Key], tuple[PyTree, PyTree]]:
-        return training.make_advance(config, dataset, model, per_call, 0, _device())
+        return fit.make_advance(config, dataset, model, per_call, 0, _device())
 
     return Lab(config, model, advance, _make_look(look_key, config, model, data, ruler), ruler)
 
 
 def _make_look(
-    key: Key, config: Config, model: Model, data: Array, ruler: Ruler
+    key: Key, config: settings.Config, model: Model, data: Array, ruler: Ruler
 ) -> Callable[[TrainState], tuple[dict[str, Array], dict[str, Array]]]:
     latent_key, field_key = jax.random.split(key)
-    latents = model.sample_latents(latent_key, toy_report.NUM_EVALUATED)
+    latents = model.sample_latents(latent_key, toys.NUM_EVALUATED)
     sides = [np.linspace(*side, _LATTICE + 2)[1:-1] for side in ruler.backdrop.bounds]
     lattice = jnp.stack(jnp.meshgrid(*sides), axis=-1).reshape(-1, 2)
     objective = model.objective
@@ -205,7 +197,7 @@ def _make_look(
         samples = model.generate(state.params, state.batch_stats, latents)
         points = lattice if at_lattice else samples[: len(data)]
         if isinstance(objective, Critic):
-            critic_fn = critics.bind(cast(CriticState, state.critic), objective)
+            critic_fn = critic.bind(cast(CriticState, state.critic), objective)
             descend, _ = objective.objective.direction(critic_fn, field_key, points, data)
         else:
             descend, _ = objective(field_key, points, data)
@@ -220,11 +212,11 @@ def time_steps(labs: Mapping[str, Lab]) -> dict[str, float]:
     key = jax.random.key(0)
     timed = {}
     for name, lab in labs.items():
-        per_call = training.steps_per_record(lab.config)
+        per_call = fit.steps_per_record(lab.config)
         start = train.replicate(jax.jit(lab.model.initial_state)(key), _device())
         state, _ = lab.advance(per_call)(start, key)
         timed[name] = (lab.advance(per_call), jax.block_until_ready(state), per_call)
-    return compare.time_in_turns(timed, key)
+    return timing.time_in_turns(timed, key)
 
 
 def _device() -> list[jax.Device]:
@@ -259,7 +251,7 @@ def train_one(lab: Lab, seed: int, folder: Workdir, signals: Signals) -> list[Re
 
     if not restored:
         _record(lab, folder, 0, host_state, {})
-    per_call = training.steps_per_record(config, step)
+    per_call = fit.steps_per_record(config, step)
     advance = lab.advance(per_call)
     state = train.replicate(host_state, _device())
     with tqdm(total=config.num_steps, initial=step, desc=config.objective, unit="step") as bar:
@@ -284,7 +276,7 @@ def train_one(lab: Lab, seed: int, folder: Workdir, signals: Signals) -> list[Re
     history = folder.history()
     _mend_frames(lab, seed, folder, history, signals)
     frames = [read_frame(folder.path, record) for record in history]
-    toy_report.draw_run(folder, config.objective, history, frames, lab.ruler)
+    toys.draw_run(folder, config.objective, history, frames, lab.ruler)
     return history
 
 
@@ -316,7 +308,7 @@ def _mend_frames(
     if not damaged:
         return
     init_key, train_key = jax.random.split(jax.random.key(seed))
-    per_call = training.steps_per_record(lab.config, math.gcd(*damaged))
+    per_call = fit.steps_per_record(lab.config, math.gcd(*damaged))
     state, step = train.replicate(jax.jit(lab.model.initial_state)(init_key), _device()), 0
     while damaged:
         if step == damaged[0]:
@@ -349,15 +341,15 @@ def read_frame(run: pathlib.Path, record: Record) -> FieldFrame:
 # ------------------------------------------------------------------------------------- the binary
 
 
-def _validate(config: Config) -> None:
+def _validate(config: settings.Config) -> None:
     settings.validate(config, 1)
-    fields.Rule(str, "", None, choices=targets.PLANE).check("dataset", config.dataset)
+    fields.Rule(str, "", None, choices=densities.PLANE).check("dataset", config.dataset)
     settings.limit_pictures(config, _MOST_FRAMES)
     rows = np.zeros((_NUM_TRAIN, 2), np.float32)
-    training.check(config, Dataset(config.dataset, rows, rows, None, None, 0))
+    models.check(config, Dataset(config.dataset, rows, rows, None, None, 0))
 
 
-def request(given: command.Given) -> Request:
+def configured(given: command.Given, options: Options) -> Config:
     """Returns what the flags ask for.
 
     Raises:
@@ -366,14 +358,18 @@ def request(given: command.Given) -> Request:
     for name in ("objective", "seed"):
         if name in given and f"{name}s" in given:
             raise UsageError(f"{name}: got --{name} and --{name}s; expected one of them")
+    base = settings.configured(given, options.preset)
+    return Config(base, options.objectives, options.seeds)
+
+
+def _start(given: command.Given) -> None:
     options = fields.pick(Options, given)
-    config = settings.configured(given, options.preset)
-    return Request(config, options.workdir, options.objectives, options.seeds)
+    run(configured(given, options), workdir=options.workdir)
 
 
 def main() -> None:
     """Parses the flags, trains and compares."""
-    command.main(lambda given: run(request(given)), Config, Options)
+    command.main(_start, settings.Config, Options)
 
 
 if __name__ == "__main__":

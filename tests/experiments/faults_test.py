@@ -25,21 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import (
-    classification_score,
-    classifier,
-    data,
-    density_estimation,
-    image_sets,
-    latent_chains,
-    neural_sampler,
-    records,
-    runtime,
-    toy,
-    trained,
-)
-from experiments.data import DataError
-from experiments.errors import StorageError, UsageError
+from experiments import classification_score, density_estimation, neural_sampler, toy
+from experiments.data import catalog, image_sets
+from experiments.judges import classifiers
+from experiments.run import records, workdirs
+from experiments.run.errors import DataError, StorageError, UsageError
+from experiments.targets import latent_chains
+from experiments.training import trained
 
 LONG = os.environ.get("KERNELGRAD_SLOW_TESTS") == "1"
 NUM_DAMAGES = 1000 if LONG else 20
@@ -48,7 +40,12 @@ NUM_DAMAGES = 1000 if LONG else 20
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["experiments.runtime", "experiments.plots", "experiments.networks", "kernelgrad.train"]
+    [
+        "experiments.run.workdirs",
+        "experiments.pictures.charts",
+        "experiments.networks.generators",
+        "kernelgrad.train",
+    ]
 )
 
 _PATIENCE = 900.0  # seconds; a life takes a few, on a machine of one's own
@@ -73,13 +70,13 @@ class Binary:
 
 _OF_TRAINING = ("--batch_size=20", "--latent_dim=4", "--width=8", "--dataset=swiss_roll")
 _OF_TOY = {
-    "toy_report": {"NUM_EVALUATED": 300, "_GRID": 60, "_FRESH_SETS": 2},
+    "reports.toys": {"NUM_EVALUATED": 300, "_GRID": 60, "_FRESH_SETS": 2},
     "toy": {"_NUM_TRAIN": 400, "_NUM_DRAWN": 50, "_LATTICE": 5},
-    "compare": {"_TIMED_STEPS": 2},
+    "run.timing": {"_TIMED_STEPS": 2},
 }
 _OF_SAMPLER = {
     "neural_sampler": {"_NUM_DRAWN": 50, "_TIMED_ROUNDS": 1, "_TIMED_STEPS": 2},
-    "sampler_report": {"NUM_EVALUATED": 60, "_CHAINS": 20, "_WARMUP": 40, "_DRAWS": 50},
+    "reports.sampling": {"NUM_EVALUATED": 60, "_CHAINS": 20, "_WARMUP": 40, "_DRAWS": 50},
 }
 BINARIES = {
     "train": Binary(("--num_steps=400", "--eval_every=20", *_OF_TRAINING), 110),
@@ -255,7 +252,7 @@ def _raw(state: dict[str, Any]) -> list[bytes]:
 
 
 def _make_run(path: pathlib.Path, steps: range) -> pathlib.Path:
-    with runtime.Workdir(path, Config()) as workdir:
+    with workdirs.Workdir(path, Config()) as workdir:
         for step in steps:
             workdir.log(step, {"loss": 1 / (1 + step)})
             workdir.save(step, _state(step))
@@ -385,7 +382,7 @@ def test_damage_is_noticed_and_stays_within_the_folder(tmp_path, rng, capsys):
         before = _tree(outside)
         error = None
         try:
-            with runtime.Workdir(run, Config()) as workdir:
+            with workdirs.Workdir(run, Config()) as workdir:
                 step, state = workdir.restore(form) or (0, _state(0))
                 assert step or how == "_delete checkpoints", how
                 assert _raw(state) == _raw(_state(step)), how
@@ -475,7 +472,7 @@ _SHORT = ("fifo", "4000 digits", "pickles")
 def _restore(path: pathlib.Path) -> None:
     form = jax.eval_shape(lambda: {**_state(0), "step": 0}) | {"step": np.array(0)}
     run = next(folder for folder in path.parents if folder.name == "run")
-    with runtime.Workdir(run, Config()) as workdir:
+    with workdirs.Workdir(run, Config()) as workdir:
         workdir.restore(form)
         workdir.history()
 
@@ -504,11 +501,11 @@ READERS = {
     "samples_ula/unfinished.npz": latent_chains.read_progress,
     "fits/ring.json": _read_fit,
     "accuracies/0.json": classification_score._stored_accuracy,
-    "cache/classifier.npz": classifier._load,
+    "cache/classifier.npz": classifiers._load,
     "cache/images.npz": image_sets._read_cached,
-    "data/winequality-red.csv": lambda path: data.load("red_wine", str(path.parent)),
-    "data/train-images-idx3-ubyte.gz": lambda path: data.load("mnist", str(path.parent)),
-    "data/cifar10-jpeg.tar.xz": lambda path: data.load("cifar10_jpeg", str(path.parent)),
+    "data/winequality-red.csv": lambda path: catalog.load("red_wine", str(path.parent)),
+    "data/train-images-idx3-ubyte.gz": lambda path: catalog.load("mnist", str(path.parent)),
+    "data/cifar10-jpeg.tar.xz": lambda path: catalog.load("cifar10_jpeg", str(path.parent)),
 }
 
 

@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from experiments import gan_diagnostics
-from experiments.errors import StorageError, UsageError
 from experiments.gan_diagnostics import Config
+from experiments.run.errors import StorageError, UsageError
 
 TINY = Config(
     epochs=(1,),

@@ -6,21 +6,23 @@ a folder that cannot be used; nothing is compiled, and no file or folder appears
 
 import dataclasses
 import importlib
+import inspect
 import json
 import math
 import os
+import pkgutil
 import sys
 
 import jax
 import pytest
 
-from experiments import command, fields, runtime
-from experiments.settings import Config
+import experiments
+from experiments.run import command, fields, workdirs
+from experiments.training.settings import Config
 
-BINARIES = (
-    *("train", "evaluate", "compare", "sample", "latent_walk", "toy", "gan_diagnostics"),
-    *("classification_score", "density_estimation", "neural_sampler", "svgd_posterior", "rbm"),
-)
+BINARIES = [
+    module.name for module in pkgutil.iter_modules(experiments.__path__) if not module.ispkg
+]
 MODULES = {name: importlib.import_module(f"experiments.{name}") for name in BINARIES}
 READERS = ("evaluate", "sample", "latent_walk")  # of the folder of a run
 HUGE = "9" * 6000
@@ -70,6 +72,15 @@ def bad_values(rule):
     yield from ("", " ", ",", f"{first},", f"{first},{first}", f"{first}, {first}")
     if rule.kind is not str or rule.choices:
         yield from (f"{first},{text}" for text in texts)
+
+
+@pytest.mark.parametrize("name", BINARIES)
+def test_every_run_has_one_signature(name):
+    config, workdir, data_dir, *rest = inspect.signature(MODULES[name].run).parameters.values()
+    assert (config.name, config.kind) == ("config", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    assert (workdir.name, workdir.kind) == ("workdir", inspect.Parameter.KEYWORD_ONLY)
+    assert (data_dir.name, data_dir.default) == ("data_dir", None)
+    assert all(each.default is not inspect.Parameter.empty for each in rest)
 
 
 @pytest.fixture
@@ -126,7 +137,7 @@ def refused(place, monkeypatch, capsys):
     def started(_):
         raise AssertionError("a run was started")
 
-    monkeypatch.setattr(runtime.multihost_utils, "sync_global_devices", started)
+    monkeypatch.setattr(workdirs.multihost_utils, "sync_global_devices", started)
     jax.monitoring.register_event_duration_secs_listener(listen)
     yield call
     jax.monitoring.unregister_event_duration_listener(listen)
@@ -234,7 +245,7 @@ ORDERS = [
         "num_normalizer_samples: got 100000000000",
     ),
     ("neural_sampler", ["--target=logistic_regression"], "red_wine: needs winequality-red.csv"),
-    ("neural_sampler", ["--target=rbm", "--data_dir=nowhere"], "data_dir: "),
+    ("neural_sampler", ["--target=logistic_regression", "--data_dir=nowhere"], "data_dir: "),
     ("neural_sampler", ["--width=100000000"], "width, latent_dim, batch_size: got 100000000, Non"),
     ("neural_sampler", ["--num_steps=100000000"], "eval_every: got 50, 2000000 evaluations"),
     ("svgd_posterior", [], "red_wine: needs winequality-red.csv"),

@@ -1,19 +1,16 @@
 """The walk: how far it goes, what it leaves alone, what it leaves behind."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
 
-from experiments import data as datasets
 from experiments import latent_walk
-from experiments import train as training
-from experiments.errors import UsageError
-from experiments.latent_walk import Request
-from experiments.runtime import Workdir
-from experiments.settings import Config
-from experiments.trained import Trained
+from experiments.data import catalog
+from experiments.run.errors import UsageError
+from experiments.run.workdirs import Workdir
+from experiments.training import models
+from experiments.training.settings import Config
+from experiments.training.trained import Trained
 from kernelgrad.train import TrainState
 
 CONFIG = Config(objective="gan_kl", conditional=True, latent_dim=4, width=4)
@@ -21,7 +18,7 @@ CONFIG = Config(objective="gan_kl", conditional=True, latent_dim=4, width=4)
 
 def start(workdir, config):
     """Leaves a run before its first step."""
-    model = training.build(config, datasets.load(config.dataset))
+    model = models.build(config, catalog.load(config.dataset))
     with Workdir(workdir, config) as folder:
         folder.save(0, jax.jit(model.initial_state)(jax.random.key(0)))
 
@@ -39,10 +36,10 @@ class Mirror:
 
 
 def test_latents_take_uniform_steps_and_keep_their_labels():
-    dataset = datasets.load("digits")
+    dataset = catalog.load("digits")
     found = Trained(CONFIG, dataset, Mirror(), 0, TrainState(0, {}, {}, ()))
-    request = Request("", num_frames=40, steps_per_frame=25, step_size=0.02)
-    frames = latent_walk._walk(request, found)
+    walk = latent_walk.Config(num_frames=40, steps_per_frame=25, step_size=0.02)
+    frames = latent_walk._walk(walk, found)
     assert frames.shape == (40, 80, 14)
     labels = np.eye(10).repeat(8, axis=0)
     np.testing.assert_array_equal(frames[..., 4:], np.broadcast_to(labels, (40, 80, 10)))
@@ -56,7 +53,9 @@ def test_latents_take_uniform_steps_and_keep_their_labels():
 
 def test_a_walk_leaves_a_film_and_stills(tmp_path):
     start(tmp_path, CONFIG)
-    frames = latent_walk.run(Request(str(tmp_path), num_frames=3, steps_per_frame=2))
+    frames = latent_walk.run(
+        latent_walk.Config(num_frames=3, steps_per_frame=2), workdir=str(tmp_path)
+    )
     assert frames.shape == (3, 80, 8, 8, 1)
     assert (tmp_path / "latent_walk.gif").read_bytes().startswith(b"GIF89a")
     assert (tmp_path / "latent_walk.png").read_bytes().startswith(b"\x89PNG")
@@ -68,15 +67,15 @@ def test_a_walk_leaves_a_film_and_stills(tmp_path):
         ({"num_frames": 0}, "num_frames: got 0"),
         ({"steps_per_frame": -1}, "steps_per_frame: got -1"),
         ({"step_size": 0.0}, "step_size: got 0.0"),
-        ({"workdir": "/nowhere"}, "got /nowhere without a readable config.json"),
+        ({}, "got /nowhere without a readable config.json"),
     ],
 )
 def test_bad_requests_are_usage_errors(changes, message):
     with pytest.raises(UsageError, match=message):
-        latent_walk.run(dataclasses.replace(Request("."), **changes))
+        latent_walk.run(latent_walk.Config(**changes), workdir="/nowhere")
 
 
 def test_points_cannot_be_filmed(tmp_path):
     start(tmp_path, Config(objective="gan_kl", dataset="ring", latent_dim=2, width=4))
     with pytest.raises(UsageError, match="a run on ring, which are points"):
-        latent_walk.run(Request(str(tmp_path)))
+        latent_walk.run(latent_walk.Config(), workdir=str(tmp_path))

@@ -1,4 +1,4 @@
-"""Targets against their formulas, directions by loops, what runs leave behind, bad input."""
+"""Directions by loops, what runs leave behind, bad input."""
 
 import dataclasses
 import io
@@ -14,16 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import stats
-from scipy.special import logsumexp
 
-from experiments import data as datasets
-from experiments import fields, neural_sampler, posteriors, rbm, sampler_report, targets
-from experiments.errors import DivergenceError, UsageError
+from experiments import neural_sampler
 from experiments.neural_sampler import Config
-from experiments.targets import Target
+from experiments.reports import sampling
+from experiments.run import fields
+from experiments.run.errors import DivergenceError, UsageError
+from experiments.targets import posteriors
+from experiments.targets.densities import Target
 
-PLANE = ("ring", "banana", "mixture", "swiss_roll", "grid")
 TINY = Config(
     updates=("chain_rule", "regression"),
     num_steps=4,
@@ -43,76 +42,7 @@ def small(monkeypatch):
         monkeypatch.setattr(neural_sampler, name, value)
     fewer = {"NUM_EVALUATED": 60, "_CHAINS": 20, "_WARMUP": 40, "_DRAWS": 50, "_GRID": 30}
     for name, value in fewer.items():
-        monkeypatch.setattr(sampler_report, name, value)
-
-
-# ----------------------------------------------------------------------------------- the targets
-
-
-def density_by_formula(name, x):
-    """Returns log p at points (n, 2), in float64, from the table of the module."""
-    x = np.asarray(x, np.float64)
-    if name == "ring":
-        square = np.sum(x**2, axis=1)
-        return stats.truncnorm(-5, np.inf, loc=1, scale=0.2).logpdf(square) - np.log(np.pi)
-    if name == "banana":
-        second = stats.norm((x[:, 0] ** 2 - 1) / 2, 0.3)
-        return stats.norm.logpdf(x[:, 0]) + second.logpdf(x[:, 1])
-    if name == "mixture":
-        angle = np.pi / 4 * np.arange(8)
-        centres, width = 2 * np.stack([np.cos(angle), np.sin(angle)], axis=1), 0.25
-    elif name == "grid":
-        centres, width = np.array([(i, j) for i in range(-2, 3) for j in range(-2, 3)]), 0.05
-    else:
-        centres, width = datasets.load("swiss_roll", seed=3).train[:500].astype(np.float64), 0.07
-    logs = [stats.norm(c, width).logpdf(x).sum(axis=1) for c in centres]
-    return logsumexp(logs, axis=0) - np.log(len(centres))
-
-
-@pytest.mark.parametrize("name", PLANE)
-def test_log_density_is_the_formula(name, rng):
-    target = targets.load(name, seed=3)
-    (left, right), (bottom, top) = target.bounds
-    x = rng.uniform((left, bottom), (right, top), (200, 2)).astype(np.float32)
-    got = jax.vmap(target.log_density_fn)(jnp.asarray(x))
-    np.testing.assert_allclose(got, density_by_formula(name, x), rtol=2e-5, atol=2e-3)
-
-
-@pytest.mark.parametrize("name", PLANE)
-def test_density_adds_up_to_1_and_draws_have_its_moments(name, key):
-    """The grid's spacing is at most half the narrowest width, so its sums are exact to 1e-4."""
-    target = targets.load(name, seed=3)
-    (left, right), (bottom, top) = target.bounds
-    x1, x2 = np.linspace(left - 1, right + 1, 220), np.linspace(bottom - 1, top + 4, 420)
-    grid = np.stack(np.meshgrid(x1, x2), axis=-1).reshape(-1, 2).astype(np.float32)
-    log_density = jax.jit(lambda x: jax.lax.map(target.log_density_fn, x, batch_size=2000))
-    cell = (x1[1] - x1[0]) * (x2[1] - x2[0])
-    weights = np.exp(np.asarray(log_density(grid), np.float64)) * cell
-    np.testing.assert_allclose(weights.sum(), 1, atol=1e-3)
-
-    draws = target.exact_samples(key, 20_000)
-    assert draws.shape == (20_000, 2)
-
-    def features(points):
-        a, b = np.asarray(points, np.float64).T
-        logs = np.asarray(log_density(points), np.float64)
-        return np.stack([a, b, a**2, b**2, a * b, a**2 * b, logs], axis=1)
-
-    at_grid = features(grid)
-    mean = weights @ at_grid
-    deviation = np.sqrt(weights @ (at_grid - mean) ** 2)
-    z = (features(draws).mean(axis=0) - mean) / (deviation / math.sqrt(20_000))
-    assert np.all(np.abs(z) < 5), z
-
-
-@pytest.mark.parametrize("name", PLANE)
-def test_score_is_finite_at_odd_points(name):
-    target = targets.load(name)
-    odd = jnp.array([[0.0, 0.0], [1e3, -1e3], [2.0, 0.0], [1e-30, 0.0], [-50.0, 60.0]])
-    assert jnp.all(jnp.isfinite(jax.vmap(jax.grad(target.log_density_fn))(odd)))
-
-
-# -------------------------------------------------------------------------------- the directions
+        monkeypatch.setattr(sampling, name, value)
 
 
 def gaussian_target(mean, deviation):
@@ -181,9 +111,6 @@ def test_every_rule_moves_the_samples_to_the_target(update, key):
     np.testing.assert_allclose(samples.std(axis=0), 0.7, atol=0.25)
 
 
-# -------------------------------------------------------------------------------------- the runs
-
-
 @pytest.mark.slow
 def test_a_run_leaves_everything_and_resumes_bit_for_bit(tmp_path, small, capsys):
     config = dataclasses.replace(TINY, updates=("chain_rule", "stein_score"))
@@ -238,45 +165,11 @@ def test_a_target_without_draws_is_judged_by_a_chain(tmp_path, small, monkeypatc
     assert frame.shape == (50, 3)
 
 
-def test_rbm_is_handed_over(tmp_path, monkeypatch):
-    seen = []
-
-    def run(config, *, workdir, data_dir):
-        seen.append((config, workdir, data_dir))
-        return {"svgd": [-1.0, -3.0]}
-
-    monkeypatch.setattr(rbm, "run", run)
-    config = dataclasses.replace(TINY, target="rbm")
-    rows = neural_sampler.run(config, workdir=str(tmp_path), data_dir="here")
-    assert rows == {"svgd": {"test log-likelihood": -2.0}}
-    assert seen == [(rbm.Config(), str(tmp_path), "here")]
-
-
-def test_equal_time_is_that_of_the_fastest_rule():
-    histories = {
-        name: [{"step": s, "ksd2": a * s, "mmd2": 100.0 - s} for s in (0, 50, 100)]
-        for name, a in (("quick", 1.0), ("slow", 2.0))
-    }
-    noise = {"ksd2": (0.0, 1.0), "mmd2": (0.5, 2.0)}
-    summary = sampler_report.Summary(100, histories, {"quick": 20.0, "slow": 80.0}, noise)
-    rows = sampler_report.table(summary, "exact")
-    assert rows == {
-        "quick, step 100": {"KSD^2": 100.0, "MMD^2": 0.0, "ms per step": 20.0},
-        "slow, step 100": {"KSD^2": 200.0, "MMD^2": 0.0, "ms per step": 80.0},
-        "quick, 2.0 s": {"KSD^2": 100.0, "MMD^2": 0.0},
-        "slow, 2.0 s": {"KSD^2": 50.0, "MMD^2": 75.0},
-        "fresh draws, exact": {"KSD^2": "0 ± 1", "MMD^2": "0.5 ± 2"},
-    }
-
-
 @pytest.mark.slow
 def test_divergence_names_the_rule(tmp_path, small):
     config = dataclasses.replace(TINY, learning_rate=1e30, updates=("chain_rule",))
     with pytest.raises(DivergenceError, match=r"step [24]: chain_rule: the network is not finite"):
         neural_sampler.run(config, workdir=str(tmp_path))
-
-
-# --------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(
@@ -309,11 +202,6 @@ def test_an_unknown_rule_is_named(updates):
         UsageError, match=r"^update: got .* expected distinct ones of chain_rule, regressi"
     ):
         fields.validate(dataclasses.replace(Config(), updates=updates))
-
-
-def test_an_unknown_target_of_the_loader_is_named():
-    with pytest.raises(UsageError, match=r"^target: got 'banan'; .* Did you mean banana\?"):
-        targets.load("banan")
 
 
 @pytest.mark.parametrize(

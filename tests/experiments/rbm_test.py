@@ -1,93 +1,17 @@
-"""Amortized likelihood: its directions by loops, what runs leave behind, survival, bad input."""
+"""What runs leave behind, survival, bad input."""
 
 import dataclasses
 import json
 import subprocess
 import sys
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import boltzmann, rbm
-from experiments.data import Dataset
-from experiments.errors import UsageError
-from experiments.rbm import Config
-from experiments.runtime import Workdir
-
-TINY = Config(
-    dataset="digits",
-    directions=("svgd", "exact"),
-    seeds=(0,),
-    num_epochs=2,
-    num_hidden=3,
-    width=8,
-    latent_dim=4,
-    learning_rate=1e-2,
-)
-
-
-def directions_by_loops(x, scores):
-    """Returns (attraction, repulsion) at each point, both over the sum of the kernel's row."""
-    n = len(x)
-    sq_dist = np.sum((x[:, None] - x[None]) ** 2, axis=2)
-    median = np.median(sq_dist[np.triu_indices(n, 1)])
-    square = median / (2 * np.log(n + 1))
-    attraction, repulsion = np.zeros_like(x), np.zeros_like(x)
-    for i in range(n):
-        row = np.exp(-sq_dist[i] / (2 * square))
-        for j in range(n):
-            attraction[i] += row[j] * scores[j] / row.sum()
-            repulsion[i] += row[j] * (x[i] - x[j]) / square / row.sum()
-    return attraction, repulsion
-
-
-def test_directions_are_those_of_the_loops(rng):
-    x, scores = rng.normal(size=(2, 7, 3))
-    attraction, repulsion = directions_by_loops(x, scores)
-    expected = {"svgd": attraction + repulsion, "smoothed": attraction, "score": scores}
-    for name, direction in expected.items():
-        got = rbm.DIRECTIONS[name](jnp.asarray(x, jnp.float32), jnp.asarray(scores, jnp.float32))
-        np.testing.assert_allclose(got, direction, rtol=1e-4, atol=1e-5, err_msg=name)
-
-
-def test_generator_follows_the_direction_uphill(key):
-    config = dataclasses.replace(TINY, learning_rate=1e-3)
-    trainer = rbm.make_trainer(config, "score", (8, 8, 1))
-    state = trainer.initial_state(key)
-    frozen = state.machine
-    images = jnp.zeros((config.batch_size, 8, 8, 1), jnp.uint8)
-
-    def mean_log_density(state):
-        return jnp.mean(boltzmann.unnormalised_log_density(frozen, trainer.samples(state, key)))
-
-    before = mean_log_density(state)
-    step = jax.jit(trainer.step)
-    for index in range(20):
-        state = step(state._replace(machine=frozen), jax.random.fold_in(key, index), images)
-    assert mean_log_density(state) > before + 0.1
-
-
-def test_machine_steps_to_the_data_and_away_from_the_samples(key):
-    trainer = rbm.make_trainer(dataclasses.replace(TINY, weight_decay=0.0), "svgd", (8, 8, 1))
-    state = trainer.initial_state(key)
-    bright = jnp.full((TINY.batch_size, 8, 8, 1), 255, jnp.uint8)
-    step = jax.jit(trainer.step)
-    moved = step(state, key, bright).machine.visible_bias
-    np.testing.assert_allclose(moved, TINY.learning_rate, rtol=1e-3)  # Adam's first step
-    dark = step(state, key, jnp.zeros_like(bright)).machine.visible_bias
-    np.testing.assert_allclose(dark, -TINY.learning_rate, rtol=1e-3)
-
-
-def test_anchors_are_gaussians_without_hidden_units(rng):
-    images = rng.integers(0, 256, size=(30, 3, 3, 1)).astype(np.uint8)
-    train, test = images[:20], images[20:]
-    x, y = (part.reshape(-1, 9) / 255 for part in (train, test))
-    found = rbm.anchors(Dataset("noise", train, test, None, None, 0))
-    for name, mean in (("N(0, I)", np.zeros(9)), ("N(mean, I)", x.mean(axis=0))):
-        expected = -4.5 * np.log(2 * np.pi) - np.mean(np.sum((y - mean) ** 2, axis=1)) / 2
-        np.testing.assert_allclose(found[name], expected, rtol=1e-5)
+from experiments import rbm
+from experiments.run.errors import UsageError
+from experiments.run.workdirs import Workdir
+from tests.experiments.training.amortized_test import TINY
 
 
 def _metrics(folder):

@@ -1,31 +1,28 @@
 """Posteriors against quadrature, chains over devices, what a run leaves behind, bad input."""
 
-import contextlib
 import dataclasses
-import functools
 import json
 import math
 import shutil
-import signal
 import subprocess
 import sys
 import types
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import classifier, latent_chains, latent_model, networks, sample, settings
-from experiments import data as datasets
-from experiments import train as training
-from experiments.errors import Terminated, UsageError
-from experiments.latent_chains import SAMPLERS
-from experiments.runtime import Workdir
-from experiments.sample import Request
-from experiments.settings import Config
-from kernelgrad.two_player import TwoPlayer
+from experiments import sample
+from experiments.data import catalog
+from experiments.judges import classifiers
+from experiments.networks import critics, generators
+from experiments.pictures import mosaics
+from experiments.run.errors import UsageError
+from experiments.run.workdirs import Workdir
+from experiments.targets.latent_chains import SAMPLERS
+from experiments.training import fit, models
+from experiments.training.settings import Config
 
 DIGITS = Config(objective="kale", num_steps=10, eval_every=10, batch_size=20, latent_dim=4, width=4)
 POINTS = dataclasses.replace(
@@ -35,14 +32,14 @@ INVERSE_TEMPERATURE = 3.0
 
 
 def restored(workdir, config):
-    built = training.build(config, datasets.load(config.dataset))
+    built = models.build(config, catalog.load(config.dataset))
     with Workdir(workdir, config) as folder:
         return folder.restore(jax.eval_shape(built.initial_state, jax.random.key(0)))[1]
 
 
 def start(workdir, config):
     """Leaves a run before its first step."""
-    built = training.build(config, datasets.load(config.dataset))
+    built = models.build(config, catalog.load(config.dataset))
     with Workdir(workdir, config) as folder:
         folder.save(0, jax.jit(built.initial_state)(jax.random.key(0)))
 
@@ -50,20 +47,20 @@ def start(workdir, config):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("trained")
-    training.run(POINTS, workdir=str(workdir), num_devices=1)
+    fit.run(POINTS, workdir=str(workdir), num_devices=1)
     return workdir
 
 
 def generated(config, state, latents):
     """The network in evaluation mode, asked directly."""
-    shape = datasets.load(config.dataset).sample_shape
-    network = networks.generator_for(shape, config.width)
+    shape = catalog.load(config.dataset).sample_shape
+    network = generators.generator_for(shape, config.width)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     return network.apply(variables, jnp.asarray(latents, jnp.float32), train=False)
 
 
 def energies(config, state, samples):
-    network = networks.critic_for(samples.shape[1:], config.width)
+    network = critics.critic_for(samples.shape[1:], config.width)
     return network.apply({"params": state.critic.params}, jnp.asarray(samples), train=False)
 
 
@@ -77,9 +74,6 @@ def load(workdir, sampler):
 
 def unscored(*_):
     return lambda samples: {}, {}
-
-
-# ---------------------------------------------------------------------------------- the posterior
 
 
 def quadrature(config, state, inverse_temperature):
@@ -117,14 +111,14 @@ def test_energies_are_those_of_the_posterior(
     state = restored(workdir, config)
     monkeypatch.setattr(sample, "_make_score", unscored)
     rows = sample.run(
-        Request(
-            str(workdir),
+        sample.Config(
             sampler=sampler,
             num_samples=800,
             steps=steps,
             inverse_temperature=INVERSE_TEMPERATURE,
             step_size=step_size,
-        )
+        ),
+        workdir=str(workdir),
     )
     arrays, results = load(workdir, sampler)
     mean, variance = quadrature(config, state, INVERSE_TEMPERATURE)
@@ -154,14 +148,15 @@ def test_energies_are_those_of_the_posterior(
 def test_chains_of_a_conditional_run_keep_labels_and_follow_its_energy(tmp_path, monkeypatch):
     """ULA follows z given y, with y as often as in the data; and the gain is that of KALE."""
     config = dataclasses.replace(POINTS, conditional=True)
-    training.run(config, workdir=str(tmp_path), num_devices=1)
-    state, dataset = restored(tmp_path, config), datasets.load(config.dataset)
+    fit.run(config, workdir=str(tmp_path), num_devices=1)
+    state, dataset = restored(tmp_path, config), catalog.load(config.dataset)
     monkeypatch.setattr(sample, "_make_score", unscored)
-    sample.run(Request(str(tmp_path), sampler="ula", num_samples=800, steps=150, step_size=0.02))
+    drawn = sample.Config(sampler="ula", num_samples=800, steps=150, step_size=0.02)
+    sample.run(drawn, workdir=str(tmp_path))
     arrays, results = load(tmp_path, "ula")
-    critic = networks.critic_for((10,), config.width)
+    critic = critics.critic_for((10,), config.width)
     params = {"params": state.critic.params["network"]}
-    generator = networks.generator_for((2,), config.width)
+    generator = generators.generator_for((2,), config.width)
 
     def energy(normal, codes):
         latents = np.concatenate([normal, codes], axis=1).astype(np.float32)
@@ -204,123 +199,6 @@ def test_chains_of_a_conditional_run_keep_labels_and_follow_its_energy(tmp_path,
     np.testing.assert_allclose(gain["standard_error"], error, rtol=0.2)
 
 
-@pytest.mark.parametrize(
-    "objective", [name for name, choice in settings.OBJECTIVES.items() if choice.critic_steps]
-)
-def test_learning_lowers_the_energy_of_data_against_that_of_samples(key, objective):
-    config = Config(objective=objective, penalty_weight=1e-6)
-    choice = settings.OBJECTIVES[objective]
-    data, samples = jnp.ones((8, 1)), -jnp.ones((8, 1))
-
-    def critic_fn(slope, points):
-        values = slope * points[:, 0]
-        return (values, points) if choice.is_energy else values
-
-    def loss(slope):
-        critic = functools.partial(critic_fn, slope)
-        return choice.make(config).critic_loss(critic, key, samples, data)[0]
-
-    def gap(slope):
-        of_data, of_samples = (choice.energy(critic_fn(slope, x)) for x in (data, samples))
-        assert of_data.shape == (8,)
-        return jnp.mean(of_data - of_samples)
-
-    assert gap(0.3 - 0.1 * jax.grad(loss)(0.3)) < gap(0.3)
-
-
-def test_objectives_without_a_critic_have_no_energy():
-    for choice in settings.OBJECTIVES.values():
-        has_critic = isinstance(choice.make(Config(noise_variance=0.1)), TwoPlayer)
-        assert has_critic == (choice.energy is not None)
-
-
-def test_every_prior_has_normal_latents():
-    assert set(latent_model.FROM_NORMAL) == set(settings.PRIORS)
-
-
-# ------------------------------------------------------------------------------------- the chains
-
-
-def gaussian(deviations, context):
-    return lambda z: -jnp.sum(jnp.square(z / deviations)) / 2
-
-
-def walk(key, starts, deviations, sampler, num_steps, **options):
-    visits = []
-    found = latent_chains.walk(
-        key,
-        starts,
-        gaussian,
-        jnp.asarray(deviations),
-        jnp.zeros((len(starts), 0)),
-        sampler=SAMPLERS[sampler],
-        num_steps=num_steps,
-        visit=lambda *visited: visits.append(visited),
-        **options,
-    )
-    return found, visits
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("sampler", "guess"), [("hmc", 1e-3), pytest.param("mala", 1.0, marks=pytest.mark.slow)]
-)
-def test_warm_up_finds_the_step_size(key, sampler, guess):
-    deviations = jnp.linspace(0.05, 1.0, 10)
-    starts = deviations * jax.random.normal(key, (200, 10))
-    found, visits = walk(key, starts, deviations, sampler, 120, step_size=guess)
-    assert abs(found.monitor[60:].mean() - SAMPLERS[sampler].acceptance) < 0.06
-    assert [step for step, *_ in visits] == list(range(12, 121, 12))
-    means = [mean for _, _, mean, _ in visits]
-    np.testing.assert_allclose(means, found.monitor.reshape(10, 12).mean(1))
-    np.testing.assert_array_equal(visits[-1][1], found.latents)
-
-
-@pytest.mark.parametrize("sampler", ["hmc", pytest.param("underdamped", marks=pytest.mark.slow)])
-def test_chains_that_were_cut_off_end_where_they_would_have(key, tmp_path, sampler):
-    """Also through a file; the step size is still being adapted at the cut."""
-    starts = jax.random.normal(key, (20, 3))
-    whole, visits = walk(key, starts, 0.5, sampler, 10)
-    path = tmp_path / "chains.npz"
-    path.write_bytes(visits[2][3].to_bytes("these"))
-    about, progress = latent_chains.read_progress(path)
-    assert about == "these"
-    rest, later = walk(key, starts, 0.5, sampler, 10, progress=progress)
-    assert [step for step, *_ in later] == list(range(4, 11))
-    np.testing.assert_array_equal(rest.latents, whole.latents)
-    np.testing.assert_array_equal(rest.monitor, whole.monitor)
-    assert rest.step_size == whole.step_size
-    path.write_bytes(path.read_bytes()[:-100])
-    assert latent_chains.read_progress(path) is None
-    assert latent_chains.read_progress(tmp_path / "none") is None
-
-
-def test_chains_that_a_signal_ends_between_visits_are_kept_and_visited_alike(key, monkeypatch):
-    class StopAtTheFifthLook(contextlib.nullcontext):
-        looks = 0
-
-        def __enter__(self):
-            return self
-
-        @property
-        def stop(self):
-            self.looks += 1
-            return signal.SIGHUP if self.looks == 5 else None
-
-    starts = jax.random.normal(key, (20, 3))
-    whole, visits = walk(key, starts, 0.5, "hmc", 30)
-    kept = []
-    with monkeypatch.context() as patch:
-        patch.setattr(latent_chains, "Signals", StopAtTheFifthLook)
-        with pytest.raises(Terminated, match="SIGHUP: kept the chains after step 5; run the same"):
-            walk(key, starts, 0.5, "hmc", 30, keep=kept.append)
-    (progress,) = kept
-    rest, later = walk(key, starts, 0.5, "hmc", 30, progress=progress)
-    assert [step for step, *_ in later] == list(range(6, 31, 3))
-    assert [mean for _, _, mean, _ in later] == [mean for _, _, mean, _ in visits[1:]]
-    np.testing.assert_array_equal(rest.latents, whole.latents)
-
-
 def test_a_call_that_was_cut_off_is_taken_up(trained, tmp_path, monkeypatch):
     """And one of other settings is not."""
     scored = []
@@ -335,19 +213,19 @@ def test_a_call_that_was_cut_off_is_taken_up(trained, tmp_path, monkeypatch):
         return score, {}
 
     monkeypatch.setattr(sample, "_make_score", make_score)
-    request = Request("", sampler="ula", num_samples=20, steps=10)
+    asked = sample.Config(sampler="ula", num_samples=20, steps=10)
     folders = [str(shutil.copytree(trained, tmp_path / name)) for name in ("whole", "cut")]
     scored.extend([0] * 5)
-    sample.run(dataclasses.replace(request, workdir=folders[0]))
+    sample.run(asked, workdir=folders[0])
     scored.clear()
     with pytest.raises(KeyboardInterrupt):
-        sample.run(dataclasses.replace(request, workdir=folders[1]))
+        sample.run(asked, workdir=folders[1])
     unfinished = tmp_path / "cut" / "samples_ula" / "unfinished.npz"
     kept = unfinished.read_bytes()
     del scored[-1]
     scored.extend([0] * 2)
     before = len(scored)
-    sample.run(dataclasses.replace(request, workdir=folders[1]))
+    sample.run(asked, workdir=folders[1])
     assert len(scored) - before == 1 + 7 + 1
     assert not unfinished.exists()
     (arrays, results), (others, others_results) = (
@@ -357,62 +235,8 @@ def test_a_call_that_was_cut_off_is_taken_up(trained, tmp_path, monkeypatch):
     assert results["history"] == others_results["history"]
     unfinished.write_bytes(kept)
     before = len(scored)
-    sample.run(dataclasses.replace(request, workdir=folders[1], seed=1))
+    sample.run(dataclasses.replace(asked, seed=1), workdir=folders[1])
     assert len(scored) - before == 1 + 10 + 1
-
-
-class Still(NamedTuple):
-    position: jax.Array
-
-
-def test_only_the_first_half_of_the_steps_moves_the_step_size(key):
-    still = latent_chains.Sampler(
-        lambda key, position, _: Still(position),
-        lambda key, state, _, step_size: (state, jnp.float32(1)),
-        step_size=1.0,
-        monitor="acceptance",
-        acceptance=0.5,
-    )
-    found = [
-        latent_chains.walk(
-            key,
-            jnp.zeros((4, 2)),
-            gaussian,
-            1.0,
-            jnp.zeros((4, 0)),
-            sampler=still,
-            num_steps=num_steps,
-            step_size=2.0,
-            visit=lambda *_: None,
-        )
-        for num_steps in (1, 2, 3, 4)
-    ]
-    rises = [math.log(walked.step_size / 2) for walked in found]
-    np.testing.assert_allclose(rises, [0, rises[1], rises[1], 2 * rises[1]], rtol=1e-4, atol=1e-6)
-    assert rises[1] > 0.01
-
-
-def test_no_trajectory_length_is_a_period_for_all_chains(key):
-    """Ten leapfrog steps of 2 pi / 10 turn a standard normal by a little more than 360 degrees."""
-    found, _ = walk(key, jnp.full((4000, 1), 3.0), 1.0, "hmc", 1, step_size=2 * math.pi / 10)
-    assert abs(jnp.mean(found.latents)) < 0.5
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sampler", ["underdamped", pytest.param("hmc", marks=pytest.mark.slow)])
-def test_two_devices_walk_like_one(key, monkeypatch, sampler):
-    starts = jax.random.normal(key, (12, 3))
-    both, _ = walk(key, starts, 0.5, sampler, 4)
-    assert len(both.latents.sharding.device_set) == 2
-    assert both.latents.addressable_shards[0].data.shape == (6, 3)
-    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
-    alone, _ = walk(key, starts, 0.5, sampler, 4)
-    assert len(alone.latents.sharding.device_set) == 1
-    np.testing.assert_allclose(both.latents, alone.latents, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(both.monitor, alone.monitor, rtol=1e-4)
-
-
-# --------------------------------------------------------------------------------------- the runs
 
 
 def untrained(dataset, network, config, seed):
@@ -428,7 +252,7 @@ def scores(request, tmp_path, monkeypatch):
         monkeypatch.setattr(sample, "_make_score", lambda *_: (score, {}))
         return {"brightness"}
     monkeypatch.setenv("KERNELGRAD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(classifier, "_train", untrained)
+    monkeypatch.setattr(classifiers, "_train", untrained)
     return {"inception_score", "classifier_frechet", "classifier_kid", "nearest_l1"}
 
 
@@ -437,7 +261,7 @@ def test_images_are_scored_along_the_chains(tmp_path, scores):
     workdir = tmp_path / "run"
     start(workdir, DIGITS)
     state = restored(workdir, DIGITS)
-    rows = sample.run(Request(str(workdir), sampler="mala", num_samples=12, steps=3))
+    rows = sample.run(sample.Config(sampler="mala", num_samples=12, steps=3), workdir=str(workdir))
     arrays, results = load(workdir, "mala")
     assert {k: v.shape for k, v in arrays.items()} == {
         "samples": (12, 8, 8, 1), "latents": (12, 4), "energies": (12,)
@@ -460,10 +284,10 @@ def test_images_are_scored_along_the_chains(tmp_path, scores):
 
 def test_before_and_after_are_side_by_side(monkeypatch):
     drawn = []
-    monkeypatch.setattr(sample.plots, "image_grid", lambda images: drawn.append(images) or b"")
+    monkeypatch.setattr(mosaics, "image_grid", lambda images: drawn.append(images) or b"")
     before = np.arange(40.0).reshape(40, 1, 1, 1) / 100
     sample._picture(
-        types.SimpleNamespace(dataset=datasets.load("digits")),
+        types.SimpleNamespace(dataset=catalog.load("digits")),
         {"generator": before, "hmc": before + 0.5},
     )
     grid = drawn[0].reshape(9, 9)  # 9 rows of 4, a gap and 4: 36 of 40 chains
@@ -490,12 +314,12 @@ def mmd_u_statistic(x, y, scales):
 @pytest.mark.slow
 def test_the_generator_alone_needs_no_critic(tmp_path, monkeypatch):
     config = dataclasses.replace(POINTS, objective="mmd")
-    whole = datasets.load(config.dataset)
+    whole = catalog.load(config.dataset)
     few = whole._replace(test=whole.test[:200])
-    monkeypatch.setattr(datasets, "load", lambda *_, **__: few)
+    monkeypatch.setattr(catalog, "load", lambda *_, **__: few)
     start(tmp_path, config)
-    request = Request(str(tmp_path), sampler="generator", num_samples=100)
-    rows = sample.run(request)
+    asked = sample.Config(sampler="generator", num_samples=100)
+    rows = sample.run(asked, workdir=str(tmp_path))
     arrays, _ = load(tmp_path, "generator")
     assert set(arrays) == {"samples", "latents"}
     samples = generated(config, restored(tmp_path, config), arrays["latents"])
@@ -504,11 +328,11 @@ def test_the_generator_alone_needs_no_critic(tmp_path, monkeypatch):
     assert rows == {"generator": {"test_mmd": pytest.approx(expected, rel=1e-3)}}
     assert (tmp_path / "samples_generator" / "samples.png").exists()
     with pytest.raises(UsageError, match=r"a run of mmd, which has no critic; expected one of gan"):
-        sample.run(dataclasses.replace(request, sampler="hmc"))
+        sample.run(dataclasses.replace(asked, sampler="hmc"), workdir=str(tmp_path))
 
     monkeypatch.setattr(sample, "_make_score", unscored)
     for seed in (0, 1):
-        sample.run(dataclasses.replace(request, seed=seed))
+        sample.run(dataclasses.replace(asked, seed=seed), workdir=str(tmp_path))
         again, _ = load(tmp_path, "generator")
         assert np.array_equal(again["latents"], arrays["latents"]) == (seed == 0)
 
@@ -523,13 +347,17 @@ def test_the_generator_alone_needs_no_critic(tmp_path, monkeypatch):
         ({"inverse_temperature": math.nan}, "inverse_temperature: got nan"),
         ({"step_size": -0.1}, "step_size: got -0.1; expected a number in"),
         ({}, "got .* without a checkpoint; train first"),
-        ({"workdir": "/nowhere"}, "got /nowhere without a readable config.json"),
     ],
 )
 def test_bad_requests_are_usage_errors(tmp_path, changes, message):
     (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(DIGITS)))
     with pytest.raises(UsageError, match=message):
-        sample.run(dataclasses.replace(Request(str(tmp_path)), **changes))
+        sample.run(sample.Config(**changes), workdir=str(tmp_path))
+
+
+def test_a_folder_without_a_run_is_a_usage_error():
+    with pytest.raises(UsageError, match=r"got /nowhere without a readable config.json"):
+        sample.run(sample.Config(), workdir="/nowhere")
 
 
 @pytest.mark.parametrize(

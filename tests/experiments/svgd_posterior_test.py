@@ -11,13 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import long_chains, svgd_posterior
-from experiments.errors import UsageError
-from experiments.posteriors import LogisticPosterior
-from experiments.runtime import Workdir
+from experiments import svgd_posterior
+from experiments.judges import agreement
+from experiments.run.errors import UsageError
+from experiments.run.workdirs import Workdir
 from experiments.svgd_posterior import Config
+from experiments.targets import long_chains
+from experiments.targets.posteriors import LogisticPosterior
 from kernelgrad import svgd
-from tests.experiments.posteriors_test import write_wines
+from tests.experiments.targets.posteriors_test import write_wines
 
 TINY = Config(
     num_particles=(20, 30),
@@ -42,8 +44,8 @@ def posterior(rng):
 def test_measured_moments_and_discrepancy_are_those_of_the_loops(posterior, rng):
     draws = rng.normal(size=(200, 3)) @ rng.normal(size=(3, 3))
     x = rng.normal(size=(6, 3))
-    reference = svgd_posterior.make_reference(draws.astype(np.float32))
-    found = svgd_posterior.measure(posterior, reference, jnp.asarray(x, jnp.float32))
+    reference = agreement.make_reference(draws.astype(np.float32))
+    found = agreement.measure(posterior, reference, jnp.asarray(x, jnp.float32))
 
     deviations = draws.std(axis=0, ddof=1)
     errors = (x.mean(axis=0) - draws.mean(axis=0)) / deviations
@@ -76,8 +78,8 @@ def test_discrepancy_of_draws_falls_as_their_number_grows(key, rng):
     flat = LogisticPosterior(
         jnp.zeros((1, 3)), jnp.zeros(1), jnp.zeros((1, 3)), jnp.zeros(1), 1.0
     )  # a row of zeros says nothing: the posterior is the prior, N(0, I)
-    reference = svgd_posterior.make_reference(rng.normal(size=(4000, 3)).astype(np.float32))
-    few, many = (svgd_posterior.ksd_of_draws(key, flat, reference, n) for n in (30, 480))
+    reference = agreement.make_reference(rng.normal(size=(4000, 3)).astype(np.float32))
+    few, many = (agreement.ksd_of_draws(key, flat, reference, n) for n in (30, 480))
     assert 2.8 < few / many < 5.6  # the square root of 16, ten subsets each
 
 

@@ -1,10 +1,9 @@
-"""Figures against loops and closed forms, fields by their effect, what runs leave, bad input."""
+"""Fields of frames, what runs leave behind, bad input."""
 
 import dataclasses
 import io
 import itertools
 import json
-import math
 import os
 import signal
 import subprocess
@@ -16,14 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import stats
 
-from experiments import command, compare, presets, settings, targets, toy, toy_report
-from experiments.errors import DivergenceError, Terminated, UsageError
-from experiments.plots import Backdrop, FieldFrame
-from experiments.runtime import Workdir
-from experiments.settings import Config
-from experiments.targets import Modes, Target
+from experiments import toy
+from experiments.pictures.clouds import FieldFrame
+from experiments.reports import toys
+from experiments.run import command, fields, timing
+from experiments.run.errors import DivergenceError, Terminated, UsageError
+from experiments.run.workdirs import Workdir
+from experiments.targets import densities
+from experiments.training import presets, settings
+from experiments.training.settings import Config
 
 TINY = Config(
     objective="gan_kl",
@@ -42,153 +43,18 @@ def ruler():
     """Of the mixture, with fewer samples and a coarser grid."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"NUM_EVALUATED": 300, "_GRID": 60, "_FRESH_SETS": 2}.items():
-            patch.setattr(toy_report, name, value)
-        yield toy_report.make_ruler(jax.random.key(0), targets.load("mixture"))
+            patch.setattr(toys, name, value)
+        yield toys.make_ruler(jax.random.key(0), densities.load("mixture"))
 
 
 @pytest.fixture
 def small(monkeypatch, ruler):
     """Fewer samples and arrows, and the same ruler for all."""
-    monkeypatch.setattr(toy_report, "NUM_EVALUATED", 300)
-    monkeypatch.setattr(toy_report, "make_ruler", lambda *_: ruler)
+    monkeypatch.setattr(toys, "NUM_EVALUATED", 300)
+    monkeypatch.setattr(toys, "make_ruler", lambda *_: ruler)
     for name, value in {"_NUM_TRAIN": 400, "_NUM_DRAWN": 50, "_LATTICE": 5}.items():
         monkeypatch.setattr(toy, name, value)
-    monkeypatch.setattr(compare, "_TIMED_STEPS", 2)
-
-
-# ----------------------------------------------------------------------------------- the figures
-
-
-def gaussian_target(modes=None):
-    return Target(
-        "gaussian",
-        lambda x: -jnp.sum(jnp.square(x)) / 2 - 3.0,
-        2,
-        lambda key, n: jax.random.normal(key, (n, 2)),
-        ((-6.0, 6.0), (-5.0, 5.0)),
-        modes,
-    )
-
-
-def measured(target, samples, bandwidth, columns=80, rows=70):
-    (left, right), (bottom, top) = target.bounds
-    x, y = jnp.linspace(left, right, columns), jnp.linspace(bottom, top, rows)
-    grid = jnp.stack(jnp.meshgrid(x, y), axis=-1)
-    log_density = jax.vmap(jax.vmap(target.log_density_fn))(grid)
-    measure = jax.jit(toy_report.make_measure(target, (x, y), log_density))
-    figures = measure(jnp.asarray(samples, jnp.float32), bandwidth)
-    return {name: float(value) for name, value in figures.items()}
-
-
-def test_figures_are_those_of_the_loops(rng):
-    samples = rng.normal((0.8, -0.3), (0.5, 1.1), (20, 2))
-    x, y = np.linspace(-6, 6, 80), np.linspace(-5, 5, 70)
-    p, q = np.zeros((2, 70, 80))
-    for row in range(70):
-        p[row] = stats.norm.pdf(x) * stats.norm.pdf(y[row])
-        for a, b in samples:
-            q[row] += stats.norm.pdf(x, a, 0.3) * stats.norm.pdf(y[row], b, 0.3)
-    p, q = p / p.sum(), q / q.sum()
-    middle = (p + q) / 2
-    expected = {
-        "true_kl": stats.entropy(q.ravel(), p.ravel()),
-        "true_jsd": sum(stats.entropy(one.ravel(), middle.ravel()) for one in (p, q)) / 2,
-        "on_data": np.mean(np.linalg.norm(samples, axis=1) < math.sqrt(stats.chi2.ppf(0.99, 2))),
-        "coverage": p[q >= p / 10].sum(),
-    }
-    got = measured(gaussian_target(), samples, 0.3)
-    assert got == pytest.approx(expected, rel=1e-3)
-
-
-def test_on_data_is_the_share_in_the_region_of_highest_density():
-    """99% of a standard normal in the plane lies within 3.035 of its mean."""
-    angle = np.linspace(0, 6, 100)
-    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    inside, outside = (measured(gaussian_target(), r * circle, 0.3, 300, 300) for r in (2.99, 3.08))
-    assert inside["on_data"] == 1
-    assert outside["on_data"] == 0
-
-
-def test_kl_of_gaussians_is_the_closed_form(key):
-    """The estimate of q is N(m, (s^2 + h^2) I); its noise adds less than 0.01 at 20 000 draws."""
-    mean, deviation, bandwidth = np.array([1.0, -0.5]), 0.5, 0.2
-    samples = mean + deviation * np.asarray(jax.random.normal(key, (20_000, 2)))
-    variance = deviation**2 + bandwidth**2
-    expected = variance - 1 + np.sum(mean**2) / 2 - math.log(variance)
-    got = measured(gaussian_target(), samples, bandwidth)["true_kl"]
-    standard_error = math.sqrt((1 - variance) ** 2 * deviation**4 + 1.25 * deviation**2) / 141
-    assert abs(got - expected) < 5 * standard_error + 0.01
-
-
-def test_samples_beyond_the_grid_count_at_its_edge():
-    beyond, edge = np.array([[90.0, 0.0], [7.0, 0.0]]), np.array([[6.0, 0.0], [6.0, 0.0]])
-    got = measured(gaussian_target(), beyond, 0.2)
-    assert got == measured(gaussian_target(), edge, 0.2)
-    assert got["true_jsd"] == pytest.approx(math.log(2), abs=1e-5)
-    assert 15 < got["true_kl"] < 22
-    assert got["coverage"] < 1e-5
-
-
-def test_modes_are_those_with_a_fifth_of_their_share():
-    """Of four modes and 100 samples a mode needs more than 5, within 3 widths."""
-    centres = np.array([[-3.0, 0.0], [3.0, 0.0], [0.0, 3.0], [0.0, -3.0]])
-    counts, offsets = (80, 6, 4, 10), (0.0, 0.29, 0.0, 0.31)
-    samples = np.concatenate(
-        [
-            np.tile((centre[0] + offset, centre[1]), (count, 1))
-            for centre, count, offset in zip(centres, counts, offsets, strict=True)
-        ]
-    )
-    assert measured(gaussian_target(Modes(centres, 0.1)), samples, 0.1)["modes"] == 2
-    assert "modes" not in measured(gaussian_target(), samples, 0.1)
-
-
-@pytest.mark.parametrize(("name", "num_modes"), [("grid", 25), ("mixture", 8), ("ring", None)])
-def test_exact_draws_reach_everything(name, num_modes, key):
-    ruler = toy_report.make_ruler(key, targets.load(name))
-    floor = {figure: mean for figure, (mean, _) in ruler.floor.items()}
-    assert 0 < floor["true_kl"] < 0.1
-    assert 0 < floor["true_jsd"] < 0.03
-    assert floor["on_data"] == pytest.approx(0.99, abs=5 * math.sqrt(0.99 * 0.01 / 50_000) + 2e-3)
-    assert floor["coverage"] > 0.98
-    assert floor.get("modes") == num_modes
-
-
-def test_a_target_without_draws_is_no_data(key):
-    target = gaussian_target()._replace(exact_samples=None)
-    with pytest.raises(UsageError, match=r"^dataset: got gaussian; expected a density in the pla"):
-        toy_report.make_ruler(key, target)
-
-
-def test_table_holds_the_end_the_fall_and_the_floor():
-    floor = {"true_kl": (0.02, 0.001), "true_jsd": (0.01, 0.002)}
-    backdrop = Backdrop(((0, 1), (0, 1)), ("a", "b"))
-    ruler = toy_report.Ruler(backdrop, None, 0.04, None, floor)
-
-    def history(*kl):
-        return [{"step": 50 * i, "true_kl": k, "true_jsd": k / 20} for i, k in enumerate(kl)]
-
-    frame = FieldFrame(*np.zeros((3, 5, 2)))
-    one = toy_report.table({"kl": toy_report.Runs([history(8.0, 0.8, 1.2)], frame, 2.5)}, ruler)
-    assert one == {
-        "start": {"KL[Q||P]": 8.0, "JSD": 0.4},
-        "kl": {
-            "KL[Q||P]": 1.2,
-            "JSD": 0.06,
-            "lowest KL": 0.8,
-            "KL / 10 at step": "50",
-            "ms per step": 2.5,
-        },
-        "exact draws, bandwidth 0.04": {"KL[Q||P]": "0.02 ± 0.001", "JSD": "0.01 ± 0.002"},
-    }
-    runs = toy_report.Runs([history(8.0, 5.0, 1.0), history(9.0, 0.9, 0.5)], frame, 2.5)
-    two = toy_report.table({"kl": runs}, ruler)
-    assert two["kl"]["KL / 10 at step"] == "never, 50"
-    assert two["kl"]["KL[Q||P]"] == "0.75 ± 0.35"
-    assert two["start"]["KL[Q||P]"] == "8.5 ± 0.71"
-
-
-# ------------------------------------------------------------------------------------- the fields
+    monkeypatch.setattr(timing, "_TIMED_STEPS", 2)
 
 
 def looked(objective, ruler, key):
@@ -203,7 +69,7 @@ def test_arrows_at_the_lattice_raise_the_critic(objective, small, ruler, key):
     model, state, frame = looked(objective, ruler, key)
     assert frame.points.shape == frame.arrows.shape == (25, 2)
     assert frame.samples.shape == (50, 2)
-    (left, right), (bottom, top) = targets.load("mixture").bounds
+    (left, right), (bottom, top) = densities.load("mixture").bounds
     assert left < frame.points[:, 0].min() < frame.points[:, 0].max() < right
     assert bottom < frame.points[:, 1].min() < frame.points[:, 1].max() < top
 
@@ -232,9 +98,6 @@ def test_arrows_at_the_samples_are_minus_the_direction(small, ruler, key, monkey
     np.testing.assert_allclose(frame.arrows, 2 * (3 - frame.points), rtol=1e-5)
 
 
-# --------------------------------------------------------------------------------------- the runs
-
-
 def records(path):
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
@@ -242,8 +105,7 @@ def records(path):
 def test_a_run_leaves_everything_and_resumes_bit_for_bit(
     tmp_path, small, ruler, capsys, monkeypatch
 ):
-    request = toy.Request(TINY, str(tmp_path))
-    rows = toy.run(request)
+    rows = toy.run(toy.Config(TINY), workdir=str(tmp_path))
     assert list(rows)[:2] == ["start", "gan_kl"]
     assert (tmp_path / "table.md").read_text().split("\n", 2)[2].strip() in capsys.readouterr().out
     assert json.loads((tmp_path / "results.json").read_text()) == rows
@@ -261,14 +123,14 @@ def test_a_run_leaves_everything_and_resumes_bit_for_bit(
 
     monkeypatch.setattr(toy, "time_steps", lambda _: {"gan_kl": 1.0})
     stamp = (tmp_path / "evolution.gif").stat().st_mtime_ns
-    toy.run(request)
+    toy.run(toy.Config(TINY), workdir=str(tmp_path))
     assert (tmp_path / "evolution.gif").stat().st_mtime_ns == stamp
 
     (tmp_path / "frames/0000002.npz").write_bytes(b"damaged")
     np.savez(tmp_path / "frames/0000004.npz", samples=np.zeros(3), points=0, arrows=[[None, 1]])
     (tmp_path / "frames/0000006.npz").unlink()
     capsys.readouterr()
-    toy.run(request)
+    toy.run(toy.Config(TINY), workdir=str(tmp_path))
     said = capsys.readouterr().err
     assert said.count("the frame is drawn anew") == 3
     for record, samples in zip(history, moved, strict=True):
@@ -293,11 +155,11 @@ def test_comparison_starts_all_from_one_network_a_seed(tmp_path, small, monkeypa
     for name, centre in (("noisy_jsd", 0.0), ("mmd", 2.0)):
         monkeypatch.setitem(settings.OBJECTIVES, name, pulled_to(centre))
     config = dataclasses.replace(TINY, num_steps=2, learning_rate=0.01)
-    request = toy.Request(config, str(tmp_path), ("noisy_jsd", "mmd"), (0, 3))
-    assert list(toy.run(request))[:3] == ["start", "noisy_jsd", "mmd"]
+    compared = toy.Config(config, ("noisy_jsd", "mmd"), (0, 3))
+    assert list(toy.run(compared, workdir=str(tmp_path)))[:3] == ["start", "noisy_jsd", "mmd"]
     for picture in ("samples.png", "comparison.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
-    runs = [tmp_path / name / f"seed{k}" for name in request.objectives for k in (0, 3)]
+    runs = [tmp_path / name / f"seed{k}" for name in compared.objectives for k in (0, 3)]
     assert all((run / "evolution.gif").exists() for run in runs)
     starts, ends = zip(*map(records, runs), strict=True)
     assert starts[0] == starts[2] != starts[1] == starts[3]
@@ -322,7 +184,7 @@ def test_divergence_names_the_step(tmp_path, small, monkeypatch):
     monkeypatch.setitem(settings.OBJECTIVES, "mmd", pulled_to(3.0))
     config = dataclasses.replace(TINY, objective="mmd", learning_rate=1e30)
     with pytest.raises(DivergenceError, match=r"^step [1-6]: the state is not finite"):
-        toy.run(toy.Request(config, str(tmp_path)))
+        toy.run(toy.Config(config), workdir=str(tmp_path))
 
 
 @pytest.mark.slow
@@ -330,28 +192,25 @@ def test_kl_falls_tenfold_on_the_roll(tmp_path):
     config = dataclasses.replace(
         Config(**presets.PRESETS[toy.PRESET]), num_steps=1000, eval_every=100
     )
-    rows = toy.run(toy.Request(config, str(tmp_path), seeds=(0, 1, 2)))
+    rows = toy.run(toy.Config(config, seeds=(0, 1, 2)), workdir=str(tmp_path))
     assert "never" not in rows["gan_kl"]["KL / 10 at step"]
 
 
-# --------------------------------------------------------------------------------------- bad input
-
-
 def parsed(*arguments):
-    return toy.request(command.parse(["--workdir=w", *arguments], Config, toy.Options))
+    given = command.parse(["--workdir=w", *arguments], Config, toy.Options)
+    return toy.configured(given, fields.pick(toy.Options, given))
 
 
 def test_flags_override_the_preset():
-    request = parsed("--dataset=ring", "--seed=3")
-    config = Config(**{**presets.PRESETS["paper001"], "dataset": "ring", "seed": 3})
-    assert request == toy.Request(config, "w")
-    assert config.objective == "gan_kl"
+    base = Config(**{**presets.PRESETS["paper001"], "dataset": "ring", "seed": 3})
+    assert parsed("--dataset=ring", "--seed=3") == toy.Config(base)
+    assert base.objective == "gan_kl"
 
 
 def test_all_objectives_and_seeds():
-    request = parsed("--objectives=all", "--seeds=0,2")
-    assert request.objectives == tuple(settings.OBJECTIVES)
-    assert request.seeds == (0, 2)
+    config = parsed("--objectives=all", "--seeds=0,2")
+    assert config.objectives == tuple(settings.OBJECTIVES)
+    assert config.seeds == (0, 2)
 
 
 @pytest.mark.parametrize(
@@ -379,7 +238,7 @@ def test_flags_that_contradict_are_named(arguments, message):
 )
 def test_settings_out_of_range_are_named(tmp_path, changes, message):
     with pytest.raises(UsageError, match=f"^{message}"):
-        toy.run(toy.Request(dataclasses.replace(TINY, **changes), str(tmp_path)))
+        toy.run(toy.Config(dataclasses.replace(TINY, **changes)), workdir=str(tmp_path))
 
 
 def test_bad_input_is_one_line(tmp_path):

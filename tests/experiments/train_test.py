@@ -11,11 +11,9 @@ import time
 import numpy as np
 import pytest
 
-from experiments import command, feed, presets, settings
-from experiments import data as datasets
-from experiments import train as training
-from experiments.runtime import DivergenceError, UsageError
-from experiments.settings import Config
+from experiments.run.errors import DataError, DivergenceError, UsageError
+from experiments.training import fit, settings
+from experiments.training.settings import Config
 
 TINY = Config(num_steps=20, eval_every=10, batch_size=20, latent_dim=4, width=4)
 POINTS = dataclasses.replace(TINY, dataset="swiss_roll", width=8)
@@ -24,7 +22,7 @@ SLOW = os.environ.get("KERNELGRAD_SLOW_TESTS") == "1"
 
 
 def _run(config, workdir, **options):
-    return training.run(config, workdir=str(workdir), num_devices=1, **options)
+    return fit.run(config, workdir=str(workdir), num_devices=1, **options)
 
 
 def _metrics(workdir):
@@ -85,7 +83,7 @@ def test_a_finished_run_is_left_alone(tmp_path, capsys):
 def test_two_devices_train_like_one(tmp_path):
     config = dataclasses.replace(TINY, num_steps=10)
     alone = _run(config, tmp_path / "one")
-    spread = training.run(config, workdir=str(tmp_path / "two"), num_devices=2)
+    spread = fit.run(config, workdir=str(tmp_path / "two"), num_devices=2)
     for name in ("mmd", "direction_rms", "test_mmd"):
         np.testing.assert_allclose(spread[name], alone[name], rtol=1e-3)
 
@@ -183,28 +181,10 @@ def test_bad_input_is_one_line(tmp_path, arguments, code, message):
     assert process.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("num_steps", 0),
-        ("width", -1),
-        ("learning_rate", float("nan")),
-        ("ridge", 0.0),
-        ("kernel_scales", (1.0, -1.0)),
-        ("b1", 1.0),
-        ("resident_gib", float("inf")),
-        ("objective", "nothing"),
-    ],
-)
-def test_settings_out_of_range_are_named(field, value):
-    with pytest.raises(UsageError, match=f"^{field}: got "):
-        settings.validate(dataclasses.replace(Config(), **{field: value}), 1)
-
-
 @pytest.mark.parametrize("value", ["digts", "mnist"])
 def test_data_that_is_not_there_is_named(tmp_path, value, monkeypatch):
     monkeypatch.setenv("KERNELGRAD_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(datasets.DataError, match=value):
+    with pytest.raises(DataError, match=value):
         _run(dataclasses.replace(TINY, dataset=value), tmp_path, data_dir=str(tmp_path))
 
 
@@ -215,71 +195,3 @@ def test_another_config_is_refused(tmp_path):
         _run(dataclasses.replace(POINTS, width=16), tmp_path)
     with pytest.raises(UsageError, match="is of another model"):
         _run(dataclasses.replace(POINTS, width=16), tmp_path, allow_config_change=True)
-
-
-def parsed(*arguments):
-    given = command.parse(list(arguments), Config, training.Options)
-    return settings.configured(given, given["preset"])
-
-
-def test_preset_is_what_paper_000_states():
-    config = parsed("--preset=paper000", "--learning_rate=1e-4")
-    assert config == dataclasses.replace(
-        Config(),
-        dataset="mnist", batch_size=100, latent_dim=50, width=64, learning_rate=1e-4,
-        kernel="imq", kernel_scales=(0.5, 1.0, 2.0, 4.0), num_steps=180_000, eval_every=30_000,
-    )  # fmt: skip
-    assert presets.PRESETS["paper000"]["learning_rate"] == 5e-5
-
-
-PAPERS = {
-    "paper001": Config(
-        objective="gan_kl", dataset="swiss_roll", num_steps=3000, eval_every=50, batch_size=256,
-        latent_dim=2, width=64, learning_rate=1e-3, b1=0.5, critic_steps=5,
-        kernel_scales=(0.01, 0.05, 0.25, 1.0),
-    ),
-    "paper003": Config(
-        objective="steingan", dataset="mnist", conditional=True, margin=0.2, num_steps=30_000,
-        eval_every=3000, batch_size=100, latent_dim=100, prior="uniform", width=64,
-        learning_rate=1e-3, critic_learning_rate=1e-4, b1=0.5, discount=0.7, freeze_threshold=0.5,
-        stein_field="svgd", feature_lengthscale="half_median", energy_norm="euclidean",
-    ),
-    "paper004": Config(
-        objective="kale", dataset="mnist", num_steps=150_000, eval_every=5000, batch_size=128,
-        latent_dim=100, width=64, learning_rate=1e-4, b1=0.5, critic_steps=5, spectral_norm=True,
-        penalty="zero_centred", penalty_weight=1.0, log_normalizer="newton",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", PAPERS)
-def test_preset_is_that_of_its_paper(name):
-    assert parsed(f"--preset={name}") == PAPERS[name]
-
-
-@pytest.mark.parametrize("name", presets.PRESETS)
-def test_presets_are_valid(name):
-    settings.validate(Config(**presets.PRESETS[name]), 2)
-
-
-def test_the_uniform_prior_is_on_both_sides_of_0(key):
-    """U[-1, 1], of mean 0 and variance 1/3."""
-    latents = settings.PRIORS["uniform"](key, (10_000,))
-    assert -1 <= latents.min() < -0.99
-    assert 0.99 < latents.max() <= 1
-    assert abs(latents.mean()) < 5 / np.sqrt(3 * latents.size)
-
-
-def test_host_batches_cover_an_epoch_and_resume(rng):
-    data = rng.normal(size=(13, 2)).astype(np.float32)
-    stream = feed.host_batches(data, 7, 4, 2, 0, 2)
-    first = [next(stream) for _ in range(4)]
-    assert first[0].shape == (2, 2, 2, 2)
-    epoch = np.concatenate([first[0].swapaxes(0, 1), first[1].swapaxes(0, 1)[:1]]).reshape(-1, 2)
-    assert len({tuple(row) for row in epoch}) == 12
-    assert {tuple(row) for row in epoch} <= {tuple(row) for row in data}
-    resumed = feed.host_batches(data, 7, 4, 2, 4, 2)
-    np.testing.assert_array_equal(next(resumed), first[2])
-    ahead = feed.prefetched(feed.host_batches(data, 7, 4, 2, 0, 2))
-    for batch in first:
-        np.testing.assert_array_equal(next(ahead), batch)

@@ -1,0 +1,97 @@
+"""What generated images are judged by: their nearest neighbours, and a classifier trained here."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.data.dataset import Dataset
+from experiments.judges.classifiers import Classifier
+from kernelgrad import metrics
+from kernelgrad.types import Array
+
+Scores = dict[str, float]
+
+_REFERENCE_IMAGES = 10_000
+_NEIGHBOURHOOD = 5
+
+
+def neighbours(dataset: Dataset) -> Callable[[Array], Scores]:
+    """Returns paper 000's two metrics of images in [0, 1], from their l1-nearest training images.
+
+    Args:
+      dataset: images with labels.
+
+    Returns:
+      Function of images (n, h, w, c) to ``label_entropy``, of the neighbours' labels in nats (at
+      most log of the number of classes), and ``nearest_l1``, the mean distance in units of
+      intensity summed over pixels.
+    """
+    images = jnp.asarray(dataset.train.reshape(len(dataset.train), -1))
+    labels = jnp.asarray(dataset.train_labels)
+
+    @jax.jit
+    def score(samples: Array, images: Array, labels: Array) -> dict[str, Array]:
+        index, distance = metrics.nearest_neighbors_l1(
+            samples.reshape(samples.shape[0], -1), images
+        )
+        return {
+            "label_entropy": metrics.label_entropy(labels[index], dataset.num_classes),
+            "nearest_l1": jnp.mean(distance),
+        }
+
+    return lambda samples: _floats(score(jnp.asarray(samples), images, labels))
+
+
+def inception(classifier: Classifier) -> Callable[[Array], Scores]:
+    """Returns the inception score of images in [0, 1] under a classifier.
+
+    Args:
+      classifier: trained on the data set's classes.
+
+    Returns:
+      Function of images (n, h, w, c) to ``inception_score``, between 1 and the number of classes.
+    """
+    score = jax.jit(metrics.inception_score)
+    return lambda samples: {"inception_score": float(score(classifier.probs(jnp.asarray(samples))))}
+
+
+def feature_distances(dataset: Dataset, classifier: Classifier) -> Callable[[Array], Scores]:
+    """Returns distances between images in [0, 1] and the test images, in the classifier's features.
+
+    Args:
+      dataset: images; at most the first 10 000 test images are the reference.
+      classifier: trained on the data set's classes.
+
+    Returns:
+      Function of images (n, h, w, c), n >= 6, to ``classifier_frechet``, ``classifier_kid``,
+      ``precision``, ``recall``, ``density`` and ``coverage`` (5 neighbours). Frechet distances of
+      samples of different sizes do not compare: it falls with n.
+    """
+    real = classifier.features(as_images(dataset.test[:_REFERENCE_IMAGES]))
+
+    @jax.jit
+    @jax.default_matmul_precision("highest")  # the covariances, on devices that default to less
+    def score(fake: Array, real: Array) -> dict[str, Array]:
+        moments = [
+            moment
+            for features in (real, fake)
+            for moment in (jnp.mean(features, axis=0), jnp.cov(features, rowvar=False))
+        ]
+        return {
+            "classifier_frechet": metrics.frechet_distance(*moments),
+            "classifier_kid": metrics.kernel_inception_distance(real, fake),
+            **metrics.precision_recall(real, fake, k=_NEIGHBOURHOOD)._asdict(),
+        }
+
+    return lambda samples: _floats(score(classifier.features(jnp.asarray(samples)), real))
+
+
+def as_images(stored: np.ndarray) -> Array:
+    """Returns stored uint8 images as float32 in [0, 1]."""
+    return jnp.asarray(stored).astype(jnp.float32) / 255
+
+
+def _floats(scores: dict[str, Array]) -> Scores:
+    return {name: float(value) for name, value in scores.items()}

@@ -1,0 +1,102 @@
+"""Critics of images and of points: one value each."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+
+from kernelgrad.types import Array
+
+
+class ConvCritic(nn.Module):
+    """Convolutional critic of images, without batch normalisation: each value has its own image.
+
+    Height and width are halved while both are even and above 4, u times, by convolutions of
+    stride 2 to width, 2 width, ... 2^(u-1) width channels; leaky relu of slope 0.2 after each, and
+    a linear layer to one value. The mirror of :class:`experiments.networks.generators.DCGAN`.
+
+    Attributes:
+      width: channels of the first convolution.
+      spectral_norm: divide every layer by its largest singular value, by power iteration.
+
+    References:
+      Radford, Metz & Chintala 2016, section 3; Miyato et al. 2018, section 2.
+    """
+
+    width: int
+    spectral_norm: bool = False
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool) -> Array:
+        """Returns values (n,) for images (n, h, w, c).
+
+        Args:
+          images: (n, h, w, c), floating.
+          train: make a power iteration and update the collection ``batch_stats`` (pass
+            ``mutable=["batch_stats"]``); for spectral normalisation only.
+        """
+        hidden, features = images, self.width
+        while min(hidden.shape[1:3]) > 4 and hidden.shape[1] % 2 == hidden.shape[2] % 2 == 0:
+            layer = nn.Conv(features, (4, 4), (2, 2))
+            hidden = nn.leaky_relu(_normed(layer, self.spectral_norm, hidden, train), 0.2)
+            features *= 2
+        flat = hidden.reshape(hidden.shape[0], -1)
+        return _normed(nn.Dense(1), self.spectral_norm, flat, train)[:, 0]
+
+
+class MLPCritic(nn.Module):
+    """Fully connected critic of points: `depth` leaky relu layers, then a linear one.
+
+    Attributes:
+      width: units of each hidden layer.
+      depth: number of hidden layers.
+      spectral_norm: as in :class:`ConvCritic`.
+    """
+
+    width: int
+    depth: int = 3
+    spectral_norm: bool = False
+
+    @nn.compact
+    def __call__(self, points: Array, train: bool) -> Array:
+        """Returns values (n,) for points (n, d); `train` as in :class:`ConvCritic`."""
+        hidden = points
+        for _ in range(self.depth):
+            layer = nn.Dense(self.width)
+            hidden = nn.leaky_relu(_normed(layer, self.spectral_norm, hidden, train), 0.2)
+        return _normed(nn.Dense(1), self.spectral_norm, hidden, train)[:, 0]
+
+
+def _normed(layer: nn.Module, spectral_norm: bool, inputs: Array, train: bool) -> Array:
+    return nn.SpectralNorm(layer)(inputs, update_stats=train) if spectral_norm else layer(inputs)
+
+
+def critic_for(
+    sample_shape: Sequence[int], width: int, spectral_norm: bool = False
+) -> ConvCritic | MLPCritic:
+    """Returns the critic for images (h, w, c) or for points (d,).
+
+    Raises:
+      ValueError: `sample_shape` has another length.
+    """
+    match tuple(sample_shape):
+        case (_,):
+            return MLPCritic(width, spectral_norm=spectral_norm)
+        case (_, _, _):
+            return ConvCritic(width, spectral_norm)
+    raise ValueError(f"sample_shape: got {tuple(sample_shape)}; expected (h, w, c) or (d,)")
+
+
+class TrackedNormalizer(nn.Module):
+    """A critic with a log-normaliser that outlives the batch, a parameter that starts at 0.
+
+    Attributes:
+      network: the critic.
+    """
+
+    network: nn.Module
+
+    @nn.compact
+    def __call__(self, points: Array, train: bool) -> tuple[Array, Array]:
+        """Returns the critic's values (n,) and the log-normaliser ()."""
+        values = self.network(points, train)
+        return values, self.param("log_normalizer", nn.initializers.zeros, ())

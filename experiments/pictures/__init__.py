@@ -1,0 +1,5 @@
+"""Every picture, drawn without a display."""
+
+import matplotlib
+
+matplotlib.use("Agg")

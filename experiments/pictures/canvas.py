@@ -1,0 +1,44 @@
+"""A figure, or what moves in it, as the bytes of a PNG or GIF."""
+
+import io
+from collections.abc import Callable, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+MAX_COLUMNS = 4
+_FRAME_MS, _LAST_FRAME_MS = 120, 2500
+
+
+def gif(figure: Figure, draw: Callable[[int], None], num_frames: int) -> bytes:
+    """Returns a film of what `draw` makes of a figure, frame by frame, and closes the figure."""
+    canvas = FigureCanvasAgg(figure)
+    pictures = []
+    for index in range(num_frames):
+        draw(index)
+        canvas.draw()
+        picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+        pictures.append(picture.quantize(64, dither=Image.Dither.NONE))
+    plt.close(figure)
+    return film(pictures)
+
+
+def film(pictures: Sequence[Image.Image]) -> bytes:
+    """Returns a GIF that loops and rests on its last frame."""
+    buffer = io.BytesIO()
+    durations = [_FRAME_MS] * (len(pictures) - 1) + [_LAST_FRAME_MS]
+    pictures[0].save(
+        buffer, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0
+    )
+    return buffer.getvalue()
+
+
+def png(figure: Figure) -> bytes:
+    """Returns a figure as a PNG, and closes it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return buffer.getvalue()

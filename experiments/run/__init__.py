@@ -1,0 +1,1 @@
+"""The process and its folder: flags, errors, signals, files, checkpoints, metrics, memory."""

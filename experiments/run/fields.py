@@ -1,0 +1,296 @@
+"""The definition of a setting: a dataclass field that knows its type, its range and its help.
+
+A config declares each setting once::
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        num_steps: int = fields.integer(2000, 1, 10**9, "Updates in all.")
+        ridge: float | None = fields.number(None, 1e-30, 1e30, "0.1 sqrt(batch) k(0) by default.")
+        seeds: tuple[int, ...] = fields.integers((0, 1, 2), 0, fields.MAX_SEED, "Of the runs.")
+
+From that follow its flag and --help (:mod:`experiments.run.command`), what :func:`validate` says of
+an instance, and what :func:`checked` makes of values that come from flags or from a file. Where the
+default is None, None stands for "not set"; a list has no item twice, and is empty only where its
+default is.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
+
+from experiments.run.errors import UsageError
+
+MAX_SEED = 2**32 - 1  # jax.random.key takes 32 bits where x64 is off
+MAX_COUNT = 10**9  # steps, or pauses between them
+MAX_SIZE = 10**8  # rows, samples, units
+SMALLEST, LARGEST = 1e-30, 1e30  # of positive numbers: float32 holds them and their products
+_LONGEST_TEXT = 4096
+_SHOWN = 60  # characters of a value in an error
+
+_SWITCHES = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+
+_RULE = "rule"
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What a setting may be.
+
+    Attributes:
+      kind: int, float, bool or str; of the items, where there are many.
+      help: what it means, in a sentence.
+      default: its default; `dataclasses.MISSING` where it must be given.
+      low: least value of a number.
+      high: largest; inf takes inf.
+      choices: the words it may be; empty: any.
+      many: whether it is a list.
+      flag: name of the flag, if it is not that of the field.
+      variable: environment variable that stands in for the flag.
+      noun: what a text is.
+    """
+
+    kind: type
+    help: str
+    default: Any
+    low: float = -math.inf
+    high: float = math.inf
+    choices: Collection[str] = ()
+    many: bool = False
+    flag: str | None = None
+    variable: str | None = None
+    noun: str = "text"
+
+    @property
+    def expected(self) -> str:
+        """What an error and --help say that it should be."""
+        if self.kind is bool:
+            return "true or false"
+        if self.kind is str and not self.choices:
+            return f"distinct {self.noun}s, not blank" if self.many else f"a {self.noun}, not blank"
+        if self.choices:
+            return f"{'distinct ones' if self.many else 'one'} of {', '.join(self.choices)}"
+        one, several = {int: ("an integer", "integers"), float: ("a number", "numbers")}[self.kind]
+        return (
+            f"{f'distinct {several}' if self.many else one} in [{self.low:.12g}, {self.high:.12g}]"
+        )
+
+    @property
+    def default_text(self) -> str:
+        """The default as the flag would be given it; blank where there is none."""
+        if self.default in (dataclasses.MISSING, None):
+            return ""
+        if self.many:
+            return ",".join(map(str, self.default))
+        return str(self.default).lower() if self.kind is bool else str(self.default)
+
+    def parse(self, name: str, text: str) -> Any:
+        """Returns the value that a flag's text stands for.
+
+        Raises:
+          UsageError: the text is no such value, or one out of range.
+        """
+        if self.kind is str and not (self.many or self.choices):
+            return self.check(name, text)
+        if not self.many:
+            return self.check(name, _scalar(self.kind, text.strip()))
+        items = [_scalar(self.kind, item.strip()) for item in text.split(",") if text.strip()]
+        if items == ["all"] and self.choices:
+            items = list(self.choices)
+        if not items:
+            raise self._error(name, items)
+        return self.check(name, items)
+
+    def check(self, name: str, value: Any) -> Any:
+        """Returns the value in its own type, a list as a tuple.
+
+        Raises:
+          UsageError: it is of another type or out of range.
+        """
+        if value is None and self.default is None:
+            return None
+        if not self.many:
+            return self._item(name, value)
+        if not isinstance(value, list | tuple) or (not value and self.default != ()):
+            raise self._error(name, value)
+        items = tuple(self._item(name, item) for item in value)
+        if len(set(items)) < len(items):
+            raise self._error(name, list(items))
+        return items
+
+    def _item(self, name: str, value: Any) -> Any:
+        kinds = (int, float) if self.kind is float else (self.kind,)
+        if type(value) not in kinds:
+            raise self._error(name, value)
+        if self.kind is str:
+            fits = bool(value.strip()) and len(value) <= _LONGEST_TEXT and "\0" not in value
+            if not fits or (self.choices and value not in self.choices):
+                raise self._error(name, value)
+        elif self.kind is not bool and not self.low <= value <= self.high:
+            raise self._error(name, value)
+        return self.kind(value)
+
+    def _error(self, name: str, value: Any) -> UsageError:
+        message = f"{self.flag or name}: got {shown(value)}; expected {self.expected}"
+        if self.choices and isinstance(value, str) and value.strip():
+            known = list(self.choices)
+            nearest = difflib.get_close_matches(value[:_SHOWN], known, n=1, cutoff=0)
+            message += f". Did you mean {nearest[0]}?"
+        return UsageError(message)
+
+
+def shown(value: Any) -> str:
+    """Returns a value as an error shows it: short, whatever it is."""
+    if isinstance(value, tuple):
+        value = list(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # more digits, or deeper, than Python prints
+        return f"a value of type {type(value).__name__} too large to show"
+    if len(text) <= _SHOWN:
+        return text
+    return f"{text[:_SHOWN]}... ({len(text)} characters)"
+
+
+def _scalar(kind: type, text: str) -> Any:
+    """Returns what a text stands for, or the text itself where it is nothing of that kind."""
+    if kind is bool:
+        return _SWITCHES.get(text.lower(), text)
+    try:
+        return kind(text)
+    except ValueError:
+        return text
+
+
+# ----------------------------------------------------------------------------------- declarations
+
+
+def _field(default: Any, kind: type, text: str, **options: Any) -> Any:
+    rule = Rule(kind, text, default, **options)
+    return dataclasses.field(default=default, metadata={_RULE: rule})
+
+
+def integer(default: int | None, low: int, high: int, text: str) -> Any:
+    """Declares an integer in [low, high]."""
+    return _field(default, int, text, low=low, high=high)
+
+
+def number(default: float | None, low: float, high: float, text: str) -> Any:
+    """Declares a number in [low, high]."""
+    return _field(default, float, text, low=low, high=high)
+
+
+def positive(default: float | None, text: str) -> Any:
+    """Declares a number > 0 that leaves float32 room on both sides."""
+    return number(default, SMALLEST, LARGEST, text)
+
+
+def not_negative(default: float | None, text: str) -> Any:
+    """Declares a number >= 0 that leaves float32 room above."""
+    return number(default, 0.0, LARGEST, text)
+
+
+def share(default: float, text: str) -> Any:
+    """Declares a number >= 0, and below 1 by so much that float32 sees it."""
+    return number(default, 0.0, 1 - 1e-6, text)
+
+
+def switch(default: bool | None, text: str) -> Any:
+    """Declares something to be switched on or off."""
+    return _field(default, bool, text)
+
+
+def choice(default: str | None, choices: Collection[str], text: str) -> Any:
+    """Declares one of the choices."""
+    return _field(default, str, text, choices=choices)
+
+
+def word(default: str, text: str) -> Any:
+    """Declares a text that is not blank."""
+    return _field(default, str, text)
+
+
+def integers(default: tuple[int, ...], low: int, high: int, text: str) -> Any:
+    """Declares distinct integers in [low, high]."""
+    return _field(default, int, text, low=low, high=high, many=True)
+
+
+def numbers(default: tuple[float, ...], low: float, high: float, text: str) -> Any:
+    """Declares distinct numbers in [low, high]."""
+    return _field(default, float, text, low=low, high=high, many=True)
+
+
+def choices(
+    default: tuple[str, ...], known: Collection[str], text: str, *, flag: str | None = None
+) -> Any:
+    """Declares distinct ones of those that are known; the flag takes "all" too."""
+    return _field(default, str, text, choices=known, many=True, flag=flag)
+
+
+def words(default: tuple[str, ...], text: str) -> Any:
+    """Declares distinct texts."""
+    return _field(default, str, text, many=True)
+
+
+def seed(text: str = "Seed of everything random.") -> Any:
+    """Declares a seed, 0 by default."""
+    return integer(0, 0, MAX_SEED, text)
+
+
+def workdir(text: str = "Folder of the run; created if missing.") -> Any:
+    """Declares the folder of a run, which must be given."""
+    return _field(dataclasses.MISSING, str, text, noun="folder")
+
+
+def data_dir(text: str = "Folder with the data set's files.") -> Any:
+    """Declares the folder of the data."""
+    variable = "KERNELGRAD_DATA_DIR"
+    return _field(None, str, f"{text} ${variable} by default.", variable=variable, noun="folder")
+
+
+# ----------------------------------------------------------------------------------------- readers
+
+
+def rules(config_class: type) -> dict[str, Rule]:
+    """Returns the rules of a config's fields by name."""
+    return {field.name: field.metadata[_RULE] for field in dataclasses.fields(config_class)}
+
+
+def validate(config: Any) -> None:
+    """Raises UsageError for the first setting of an instance that breaks its rule."""
+    for name, rule in rules(type(config)).items():
+        rule.check(name, getattr(config, name))
+
+
+def checked(config_class: type[T], values: Any) -> T:
+    """Returns a config of values by name, each of them checked; what is missing has its default.
+
+    Args:
+      config_class: a dataclass of settings.
+      values: such as what JSON makes of a file: anything at all.
+
+    Raises:
+      UsageError: no mapping, an unknown name, a missing one without default, a value of another
+        type (text for a number, a boolean for an integer, ...) or out of its range.
+    """
+    known = rules(config_class)
+    if not isinstance(values, Mapping):
+        raise UsageError(f"config: got {shown(values)}; expected settings by name")
+    for name in values:
+        if name not in known:
+            nearest = difflib.get_close_matches(str(name)[:_SHOWN], list(known), n=1, cutoff=0)[0]
+            raise UsageError(
+                f"config: got the setting {shown(name)}; expected known ones such as {nearest}"
+            )
+    for name, rule in known.items():
+        if name not in values and rule.default is dataclasses.MISSING:
+            raise UsageError(f"{name}: got nothing; expected {rule.expected}, by --{name}=...")
+    return config_class(**{name: known[name].check(name, value) for name, value in values.items()})
+
+
+def pick(config_class: type[T], values: Mapping[str, Any]) -> T:
+    """Returns the config of those values that are its settings, checked."""
+    known = rules(config_class)
+    return checked(config_class, {name: v for name, v in values.items() if name in known})

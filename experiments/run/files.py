@@ -1,0 +1,217 @@
+"""Files that survive a crash, and files that anybody may have put where they are read.
+
+Nothing here waits for a fifo, follows a link below a run's folder, or reads more than it was told.
+"""
+
+import contextlib
+import errno
+import io
+import json
+import math
+import os
+import pathlib
+import shutil
+import stat
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from experiments.run.errors import StorageError
+
+_MOST_DEPTH = 32  # of JSON values within one another
+_KINDS = {
+    stat.S_IFREG: "a regular file",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a fifo",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+@contextlib.contextmanager
+def storage(place: str) -> Iterator[None]:
+    """Turns an OSError within into a StorageError that names the place."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{place}: {error.strerror or error}") from error
+
+
+def kind(path: pathlib.Path) -> str | None:
+    """Returns what a path itself is, such as "a symbolic link"; None where there is nothing."""
+    try:
+        return _KINDS[stat.S_IFMT(os.lstat(path).st_mode)]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+# --------------------------------------------------------------------------------- what is written
+
+
+def folder(root: pathlib.Path, name: str = "") -> pathlib.Path:
+    """Returns the folder root / name, created if missing; OSError where a link is on the way."""
+    path = root
+    for part in pathlib.PurePath(name).parts:
+        path = path / part
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+        if (found := kind(path)) != "a folder":
+            raise OSError(errno.ENOTDIR, f"{path}: got {found}; expected a folder. Remove it")
+    return path
+
+
+def replace(target: pathlib.Path, content: bytes, *, shared: bool = False) -> None:
+    """Writes a file in one piece: after a kill there is the old content or the new.
+
+    Args:
+      target: what is there may only be a regular file.
+      content: the bytes.
+      shared: whether other processes may write the same file.
+
+    Raises:
+      OSError: it could not be written, or something else is there.
+    """
+    if (found := kind(target)) not in (None, "a regular file"):
+        raise OSError(errno.EEXIST, f"got {found}; expected a regular file. Remove it")
+    suffix = f".{os.getpid()}.tmp" if shared else ".tmp"
+    scratch = target.with_name(target.name + suffix)
+    if kind(scratch) == "a folder":
+        raise OSError(errno.EISDIR, f"got a folder {scratch}; expected that name free. Remove it")
+    scratch.unlink(missing_ok=True)  # what a kill has left, or a link: not what it leads to
+    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(scratch, target)
+    finally:
+        scratch.unlink(missing_ok=True)
+    sync(target.parent)
+
+
+def append(path: pathlib.Path, content: bytes) -> None:
+    """Writes to the end of a file of one's own, and returns once it is on the disk."""
+    descriptor = own(path, os.O_WRONLY | os.O_APPEND)
+    with open(descriptor, "ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
+
+
+def own(path: pathlib.Path, flags: int) -> int:
+    """Returns a descriptor of a file to be written in place, created if missing.
+
+    Raises:
+      OSError: it is no regular file, or it has another name too, by which it is somebody else's.
+    """
+    descriptor = _regular(path, flags | os.O_CREAT | os.O_NOFOLLOW)
+    if os.fstat(descriptor).st_nlink > 1:
+        os.close(descriptor)
+        raise OSError(errno.EMLINK, "got a file with two names (hard links); expected one. Copy it")
+    return descriptor
+
+
+def remove(path: pathlib.Path) -> None:
+    """Removes a file, a folder with all that is in it, or a link, but not what it leads to."""
+    if kind(path) == "a folder":
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def sync(path: pathlib.Path) -> None:
+    """Returns once a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ------------------------------------------------------------------------------------ what is read
+
+
+def opened(path: pathlib.Path, most_bytes: int, *, follow: bool = False) -> io.BufferedReader:
+    """Returns a regular file of at most so many bytes, open for reading.
+
+    Args:
+      path: where it is.
+      most_bytes: a larger file is refused before anything is read.
+      follow: whether it may be a symbolic link, as the files of a data set may.
+
+    Raises:
+      OSError: there is no such file, it is something else, or it is too large.
+    """
+    descriptor = _regular(path, os.O_RDONLY | (0 if follow else os.O_NOFOLLOW))
+    size = os.fstat(descriptor).st_size
+    if size > most_bytes:
+        os.close(descriptor)
+        raise OSError(errno.EFBIG, f"got {size} bytes; expected at most {most_bytes}")
+    return open(descriptor, "rb")
+
+
+def read(path: pathlib.Path, most_bytes: int, *, follow: bool = False) -> bytes:
+    """Returns the content of a file; arguments and errors as for :func:`opened`."""
+    with opened(path, most_bytes, follow=follow) as file:
+        return file.read(most_bytes)
+
+
+def _regular(path: pathlib.Path, flags: int) -> int:
+    """Returns a descriptor without waiting for anybody; OSError unless of a regular file."""
+    if flags & os.O_NOFOLLOW and kind(path) == "a symbolic link":
+        raise OSError(errno.ELOOP, "got a symbolic link; expected a regular file. Remove it")
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    found = _KINDS[stat.S_IFMT(os.fstat(descriptor).st_mode)]
+    if found != "a regular file":
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, f"got {found}; expected a regular file")
+    return descriptor
+
+
+def parse_json(content: bytes, most_values: int) -> Any:
+    """Returns JSON values; ValueError for what is none, deep, large or not finite."""
+    try:
+        parsed = json.loads(content, parse_constant=_finite, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("values too deep within one another") from None
+    level, count = [parsed], 1
+    for _ in range(_MOST_DEPTH):
+        level = [inner for value in level for inner in _inner(value)]
+        count += len(level)
+        if count > most_values:
+            raise ValueError(f"more than {most_values} values")
+        if not level:
+            return parsed
+    raise ValueError("values too deep within one another")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text}, which is not finite")
+    return value
+
+
+def _inner(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
+
+
+def parse_arrays(content: bytes, most_bytes: int) -> dict[str, np.ndarray]:
+    """Returns the arrays of an .npz; ValueError for what is none, holds objects or is large."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > most_bytes:
+            raise ValueError(f"{size} bytes unpacked, more than {most_bytes}")
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return dict(arrays)
+    except Exception as error:  # a flipped bit makes zipfile and numpy raise a dozen types
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"no arrays: {reason}") from error

@@ -1,0 +1,399 @@
+"""Everything a run needs to survive: its folder, lock, metrics and checkpoints.
+
+A work folder holds::
+
+    config.json         the config of the run
+    run_id              a random number, by which its checkpoints know the run
+    metrics.jsonl       one JSON object a line, each with its "step"
+    checkpoints/<step>  see :mod:`experiments.run.checkpoints`
+    samples/            pictures
+    lock                pid and host of the process that owns the folder
+
+A loop that resumes bit for bit restores before its first `Workdir.log`, logs step s before it
+saves step s, and keeps clock times out of the metrics.
+
+Nothing outside of the folder is written or removed: links, fifos and the like where a run keeps its
+own files are refused by name.
+"""
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import math
+import os
+import pathlib
+import re
+import secrets
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Collection, Mapping
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from experiments.run import checkpoints, files, places, records
+from experiments.run.checkpoints import Origin
+from experiments.run.errors import DivergenceError, StorageError, UsageError, line
+from kernelgrad.types import PyTree
+
+_KEPT_CHECKPOINTS = 3
+_MIN_FREE_BYTES = 16 * 2**20
+_MOST_CONFIG_BYTES, _MOST_CONFIG_VALUES = 2**20, 10_000
+_RUN_ID = "run_id"
+_STEP = re.compile("0|[1-9][0-9]{0,17}")
+_LOCK_PATIENCE_SECONDS = 1.0  # a killed owner may take a moment to vanish
+
+
+def _warn(message: str) -> None:
+    print(line("warning", message), file=sys.stderr, flush=True)
+
+
+class Workdir:
+    """The folder of one run, owned by one process from creation to `close`.
+
+    With several processes, process 0 alone owns and writes the folder, and all restore from it.
+
+    Attributes:
+      path: the folder, absolute.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        config: Any,
+        *,
+        free_fields: Collection[str] = (),
+        allow_config_change: bool = False,
+    ):
+        """Creates or takes over the folder, before anything is compiled.
+
+        Args:
+          path: the folder; missing parents are created.
+          config: dataclass instance of JSON values; stored as config.json.
+          free_fields: fields that may differ from those of an earlier run, such as num_steps.
+          allow_config_change: let every field differ; config.json follows in `restore`, once the
+            state is found to fit the new config.
+
+        Raises:
+          StorageError: the folder cannot be created or written, has no space, or is in use.
+          UsageError: it holds a run with another config.
+        """
+        self.path = places.folder("workdir", path)
+        self._checkpoints = self.path / "checkpoints"
+        self._metrics = self.path / "metrics.jsonl"
+        self._writes = jax.process_index() == 0
+        self._lock = -1
+        self._changed_config: bytes | None = None
+        if self._writes:
+            try:
+                with files.storage(f"workdir {self.path}"):
+                    self._take_over()
+                    self._store_config(config, free_fields, allow_config_change)
+            except BaseException:
+                self.close()
+                raise
+        multihost_utils.sync_global_devices("workdir")
+        with files.storage(str(self.path / _RUN_ID)):
+            self._run = files.read(self.path / _RUN_ID, 100).decode(errors="replace").strip()
+
+    def __enter__(self) -> Self:
+        """Returns the folder itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Gives the folder back."""
+        self.close()
+
+    def close(self) -> None:
+        """Releases the lock; the folder may then be taken by another process."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    @property
+    def samples(self) -> pathlib.Path:
+        """The folder of pictures."""
+        return self.below("samples")
+
+    def below(self, name: str) -> pathlib.Path:
+        """Returns the folder of a part of the run, such as "kl/seed0", created if missing.
+
+        Raises:
+          StorageError: it cannot be created, or a link is on the way.
+        """
+        with files.storage(str(self.path / name)):
+            return files.folder(self.path, name)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends one record to metrics.jsonl; it is on the disk when this returns.
+
+        Args:
+          step: the step that the metrics belong to.
+          metrics: scalars by name, functions of config and step only; a value that is not
+            finite is stored as null.
+
+        Raises:
+          StorageError: the record could not be written.
+        """
+        if self._writes:
+            values = {name: float(value) for name, value in metrics.items()}
+            finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
+            record = json.dumps(dict(step=int(step), **finite), allow_nan=False) + "\n"
+            with files.storage(str(self._metrics)):
+                files.append(self._metrics, record.encode())
+
+    def history(self) -> list[dict[str, float]]:
+        """Returns every record of metrics.jsonl, oldest first; null becomes nan.
+
+        Raises:
+          StorageError: a line that is not the last one is damaged, or the file is no regular one.
+        """
+        return list(records.parsed(self._metrics))
+
+    def write_bytes(self, name: str, content: bytes) -> pathlib.Path:
+        """Writes a file in one piece: a reader sees the old content or the new, never a part.
+
+        Args:
+          name: path below the folder, such as "samples/000100.png".
+          content: the bytes.
+
+        Returns:
+          The path of the file.
+
+        Raises:
+          StorageError: the file could not be written.
+        """
+        target = self.path / name
+        if self._writes:
+            with files.storage(str(target)):
+                files.folder(self.path, str(pathlib.PurePath(name).parent))
+                files.replace(target, content)
+        return target
+
+    def save(self, step: int, state: PyTree) -> None:
+        """Stores a checkpoint, and returns once it is on the disk, read back and equal.
+
+        The folder checkpoints/<step> appears in one rename, so that a kill leaves a whole
+        checkpoint or none. A step that is already there is kept: the state is a function of
+        config and step. The newest three checkpoints stay.
+
+        Args:
+          step: the number of steps behind this state.
+          state: pytree of non-empty jax or numpy arrays, whole on this process and without a
+            device axis. Typed keys are stored as their key data.
+
+        Raises:
+          DivergenceError: a leaf has an entry that is not finite; nothing is written.
+          StorageError: the checkpoint could not be written, or a newer one is there.
+        """
+        if not self._writes:
+            return
+        leaves = checkpoints.named_leaves(state)
+        specs = {name: checkpoints.spec(leaf) for name, leaf in leaves.items()}
+        arrays = {name: checkpoints.to_host(leaf) for name, leaf in leaves.items()}
+        for name, array in arrays.items():
+            if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array).all():
+                raise self.divergence(step, f"leaf {name} of the state is not finite")
+        target = self._checkpoints / str(step)
+        newest = max(self._steps(), default=-1)
+        if newest > step:
+            raise StorageError(
+                f"{target}: got a state older than checkpoint {newest}; "
+                "expected a run that restores first. Resume it or use another workdir"
+            )
+        if newest == step:
+            if checkpoints.damage(target, self._run, step) is None:
+                return
+            self._set_aside(step)
+        size = sum(array.nbytes for array in arrays.values()) / 1e6
+        free = shutil.disk_usage(self.path).free / 1e6
+        scratch = self._checkpoints / f"tmp-{step}"
+        metrics = records.content(self._metrics)
+        origin = Origin(self._run, step, len(metrics), hashlib.sha256(metrics).hexdigest())
+        try:
+            with files.storage(f"{target}: could not save {size:.1f} MB with {free:.1f} MB free"):
+                checkpoints.write(scratch, origin, specs, arrays)
+                os.rename(scratch, target)
+                files.sync(self._checkpoints)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        with files.storage(str(self._checkpoints)):
+            for old in self._steps()[:-_KEPT_CHECKPOINTS]:
+                self._remove(self._checkpoints / str(old))
+
+    def restore(
+        self, abstract_state: PyTree, *, cut_metrics: bool = True
+    ) -> tuple[int, PyTree] | None:
+        """Returns the newest checkpoint that verifies, and cuts the metrics back to its step.
+
+        A damaged checkpoint, or one of another run or step, is skipped with a warning and set aside
+        as <step>.damaged.
+
+        Args:
+          abstract_state: the expected state, of arrays or `jax.ShapeDtypeStruct`. Leaves come
+            back as numpy arrays where it has numpy arrays, else as jax arrays.
+          cut_metrics: False for who reads the state alone; the metrics are then not looked at.
+
+        Returns:
+          (step, state), or None where no checkpoint was ever finished.
+
+        Raises:
+          UsageError: the checkpoint is of another model; the first differing leaf is named.
+          StorageError: there are checkpoints and none of them verifies, or the metrics are not
+            those that the checkpoint was saved with.
+        """
+        damaged = []
+        for step in reversed(self._steps()):
+            damage = checkpoints.damage(self._checkpoints / str(step), self._run, step)
+            if damage is None:
+                break
+            damaged.append(step)
+            _warn(f"skipped checkpoint {step}: {damage}")
+        else:
+            if any(self._checkpoints.glob("[0-9]*")):
+                raise StorageError(
+                    f"{self._checkpoints}: got no checkpoint that verifies; expected at least one. "
+                    "Restore the folder from a copy, or use another workdir to start anew"
+                )
+            if cut_metrics and list(records.parsed(self._metrics)):
+                self._replace_metrics(b"")
+                _warn(f"{self.path}: no checkpoint yet, so its metrics start anew")
+            return None
+        newest = self._checkpoints / str(step)
+        state = checkpoints.read(newest, abstract_state)
+        self._settle_config()
+        if cut_metrics:
+            self._replace_metrics(records.until(self._metrics, checkpoints.origin_of(newest)))
+        for damaged_step in damaged:
+            self._set_aside(damaged_step)
+        return step, state
+
+    def divergence(self, step: int, reason: str) -> DivergenceError:
+        """Returns the error that stops a run, with the step and the last good checkpoint."""
+        newest = max(self._steps(), default=None)
+        last = "none" if newest is None else self._checkpoints / str(newest)
+        return DivergenceError(f"step {step}: {reason}. Last good checkpoint: {last}")
+
+    def _take_over(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.path).free
+        if free < _MIN_FREE_BYTES:
+            raise StorageError(
+                f"workdir {self.path}: got {free / 1e6:.1f} MB of free space; "
+                f"expected at least {_MIN_FREE_BYTES / 1e6:.0f} MB"
+            )
+        with files.storage(str(self.path / "lock")):
+            self._lock = files.own(self.path / "lock", os.O_RDWR)
+        deadline = time.monotonic() + _LOCK_PATIENCE_SECONDS
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    owner = os.pread(self._lock, 200, 0).decode(errors="replace").strip()
+                    raise StorageError(
+                        f"workdir {self.path}: got a folder in use by {owner}; "
+                        "expected a free one. Stop that process or use another workdir"
+                    ) from None
+                time.sleep(0.05)
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        files.folder(self.path, self._checkpoints.name)
+        for leftover in self._checkpoints.glob("tmp-*"):
+            files.remove(leftover)
+        if files.kind(self.path / _RUN_ID) is None:
+            with files.storage(str(self.path / _RUN_ID)):
+                files.replace(self.path / _RUN_ID, f"{secrets.token_hex(8)}\n".encode())
+
+    def _store_config(self, config: Any, free_fields: Collection[str], allow_change: bool) -> None:
+        fields = _as_json(dataclasses.asdict(config))
+        content = (json.dumps(fields, indent=2) + "\n").encode()
+        file = self.path / "config.json"
+        if files.kind(file) is None:
+            if self._steps():
+                raise StorageError(
+                    f"{file}: got no such file beside checkpoints; expected the run's config. "
+                    "Restore it from a copy, or use another workdir"
+                )
+        else:
+            try:
+                with files.storage(str(file)):
+                    stored = {**_defaults(config), **stored_fields(file)}
+            except ValueError as error:
+                raise StorageError(f"{file}: got {error}; expected a JSON object") from error
+            changes = [
+                f"{name} was {_shown(stored.get(name))}, now {_shown(fields.get(name))}"
+                for name in {**stored, **fields}
+                if name not in free_fields and stored.get(name) != fields.get(name)
+            ]
+            if changes and not allow_change:
+                raise UsageError(
+                    f"workdir {self.path} holds a run with another config: {'; '.join(changes)}. "
+                    "Use the same flags, another workdir, or allow the change of config"
+                )
+            if changes and self._steps():
+                self._changed_config = content  # until a state fits it
+                return
+        with files.storage(str(file)):
+            files.replace(file, content)
+
+    def _settle_config(self) -> None:
+        if self._changed_config is not None:
+            with files.storage(str(self.path / "config.json")):
+                files.replace(self.path / "config.json", self._changed_config)
+            self._changed_config = None
+
+    def _steps(self) -> list[int]:
+        names = [entry.name for entry in self._checkpoints.iterdir()]
+        return sorted(int(name) for name in names if _STEP.fullmatch(name))
+
+    def _remove(self, folder: pathlib.Path) -> None:
+        doomed = folder.with_name(f"tmp-{folder.name}")
+        os.rename(folder, doomed)
+        files.remove(doomed)
+
+    def _replace_metrics(self, content: bytes) -> None:
+        if self._writes and files.kind(self._metrics) is not None:
+            with files.storage(str(self._metrics)):
+                files.replace(self._metrics, content)
+
+    def _set_aside(self, step: int) -> None:
+        if self._writes:
+            folder = self._checkpoints / str(step)
+            grave = folder.with_name(f"{step}.damaged")
+            with files.storage(str(folder)):
+                if files.kind(grave) is not None:
+                    self._remove(grave)
+                os.rename(folder, grave)
+
+
+def stored_fields(file: pathlib.Path) -> dict[str, Any]:
+    """Returns the fields in a config.json, not yet checked; ValueError or OSError."""
+    fields = files.parse_json(files.read(file, _MOST_CONFIG_BYTES), _MOST_CONFIG_VALUES)
+    if not isinstance(fields, dict):
+        raise ValueError(f"a {type(fields).__name__}")
+    return fields
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:80]} ..."
+
+
+def _as_json(fields: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields as they come back from a file."""
+    return dict(json.loads(json.dumps(fields, default=str)))
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    """Returns the defaults of a config: what a run had in fields that came after it."""
+    fields = dataclasses.fields(config)
+    known = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+    return _as_json(known)

@@ -1,0 +1,1 @@
+"""Densities to draw from, and chains that draw from densities."""

@@ -1,0 +1,1 @@
+"""Training runs: settings, models, loops, and what they leave behind."""

@@ -1,0 +1,215 @@
+"""The loop of a training run: from the newest checkpoint to the last step, record by record."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from experiments.data import catalog, feed, labelled
+from experiments.data.dataset import Dataset
+from experiments.judges import image_metrics
+from experiments.pictures import charts, clouds, mosaics
+from experiments.run import places, threads
+from experiments.run.errors import UsageError
+from experiments.run.signals import Signals, terminated
+from experiments.run.workdirs import Workdir
+from experiments.training import models, settings
+from experiments.training.settings import Config
+from kernelgrad import kernels, mmd, train
+from kernelgrad.types import Array, Key, PyTree
+
+ScoreFn = Callable[[Array], dict[str, float]]
+
+_MAX_STEPS_PER_RECORD = 50
+_EVALUATED_SAMPLES = 500
+
+
+def run(
+    config: Config,
+    *,
+    workdir: str,
+    data_dir: str | None = None,
+    num_devices: int | None = None,
+    allow_config_change: bool = False,
+    extra_scores: Sequence[ScoreFn] = (),
+) -> dict[str, float]:
+    """Trains to num_steps, resuming what the work folder holds.
+
+    Args:
+      config: the settings.
+      workdir: the folder of the run.
+      data_dir: where the data set's files are.
+      num_devices: devices to use; None: all.
+      allow_config_change: resume although settings differ.
+      extra_scores: functions of generated samples to metrics, added at every evaluation.
+
+    Returns:
+      The last record of the metrics.
+
+    Raises:
+      UsageError: a setting out of its range, or a work folder with another run.
+      DataError: the data set is unknown, missing or damaged.
+      StorageError: the work folder cannot be used.
+      DivergenceError: a state is not finite.
+      Terminated: a signal came; the state is saved.
+    """
+    places.workdir(workdir)
+    devices = jax.local_devices()[:num_devices]
+    if num_devices is not None and num_devices > len(devices):
+        raise UsageError(f"num_devices: got {num_devices}; expected at most {len(devices)}")
+    settings.validate(config, len(devices))
+    dataset = catalog.load(config.dataset, data_dir, seed=config.seed)
+    models.check(config, dataset, len(devices))
+    with (
+        Workdir(
+            workdir,
+            config,
+            free_fields=("num_steps",),
+            allow_config_change=allow_config_change,
+        ) as folder,
+        threads.one_for_blas(),
+    ):
+        return _train(config, dataset, folder, devices, extra_scores)
+
+
+def _train(
+    config: Config,
+    dataset: Dataset,
+    folder: Workdir,
+    devices: list[jax.Device],
+    extra_scores: Sequence[ScoreFn],
+) -> dict[str, float]:
+    model = models.build(config, dataset, train.AXIS)
+    init_key, train_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
+    restored = folder.restore(jax.eval_shape(model.initial_state, init_key))
+    step, host_state = restored or (0, jax.jit(model.initial_state)(init_key))
+    if step >= config.num_steps:
+        print(f"{folder.path}: already at step {step} of {config.num_steps}, nothing to do")
+        return folder.history()[-1]
+
+    per_record = steps_per_record(config, step)
+    per_call = steps_per_call(per_record, dataset, devices)
+    advance = make_advance(config, dataset, model, per_call, step, devices)
+    evaluate = _make_evaluate(model, dataset, folder, eval_key, config, extra_scores)
+    state = train.replicate(host_state, devices)
+    description = f"{config.objective} on {config.dataset}"
+    bar = tqdm(total=config.num_steps, initial=step, desc=description, unit="step")
+    with Signals() as signals, bar:
+        while step < config.num_steps:
+            infos = []
+            for _ in range(per_record // per_call):
+                state, info = advance(state, train_key)
+                infos.append(train.unreplicate(jax.block_until_ready(info)))
+                bar.update(per_call)
+            scalars = {name: np.concatenate([info[name] for info in infos]) for name in infos[0]}
+            finite = scalars.pop("finite")
+            if not finite.all():
+                raise folder.divergence(step + int(finite.argmin()) + 1, "the state is not finite")
+            step += per_record
+            record = {name: float(values[-1]) for name, values in scalars.items()}
+            bar.set_postfix({name: f"{value:.3g}" for name, value in record.items()})
+            host_state = None
+            if step % config.eval_every == 0 or step >= config.num_steps:
+                host_state = train.unreplicate(state)
+                record |= evaluate(step, host_state)
+            folder.log(step, record)
+            if host_state is not None:
+                folder.write_bytes("curves.png", charts.learning_curves(folder.history()))
+            stop = signals.stop
+            if host_state is not None or stop:
+                folder.save(step, host_state or train.unreplicate(state))
+            if stop:
+                raise terminated(stop, f"saved step {step} in {folder.path}")
+    return {"step": step, **record}
+
+
+def steps_per_record(config: Config, start: int = 0) -> int:
+    """Returns the largest number of steps between records that meets every evaluation exactly."""
+    common = math.gcd(config.num_steps, config.eval_every, start)
+    return max(n for n in range(1, _MAX_STEPS_PER_RECORD + 1) if common % n == 0)
+
+
+def steps_per_call(per_record: int, dataset: Dataset, devices: list[jax.Device]) -> int:
+    """Returns the steps of one call: 1 for images on a CPU, where loops slow convolutions."""
+    return 1 if dataset.is_image and devices[0].platform == "cpu" else per_record
+
+
+def make_advance(
+    config: Config,
+    dataset: Dataset,
+    model: models.Model,
+    per_call: int,
+    start: int,
+    devices: list[jax.Device],
+) -> Callable[[PyTree, Key], tuple[PyTree, PyTree]]:
+    """Returns (state, key) -> (state, info), `per_call` steps on all devices."""
+    variance, fall = config.noise_variance, config.noise_steps or config.num_steps
+    anneals = variance > 0 and config.objective != "noisy_jsd"
+    train_step = train.make_train_step(
+        model.generator,
+        model.objective,
+        model.optimizer,
+        sample_latents=model.sample_latents,
+        noise_variance=optax.linear_schedule(variance, 0.0, fall) if anneals else None,
+        axis_name=train.AXIS,
+    )
+    batch, examples = settings.rows_per_step(config), models.training_rows(config, dataset)
+    if examples.nbytes <= config.resident_gib * 2**30:
+        scan = train.scan_resident(
+            train_step, batch_size=batch, num_steps=per_call, axis_name=train.AXIS
+        )
+        mapped = train.pmap_train_step(scan, devices)
+        resident = train.replicate(examples, devices)
+        return lambda state, key: mapped(state, key, resident)
+
+    mapped = train.pmap_train_step(train.scan_batches(train_step), devices)
+    batches = feed.prefetched(
+        feed.host_batches(examples, config.seed, batch, per_call, start, len(devices))
+    )
+    return lambda state, key: mapped(state, key, next(batches))
+
+
+def _make_evaluate(
+    model: models.Model,
+    dataset: Dataset,
+    folder: Workdir,
+    key: Key,
+    config: Config,
+    extra_scores: Sequence[ScoreFn],
+) -> Callable[[int, train.TrainState], dict[str, float]]:
+    """Returns a function that draws samples, writes their picture and returns their metrics."""
+    scores = list(extra_scores)
+    if dataset.is_image and dataset.train_labels is not None:
+        scores.insert(0, image_metrics.neighbours(dataset))
+    latents = model.sample_latents(key, _EVALUATED_SAMPLES)
+    shown = np.arange(100)
+    if config.conditional:
+        shown = labelled.by_class(latents[:, config.latent_dim :], 10)
+    held_out = np.asarray(train.as_unit_interval(jnp.asarray(dataset.test[:_EVALUATED_SAMPLES])))
+    test = jnp.asarray(held_out.reshape(len(held_out), -1))
+
+    @jax.jit
+    def generate(state: train.TrainState, latents: Array, test: Array) -> tuple[Array, Array]:
+        samples = model.generate(state.params, state.batch_stats, latents)
+        flat = samples.reshape(samples.shape[0], -1)
+        kernel = kernels.median_mixture(kernels.imq_mixture, test, scales=config.kernel_scales)
+        return samples, mmd.mmd_u_statistic(flat, test, kernel)
+
+    def evaluate(step: int, state: train.TrainState) -> dict[str, float]:
+        samples, test_mmd = jax.device_get(generate(state, latents, test))
+        record = {"test_mmd": float(test_mmd)}
+        for score in scores:
+            record |= score(samples)
+        if dataset.is_image:
+            picture = mosaics.image_grid(samples[shown])
+        else:
+            title = f"{config.objective} on {config.dataset}, step {step}"
+            picture = clouds.points(samples, dataset.test, title)
+        folder.write_bytes(f"samples/{step:07d}.png", picture)
+        return record
+
+    return evaluate

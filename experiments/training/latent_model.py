@@ -1,0 +1,140 @@
+"""The model that a critic makes of a trained generator: a density of normal latents.
+
+With label codes (n, k) in a conditional run, of which other runs have none, (n, 0).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from experiments.data import labelled
+from experiments.judges.image_metrics import Scores
+from experiments.training import settings
+from experiments.training.settings import Config
+from experiments.training.trained import Trained
+from kernelgrad import critic, kale, latent
+from kernelgrad.critic import Critic
+from kernelgrad.train import TrainState, as_unit_interval
+from kernelgrad.types import Array, Key, LogDensityFn
+
+_BATCH = 1000  # of test data
+
+FROM_NORMAL: dict[str, Callable[[Array], Array]] = {
+    "normal": lambda latents: latents,
+    "uniform": latent.uniform_latents,
+}
+
+
+class Draws(NamedTuple):
+    """Samples of normal latents.
+
+    Attributes:
+      samples: shape (n, ...).
+      latents: what the generator took, without labels; shape (n, l).
+      energies: of the samples; shape (n,), None without a critic.
+      labels: their codes, shape (n, k); None but for a conditional run.
+    """
+
+    samples: np.ndarray
+    latents: np.ndarray
+    energies: np.ndarray | None
+    labels: np.ndarray | None
+
+
+def generator_and_energy(
+    run: Trained, state: TrainState
+) -> tuple[Callable[[Array, Array], Array], Callable[[Array], Array] | None]:
+    """Returns (normal latents, labels) -> points, and points -> energies, None without a critic.
+
+    Points are samples; in a conditional run, samples and the codes (n, k) of their labels, of which
+    other runs have none, (n, 0). Both functions hold the state still, and each point and energy is
+    a function of its own latent: batch normalisation goes by the running averages.
+    """
+    config = run.config
+
+    def generate(normal: Array, labels: Array) -> Array:
+        latents = labelled.join(FROM_NORMAL[config.prior](normal), labels)
+        samples = run.model.generate(state.params, state.batch_stats, latents)
+        return labelled.join(samples, labels) if config.conditional else samples
+
+    of_output = energy_of(config)
+    if of_output is None:
+        return generate, None
+    critic_fn = critic.bind(cast(Any, state.critic), cast(Critic, run.model.objective))
+    return generate, lambda points: of_output(critic_fn(points))
+
+
+def energy_of(config: Config) -> Callable[[Any], Array] | None:
+    """Returns output of the critic -> energies (n,); None without a critic."""
+    return settings.OBJECTIVES[config.objective].energy
+
+
+def draw_labels(key: Key, run: Trained, n: int) -> Array:
+    """Returns codes (n, k) of labels as frequent as in the data; (n, 0) without labels."""
+    return (
+        labelled.draw_labels(key, n, run.dataset) if run.config.conditional else jnp.zeros((n, 0))
+    )
+
+
+def make_look(run: Trained, labels: Array) -> Callable[[Array], Draws]:
+    """Returns normal latents (n, l) -> what the run makes of them and of labels (n, k)."""
+
+    @jax.jit
+    def look(state: TrainState, normal: Array) -> tuple[Array, Array, Array | None]:
+        generate, energy = generator_and_energy(run, state)
+        points = samples = generate(normal, labels)
+        if run.config.conditional:
+            samples, _ = labelled.part(points, run.dataset.sample_shape)
+        return samples, FROM_NORMAL[run.config.prior](normal), energy and energy(points)
+
+    codes = np.asarray(labels) if run.config.conditional else None
+
+    def draws(normal: Array) -> Draws:
+        samples, latents, energies = jax.device_get(look(run.state, jax.device_get(normal)))
+        return Draws(samples, latents, energies, codes)
+
+    return draws
+
+
+def log_density(
+    run: Trained, inverse_temperature: float
+) -> Callable[[TrainState, Array], LogDensityFn]:
+    """Returns (state, code of a label (k,)) -> log density of one normal latent (l,)."""
+
+    def of_label(state: TrainState, label: Array) -> LogDensityFn:
+        generate, energy = generator_and_energy(run, state)
+        return latent.latent_log_density(
+            lambda normal: generate(normal, label[None]),
+            cast(Callable[[Array], Array], energy),
+            inverse_temperature=inverse_temperature,
+        )
+
+    return of_label
+
+
+def gain(run: Trained, prior: Draws) -> Scores:
+    """Returns how much likelier test data are under the model than under the generator, in nats.
+
+    With the log-normaliser from the prior's draws, its standard error and effective draws.
+    """
+    _, energy = generator_and_energy(run, run.state)
+    of_energies = kale.log_normalizer_estimate(jnp.asarray(prior.energies))
+    points = as_unit_interval(jnp.asarray(run.dataset.test))
+    if run.config.conditional:
+        labels = jnp.asarray(run.dataset.test_labels)
+        points = labelled.join(points, jax.nn.one_hot(labels, run.dataset.num_classes))
+    of_one = cast(Callable[[Array], Array], energy)
+    energies = jax.jit(
+        lambda points: lax.map(lambda x: of_one(x[None])[0], points, batch_size=_BATCH)
+    )(points)
+    error = jnp.hypot(jnp.std(energies) / math.sqrt(len(energies)), of_energies.standard_error)
+    figures = {"nats": -jnp.mean(energies) - of_energies.value, "standard_error": error}
+    return {
+        name: float(value)
+        for name, value in {**figures, "log_normalizer": of_energies.value}.items()
+    } | {"effective_draws": float(of_energies.effective_sample_size)}

@@ -1,0 +1,163 @@
+"""What a config makes of training: the generator, its objective, its critic, their optimizers."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.data import labelled
+from experiments.data.dataset import Dataset
+from experiments.networks import conditional, critics, energies, generators
+from experiments.run import memory
+from experiments.run.errors import UsageError
+from experiments.training import settings
+from experiments.training.settings import Config
+from kernelgrad import critic, train
+from kernelgrad.critic import Critic, CriticState
+from kernelgrad.objectives import Objective
+from kernelgrad.two_player import TwoPlayer
+from kernelgrad.types import Array, Key, PyTree
+
+
+class Model(NamedTuple):
+    """The generator and the pieces of its training that follow from the config."""
+
+    generate: Callable[[PyTree, PyTree, Array], Array]
+    generator: train.Generator
+    objective: Objective | Critic
+    optimizer: optax.GradientTransformation
+    sample_latents: Callable[[Key, int], Array]
+    initial_state: Callable[[Key], train.TrainState]
+
+
+def build(config: Config, dataset: Dataset, axis_name: str | None = None) -> Model:
+    """Returns the model of a config: networks, prior, objective and optimizer."""
+    network = generators.generator_for(dataset.sample_shape, config.width, axis_name)
+    optimizer = optax.adam(config.learning_rate, b1=config.b1)
+    objective, init_critic = _build_objective(config, dataset)
+
+    def sample_latents(key: Key, n: int) -> Array:
+        prior = settings.PRIORS[config.prior]
+        if not config.conditional:
+            return prior(key, (n, config.latent_dim))
+        latent_key, label_key = jax.random.split(key)
+        latents = prior(latent_key, (n, config.latent_dim))
+        return labelled.join(latents, labelled.draw_labels(label_key, n, dataset))
+
+    def generator(params: PyTree, batch_stats: PyTree, latents: Array) -> tuple[Array, PyTree]:
+        variables = {"params": params, "batch_stats": batch_stats}
+        samples, updated = network.apply(variables, latents, train=True, mutable=["batch_stats"])
+        if config.conditional:
+            samples = labelled.join(samples, latents[:, config.latent_dim :])
+        return samples, updated.get("batch_stats", {})
+
+    def generate(params: PyTree, batch_stats: PyTree, latents: Array) -> Array:
+        variables = {"params": params, "batch_stats": batch_stats}
+        return network.apply(variables, latents, train=False)
+
+    def initial_state(key: Key) -> train.TrainState:
+        variables = network.init(key, sample_latents(key, 2), train=False)
+        stats = variables.get("batch_stats", {})
+        critic_state = init_critic(jax.random.fold_in(key, 1))
+        return train.init(variables["params"], stats, optimizer, critic_state)
+
+    return Model(generate, generator, objective, optimizer, sample_latents, initial_state)
+
+
+def _build_objective(
+    config: Config, dataset: Dataset
+) -> tuple[Objective | Critic, Callable[[Key], CriticState | None]]:
+    """Returns the objective of a config, with its critic if it has one, and that one's start."""
+    objective = settings.OBJECTIVES[config.objective].make(config)
+    if not isinstance(objective, TwoPlayer):
+        return objective, lambda _: None
+    network = _critic_network(config, dataset)
+
+    def apply(params: PyTree, stats: PyTree, points: Array) -> tuple[Array, PyTree]:
+        variables = {"params": params, "batch_stats": stats}
+        values, updated = network.apply(variables, points, train=True, mutable=["batch_stats"])
+        return values, updated.get("batch_stats", {})
+
+    player = Critic(objective, apply, _critic_optimizer(config), settings.critic_steps(config))
+    shape = dataset.sample_shape
+    if config.conditional:
+        shape = (math.prod(shape) + dataset.num_classes,)
+
+    def initial_state(key: Key) -> CriticState:
+        points = jnp.zeros((2, *shape))
+        variables = network.init(key, points, train=False)
+        return critic.init(variables["params"], variables.get("batch_stats", {}), player)
+
+    return player, initial_state
+
+
+def _critic_network(config: Config, dataset: Dataset) -> nn.Module:
+    choice, shape = settings.OBJECTIVES[config.objective], dataset.sample_shape
+    network: nn.Module
+    if choice.is_energy:
+        network = energies.energy_for(shape, config.width, config.energy_norm)
+        if config.conditional:
+            network = conditional.JointEnergy(network, shape, config.margin)
+        return network
+    spectral_norm = choice.spectral_norm if config.spectral_norm is None else config.spectral_norm
+    network = critics.critic_for(shape, config.width, spectral_norm)
+    if config.conditional:
+        network = conditional.ConditionalCritic(network, shape)
+    if settings.tracks(config):
+        network = critics.TrackedNormalizer(network)
+    return network
+
+
+def _critic_optimizer(config: Config) -> optax.GradientTransformation:
+    choice = settings.OBJECTIVES[config.objective]
+    rate = config.critic_learning_rate or choice.critic_rate * config.learning_rate
+    optimizer = optax.adam(rate, b1=config.b1)
+    if choice.is_energy:
+        return optax.chain(optimizer, critic.scale_by_info(lambda info: info["rate_factor"]))
+    if settings.tracks(config):
+        return optax.partition(
+            {"network": optimizer, "log_normalizer": optax.sgd(1.0)},
+            lambda params: {name: name for name in params},
+        )
+    return optimizer
+
+
+def training_rows(config: Config, dataset: Dataset) -> np.ndarray:
+    """Returns the training examples, with their labels where the run is conditional."""
+    return labelled.points(dataset) if config.conditional else dataset.train
+
+
+def check(config: Config, dataset: Dataset, num_devices: int = 1) -> None:
+    """Refuses what the data set or the memory cannot take; nothing is compiled or written.
+
+    Raises:
+      UsageError: labels are missing, a step takes more rows than there are, no network takes such
+        samples, or a device has too little memory.
+    """
+    rows, num_rows = settings.rows_per_step(config), len(dataset.train)
+    if config.conditional:
+        labelled.labels_of(dataset)
+    if num_rows < rows:
+        raise UsageError(
+            f"batch_size: got {config.batch_size}, {rows} rows a step; expected at most the "
+            f"{num_rows} training examples of {config.dataset}"
+        )
+    classes = dataset.num_classes if config.conditional else 0
+    share = config.batch_size // num_devices
+    shape = (math.prod(dataset.sample_shape) + classes,) if classes else dataset.sample_shape
+    try:
+        generator = generators.generator_for(dataset.sample_shape, config.width)
+        needed = memory.of_training(generator, share, config.latent_dim + classes, train=False)
+        if settings.critic_steps(config):
+            network = _critic_network(config, dataset)
+            needed += memory.of_training(network, share, *shape, train=False)
+    except ValueError as error:
+        raise UsageError(f"dataset: got {config.dataset}, for which no network is: {error}") from (
+            error
+        )
+    memory.require(config, ("width", "latent_dim", "batch_size"), needed)

@@ -1,0 +1,70 @@
+"""What a comparison leaves behind: its runs, their curves, the table."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from experiments import compare
+from experiments.run import timing
+from experiments.run.errors import UsageError
+from experiments.training.settings import Config
+
+BASE = Config(
+    dataset="ring", num_steps=4, eval_every=2, batch_size=16, latent_dim=2, width=8, ridge=1.0
+)
+COMPARED = compare.Config(BASE, ("kl", "mmd"), (3,))
+
+
+@pytest.fixture(autouse=True)
+def brief_timing(monkeypatch):
+    monkeypatch.setattr(timing, "_TIMED_ROUNDS", 1)
+    monkeypatch.setattr(timing, "_TIMED_STEPS", 2)
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_curves_are_those_of_the_runs(tmp_path, monkeypatch, capsys):
+    curves = compare.run(COMPARED, workdir=str(tmp_path))
+    assert list(curves) == ["kl", "mmd"]
+    for name, curve in curves.items():
+        np.testing.assert_array_equal(curve.steps, [2, 4])
+        assert list(curve.metrics) == ["test_mmd"]
+        folder = tmp_path / name / "seed3"
+        evaluated = [r["test_mmd"] for r in records(folder) if "test_mmd" in r]
+        np.testing.assert_array_equal(curve.metrics["test_mmd"], [evaluated])
+        stored = json.loads((folder / "config.json").read_text())
+        assert (stored["objective"], stored["seed"]) == (name, 3)
+        assert stored["ridge"] == (1.0 if name == "kl" else None)
+        assert curve.ms_per_step > 0
+        half_way = curve.at_time(3 * curve.ms_per_step / 1000)["test_mmd"]
+        np.testing.assert_allclose(half_way, curve.metrics["test_mmd"].mean(axis=1))
+    table = (tmp_path / "comparison.md").read_text()
+    assert "ring, width 8, 1 seed(s)" in table
+    assert all(f"{name}, step 4" in table for name in curves)
+    assert table.split("\n", 2)[2].strip() in capsys.readouterr().out
+    assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+    before = records(tmp_path / "kl/seed3")
+    monkeypatch.setattr(compare, "time_steps", lambda *_: {"kl": 1.0, "mmd": 2.0})
+    again = compare.run(COMPARED, workdir=str(tmp_path))
+    assert records(tmp_path / "kl/seed3") == before
+    for name, curve in again.items():
+        np.testing.assert_array_equal(curve.metrics["test_mmd"], curves[name].metrics["test_mmd"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"objectives": ("nosuch",)}, "objective: got 'nosuch'"),
+        ({"seeds": (0, 0)}, "seeds: got"),
+        ({"base": dataclasses.replace(BASE, batch_size=1)}, "batch_size: got 1"),
+    ],
+)
+def test_bad_settings_are_named(tmp_path, change, message):
+    with pytest.raises(UsageError, match=message):
+        compare.run(dataclasses.replace(COMPARED, **change), workdir=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,40 @@
+"""What tests of several binaries share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.data import catalog
+from experiments.data.dataset import Dataset
+from experiments.judges import classifiers
+
+NUM_CLASSES = 10
+
+
+def examples(rng, templates, n):
+    """Images that are far from each other's classes: a template a class, and some noise."""
+    labels = rng.integers(NUM_CLASSES, size=n).astype(np.int32)
+    images = 150 * templates[labels] + 100 * rng.random((n, 8, 8, 1))
+    return images.astype(np.uint8), labels
+
+
+@pytest.fixture
+def toy(rng):
+    """Images of ten classes that are easily told apart."""
+    templates = rng.integers(2, size=(NUM_CLASSES, 8, 8, 1))
+    images, labels = examples(rng, templates, 300)
+    test, test_labels = examples(rng, templates, 200)
+    return Dataset("toy", images, test, labels, test_labels, NUM_CLASSES)
+
+
+@pytest.fixture
+def judged(toy, key, monkeypatch):
+    """The toy data, under a classifier that was never trained."""
+    network = classifiers.MLPClassifier(NUM_CLASSES, 8)
+    params = network.init(key, jnp.zeros((1, 8, 8, 1)), train=False)["params"]
+    params = jax.tree.map(lambda leaf: 5 * leaf, params)
+    classifier = classifiers.Classifier(network, params, (8, 8, 1), 0.5, "ab" * 32)
+    monkeypatch.setattr(catalog, "load", lambda name, data_dir, seed: toy)
+    monkeypatch.setattr(classifiers, "train_or_load", lambda dataset, cache_dir: classifier)
+    return classifier

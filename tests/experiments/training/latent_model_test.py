@@ -1,0 +1,45 @@
+"""The model that a critic makes of a generator: its energy's sign, and its prior."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments.training import latent_model, settings
+from experiments.training.settings import Config
+from kernelgrad.two_player import TwoPlayer
+
+
+@pytest.mark.parametrize(
+    "objective", [name for name, choice in settings.OBJECTIVES.items() if choice.critic_steps]
+)
+def test_learning_lowers_the_energy_of_data_against_that_of_samples(key, objective):
+    config = Config(objective=objective, penalty_weight=1e-6)
+    choice = settings.OBJECTIVES[objective]
+    data, samples = jnp.ones((8, 1)), -jnp.ones((8, 1))
+
+    def critic_fn(slope, points):
+        values = slope * points[:, 0]
+        return (values, points) if choice.is_energy else values
+
+    def loss(slope):
+        critic = functools.partial(critic_fn, slope)
+        return choice.make(config).critic_loss(critic, key, samples, data)[0]
+
+    def gap(slope):
+        of_data, of_samples = (choice.energy(critic_fn(slope, x)) for x in (data, samples))
+        assert of_data.shape == (8,)
+        return jnp.mean(of_data - of_samples)
+
+    assert gap(0.3 - 0.1 * jax.grad(loss)(0.3)) < gap(0.3)
+
+
+def test_objectives_without_a_critic_have_no_energy():
+    for choice in settings.OBJECTIVES.values():
+        has_critic = isinstance(choice.make(Config(noise_variance=0.1)), TwoPlayer)
+        assert has_critic == (choice.energy is not None)
+
+
+def test_every_prior_has_normal_latents():
+    assert set(latent_model.FROM_NORMAL) == set(settings.PRIORS)
