@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import distances, pairwise
+from kernelgrad import _axes, distances, pairwise
 from kernelgrad.types import Array, Kernel
 
 dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
@@ -29,7 +29,7 @@ def pairs(
             distances.between(pairwise.radial(kernel), rows, cols, 0 if samples is None else None)
         )
 
-    value, pull = jax.vjp(values, queries)
+    value, pull = jax.vjp(values, _axes.own_point(values, queries))
     return value, lambda weights: pull(weights)[0]
 
 

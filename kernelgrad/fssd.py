@@ -207,7 +207,7 @@ def _ascend(
 
     rates = jnp.linspace(1, 0, num_steps, endpoint=False, dtype=locations.dtype)
     rates *= _gram.like(step_size, locations)
-    locations = _axes.varying(locations, particles, score, rates)
+    locations = _axes.varying(locations, particles, score, kernel, rates)
     locations, _ = lax.scan(step, locations, rates)
     return locations, proxy(locations)
 

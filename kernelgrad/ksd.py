@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _resampling, distances, kernels, pairwise, tiles
+from kernelgrad import _axes, _checks, _resampling, distances, kernels, pairwise, tiles
 from kernelgrad.distances import Points
 from kernelgrad.types import Array, Kernel, Key, ScoreFn, TestResult
 
@@ -147,7 +147,7 @@ def ksd_gradient(particles: Array, score_fn: ScoreFn, kernel: Kernel) -> Array:
         score = _checks.call("score_fn", "(particles) -> scores", score_fn, x)
         return ksd_v_statistic(x, score, kernel)
 
-    return jax.grad(value)(particles)
+    return jax.grad(value)(_axes.own_point(value, particles))
 
 
 def goodness_of_fit_test(

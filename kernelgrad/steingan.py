@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _gram, kernels, pairwise, svgd
+from kernelgrad import _axes, _checks, _gram, kernels, pairwise, svgd
 from kernelgrad.kernels import FeatureKernel
 from kernelgrad.two_player import CriticFn, TwoPlayer, on_batches
 from kernelgrad.types import Array, Info, Kernel, Key, PyTree
@@ -171,7 +171,7 @@ def nearest_direction(
         gaps = _gram.wide(kernel.features(others)) - _gram.wide(features)
         return jnp.sum(kernel.base.profile(jnp.sum(jnp.square(gaps), axis=1)))
 
-    return score + jax.grad(near)(nearest) / 2
+    return _gram.like(score, particles) + jax.grad(near)(_axes.own_point(near, nearest)) / 2
 
 
 # ------------------------------------------------------------------------------------- the players
@@ -320,6 +320,7 @@ def steingan(
         def features(_: PyTree, points: Array) -> Array:
             return shaped(points)[1]
 
+        flat = _axes.own_point(shaped, flat)
         score = -jax.grad(lambda points: jnp.sum(shaped(points)[0]))(flat)
         base = kernels.rbf_mixture(lengthscale(shaped(flat)[1], axis_name=axis_name))
         kernel = kernels.feature_kernel(base, features, ())

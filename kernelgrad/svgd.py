@@ -84,7 +84,7 @@ def svgd_direction(
     size = particles.shape[0] * pairwise.num_devices(axis_name)
     points = particles if hasattr(kernel, "features") else _gram.wide(particles)
     sums = pairwise.stein_sum(kernel, points, None, score, axis_name=axis_name)
-    return _gram.like(sums / size, particles)
+    return _gram.like(_gram.wide(sums) / size, particles)
 
 
 def kernel_noise(key: Key, particles: Array, kernel: Kernel) -> Array:

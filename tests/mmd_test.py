@@ -251,3 +251,15 @@ def test_low_precision_counts_and_sums_in_float32(key, rng, dtype):
     chex.assert_trees_all_equal(gradient, mmd.mmd_gradient(*wide, kernel).astype(dtype))
     value, slope = mmd.mmd_value_and_gradient(x, y, kernel)
     assert (value.dtype, slope.dtype) == (jnp.float32, dtype)
+
+
+def test_samples_of_two_dtypes_are_pooled_in_the_wider(rng):
+    """Under strict promotion, which the samples of a network and the data need not know of."""
+    x = jnp.asarray(rng.normal(size=(6, 2)), jnp.float32)
+    for one, other in ((x, x.astype(jnp.bfloat16)), (x.astype(jnp.float16), x)):
+        kernel = kernels.imq_mixture(1.0)
+        test = jax.eval_shape(
+            lambda x, y: mmd.two_sample_test(jax.random.key(0), x, y, kernel), one, other
+        )  # noqa: B023
+        assert test.p_value.dtype == jnp.float32
+        assert jax.eval_shape(kernels.median_lengthscale, one, other).dtype == jnp.float32
