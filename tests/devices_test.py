@@ -125,7 +125,9 @@ def test_arrays_sharded_over_explicit_axes_are_taken_whole(name):
 
 def _run(*arguments):
     """This file as a script with four devices."""
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    flags = os.environ.get("XLA_FLAGS", "") + (
+        " --xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    )
     root = pathlib.Path(__file__).parent
     done = subprocess.run(
         [sys.executable, __file__, *arguments],
