@@ -1,6 +1,7 @@
 """Values over devices: unions and shares, what varies over a mesh, and what is whole on it."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -98,6 +99,21 @@ def varying(tree: PyTree, *inputs: PyTree) -> PyTree:
     return jax.tree.map(
         lambda leaf: lax.select_n(mark, leaf, leaf), jax.tree.map(jnp.asarray, tree)
     )
+
+
+def own_point(fn: Callable[[Any], Any], point: PyTree) -> PyTree:
+    """Returns the point, varying over the mesh axes over which fn of it does.
+
+    There a gradient of fn is that of this device's fn. At a point that does not vary, JAX's is the
+    sum over all devices, for a function that does: such as one of a network of each device's own.
+
+    Args:
+      fn: about to be differentiated.
+      point: at which; a pytree of arrays.
+    """
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return point
+    return varying(point, fn(point))
 
 
 def whole(array: Array) -> Array:

@@ -81,6 +81,23 @@ def prepare(
     return rows, rows if y is None else moved(others)
 
 
+def pool(x: Array, y: Array) -> Array:
+    """Returns the points of both, one after the other.
+
+    Args:
+      x: shape (n, d), floating.
+      y: shape (m, d); of another dtype, if need be, and then the wider of both counts.
+
+    Returns:
+      Points, shape (n + m, d); in at least float32 where the dtypes differ.
+    """
+    if x.dtype != y.dtype:
+        wider = max(x.dtype, y.dtype, key=lambda dtype: jnp.finfo(dtype).bits)
+        wider = wider if jnp.finfo(wider).bits >= 32 else jnp.float32
+        x, y = x.astype(wider), y.astype(wider)
+    return jnp.concatenate([x, y])
+
+
 class InUnits(NamedTuple):
     """A radial kernel of points that are given in another unit of length.
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _distances, _traits, pairwise
+from kernelgrad import _devices, _distances, _traits, pairwise
 from kernelgrad.types import Array, Kernel
 
 
@@ -16,7 +16,7 @@ def pairs(
     r"""Returns p(r_ij^2) for all pairs, and :math:`W \mapsto \sum_j W_{ij} \nabla_{x_i} p`.
 
     The gradient is in the queries alone. Samples None stands for the queries themselves, held
-    still, with exactly zero self-distances.
+    still, with exactly zero self-_distances.
     """
     targets = _traits.embed(kernel, queries if samples is None else samples)
 
@@ -26,7 +26,7 @@ def pairs(
             _distances.between(_traits.radial(kernel), rows, cols, 0 if samples is None else None)
         )
 
-    value, pull = jax.vjp(values, queries)
+    value, pull = jax.vjp(values, _devices.own_point(values, queries))
     return value, lambda weights: pull(weights)[0]
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from kernelgrad import _checks, _numeric
+from kernelgrad import _checks, _devices, _numeric
 from kernelgrad.types import Array, Key, LogDensityFn, PyTree
 
 _DIVERGENCE = 1000.0  # Stan's bound: a good integrator never errs by that much
@@ -34,9 +34,11 @@ class MetropolisInfo(NamedTuple):
 
 def evaluate(position: PyTree, log_density_fn: LogDensityFn) -> tuple[Array, PyTree]:
     """Returns the log density and its gradient; raises ValueError if it is not a scalar."""
-    log_density, pull = jax.vjp(
-        lambda x: _checks.call("log_density_fn", "(position) -> ()", log_density_fn, x), position
-    )
+
+    def fn(x: PyTree) -> Array:
+        return _checks.call("log_density_fn", "(position) -> ()", log_density_fn, x)
+
+    log_density, pull = jax.vjp(fn, _devices.own_point(fn, position))
     if jnp.shape(log_density):
         raise ValueError(
             f"log_density_fn(position): got shape {jnp.shape(log_density)}; expected () for the "

@@ -39,8 +39,13 @@ def dense(gram: Array, ridge: Array) -> Solve:
     Cost: O(n^3) time once and O(n^2 p) a call, O(n^2) memory.
     """
     matrix = gram + ridge * jnp.eye(gram.shape[0], dtype=gram.dtype)
-    factor = cho_factor(lax.stop_gradient(matrix), lower=True)
-    return _linear(functools.partial(_numeric.dot, matrix), functools.partial(cho_solve, factor))
+    factor, _ = cho_factor(lax.stop_gradient(matrix), lower=True)
+
+    def solve(b: Array) -> Array:
+        ours, held, b = _devices.varying((matrix, factor, b))
+        return _linear(lambda x: _numeric.dot(ours, x), lambda c: cho_solve((held, True), c))(b)
+
+    return solve
 
 
 def matrix_free(kernel: Kernel, points: Array, ridge: Array) -> Solve:
@@ -68,11 +73,18 @@ def matrix_free(kernel: Kernel, points: Array, ridge: Array) -> Solve:
     """
     points, kernel = _traits.embed(kernel, points), _traits.radial(kernel)
 
-    def apply(vectors: Array) -> Array:
-        return pairwise.kernel_sum(kernel, points, None, vectors) + ridge * vectors
+    precondition = _preconditioner(*jax.tree.map(lax.stop_gradient, (kernel, points, ridge)))
 
-    held = jax.tree.map(lax.stop_gradient, (kernel, points, ridge))
-    return _linear(apply, functools.partial(_refined, apply, _preconditioner(*held), held[2]))
+    def solve(b: Array) -> Array:
+        (radial, nodes, eta), b = _devices.varying(((kernel, points, ridge), b))
+
+        def apply(vectors: Array) -> Array:
+            return pairwise.kernel_sum(radial, nodes, None, vectors) + eta * vectors
+
+        held = lax.stop_gradient(eta)
+        return _linear(apply, functools.partial(_refined, apply, precondition, held))(b)
+
+    return solve
 
 
 def _linear(apply: Solve, solve: Solve) -> Solve:

@@ -370,7 +370,7 @@ def interpolates(key: Key, real: Array, fake: Array, *, axis_name: str | None = 
     dtype = _numeric.wide(real).dtype
     shares = jax.random.uniform(key, (size,) + (1,) * (real.ndim - 1), dtype)
     shares = _devices.share(shares, axis_name).astype(real.dtype)
-    return real + shares * (fake - real)
+    return real + shares * (_numeric.like(fake, real) - real)
 
 
 def gradient_penalty(critic_fn: Callable[[Array], Array], points: Array) -> Array:
@@ -452,7 +452,7 @@ def zero_centred_gradient_penalty(critic_fn: Callable[[Array], Array], points: A
 def _sq_slopes(critic_fn: Callable[[Array], Array], points: Array) -> Array:
     """Returns the squared norm of the critic's gradient at each point; shape (n,)."""
     (points,) = _checks.batches(points=points)
-    values, pull = jax.vjp(critic_fn, points)
+    values, pull = jax.vjp(critic_fn, _devices.own_point(critic_fn, points))
     _checks.shape("critic_fn(points)", values, points.shape[:1])
     (gradients,) = pull(jnp.ones_like(values))
     return jnp.sum(jnp.square(_numeric.wide(gradients).reshape(points.shape[0], -1)), axis=1)

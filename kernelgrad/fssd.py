@@ -206,7 +206,7 @@ def _ascend(
 
     rates = jnp.linspace(1, 0, num_steps, endpoint=False, dtype=locations.dtype)
     rates *= _numeric.like(step_size, locations)
-    locations = _devices.varying(locations, particles, score, rates)
+    locations = _devices.varying(locations, particles, score, kernel, rates)
     locations, _ = lax.scan(step, locations, rates)
     return locations, proxy(locations)
 

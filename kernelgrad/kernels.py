@@ -322,7 +322,7 @@ def median_lengthscale(x: Array, y: Array | None = None, *, axis_name: str | Non
     """
     x, y = _checks.pair(x, y)
     median = median_squared_distance(x, y, axis_name=axis_name)
-    pool = lax.stop_gradient(x if y is None else jnp.concatenate([x, y]))
+    pool = lax.stop_gradient(x if y is None else _distances.pool(x, y))
     pool = _devices.gather(pool, axis_name).astype(median.dtype)
     size = pool.shape[0]
     mean = 2 * size / (size - 1) * jnp.sum(jnp.var(pool - pool[:1], axis=0))

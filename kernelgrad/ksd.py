@@ -153,7 +153,7 @@ def ksd_gradient(particles: Array, score_fn: ScoreFn, kernel: Kernel) -> Array:
         score = _checks.call("score_fn", "(particles) -> scores", score_fn, x)
         return ksd_v_statistic(x, score, kernel)
 
-    return jax.grad(value)(particles)
+    return jax.grad(value)(_devices.own_point(value, particles))
 
 
 def goodness_of_fit_test(

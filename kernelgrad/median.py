@@ -46,7 +46,7 @@ def median_squared_distance(
       memory.
     """
     x, y = _checks.pair(x, y)
-    pool = lax.stop_gradient(x if y is None else jnp.concatenate([x, y]))
+    pool = lax.stop_gradient(x if y is None else _distances.pool(x, y))
     first = 0 if axis_name is None else lax.axis_index(axis_name) * pool.shape[0]
     everyone, _ = _distances.prepare(_devices.gather(pool, axis_name))
     num_points = everyone.raw.shape[0]

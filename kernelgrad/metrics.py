@@ -84,6 +84,8 @@ def label_entropy(labels: Array, num_classes: int) -> Array:
     _checks.shape("labels", labels, ("n",))
     _checks.at_least("num_classes", num_classes, 1)
     _in_range("labels", labels, 0, num_classes - 1)
+    if jnp.iinfo(labels.dtype).bits < 32:  # which may not hold the number of classes
+        labels = labels.astype(jnp.int32)
     counts = jnp.bincount(labels, length=num_classes)
     shares = counts.astype(jnp.float32) / labels.shape[0]
     known = jnp.all((labels >= 0) & (labels < num_classes))

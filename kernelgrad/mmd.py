@@ -111,6 +111,7 @@ def mmd_gradient(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None = 
     """
     x, y = _checks.points(x=x, y=y)
     base = _traits.radial(kernel)
+    x = _devices.varying(x, y, kernel)
     embedded, pull = jax.vjp(lambda points: _embed(kernel, points), x)
     targets = _embed(kernel, y)
     n, m = (points.shape[0] * _devices.num_devices(axis_name) for points in (x, y))
@@ -145,6 +146,7 @@ def mmd_value_and_gradient(
       As :func:`mmd_v_statistic` and :func:`mmd_gradient`.
     """
     x, y = _checks.points(x=x, y=y)
+    x = _devices.varying(x, y, kernel)
     embedded, pull = jax.vjp(lambda points: _embed(kernel, points), x)
     _, targets, base, a, b = _samples(x, y, kernel, axis_name)
     n, m = (points.shape[0] * _devices.num_devices(axis_name) for points in (x, y))
@@ -202,7 +204,7 @@ def two_sample_test(
     _checks.finite(x=x, y=y)
     _checks.at_least("num_permutations", num_permutations, 1)
     n, m = x.shape[0], y.shape[0]
-    pool = _embed(kernel, jnp.concatenate([x, y]))
+    pool = _embed(kernel, _distances.pool(x, y))
     base = _traits.radial(kernel)
     signed = jnp.concatenate([jnp.full(n, 1 / n, pool.dtype), jnp.full(m, -1 / m, pool.dtype)])
 

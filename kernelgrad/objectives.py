@@ -12,7 +12,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from kernelgrad import _checks, _devices, adversarial, mmd, noise, ratio, score
+from kernelgrad import _checks, _devices, _numeric, adversarial, mmd, noise, ratio, score
 from kernelgrad.types import Array, Info, Kernel, Key
 
 
@@ -125,8 +125,10 @@ def mmd_v(make_kernel: MakeKernel) -> Objective:
         x, y = _flat(samples, data)
         kernel = _kernel(make_kernel, x, y, axis_name)
         size = x.shape[0] * _devices.num_devices(axis_name)
-        value, gradient = mmd.mmd_value_and_gradient(x, y, kernel, axis_name=axis_name)
-        direction = size * gradient
+        value, gradient = mmd.mmd_value_and_gradient(
+            _numeric.wide(x), y, kernel, axis_name=axis_name
+        )  # which, of many points, is small
+        direction = _numeric.like(size * gradient, x)
         return direction.reshape(samples.shape), {"mmd": value}
 
     return objective
@@ -237,7 +239,11 @@ def density_ratio(make_kernel: MakeKernel, fit: Callable[..., ratio.RatioModel])
         kernel = _kernel(make_kernel, x, y, axis_name)
         form = "(p, q, kernel, *, axis_name) -> model"
         model = _checks.call("fit", form, fit, y, x, kernel, axis_name=axis_name)
-        log_ratio, pull = jax.vjp(lambda points: -ratio.log_density_ratio(model, points), x)
+
+        def toll(points: Array) -> Array:
+            return -ratio.log_density_ratio(model, points)
+
+        log_ratio, pull = jax.vjp(toll, _devices.own_point(toll, x))
         (direction,) = pull(jnp.ones_like(log_ratio))
         info = {"log_ratio": _devices.mean(jnp.mean(log_ratio), axis_name)}
         return direction.reshape(samples.shape), info

@@ -394,7 +394,8 @@ def _feature_gradient_sum(
     sum a feature, never an (m, l, d) Jacobian.
     """
     x, y, weights = jax.tree.map(jnp.asarray, (x, y, weights))
-    targets, pull = jax.vjp(kernel.features, x if y is None else y)
+    points = _devices.own_point(kernel.features, x if y is None else y)
+    targets, pull = jax.vjp(kernel.features, points)
     embedded = targets if y is None else kernel.features(x)
     here, there = _distances.prepare(embedded, targets, axis_name)
     rows, cols = here.centred, there.centred

@@ -65,10 +65,12 @@ def chain_rule(generator_fn: GeneratorFn, params: PyTree, direction: Array) -> P
     """
     params = _checks.floating_leaves("params", params)
     (direction,) = _checks.floating(direction=direction)
-    params = _devices.varying(params, direction)  # its gradient is then this device's
+    params = _devices.own_point(generator_fn, _devices.varying(params, direction))
     samples, pull = jax.vjp(generator_fn, params)
     _checks.shape("direction", direction, samples.shape)
-    direction = _devices.varying((direction / samples.shape[0]).astype(samples.dtype), samples)
+    direction = _devices.varying(
+        _numeric.like(_numeric.wide(direction) / samples.shape[0], samples), samples
+    )
     (gradient,) = pull(direction)
     return gradient
 
@@ -118,7 +120,7 @@ def regression(
     _checks.at_least("num_steps", num_steps, 1)
     params = _checks.floating_leaves("params", params)
     (direction,) = _checks.floating(direction=direction)
-    params = _devices.varying(params, direction)
+    params = _devices.own_point(generator_fn, _devices.varying(params, direction))
     samples = generator_fn(params)
     _checks.shape("direction", direction, samples.shape)
     offset = (_numeric.like(step_size, direction) * direction).astype(samples.dtype)
@@ -192,7 +194,7 @@ def gauss_newton(
     _checks.in_range("damping", damping, 0.0, float("inf"), closed="l")
     _checks.at_least("max_iterations", max_iterations, 1)
     (direction,) = _checks.floating(direction=direction)
-    push, pull = _linearise(generator_fn, params, direction, axis_name)
+    push, pull = _linearise(generator_fn, params, direction, axis_name, damping)
     downhill = pull(direction)
     eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(downhill))
     _checks.in_range("tolerance", tolerance, 8 * eps, 1.0, closed="l")
@@ -245,7 +247,7 @@ def residuals(
     """
     (direction,) = _checks.floating(direction=direction)
     gradient = _checks.floating_leaves("gradient", gradient)
-    push, pull = _linearise(generator_fn, params, direction, axis_name)
+    push, pull = _linearise(generator_fn, params, direction, axis_name, gradient, damping)
     followed = push(gradient)
     direction = direction.astype(followed.dtype)
     miss = followed - direction
@@ -255,17 +257,24 @@ def residuals(
 
 
 def _linearise(
-    generator_fn: GeneratorFn, params: PyTree, direction: Array, axis_name: str | None
+    generator_fn: GeneratorFn,
+    params: PyTree,
+    direction: Array,
+    axis_name: str | None,
+    *others: PyTree,
 ) -> tuple[Callable[[PyTree], Array], Callable[[Array], PyTree]]:
-    """Returns the products v -> J v and u -> J^T u / n over the union of all devices' samples."""
+    """Returns the products v -> J v and u -> J^T u / n over the union of all devices' samples.
+
+    They take what varies over a mesh as params, direction and others do.
+    """
     params = _checks.floating_leaves("params", params)
-    params = _devices.varying(params, direction)
+    params = _devices.own_point(generator_fn, _devices.varying(params, direction, others))
     samples, push = jax.linearize(generator_fn, params)
     _checks.shape("direction", direction, samples.shape)
     transpose = jax.linear_transpose(push, params)
 
     def pull(cotangent: Array) -> PyTree:
-        cotangent = (cotangent / samples.shape[0]).astype(samples.dtype)
+        cotangent = _numeric.like(_numeric.wide(cotangent) / samples.shape[0], samples)
         (gradient,) = transpose(_devices.varying(cotangent, samples))
         return _devices.mean(gradient, axis_name)
 

@@ -27,6 +27,7 @@ from kernelgrad import (
     _checks,
     _convex,
     _devices,
+    _distances,
     _equality,
     _gram,
     _numeric,
@@ -180,6 +181,7 @@ def log_ratio_gradient(model: RatioModel, x: Array) -> Array:
       Huszar 2016 (an alternative update rule for GANs), alternative M-step #2.
     """
     (x,) = _checks.points(x=x)
+    x = _devices.varying(x, model)
     value, pull = jax.vjp(lambda points: log_density_ratio(model, points), x)
     (gradient,) = pull(jnp.ones_like(value))
     return gradient
@@ -466,11 +468,11 @@ def logistic(
     _check_ridge(ridge)
     _check_loop(num_steps, tolerance)
     p, q = _checks.points(p=p, q=q)
-    pool = jnp.concatenate([p, q]) if centers is None else centers
+    pool = _distances.pool(p, q) if centers is None else centers
     p, q, centers = _unions(p, q, pool, axis_name)
     kernel, p, q, centers = lax.stop_gradient((kernel, p, q, centers))
     n, m = p.shape[0], q.shape[0]
-    features = kernels.gram(kernel, jnp.concatenate([p, q]), centers)
+    features = kernels.gram(kernel, _distances.pool(p, q), centers)
     features = jnp.concatenate([jnp.ones_like(features[:, :1]), features], axis=1)
     signs = jnp.concatenate([jnp.ones(n, features.dtype), -jnp.ones(m, features.dtype)])
     weights, gap = _convex.classifier(

@@ -172,7 +172,7 @@ def nearest_direction(
         gaps = _numeric.wide(kernel.features(others)) - _numeric.wide(features)
         return jnp.sum(kernel.base.profile(jnp.sum(jnp.square(gaps), axis=1)))
 
-    return score + jax.grad(near)(nearest) / 2
+    return _numeric.like(score, particles) + jax.grad(near)(_devices.own_point(near, nearest)) / 2
 
 
 # ------------------------------------------------------------------------------------- the players
@@ -326,6 +326,7 @@ def _generator_direction(
     def features(_: PyTree, points: Array) -> Array:
         return outputs(points)[1]
 
+    flat = _devices.own_point(outputs, flat)
     score = -jax.grad(lambda points: jnp.sum(outputs(points)[0]))(flat)
     base = kernels.rbf_mixture(lengthscale(outputs(flat)[1], axis_name=axis_name))
     kernel = kernels.feature_kernel(base, features, ())

@@ -84,7 +84,7 @@ def svgd_direction(
     size = particles.shape[0] * _devices.num_devices(axis_name)
     points = particles if _traits.is_feature_kernel(kernel) else _numeric.wide(particles)
     sums = pairwise.stein_sum(kernel, points, None, score, axis_name=axis_name)
-    return _numeric.like(sums / size, particles)
+    return _numeric.like(_numeric.wide(sums) / size, particles)
 
 
 def kernel_noise(key: Key, particles: Array, kernel: Kernel) -> Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _numeric, adversarial
+from kernelgrad import _checks, _devices, _numeric, adversarial
 from kernelgrad import kale as kales
 from kernelgrad.types import Array, Info, Key, PyTree
 
@@ -308,6 +308,7 @@ def _kale_direction(
         output = critic_fn(points)
         return _energies(track, output), _log_normalizer(track, output, axis_name)
 
+    samples = _devices.own_point(energy_fn, samples)
     energy, pull, log_normalizer = jax.vjp(energy_fn, samples, has_aux=True)
     (descent,) = pull(kales.generator_weights(energy, log_normalizer))
     return descent, {}
@@ -354,6 +355,7 @@ def _critic_direction(loss: Callable[[Array], Array]) -> PlayerFn:
         axis_name: str | None = None,
     ) -> tuple[Array, Info]:
         del key, data, axis_name
+        samples = _devices.own_point(critic_fn, samples)
         return jax.grad(lambda x: x.shape[0] * loss(critic_fn(x)))(samples), {}
 
     return direction_fn

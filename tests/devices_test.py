@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from sweep_table import TABLE, Setting, example
+from sweep_rows import Setting, example
+from sweep_table import TABLE
 
 from kernelgrad import _tiles
 
@@ -33,21 +34,7 @@ def mesh(count, kind=AxisType.Auto):
 
 def function(name, axis_name=None):
     """A row's outputs and, where it is smooth, the gradient of their sum in its arrays."""
-    row = TABLE[name]
-    setting = Setting(axis_name=axis_name)
-
-    def total(arrays):
-        outputs = row.call(setting, **arrays)
-        floats = [leaf for leaf in jax.tree.leaves(outputs) if leaf.dtype.kind == "f"]
-        return sum(jnp.sum(jnp.sin(leaf)) for leaf in floats), outputs
-
-    def values_and_gradients(arrays):
-        if row.smooth:
-            gradient, outputs = jax.grad(total, has_aux=True)(arrays)
-            return outputs, gradient
-        return total(arrays)[1], {}
-
-    return values_and_gradients
+    return TABLE[name].with_gradient(Setting(axis_name=axis_name))
 
 
 def specs(name):
@@ -86,6 +73,44 @@ def test_shard_map_takes_each_device_for_itself(name, tiled):
     jax.eval_shape(jax.shard_map(own, mesh=mesh(2), in_specs=P("i"), out_specs=P("i")), arrays)
 
 
+OWN = [  # what is each device's own: an array, or the unit of kernel and functions
+    ("mmd.mmd_gradient", "y"),
+    ("ratio.ulsif", "q"),
+    ("score.stein_score_at", "queries"),
+    ("adversarial.gradient_penalty", "unit"),
+    ("langevin.init", "unit"),
+]
+FLOATS = [
+    (name, own)
+    for name in SPREAD + ALONE
+    for own in (*TABLE[name].names, "unit")
+    if own != "labels" and (name, own) not in OWN
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "own"), OWN + [pytest.param(*each, marks=pytest.mark.slow) for each in FLOATS]
+)
+def test_what_only_one_argument_makes_differ_is_each_devices_own(name, own):
+    """Under shard_map's default check, where all others are the same on all devices."""
+    arrays = data(name, n=10)
+
+    def call(factor):
+        setting = Setting(unit=factor if own == "unit" else 1.0, number=lambda value: value)
+        mine = {key: value * factor if key == own else value for key, value in arrays.items()}
+        return jax.tree.leaves(TABLE[name].call(setting, **mine))
+
+    def each(factors):
+        return [leaf[None] for leaf in call(factors[0])]
+
+    factors = jnp.array([1.0, 1.5])
+    mapped = jax.shard_map(each, mesh=mesh(2), in_specs=P("i"), out_specs=P("i"))
+    want = [jax.jit(call)(factor) for factor in factors]
+    for place, leaf in enumerate(jax.jit(mapped)(factors)):
+        alone = np.stack([one[place] for one in want])
+        np.testing.assert_allclose(leaf, alone, rtol=1e-4, atol=1e-5 * np.abs(alone).max())
+
+
 @pytest.mark.parametrize("name", SPREAD + ALONE)
 def test_arrays_sharded_over_explicit_axes_are_taken_whole(name):
     one = mesh(2, AxisType.Explicit)
@@ -100,7 +125,9 @@ def test_arrays_sharded_over_explicit_axes_are_taken_whole(name):
 
 def _run(*arguments):
     """This file as a script with four devices."""
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    flags = os.environ.get("XLA_FLAGS", "") + (
+        " --xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    )
     root = pathlib.Path(__file__).parent
     done = subprocess.run(
         [sys.executable, __file__, *arguments],

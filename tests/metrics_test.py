@@ -595,3 +595,8 @@ def test_double_precision_stays_double(rng, name):
 def test_errors_name_the_argument(fn, args, message):
     with pytest.raises(ValueError, match=message):
         fn(*args)
+
+
+def test_labels_of_a_narrow_dtype_take_any_number_of_classes():
+    labels = jnp.arange(100, dtype=jnp.int8)
+    np.testing.assert_allclose(metrics.label_entropy(labels, 200), np.log(100), rtol=1e-6)

@@ -1,5 +1,6 @@
 """MMD: loop oracles, closed forms, gradient against autodiff, calibration of the test."""
 
+import functools
 import math
 
 import chex
@@ -244,3 +245,13 @@ def test_low_precision_counts_and_sums_in_float32(key, rng, dtype):
     chex.assert_trees_all_equal(gradient, mmd.mmd_gradient(*wide, kernel).astype(dtype))
     value, slope = mmd.mmd_value_and_gradient(x, y, kernel)
     assert (value.dtype, slope.dtype) == (jnp.float32, dtype)
+
+
+def test_samples_of_two_dtypes_are_pooled_in_the_wider(rng):
+    """Under strict promotion, which the samples of a network and the data need not know of."""
+    x = jnp.asarray(rng.normal(size=(6, 2)), jnp.float32)
+    kernel = kernels.imq_mixture(1.0)
+    test = functools.partial(mmd.two_sample_test, jax.random.key(0), kernel=kernel)
+    for one, other in ((x, x.astype(jnp.bfloat16)), (x.astype(jnp.float16), x)):
+        assert jax.eval_shape(test, one, other).p_value.dtype == jnp.float32
+        assert jax.eval_shape(kernels.median_lengthscale, one, other).dtype == jnp.float32

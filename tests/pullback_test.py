@@ -576,3 +576,15 @@ def test_a_direction_that_is_not_finite_gives_no_step_of_zero():
         direction = jnp.ones((4, 2)).at[1, 0].set(bad)
         got = pullback.gauss_newton(generator, params, direction, damping=0.1)
         assert np.isnan(got).all()
+
+
+def test_many_samples_in_half_precision_are_counted_in_full():
+    """float16 ends at 65504."""
+    direction = jnp.full((70000, 1), 0.5, jnp.float16)
+    generator = lambda w: jnp.broadcast_to(w[None], (70000, 1))  # noqa: E731
+    for pull_back in (
+        pullback.chain_rule,
+        functools.partial(pullback.gauss_newton, damping=0.0, tolerance=1e-2),
+    ):
+        gradient = pull_back(generator, jnp.ones(1), direction)
+        np.testing.assert_allclose(gradient, 0.5, rtol=1e-3)

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sweep_table import ELSEWHERE, KINDS, TABLE, Setting, example, public_functions
+from sweep_rows import KINDS, Setting, example
+from sweep_table import ELSEWHERE, TABLE, public_functions
 
 from kernelgrad import kernels, pairwise
 
@@ -39,8 +40,11 @@ def traced(name, arrays, setting=PLAIN):
 
 
 def test_every_public_function_has_a_row():
-    assert set(public_functions()) == TABLE.keys() | ELSEWHERE.keys()
-    assert not TABLE.keys() & ELSEWHERE.keys()
+    without = {
+        name.split(".")[0] if name.split(".")[0] in ELSEWHERE else name
+        for name in set(public_functions()) - TABLE.keys()
+    }
+    assert without == ELSEWHERE.keys()
 
 
 def _awkward(array):
@@ -70,7 +74,7 @@ NO_ARRAYS = {
     "MaskedArray": lambda a: np.ma.masked_array(a),
 }
 OPTIONAL = {"y", "centers", "gradient_weights"}  # None is a value of theirs
-PYTREES = {"latent", "place", "params", "positions"}  # where a list is a pytree of numbers
+PYTREES = {"latent", "position", "params", "positions"}  # where a list is a pytree of numbers
 
 
 @TAKING_ARRAYS
@@ -102,29 +106,16 @@ def test_other_dtypes_are_named(name):
 # ------------------------------------------------------------------------------------------ dtypes
 
 
-def _types(name, arrays, setting):
-    """Dtypes of a row's outputs, and whether a sum of them has a gradient, by tracing alone."""
-
-    def total(arrays):
-        floats = [leaf for leaf in call(name, arrays, setting) if leaf.dtype.kind != "i"]
-        return sum(jnp.sum(leaf).astype(jnp.float32) for leaf in floats)
-
-    if TABLE[name].smooth and arrays:
-        jax.eval_shape(jax.grad(total), arrays)
-    return [leaf.dtype for leaf in jax.eval_shape(lambda a: call(name, a, setting), arrays)]
-
-
-FOLLOWS_THE_FLAG = {"kernels.median_mixture", "adversarial.wasserstein_bound"}  # numbers, no data
-
-
-@ROWS
+@TAKING_ARRAYS
 def test_x64_changes_no_dtype_of_float32_data(name):
-    """Under strict promotion, with kernels and numbers in float64."""
-    arrays = data(name)
-    usual = _types(name, arrays, PLAIN)
+    """Under strict promotion, with kernels and numbers in float64; by tracing alone."""
+    arrays, row = data(name), TABLE[name]
+    usual = jax.eval_shape(row.with_gradient(PLAIN), arrays)
     with jax.enable_x64(True):
-        wide = _types(name, arrays, Setting(number=jnp.float64))
-    assert wide == usual or name in FOLLOWS_THE_FLAG
+        wide = jax.eval_shape(row.with_gradient(Setting(number=jnp.float64)), arrays)
+    assert [leaf.dtype for leaf in jax.tree.leaves(wide)] == [
+        leaf.dtype for leaf in jax.tree.leaves(usual)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -162,11 +153,24 @@ def test_few_points_of_any_dimension_are_taken_or_refused_in_one_line(name, shap
         jax.eval_shape(lambda a: call(name, a), arrays)
 
 
+CALLERS = {  # of functions of the row, which compute in the dtype of the points
+    *("hmc", "langevin", "latent", "pullback", "two_player", "steingan"),
+    *("chains.stein_test", "ksd.ksd_gradient", "svgd.step"),
+    *(name for name in TABLE if "penalty" in name),
+}
+
+
+def _calls_back(name):
+    return name in CALLERS or name.split(".")[0] in CALLERS
+
+
 @TAKING_ARRAYS
 def test_half_precision_comes_back_as_it_is_or_as_float32(name):
     for dtype in (jnp.float16, jnp.bfloat16):
         for leaf in jax.eval_shape(lambda a: call(name, a), data(name, dtype=dtype)):
             assert leaf.dtype in (dtype, jnp.float32, jnp.int32, jnp.bool_)
+            of_all = leaf.shape == () and not (_calls_back(name) or name in CHOICES)
+            assert leaf.dtype != dtype or not of_all  # statistics and losses are in full
 
 
 def _traced_number(value):
@@ -206,11 +210,6 @@ AT_A_PLACE = {
 }
 
 CHOICES = {"ksd.stein_thinning", "ratio_selection.select", "chains.stein_block_length"}
-# still open: scores and points of far units in one gram, and p-values that see no NaN in a trace
-OPEN = {name for name in TABLE if name.startswith("ksd.")} | {
-    "chains.stein_test",
-    "mmd.two_sample_test",
-}
 
 
 def check_values(name):
@@ -239,14 +238,6 @@ def check_values(name):
         for got, want in zip(run(moved), run(near), strict=True):
             if not np.allclose(got, want, rtol=1e-4, atol=1e-4 * np.abs(want).max(initial=0)):
                 yield f"changes with an offset: {got.ravel()[:3]} {want.ravel()[:3]}"
-    copies = {
-        key: np.repeat(value[:1], len(value), axis=0)
-        if KINDS.get(key, "points") == "points"
-        else value
-        for key, value in arrays.items()
-    }
-    if not all(np.all(np.isfinite(leaf)) for leaf in run(copies)):
-        yield "is not finite for one point many times"
     for key, value in arrays.items():
         if value.dtype.kind == "f":
             bad = value.copy()
@@ -263,6 +254,124 @@ def test_values(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OF_LENGTHS)
-def test_values_of_all(name, request):
-    request.applymarker(pytest.mark.xfail(name in OPEN, reason="open", strict=False))
+def test_values_of_all(name):
     assert list(check_values(name)) == []
+
+
+# -------------------------------------------------------------------------------- transformations
+
+
+COINCIDING = {"all arrays alike", "one point many times"}  # where values may be all rounding
+
+
+def _legal(name):
+    """Finite inputs at which derivatives and logarithms have their corners."""
+    usual = data(name)
+    first: dict = {}
+
+    def alike(key, value):
+        return first.setdefault((KINDS.get(key, "points"), value.shape), value)
+
+    def sharp(key, value):
+        if KINDS.get(key) == "probabilities":
+            return np.eye(value.shape[1], dtype=value.dtype)[np.argmax(value, axis=1)]
+        return 300 * value if KINDS.get(key) == "vector" else value
+
+    def one_point(key, value):
+        is_points = KINDS.get(key, "points") == "points"
+        return np.repeat(value[:1], len(value), axis=0) if is_points else value
+
+    changes = {
+        "as it is": lambda key, value: value,
+        "all arrays alike": alike,
+        "one point many times": one_point,
+        "sharp": sharp,
+    }
+    return {
+        kind: {key: change(key, value) for key, value in usual.items()}
+        for kind, change in changes.items()
+    }
+
+
+def _near(got, want, tolerance=1e-4):
+    """Whether leaves agree to a share of their largest value."""
+    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
+    return all(
+        np.allclose(
+            np.asarray(a, np.float64), b, rtol=0, atol=tolerance * np.abs(b).max(initial=1e-30)
+        )
+        for a, b in ((a, np.asarray(b, np.float64)) for a, b in pairs)
+    )
+
+
+def check_transformations(name):
+    """Yields what is wrong with values and gradient op by op, under jit, debug_nans and vmap."""
+    plain = TABLE[name].with_gradient(PLAIN)
+    run, inputs = jax.jit(plain), _legal(name)
+    single = {}
+    for kind, arrays in inputs.items():
+        try:
+            with jax.debug_nans(True):
+                single[kind] = run(arrays)
+                eager = plain(on_device(arrays))
+        except FloatingPointError as error:
+            yield f"trips debug_nans, {kind}: {error}"
+            continue
+        if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(single[kind])):
+            yield f"is not finite, {kind}"
+        if kind not in COINCIDING and not _near(eager, single[kind]):
+            yield f"changes under jit, {kind}: {eager} {single[kind]}"
+    stacked = jax.tree.map(lambda *a: np.stack(a), *(inputs[kind] for kind in single))
+    at_once = jax.jit(jax.vmap(plain))(stacked)
+    for row, (kind, want) in enumerate(single.items()):
+        got = jax.tree.map(lambda a, row=row: a[row], at_once)
+        if kind not in COINCIDING and not _near(got, want):
+            yield f"changes under vmap, {kind}: {got} {want}"
+
+
+def check_half_precision(name):
+    """Yields where halves give other values than the same numbers in full precision."""
+    draws = "random_" in str(jax.make_jaxpr(lambda a: call(name, a))(data(name)))
+    for dtype in (jnp.float16, jnp.bfloat16):
+        halves = data(name, dtype=dtype)
+        got = jax.jit(lambda a: call(name, a))(halves)
+        with jax.enable_x64(not draws):  # whose draws are others in float64
+            full = np.float32 if draws else np.float64
+            wide = {
+                key: value.astype(full) if value.dtype.kind != "i" else value
+                for key, value in halves.items()
+            }
+            want = jax.jit(lambda a: call(name, a))(wide)
+        for a, b in zip(got, want, strict=True):
+            rounding = (
+                jnp.finfo(dtype if _calls_back(name) else a.dtype).eps if a.dtype.kind != "i" else 0
+            )
+            if not _near(a, b, 1e-5 + 4 * float(rounding)):
+                yield f"{dtype.dtype}: {np.ravel(a)[:3]} {np.ravel(b)[:3]}"
+
+
+A_FEW = ["kale.log_normalizer_estimate", "metrics.inception_score", "adversarial.gradient_penalty"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=() if n in A_FEW else pytest.mark.slow)
+        for n in TABLE
+        if TABLE[n].names
+    ],
+)
+def test_eager_compiled_and_mapped_values_are_one_and_nothing_is_nan(name):
+    assert list(check_transformations(name)) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=() if n in A_FEW else pytest.mark.slow)
+        for n in TABLE
+        if TABLE[n].names
+    ],
+)
+def test_half_precision_computes_in_full(name):
+    assert list(check_half_precision(name)) == []

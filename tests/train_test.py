@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from kernelgrad import adversarial, critic, kernels, mmd, objectives, steingan, train, two_player
 
@@ -164,6 +166,24 @@ def test_two_devices_make_the_one_device_update(key, rng, objective):
     _assert_close(train.unreplicate(info), alone_info, 1e-4)
     for leaf in jax.tree.leaves(spread):
         np.testing.assert_array_equal(leaf[0], leaf[1])
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name != "gan_saturating" else name
+        for name in OBJECTIVES
+    ],
+)
+def test_shard_map_makes_the_one_device_update(key, rng, objective):
+    """With its default check that what leaves as one state is one."""
+    state, step, data = _setup(rng, objective)
+    alone = jax.jit(step)(state, key, data[:20])
+    _, step, _ = _setup(rng, objective, axis_name=train.AXIS)
+    mesh = Mesh(np.array(jax.devices()[:2]), (train.AXIS,))
+    specs = {"in_specs": (P(), P(), P(train.AXIS)), "out_specs": P()}
+    mapped = jax.jit(jax.shard_map(step, mesh=mesh, **specs))
+    _assert_close(mapped(state, key, data[:20]), alone, 1e-4)
 
 
 def test_one_step_of_two_players_is_the_hand_written_loop(key, rng):
