@@ -4,6 +4,7 @@ import inspect
 import pkgutil
 from importlib import import_module
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -99,7 +100,8 @@ row(kernels.svgd_lengthscale, 1, spread="same", smooth=False, least=2)
 def _median_kernel(e, x, y):
     """Its value at a unit of distance: its numbers have the dtype of all numbers, whatever x."""
     kernel = kernels.median_mixture(kernels.imq_mixture, x, y, axis_name=e.axis_name)
-    return kernel.profile(jnp.full(1, e.unit**2, x.dtype))
+    dtype = jax.dtypes.canonicalize_dtype(x.dtype.newbyteorder("="))
+    return kernel.profile(jnp.full(1, e.unit**2, dtype))
 
 
 row(kernels.median_mixture, 0, _median_kernel, spread="same", smooth=False)
