@@ -1,11 +1,12 @@
-# make run | test | check | bench | test-statistical | test-faults: each sets up .venv once.
+# make run | test | test-thorough | check | bench | test-statistical | test-faults: each sets up
+# .venv once.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/digits
 ROWS ?=
 
-.PHONY: run test test-statistical test-faults check bench format clean
+.PHONY: run test test-thorough test-statistical test-faults check bench format clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,8 +24,11 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 run: $(VENV)/.installed ## train a generator on the embedded digits, about two minutes
 	$(BIN)/python -m experiments.train --dataset=digits --workdir=$(WORKDIR)
 
-test: $(VENV)/.installed-dev ## the tests, about half an hour on two cores
-	$(BIN)/python -m pytest --numprocesses=3
+test: $(VENV)/.installed-dev ## what a change is likely to break
+	$(BIN)/python -m pytest --numprocesses=3 --part=quick
+
+test-thorough: $(VENV)/.installed-dev ## the rest of the tests
+	$(BIN)/python -m pytest --numprocesses=3 --part=thorough
 
 test-statistical: $(VENV)/.installed-dev ## calibration and invariance figures at full length, printed
 	KERNELGRAD_SLOW_TESTS=1 $(BIN)/python -m pytest -svv tests/statistical_test.py
@@ -33,10 +37,11 @@ test-statistical: $(VENV)/.installed-dev ## calibration and invariance figures a
 test-faults: $(VENV)/.installed-dev ## 300 kills, 1000 damages, 462 hostile files, about an hour
 	KERNELGRAD_SLOW_TESTS=1 $(BIN)/python -m pytest -svv tests/experiments/faults_test.py
 
-check: $(VENV)/.installed-dev ## ruff and mypy
+check: $(VENV)/.installed-dev ## ruff, mypy, and what a release would hold
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/packaging_test.py
 
 bench: $(VENV)/.installed-bench ## speed and memory against peers; ROWS=svgd,mmd-1000x50 for a part
 	$(BIN)/python -m benchmarks --rows=$(ROWS)

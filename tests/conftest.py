@@ -3,6 +3,7 @@
 What was compiled once in a session, in whatever process, is not compiled again.
 """
 
+import collections
 import hashlib
 import os
 import tempfile
@@ -20,6 +21,31 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 import jax
 import numpy as np
 import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Lets `make test` and `make test-thorough` share the tests."""
+    parser.addoption("--part", choices=["quick", "thorough"], help="these alone; else all")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the part that was not asked for."""
+    part = config.getoption("part")
+    if part is None:
+        return
+    left_out, cases = [], collections.Counter[str]()
+    for item in items:
+        thorough = item.get_closest_marker("thorough")
+        if thorough is not None and item.get_closest_marker("slow") is None:
+            function = item.nodeid.partition("[")[0]
+            cases[function] += 1
+            if cases[function] <= thorough.kwargs.get("quick", 0):
+                thorough = None
+        if (part == "thorough") != (thorough is not None):
+            left_out.append(item)
+    gone = set(left_out)
+    items[:] = [item for item in items if item not in gone]
+    config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
