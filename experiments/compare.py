@@ -21,6 +21,7 @@ from experiments.run import command, fields, files, places, records, timing
 from experiments.run.errors import UsageError
 from experiments.run.tables import format_table
 from experiments.training import fit, models, settings
+from experiments.training.objectives import OBJECTIVES
 from kernelgrad import train
 
 _OF_STEPS = {"step", "mmd", "direction_rms", "critic_loss", "jsd", "penalty", "log_ratio"}
@@ -32,7 +33,7 @@ class Options(command.Place):
 
     preset: str | None = settings.preset()
     objectives: tuple[str, ...] = fields.choices(
-        ("kl", "mmd"), settings.OBJECTIVES, "Objectives to compare."
+        ("kl", "mmd"), OBJECTIVES, "Objectives to compare."
     )
     seeds: tuple[int, ...] = fields.integers(
         (0, 1, 2), 0, fields.MAX_SEED, "Seeds of the runs of each objective."
@@ -82,14 +83,9 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
       StorageError: a work folder cannot be used.
     """
     root = places.workdir(workdir)
-    configs = {
-        name: dataclasses.replace(
-            config.base, objective=name, ridge=config.base.ridge if name == "kl" else None
-        )
-        for name in config.objectives
-    }
-    for one in configs.values():
-        settings.validate(one, 1)
+    for name in config.objectives:
+        settings.validate(dataclasses.replace(config.base, objective=name), 1)
+    configs = {name: _for_objective(config.base, name) for name in config.objectives}
     fields.validate(Options(workdir, objectives=config.objectives, seeds=config.seeds))
     dataset = catalog.load(config.base.dataset, data_dir, seed=config.base.seed)
     for one in configs.values():
@@ -121,6 +117,12 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
     curves = {name: _curves(runs, times[name]) for name, runs in histories.items()}
     _report(root, config, curves, reference)
     return curves
+
+
+def _for_objective(base: settings.Config, name: str) -> settings.Config:
+    """Returns the settings under another objective, --ridge only where that one has a ridge."""
+    ridge = base.ridge if "ridge" in OBJECTIVES[name].settings else None
+    return dataclasses.replace(base, objective=name, ridge=ridge)
 
 
 def time_steps(configs: dict[str, settings.Config], dataset: Dataset) -> dict[str, float]:

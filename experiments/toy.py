@@ -24,7 +24,7 @@ import math
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,7 @@ from experiments.run.workdirs import Workdir
 from experiments.targets import densities
 from experiments.training import fit, models, settings
 from experiments.training.models import Model
+from experiments.training.objectives import OBJECTIVES
 from kernelgrad import critic, train
 from kernelgrad.critic import Critic, CriticState
 from kernelgrad.train import TrainState
@@ -53,14 +54,9 @@ _NUM_TRAIN, _NUM_TEST = 10_000, 2_000
 _NUM_DRAWN = 500
 _MOST_FRAMES = 2000  # of a film, each of them a file
 _LATTICE = 20  # arrows on a side
-_NEEDS: dict[str, dict[str, Any]] = {
-    "noisy_jsd": {"noise_variance": 0.01},  # has to be > 0
-    "wgan_gp": {"penalty_weight": 0.1},  # as in the toys of Gulrajani et al.; 10 is for images
-}
 _FRAME = "frames/{:07d}.npz"
 _MOST_BYTES = 2**24  # of a frame
 _FREE = ("num_steps",)
-_BATCHWISE = ("steingan", "kale")  # a sample's direction depends on the other samples
 _PICTURES = ("evolution.gif", "samples.png", "curves.png")
 
 
@@ -71,7 +67,7 @@ class Options:
     workdir: str = fields.workdir()
     preset: str | None = settings.preset(PRESET)
     objectives: tuple[str, ...] = fields.choices(
-        (), settings.OBJECTIVES, "Objectives to compare, in place of --objective."
+        (), OBJECTIVES, "Objectives to compare, in place of --objective."
     )
     seeds: tuple[int, ...] = fields.integers(
         (), 0, fields.MAX_SEED, "Seeds to compare, in place of --seed."
@@ -163,7 +159,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
 def for_objective(config: settings.Config, objective: str) -> settings.Config:
     """Returns the config with another objective, and what only that one needs where not given."""
     given, defaults = dataclasses.asdict(config), dataclasses.asdict(settings.Config())
-    needs = _NEEDS.get(objective, {})
+    needs = OBJECTIVES[objective].needs
     missing = {name: value for name, value in needs.items() if given[name] == defaults[name]}
     return dataclasses.replace(config, objective=objective, **missing)
 
@@ -191,7 +187,8 @@ def _make_look(
     sides = [np.linspace(*side, _LATTICE + 2)[1:-1] for side in ruler.backdrop.bounds]
     lattice = jnp.stack(jnp.meshgrid(*sides), axis=-1).reshape(-1, 2)
     objective = model.objective
-    at_lattice = isinstance(objective, Critic) and config.objective not in _BATCHWISE
+    batchwise = OBJECTIVES[config.objective].batchwise
+    at_lattice = isinstance(objective, Critic) and not batchwise
 
     def look(state: TrainState) -> tuple[dict[str, Array], dict[str, Array]]:
         samples = model.generate(state.params, state.batch_stats, latents)

@@ -160,15 +160,18 @@ def _check_environment() -> None:
 
 
 def _help(summary: str, config_classes: tuple[type, ...]) -> str:
-    """Returns what a binary is for, and all its flags."""
-    lines = [summary.strip()]
+    """Returns what a binary is for, and all its flags by group."""
+    groups: dict[str, list[str]] = {}
     for one in config_classes:
-        lines += ["", (inspect.getdoc(one) or one.__name__).splitlines()[0], ""]
+        title = (inspect.getdoc(one) or one.__name__).splitlines()[0]
         for name, rule in fields.rules(one).items():
+            of = f" For {', '.join(rule.of(name))}." if rule.of else ""
             default = f"; {rule.default_text} by default" if rule.default_text else ""
-            text = f"{rule.help} Expected: {rule.expected}{default}."
-            lines += [f"  --{rule.flag or name}", textwrap.fill(text, 96, **_INDENT)]
-    return "\n".join(lines)
+            text = f"{rule.help}{of} Expected: {rule.expected}{default}."
+            lines = [f"  --{rule.flag or name}", textwrap.fill(text, 96, **_INDENT)]
+            groups.setdefault(rule.group or title, []).extend(lines)
+    shown = (line for title, lines in groups.items() for line in ("", title, "", *lines))
+    return "\n".join([summary.strip(), *shown])
 
 
 def _run(start: Callable[[Given], Any], given: Given, debug: bool) -> int:

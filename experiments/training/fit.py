@@ -18,6 +18,7 @@ from experiments.run.errors import UsageError
 from experiments.run.signals import Signals, terminated
 from experiments.run.workdirs import Workdir
 from experiments.training import models, settings
+from experiments.training.objectives import OBJECTIVES
 from experiments.training.settings import Config
 from kernelgrad import kernels, mmd, train
 from kernelgrad.types import Array, Key, PyTree
@@ -148,7 +149,7 @@ def make_advance(
 ) -> Callable[[PyTree, Key], tuple[PyTree, PyTree]]:
     """Returns (state, key) -> (state, info), `per_call` steps on all devices."""
     variance, fall = config.noise_variance, config.noise_steps or config.num_steps
-    anneals = variance > 0 and config.objective != "noisy_jsd"
+    anneals = variance > 0 and not OBJECTIVES[config.objective].has_own_noise
     train_step = train.make_train_step(
         model.generator,
         model.objective,

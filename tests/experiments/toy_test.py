@@ -23,7 +23,8 @@ from experiments.run import command, fields, timing
 from experiments.run.errors import DivergenceError, Terminated, UsageError
 from experiments.run.workdirs import Workdir
 from experiments.targets import densities
-from experiments.training import presets, settings
+from experiments.training import presets
+from experiments.training.objectives import OBJECTIVES, Choice
 from experiments.training.settings import Config
 
 TINY = Config(
@@ -88,11 +89,11 @@ def pulled_to(centre):
     def objective(key, samples, data, *, axis_name=None):
         return 2 * (samples - centre), {}
 
-    return settings.Choice("", lambda _: objective)
+    return Choice("", lambda: objective)
 
 
 def test_arrows_at_the_samples_are_minus_the_direction(small, ruler, key, monkeypatch):
-    monkeypatch.setitem(settings.OBJECTIVES, "mmd", pulled_to(3.0))
+    monkeypatch.setitem(OBJECTIVES, "mmd", pulled_to(3.0))
     _, _, frame = looked("mmd", ruler, key)
     np.testing.assert_array_equal(frame.points, frame.samples[: TINY.batch_size])
     np.testing.assert_allclose(frame.arrows, 2 * (3 - frame.points), rtol=1e-5)
@@ -153,7 +154,7 @@ def test_a_run_leaves_everything_and_resumes_bit_for_bit(
 @pytest.mark.slow
 def test_comparison_starts_all_from_one_network_a_seed(tmp_path, small, monkeypatch):
     for name, centre in (("noisy_jsd", 0.0), ("mmd", 2.0)):
-        monkeypatch.setitem(settings.OBJECTIVES, name, pulled_to(centre))
+        monkeypatch.setitem(OBJECTIVES, name, pulled_to(centre))
     config = dataclasses.replace(TINY, num_steps=2, learning_rate=0.01)
     compared = toy.Config(config, ("noisy_jsd", "mmd"), (0, 3))
     assert list(toy.run(compared, workdir=str(tmp_path)))[:3] == ["start", "noisy_jsd", "mmd"]
@@ -170,18 +171,18 @@ def test_comparison_starts_all_from_one_network_a_seed(tmp_path, small, monkeypa
 
 
 def test_only_two_objectives_need_settings_of_their_own():
-    configs = {name: toy.for_objective(TINY, name) for name in settings.OBJECTIVES}
+    configs = {name: toy.for_objective(TINY, name) for name in OBJECTIVES}
     assert configs.pop("noisy_jsd").noise_variance > 0
     assert configs.pop("wgan_gp").penalty_weight == 0.1
     for name, config in configs.items():
         assert config == dataclasses.replace(TINY, objective=name)
     asked = dataclasses.replace(TINY, noise_variance=0.5, penalty_weight=2.0)
-    for name in settings.OBJECTIVES:
+    for name in OBJECTIVES:
         assert toy.for_objective(asked, name) == dataclasses.replace(asked, objective=name)
 
 
 def test_divergence_names_the_step(tmp_path, small, monkeypatch):
-    monkeypatch.setitem(settings.OBJECTIVES, "mmd", pulled_to(3.0))
+    monkeypatch.setitem(OBJECTIVES, "mmd", pulled_to(3.0))
     config = dataclasses.replace(TINY, objective="mmd", learning_rate=1e30)
     with pytest.raises(DivergenceError, match=r"^step [1-6]: the state is not finite"):
         toy.run(toy.Config(config), workdir=str(tmp_path))
@@ -209,7 +210,7 @@ def test_flags_override_the_preset():
 
 def test_all_objectives_and_seeds():
     config = parsed("--objectives=all", "--seeds=0,2")
-    assert config.objectives == tuple(settings.OBJECTIVES)
+    assert config.objectives == tuple(OBJECTIVES)
     assert config.seeds == (0, 2)
 
 
