@@ -24,6 +24,7 @@ from kernelgrad import kernels, mmd, train
 from kernelgrad.types import Array, Key, PyTree
 
 ScoreFn = Callable[[Array], dict[str, float]]
+METRICS = ("test_mmd", *image_metrics.METRICS)  # of an evaluation; the first of every one
 
 _MAX_STEPS_PER_RECORD = 50
 _EVALUATED_SAMPLES = 500
@@ -202,7 +203,7 @@ def _make_evaluate(
 
     def evaluate(step: int, state: train.TrainState) -> dict[str, float]:
         samples, test_mmd = jax.device_get(generate(state, latents, test))
-        record = {"test_mmd": float(test_mmd)}
+        record = {METRICS[0]: float(test_mmd)}
         for score in scores:
             record |= score(samples)
         if dataset.is_image:

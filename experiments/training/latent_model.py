@@ -132,7 +132,9 @@ def gain(run: Trained, prior: Draws) -> Scores:
     energies = jax.jit(
         lambda points: lax.map(lambda x: of_one(x[None])[0], points, batch_size=_BATCH)
     )(points)
-    error = jnp.hypot(jnp.std(energies) / math.sqrt(len(energies)), of_energies.standard_error)
+    error = jnp.hypot(
+        jnp.std(energies, ddof=1) / math.sqrt(len(energies)), of_energies.standard_error
+    )
     figures = {"nats": -jnp.mean(energies) - of_energies.value, "standard_error": error}
     return {
         name: float(value)

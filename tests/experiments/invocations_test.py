@@ -213,6 +213,7 @@ ORDERS = [
     ("compare", ["--objectives=gan_kl,mmd", "--conditional"], "conditional: got objective mmd"),
     ("compare", ["--objectives=gan_kl", "--conditional", "--dataset=ring"], "conditional: got ri"),
     ("compare", ["--width=100000000"], "width, latent_dim"),
+    ("compare", ["--objectives=kl,ratio_ulsif", "--ridge=1"], "ridge: got 1.0 for kl and ratio_u"),
     ("toy", ["--dataset=digits"], "dataset: got 'digits'; expected one of ring, banana"),
     ("toy", ["--objective=kl", "--objectives=mmd"], "objective: got --objective and --objectives"),
     ("toy", ["--seed=1", "--seeds=2"], "seed: got --seed and --seeds"),

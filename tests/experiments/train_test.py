@@ -38,7 +38,9 @@ def test_a_run_leaves_pictures_metrics_and_checkpoints(tmp_path):
         assert (tmp_path / "run" / picture).read_bytes().startswith(b"\x89PNG")
     records = [json.loads(line) for line in _metrics(tmp_path / "run").splitlines()]
     assert [record["step"] for record in records] == [10, 20]
-    assert {"mmd", "direction_rms", "test_mmd", "label_entropy", "nearest_l1"} <= set(records[-1])
+    measured = {"test_mmd", "label_entropy", "nearest_l1"}
+    assert measured | {"mmd", "direction_rms"} <= set(records[-1])
+    assert measured == set(fit.METRICS) & set(records[-1])
     assert records[-1] == last
 
 
