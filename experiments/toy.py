@@ -1,13 +1,15 @@
 """Paper 001's animation: a generator follows any objective to a known density in the plane.
 
-    python -m experiments.toy --objective=gan_kl --dataset=swiss_roll --workdir=runs/roll
+    python -m experiments.toy --objective=gan_kl --target=swiss_roll --workdir=runs/roll
     python -m experiments.toy --objectives=all --seeds=0,1,2 --workdir=runs/toy
 
-The data are exact draws of a density of :mod:`experiments.targets.densities`: swiss_roll, ring,
-grid, mixture or banana. As the density is known, KL[Q||P] and JSD of the generated samples are
-measured along the way, Q by a kernel density estimate (:mod:`experiments.reports.toys`). The
-settings are the preset paper001 of :mod:`experiments.training.settings`, the same for all
-objectives but for the noise of noisy_jsd and the penalty of wgan_gp; flags override them.
+The data are exact draws of --target, a density of :mod:`experiments.targets.densities`: swiss_roll,
+ring, grid, mixture or banana. It is not the data set that experiments.train may know by that name,
+though config.json has it as the dataset. As the density is known, KL[Q||P] and JSD of the generated
+samples are measured along the way, Q by a kernel density estimate
+(:mod:`experiments.reports.toys`). The settings are the preset paper001 of
+:mod:`experiments.training.settings`, the same for all objectives but for the noise of noisy_jsd and
+the penalty of wgan_gp; flags override them.
 
 The first form leaves evolution.gif, samples.png, curves.png and table.md beside config.json,
 metrics.jsonl and checkpoints/. The GIF shows samples at fixed latents over the density and, beside
@@ -61,10 +63,18 @@ _PICTURES = ("evolution.gif", "samples.png", "curves.png")
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Settings(settings.Config):
+    """Everything that decides a run, but for where it is stored."""
+
+    dataset: str = fields.choice(
+        "swiss_roll", densities.PLANE, "Density of the data.", flag="target"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(command.Place):
     """What to compare, and where."""
 
-    workdir: str = fields.workdir()
     preset: str | None = settings.preset(PRESET)
     objectives: tuple[str, ...] = fields.choices(
         (), OBJECTIVES, "Objectives to compare, in place of --objective."
@@ -107,7 +117,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
     Args:
       config: the settings, and the objectives and seeds to compare, if any.
       workdir: the folder of the run, or of all runs.
-      data_dir: not looked at, for the data are drawn from a density.
+      data_dir: where the files of a target are; those in the plane have none.
 
     Returns:
       The rows of the table.
@@ -118,7 +128,6 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
       DivergenceError: a state is not finite.
       Terminated: a signal came; the state is saved.
     """
-    del data_dir
     places.workdir(workdir)
     base = for_objective(config.base, config.base.objective)
     seeds = config.seeds or (base.seed,)
@@ -133,7 +142,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
         threads.one_for_blas(),
     ):
         key, ruler_key = jax.random.split(jax.random.key(0))
-        ruler = toys.make_ruler(ruler_key, densities.load(base.dataset))
+        ruler = toys.make_ruler(ruler_key, densities.load(base.dataset, data_dir))
         labs = {one.objective: make_lab(key, one, ruler) for one in configs}
         trained = {}
         for name, lab in labs.items():
@@ -340,7 +349,7 @@ def read_frame(run: pathlib.Path, record: Record) -> FieldFrame:
 
 def _validate(config: settings.Config) -> None:
     settings.validate(config, 1)
-    fields.Rule(str, "", None, choices=densities.PLANE).check("dataset", config.dataset)
+    fields.rules(Settings)["dataset"].check("dataset", config.dataset)
     settings.limit_pictures(config, _MOST_FRAMES)
     rows = np.zeros((_NUM_TRAIN, 2), np.float32)
     models.check(config, Dataset(config.dataset, rows, rows, None, None, 0))
@@ -361,12 +370,12 @@ def configured(given: command.Given, options: Options) -> Config:
 
 def _start(given: command.Given) -> None:
     options = fields.pick(Options, given)
-    run(configured(given, options), workdir=options.workdir)
+    run(configured(given, options), workdir=options.workdir, data_dir=options.data_dir)
 
 
 def main() -> None:
     """Parses the flags, trains and compares."""
-    command.main(_start, settings.Config, Options)
+    command.main(_start, Settings, Options)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def make_ruler(key: Key, target: Target) -> Ruler:
     """
     if target.bounds is None or target.exact_samples is None:
         raise UsageError(
-            f"dataset: got {target.name}; expected a density in the plane with exact draws"
+            f"target: got {target.name}; expected a density in the plane with exact draws"
         )
     grid, log_density = _on_grid(target.log_density_fn, target.bounds)
     measure = jax.jit(make_measure(target, grid, log_density))

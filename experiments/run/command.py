@@ -130,7 +130,8 @@ def _parse(argv: list[str], config_classes: tuple[type, ...]) -> Given:
         raise UsageError(str(error)) from error
     if unknown and unknown[0].startswith("-"):
         name = unknown[0].lstrip("-").partition("=")[0][:60]
-        nearest = difflib.get_close_matches(name, list(names.values()), n=1, cutoff=0)[0]
+        known = names.get(name)  # of the setting that has another flag
+        nearest = known or difflib.get_close_matches(name, list(names.values()), n=1, cutoff=0)[0]
         raise UsageError(f"flag: got --{name}; expected a known flag such as --{nearest}")
     if unknown:
         got = fields.shown(unknown[0])

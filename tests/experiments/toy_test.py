@@ -198,13 +198,13 @@ def test_kl_falls_tenfold_on_the_roll(tmp_path):
 
 
 def parsed(*arguments):
-    given = command.parse(["--workdir=w", *arguments], Config, toy.Options)
+    given = command.parse(["--workdir=w", *arguments], toy.Settings, toy.Options)
     return toy.configured(given, fields.pick(toy.Options, given))
 
 
 def test_flags_override_the_preset():
     base = Config(**{**presets.PRESETS["paper001"], "dataset": "ring", "seed": 3})
-    assert parsed("--dataset=ring", "--seed=3") == toy.Config(base)
+    assert parsed("--target=ring", "--seed=3") == toy.Config(base)
     assert base.objective == "gan_kl"
 
 
@@ -218,6 +218,7 @@ def test_all_objectives_and_seeds():
     ("arguments", "message"),
     [
         (("--objective=kl", "--objectives=mmd"), "objective: got --objective and --objectives"),
+        (("--dataset=ring",), "flag: got --dataset; expected a known flag such as --target"),
         (("--seed=1", "--seeds=2"), "seed: got --seed and --seeds"),
         (("--seeds=0,x",), "seeds: got .*; expected distinct integers in"),
     ],
@@ -230,8 +231,8 @@ def test_flags_that_contradict_are_named(arguments, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dataset": "logistic_regression"}, "dataset: got 'logistic_regression'; expected one of"),
-        ({"dataset": "digits"}, "dataset: got 'digits'; expected one of ring, banana"),
+        ({"dataset": "logistic_regression"}, "target: got 'logistic_regression'; expected one of"),
+        ({"dataset": "digits"}, "target: got 'digits'; expected one of ring, banana"),
         ({"noise_variance": -1.0}, "noise_variance: got -1.0; expected a number in"),
         ({"batch_size": 6_000, "critic_steps": 2}, "batch_size: got 6000, 12000 rows a step"),
         ({"clip": 0.0}, "clip: got 0.0; expected a number in"),

@@ -113,7 +113,7 @@ def test_exact_draws_reach_everything(name, num_modes, key):
 
 def test_a_target_without_draws_is_no_data(key):
     target = gaussian_target()._replace(exact_samples=None)
-    with pytest.raises(UsageError, match=r"^dataset: got gaussian; expected a density in the pla"):
+    with pytest.raises(UsageError, match=r"^target: got gaussian; expected a density in the pla"):
         toys.make_ruler(key, target)
 
 
