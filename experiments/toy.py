@@ -58,7 +58,6 @@ _MOST_FRAMES = 2000  # of a film, each of them a file
 _LATTICE = 20  # arrows on a side
 _FRAME = "frames/{:07d}.npz"
 _MOST_BYTES = 2**24  # of a frame
-_FREE = ("num_steps",)
 _PICTURES = ("evolution.gif", "samples.png", "curves.png")
 
 
@@ -138,7 +137,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
     fields.validate(Options(workdir, objectives=config.objectives, seeds=config.seeds))
     compares = bool(config.objectives or config.seeds)
     with (
-        Workdir(workdir, base, free_fields=_FREE) as folder,
+        Workdir(workdir, base, free_fields=settings.free_fields(base)) as folder,
         threads.one_for_blas(),
     ):
         key, ruler_key = jax.random.split(jax.random.key(0))
@@ -239,7 +238,10 @@ def _train_seeds(
     trained = {}
     for seed in seeds:
         path, config = root.below(f"{name}/seed{seed}"), dataclasses.replace(lab.config, seed=seed)
-        with Workdir(path, config, free_fields=_FREE) as folder, Signals() as signals:
+        with (
+            Workdir(path, config, free_fields=settings.free_fields(config)) as folder,
+            Signals() as signals,
+        ):
             trained[path] = train_one(lab, seed, folder, signals)
     return trained
 

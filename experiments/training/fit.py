@@ -18,7 +18,6 @@ from experiments.run.errors import UsageError
 from experiments.run.signals import Signals, terminated
 from experiments.run.workdirs import Workdir
 from experiments.training import models, settings
-from experiments.training.objectives import OBJECTIVES
 from experiments.training.settings import Config
 from kernelgrad import kernels, mmd, train
 from kernelgrad.types import Array, Key, PyTree
@@ -70,7 +69,7 @@ def run(
         Workdir(
             workdir,
             config,
-            free_fields=("num_steps",),
+            free_fields=settings.free_fields(config),
             allow_config_change=allow_config_change,
         ) as folder,
         threads.one_for_blas(),
@@ -149,14 +148,14 @@ def make_advance(
     devices: list[jax.Device],
 ) -> Callable[[PyTree, Key], tuple[PyTree, PyTree]]:
     """Returns (state, key) -> (state, info), `per_call` steps on all devices."""
-    variance, fall = config.noise_variance, config.noise_steps or config.num_steps
-    anneals = variance > 0 and not OBJECTIVES[config.objective].has_own_noise
+    fall = config.noise_steps or config.num_steps
+    noise = optax.linear_schedule(config.noise_variance, 0.0, fall)
     train_step = train.make_train_step(
         model.generator,
         model.objective,
         model.optimizer,
         sample_latents=model.sample_latents,
-        noise_variance=optax.linear_schedule(variance, 0.0, fall) if anneals else None,
+        noise_variance=noise if settings.anneals(config) else None,
         axis_name=train.AXIS,
     )
     batch, examples = settings.rows_per_step(config), models.training_rows(config, dataset)

@@ -194,6 +194,16 @@ def rows_per_step(config: Config) -> int:
     return config.batch_size * max(1, critic_steps(config))
 
 
+def anneals(config: Config) -> bool:
+    """Returns whether samples and data get noise, which falls over the steps."""
+    return config.noise_variance > 0 and not OBJECTIVES[config.objective].has_own_noise
+
+
+def free_fields(config: Config) -> tuple[str, ...]:
+    """Returns what may differ when a run is resumed: its length, unless noise falls over it."""
+    return () if anneals(config) and config.noise_steps is None else ("num_steps",)
+
+
 def validate(config: Config, num_devices: int) -> None:
     """Raises UsageError for the first setting out of its range, before anything is compiled."""
     fields.validate(config)
