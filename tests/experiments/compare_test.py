@@ -18,13 +18,17 @@ BASE = Config(
 COMPARED = compare.Config(BASE, ("kl", "mmd"), (3,))
 
 
+@pytest.fixture(autouse=True)
+def brief_timing(monkeypatch):
+    monkeypatch.setattr(timing, "_TIMED_ROUNDS", 1)
+    monkeypatch.setattr(timing, "_TIMED_STEPS", 2)
+
+
 def records(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_step_takes_time(monkeypatch):
-    monkeypatch.setattr(timing, "_TIMED_ROUNDS", 1)
-    monkeypatch.setattr(timing, "_TIMED_STEPS", 2)
+def test_a_step_takes_time():
     config = dataclasses.replace(BASE, objective="mmd", num_steps=2)
     (ms,) = compare.time_steps({"mmd": config}, catalog.load("ring")).values()
     assert ms > 0
