@@ -30,7 +30,7 @@ from experiments.judges import classifiers, image_metrics, resnet
 from experiments.judges.classifiers import Classifier
 from experiments.judges.resnet import Recipe
 from experiments.pictures import mosaics
-from experiments.run import command, fields, files, memory, places, threads
+from experiments.run import command, fields, files, memory, places, tables, threads
 from experiments.run.errors import StorageError, UsageError
 from experiments.run.tables import format_table
 from experiments.run.workdirs import Workdir
@@ -103,10 +103,9 @@ class Row(NamedTuple):
 
     def summary(self) -> dict[str, float]:
         """Returns mean and, with several seeds, standard deviation of the accuracies."""
-        mean = {"accuracy": float(np.mean(self.accuracies))}
-        if len(self.accuracies) == 1:
-            return mean
-        return mean | {"deviation": float(np.std(self.accuracies, ddof=1))}
+        spread = tables.spread(self.accuracies)
+        mean = {"accuracy": spread.mean}
+        return mean if len(self.accuracies) == 1 else mean | {"deviation": spread.deviation}
 
 
 def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[str, Row]:
@@ -279,11 +278,10 @@ def _write(
 
 
 def _cells(row: Row) -> dict[str, float | str]:
-    summary = {name: 100 * value for name, value in row.summary().items()}
-    spread = f" ± {summary['deviation']:.2f}" if "deviation" in summary else ""
+    percent = tables.spread([100 * accuracy for accuracy in row.accuracies])
     return {
         "inception score": row.inception_score,
-        "test accuracy (%)": f"{summary['accuracy']:.2f}{spread}",
+        "test accuracy (%)": percent.text(".2f", ".2f"),
         "images": row.source,
     }
 

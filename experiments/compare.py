@@ -9,21 +9,22 @@ per step measured in turns in one process; comparison.png shows the metrics alon
 
 import dataclasses
 import pathlib
+import sys
 
 import jax
-import numpy as np
 
 from experiments.data import catalog
 from experiments.data.dataset import Dataset
 from experiments.judges import classifiers, image_metrics
 from experiments.pictures import charts
+from experiments.reports import comparisons
+from experiments.reports.comparisons import Curves
 from experiments.run import command, fields, files, places, records, timing
-from experiments.run.errors import UsageError
+from experiments.run.errors import UsageError, line
 from experiments.run.tables import format_table
-from experiments.training import fit, models, settings
+from experiments.training import fit, models, objectives, settings
+from experiments.training.objectives import OBJECTIVES
 from kernelgrad import train
-
-_OF_STEPS = {"step", "mmd", "direction_rms", "critic_loss", "jsd", "penalty", "log_ratio"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Options(command.Place):
 
     preset: str | None = settings.preset()
     objectives: tuple[str, ...] = fields.choices(
-        ("kl", "mmd"), settings.OBJECTIVES, "Objectives to compare."
+        ("kl", "mmd"), OBJECTIVES, "Objectives to compare."
     )
     seeds: tuple[int, ...] = fields.integers(
         (0, 1, 2), 0, fields.MAX_SEED, "Seeds of the runs of each objective."
@@ -46,23 +47,6 @@ class Config:
     base: settings.Config
     objectives: tuple[str, ...]
     seeds: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Curves:
-    """The runs of one objective: steps (t,), metrics (seeds, t) by name, milliseconds per step."""
-
-    steps: np.ndarray
-    metrics: dict[str, np.ndarray]
-    ms_per_step: float
-
-    def at_time(self, seconds: float) -> dict[str, np.ndarray]:
-        """Returns the metrics, one value a seed, interpolated at a training time."""
-        step = 1000 * seconds / self.ms_per_step
-        return {
-            name: np.array([np.interp(step, self.steps, seed) for seed in values])
-            for name, values in self.metrics.items()
-        }
 
 
 def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[str, Curves]:
@@ -82,15 +66,11 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
       StorageError: a work folder cannot be used.
     """
     root = places.workdir(workdir)
-    configs = {
-        name: dataclasses.replace(
-            config.base, objective=name, ridge=config.base.ridge if name == "kl" else None
-        )
-        for name in config.objectives
-    }
-    for one in configs.values():
-        settings.validate(one, 1)
+    for name in config.objectives:
+        settings.validate(dataclasses.replace(config.base, objective=name), 1)
     fields.validate(Options(workdir, objectives=config.objectives, seeds=config.seeds))
+    _check_meanings(config)
+    configs = {name: _for_objective(config.base, name) for name in config.objectives}
     dataset = catalog.load(config.base.dataset, data_dir, seed=config.base.seed)
     for one in configs.values():
         models.check(one, dataset)
@@ -102,6 +82,8 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
         test = image_metrics.as_images(dataset.test)
         reference = {**scores[0](test), **image_metrics.neighbours(dataset)(test[:500])}
 
+    times = time_steps(configs, dataset)
+    _warn(*comparisons.too_slow(times, config.base.num_steps, config.base.eval_every))
     histories: dict[str, list[list[dict[str, float]]]] = {}
     for name, one in configs.items():
         histories[name] = []
@@ -117,10 +99,41 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
                 extra_scores=scores,
             )
             histories[name].append(list(records.parsed(folder / "metrics.jsonl")))
-    times = time_steps(configs, dataset)
-    curves = {name: _curves(runs, times[name]) for name, runs in histories.items()}
+    curves, warnings = comparisons.gathered(histories, fit.METRICS, times, config.base.num_steps)
+    _warn(*warnings)
     _report(root, config, curves, reference)
     return curves
+
+
+def _check_meanings(config: Config) -> None:
+    """Refuses a setting that is another for each of several objectives, or warns of it.
+
+    Raises:
+      UsageError: --ridge, and objectives whose ridges are not in the same units.
+    """
+    ridged = [name for name in config.objectives if name in objectives.reading("ridge")]
+    if config.base.ridge is not None and len(ridged) > 1:
+        raise UsageError(
+            f"ridge: got {config.base.ridge} for {' and '.join(ridged)}, to each of which it is "
+            "something else; expected one of them, or none given"
+        )
+    noisy = [name for name in config.objectives if OBJECTIVES[name].has_own_noise]
+    if config.base.noise_variance and 0 < len(noisy) < len(config.objectives):
+        _warn(
+            f"noise_variance: {config.base.noise_variance} is the own noise of "
+            f"{' and '.join(noisy)}, and for the rest noise on samples and data that falls to 0"
+        )
+
+
+def _warn(*warnings: str) -> None:
+    for warning in warnings:
+        print(line("warning", warning), file=sys.stderr)
+
+
+def _for_objective(base: settings.Config, name: str) -> settings.Config:
+    """Returns the settings under another objective, --ridge only where that one has a ridge."""
+    ridge = base.ridge if "ridge" in OBJECTIVES[name].settings else None
+    return dataclasses.replace(base, objective=name, ridge=ridge)
 
 
 def time_steps(configs: dict[str, settings.Config], dataset: Dataset) -> dict[str, float]:
@@ -145,30 +158,10 @@ def time_steps(configs: dict[str, settings.Config], dataset: Dataset) -> dict[st
     return timing.time_in_turns(runs, key)
 
 
-def _curves(runs: list[list[dict[str, float]]], ms_per_step: float) -> Curves:
-    evaluated = [[record for record in records if "test_mmd" in record] for records in runs]
-    names = [name for name in evaluated[0][0] if name not in _OF_STEPS]
-    return Curves(
-        np.array([record["step"] for record in evaluated[0]]),
-        {
-            name: np.array([[record[name] for record in records] for records in evaluated])
-            for name in names
-        },
-        ms_per_step,
-    )
-
-
 def _report(
     root: pathlib.Path, config: Config, curves: dict[str, Curves], reference: dict[str, float]
 ) -> None:
-    last = min(int(c.steps[-1]) for c in curves.values())
-    seconds = min(c.steps[-1] * c.ms_per_step / 1000 for c in curves.values())
-    rows: dict[str, dict[str, float | str]] = {}
-    for name, c in curves.items():
-        final = {metric: values[:, c.steps == last][:, 0] for metric, values in c.metrics.items()}
-        rows[f"{name}, step {last}"] = {**_spread(final), "ms per step": f"{c.ms_per_step:.1f}"}
-    for name, c in curves.items():
-        rows[f"{name}, {seconds:.0f} s"] = _spread(c.at_time(seconds))
+    rows = comparisons.rows(curves)
     if reference:
         rows["real test images"] = dict(reference)
     table = format_table(rows)
@@ -182,16 +175,13 @@ def _report(
         reference,
         title,
     )
-    text = f"{title}; mean and standard deviation\n\n{table}\n"
+    over = "" if len(config.seeds) == 1 else "; mean and standard deviation"
+    text = f"{title}{over}\n\n{table}\n"
     for name, content in {"comparison.md": text.encode(), "comparison.png": picture}.items():
         with files.storage(str(root / name)):
             files.replace(root / name, content, shared=True)
     print(table)
     print(f"written to {root}/comparison.md and {root}/comparison.png")
-
-
-def _spread(values: dict[str, np.ndarray]) -> dict[str, float | str]:
-    return {name: f"{np.mean(v):.4g} ± {np.std(v):.2g}" for name, v in values.items()}
 
 
 def _start(given: command.Given) -> None:

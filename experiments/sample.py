@@ -47,6 +47,7 @@ from experiments.targets import latent_chains
 from experiments.targets.latent_chains import SAMPLERS, Progress, Unfinished
 from experiments.training import latent_model, settings, trained
 from experiments.training.latent_model import Draws
+from experiments.training.objectives import OBJECTIVES
 from experiments.training.trained import Trained
 from kernelgrad import kernels, mmd
 from kernelgrad.types import Array
@@ -114,7 +115,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
     fields.validate(config)
     stored = trained.stored_config(workdir)
     if config.sampler != "generator" and not latent_model.energy_of(stored):
-        known = [name for name, choice in settings.OBJECTIVES.items() if choice.energy]
+        known = [name for name, choice in OBJECTIVES.items() if choice.energy]
         raise UsageError(
             f"workdir: got {workdir}, a run of {stored.objective}, which has no critic; "
             f"expected one of {', '.join(known)}, or --sampler=generator"
@@ -132,7 +133,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
         score, scored_by = _make_score(stored, run.dataset)
         results = {"checkpoint": run.step, "request": asked, **scored_by}
         found = _sample(config, run, score, Unfinished(folder, config.sampler, results))
-        if stored.objective == "kale":
+        if OBJECTIVES[stored.objective].gains:
             results["gain"] = latent_model.gain(run, found.first)
         place = _write(folder, run, results, found)
     print(format_table(found.rows))

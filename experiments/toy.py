@@ -1,13 +1,15 @@
 """Paper 001's animation: a generator follows any objective to a known density in the plane.
 
-    python -m experiments.toy --objective=gan_kl --dataset=swiss_roll --workdir=runs/roll
+    python -m experiments.toy --objective=gan_kl --target=swiss_roll --workdir=runs/roll
     python -m experiments.toy --objectives=all --seeds=0,1,2 --workdir=runs/toy
 
-The data are exact draws of a density of :mod:`experiments.targets.densities`: swiss_roll, ring,
-grid, mixture or banana. As the density is known, KL[Q||P] and JSD of the generated samples are
-measured along the way, Q by a kernel density estimate (:mod:`experiments.reports.toys`). The
-settings are the preset paper001 of :mod:`experiments.training.settings`, the same for all
-objectives but for the noise of noisy_jsd and the penalty of wgan_gp; flags override them.
+The data are exact draws of --target, a density of :mod:`experiments.targets.densities`: swiss_roll,
+ring, grid, mixture or banana. It is not the data set that experiments.train may know by that name,
+though config.json has it as the dataset. As the density is known, KL[Q||P] and JSD of the generated
+samples are measured along the way, Q by a kernel density estimate
+(:mod:`experiments.reports.toys`). The settings are the preset paper001 of
+:mod:`experiments.training.settings`, the same for all objectives but for the noise of noisy_jsd and
+the penalty of wgan_gp; flags override them.
 
 The first form leaves evolution.gif, samples.png, curves.png and table.md beside config.json,
 metrics.jsonl and checkpoints/. The GIF shows samples at fixed latents over the density and, beside
@@ -24,7 +26,7 @@ import math
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +44,7 @@ from experiments.run.workdirs import Workdir
 from experiments.targets import densities
 from experiments.training import fit, models, settings
 from experiments.training.models import Model
+from experiments.training.objectives import OBJECTIVES
 from kernelgrad import critic, train
 from kernelgrad.critic import Critic, CriticState
 from kernelgrad.train import TrainState
@@ -53,25 +56,27 @@ _NUM_TRAIN, _NUM_TEST = 10_000, 2_000
 _NUM_DRAWN = 500
 _MOST_FRAMES = 2000  # of a film, each of them a file
 _LATTICE = 20  # arrows on a side
-_NEEDS: dict[str, dict[str, Any]] = {
-    "noisy_jsd": {"noise_variance": 0.01},  # has to be > 0
-    "wgan_gp": {"penalty_weight": 0.1},  # as in the toys of Gulrajani et al.; 10 is for images
-}
 _FRAME = "frames/{:07d}.npz"
 _MOST_BYTES = 2**24  # of a frame
-_FREE = ("num_steps",)
-_BATCHWISE = ("steingan", "kale")  # a sample's direction depends on the other samples
 _PICTURES = ("evolution.gif", "samples.png", "curves.png")
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Settings(settings.Config):
+    """Everything that decides a run, but for where it is stored."""
+
+    dataset: str = fields.choice(
+        "swiss_roll", densities.PLANE, "Density of the data.", flag="target"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(command.Place):
     """What to compare, and where."""
 
-    workdir: str = fields.workdir()
     preset: str | None = settings.preset(PRESET)
     objectives: tuple[str, ...] = fields.choices(
-        (), settings.OBJECTIVES, "Objectives to compare, in place of --objective."
+        (), OBJECTIVES, "Objectives to compare, in place of --objective."
     )
     seeds: tuple[int, ...] = fields.integers(
         (), 0, fields.MAX_SEED, "Seeds to compare, in place of --seed."
@@ -111,7 +116,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
     Args:
       config: the settings, and the objectives and seeds to compare, if any.
       workdir: the folder of the run, or of all runs.
-      data_dir: not looked at, for the data are drawn from a density.
+      data_dir: where the files of a target are; those in the plane have none.
 
     Returns:
       The rows of the table.
@@ -122,7 +127,6 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
       DivergenceError: a state is not finite.
       Terminated: a signal came; the state is saved.
     """
-    del data_dir
     places.workdir(workdir)
     base = for_objective(config.base, config.base.objective)
     seeds = config.seeds or (base.seed,)
@@ -133,11 +137,11 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
     fields.validate(Options(workdir, objectives=config.objectives, seeds=config.seeds))
     compares = bool(config.objectives or config.seeds)
     with (
-        Workdir(workdir, base, free_fields=_FREE) as folder,
+        Workdir(workdir, base, free_fields=settings.free_fields(base)) as folder,
         threads.one_for_blas(),
     ):
         key, ruler_key = jax.random.split(jax.random.key(0))
-        ruler = toys.make_ruler(ruler_key, densities.load(base.dataset))
+        ruler = toys.make_ruler(ruler_key, densities.load(base.dataset, data_dir))
         labs = {one.objective: make_lab(key, one, ruler) for one in configs}
         trained = {}
         for name, lab in labs.items():
@@ -163,7 +167,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
 def for_objective(config: settings.Config, objective: str) -> settings.Config:
     """Returns the config with another objective, and what only that one needs where not given."""
     given, defaults = dataclasses.asdict(config), dataclasses.asdict(settings.Config())
-    needs = _NEEDS.get(objective, {})
+    needs = OBJECTIVES[objective].needs
     missing = {name: value for name, value in needs.items() if given[name] == defaults[name]}
     return dataclasses.replace(config, objective=objective, **missing)
 
@@ -191,7 +195,8 @@ def _make_look(
     sides = [np.linspace(*side, _LATTICE + 2)[1:-1] for side in ruler.backdrop.bounds]
     lattice = jnp.stack(jnp.meshgrid(*sides), axis=-1).reshape(-1, 2)
     objective = model.objective
-    at_lattice = isinstance(objective, Critic) and config.objective not in _BATCHWISE
+    batchwise = OBJECTIVES[config.objective].batchwise
+    at_lattice = isinstance(objective, Critic) and not batchwise
 
     def look(state: TrainState) -> tuple[dict[str, Array], dict[str, Array]]:
         samples = model.generate(state.params, state.batch_stats, latents)
@@ -233,7 +238,10 @@ def _train_seeds(
     trained = {}
     for seed in seeds:
         path, config = root.below(f"{name}/seed{seed}"), dataclasses.replace(lab.config, seed=seed)
-        with Workdir(path, config, free_fields=_FREE) as folder, Signals() as signals:
+        with (
+            Workdir(path, config, free_fields=settings.free_fields(config)) as folder,
+            Signals() as signals,
+        ):
             trained[path] = train_one(lab, seed, folder, signals)
     return trained
 
@@ -343,7 +351,7 @@ def read_frame(run: pathlib.Path, record: Record) -> FieldFrame:
 
 def _validate(config: settings.Config) -> None:
     settings.validate(config, 1)
-    fields.Rule(str, "", None, choices=densities.PLANE).check("dataset", config.dataset)
+    fields.rules(Settings)["dataset"].check("dataset", config.dataset)
     settings.limit_pictures(config, _MOST_FRAMES)
     rows = np.zeros((_NUM_TRAIN, 2), np.float32)
     models.check(config, Dataset(config.dataset, rows, rows, None, None, 0))
@@ -364,12 +372,12 @@ def configured(given: command.Given, options: Options) -> Config:
 
 def _start(given: command.Given) -> None:
     options = fields.pick(Options, given)
-    run(configured(given, options), workdir=options.workdir)
+    run(configured(given, options), workdir=options.workdir, data_dir=options.data_dir)
 
 
 def main() -> None:
     """Parses the flags, trains and compares."""
-    command.main(_start, settings.Config, Options)
+    command.main(_start, Settings, Options)
 
 
 if __name__ == "__main__":

@@ -97,10 +97,16 @@ def init(
       critic: the critic's initial state, for an objective of two players.
 
     Returns:
-      State at step 0.
+      State at step 0, without weak types, which a step would not hand back: it is compiled once.
     """
     step = jnp.zeros((), jnp.int32)
-    return TrainState(step, params, batch_stats, optimizer.init(params), critic)
+    state = TrainState(step, params, batch_stats, optimizer.init(params), critic)
+    return jax.tree.map(_own_type, state)
+
+
+def _own_type(x: Array) -> Array:
+    """Returns x in the type that it has, no longer weakly."""
+    return x if isinstance(x, np.ndarray) else jnp.asarray(x, jnp.result_type(x))
 
 
 def make_train_step(

@@ -446,3 +446,24 @@ def test_bad_batch_is_named(key, rng, batch_size):
     run = train.scan_resident(step, batch_size=batch_size, num_steps=1, axis_name=train.AXIS)
     with pytest.raises(ValueError, match=f"batch_size: got {batch_size}"):
         train.pmap_train_step(run)(train.replicate(state), key, train.replicate(data))
+
+
+def test_a_step_on_weakly_typed_parameters_is_traced_once():
+    """Their types, and those of Adam's moments, would else turn strong one step after another."""
+    params = {"shift": jnp.full(2, 0.5), "scale": 1.0}
+    assert params["shift"].weak_type
+
+    def generator(params, batch_stats, latents):
+        return params["shift"] + params["scale"] * latents, batch_stats
+
+    def to_zero(key, samples, data, *, axis_name=None):
+        return samples, {}
+
+    step = train.make_train_step(
+        generator, to_zero, OPTIMIZER, sample_latents=lambda _, n: jnp.zeros((n, 2))
+    )
+    advance = jax.jit(chex.assert_max_traces(step, n=1))
+    state, data = train.init(params, {}, OPTIMIZER), jnp.zeros((4, 2))
+    for _ in range(3):
+        state, _ = advance(state, jax.random.key(0), data)
+    np.testing.assert_allclose(state.params["shift"], 0.47, rtol=1e-3)

@@ -13,6 +13,17 @@ from kernelgrad.types import Array
 
 Scores = dict[str, float]
 
+METRICS = (
+    "label_entropy",
+    "nearest_l1",
+    "inception_score",
+    "classifier_frechet",
+    "classifier_kid",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+)
 _REFERENCE_IMAGES = 10_000
 _NEIGHBOURHOOD = 5
 

@@ -10,6 +10,7 @@ import numpy as np
 from experiments.pictures import charts, clouds
 from experiments.pictures.charts import CurvePanel
 from experiments.pictures.clouds import Backdrop
+from experiments.run import tables
 from experiments.run.tables import format_table
 from experiments.targets import gaussian_base
 from experiments.targets.gaussian_base import Likelihood, Split
@@ -137,8 +138,7 @@ def _row(records: Sequence[Record]) -> dict[str, float | str]:
 
 
 def _spread(values: np.ndarray) -> str:
-    spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
-    return f"{values.mean():.3f}{spread}"
+    return tables.spread(values).text(".3f", ".3f")
 
 
 def curves(results: Mapping[str, Records]) -> bytes:

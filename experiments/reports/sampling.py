@@ -11,7 +11,8 @@ import numpy as np
 from experiments.pictures import charts, clouds
 from experiments.pictures.charts import CurvePanel
 from experiments.pictures.clouds import Backdrop
-from experiments.run.tables import format_table
+from experiments.run import tables
+from experiments.run.tables import Spread, format_table
 from experiments.run.workdirs import Workdir
 from experiments.targets import long_chains
 from experiments.targets.densities import Target
@@ -39,13 +40,13 @@ class Summary(NamedTuple):
       num_steps: of each run.
       histories: the records by rule.
       ms_per_step: by rule.
-      noise: mean and standard deviation of each figure of fresh draws.
+      noise: how each figure of fresh draws spreads.
     """
 
     num_steps: int
     histories: dict[str, list[Record]]
     ms_per_step: dict[str, float]
-    noise: dict[str, tuple[float, float]]
+    noise: dict[str, Spread]
 
 
 class Reference(NamedTuple):
@@ -97,13 +98,10 @@ def make_measure(target: Target, reference: Reference) -> Callable[[Array], dict
     return measure
 
 
-def spread(
-    reference: Reference, measure: Callable[[Array], dict[str, Array]]
-) -> dict[str, tuple[float, float]]:
-    """Returns mean and standard deviation of each figure over fresh draws of the target."""
+def spread(reference: Reference, measure: Callable[[Array], dict[str, Array]]) -> dict[str, Spread]:
+    """Returns how each figure spreads over fresh draws of the target."""
     records = [measure(draws) for draws in reference.fresh]
-    values = {name: np.array([float(record[name]) for record in records]) for name in records[0]}
-    return {name: (float(v.mean()), float(v.std(ddof=1))) for name, v in values.items()}
+    return {name: tables.spread([float(record[name]) for record in records]) for name in records[0]}
 
 
 def table(summary: Summary, kind: str) -> Rows:
@@ -127,8 +125,7 @@ def table(summary: Summary, kind: str) -> Rows:
             for metric in noise
         }
     rows[f"fresh draws, {kind}"] = {
-        _TITLES[metric]: f"{mean:.2g} ± {deviation:.2g}"
-        for metric, (mean, deviation) in noise.items()
+        _TITLES[metric]: spread.text(".2g") for metric, spread in noise.items()
     }
     return rows
 
@@ -141,13 +138,13 @@ def write(folder: Workdir, target: str, rows: Rows, summary: Summary) -> None:
     folder.write_bytes("table.md", f"{target}\n\n{text}\n".encode())
 
     def panel(metric: str, xlabel: str) -> CurvePanel:
-        curves = {}
+        curves, lowest = {}, noise[metric].deviation
         for name, history in histories.items():
             steps = np.array([record["step"] for record in history])
             unit = 1 if xlabel == "step" else ms_per_step[name] / 1000
-            values = np.array([[max(record[metric], noise[metric][1]) for record in history]])
+            values = np.array([[max(record[metric], lowest) for record in history]])
             curves[name] = (unit * steps, values)
-        references = {"standard deviation of fresh draws; less is drawn there": noise[metric][1]}
+        references = {"standard deviation of fresh draws; less is drawn there": lowest}
         return CurvePanel(_TITLES[metric], xlabel, curves, references, yscale="log")
 
     drawn = [[panel(metric, x) for metric in noise] for x in ("step", "training time (s)")]

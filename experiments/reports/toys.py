@@ -13,8 +13,9 @@ from jax.scipy.special import xlogy
 from experiments.pictures import charts, clouds
 from experiments.pictures.charts import CurvePanel
 from experiments.pictures.clouds import Backdrop, FieldFrame
+from experiments.run import tables
 from experiments.run.errors import UsageError
-from experiments.run.tables import format_table
+from experiments.run.tables import Spread, format_table
 from experiments.run.workdirs import Workdir
 from experiments.targets.densities import Bounds, Target
 from kernelgrad.types import Array, Key, LogDensityFn
@@ -49,14 +50,14 @@ class Ruler(NamedTuple):
       draw: (key, n) -> exact draws (n, 2); n is static.
       bandwidth: of the kernel density estimate.
       measure: samples (n, 2) -> figures by name.
-      floor: mean and standard deviation of each figure of exact draws.
+      floor: how each figure of exact draws spreads.
     """
 
     backdrop: Backdrop
     draw: Callable[[Key, int], Array]
     bandwidth: float
     measure: Measure
-    floor: dict[str, tuple[float, float]]
+    floor: dict[str, Spread]
 
 
 class Runs(NamedTuple):
@@ -84,7 +85,7 @@ def make_ruler(key: Key, target: Target) -> Ruler:
     """
     if target.bounds is None or target.exact_samples is None:
         raise UsageError(
-            f"dataset: got {target.name}; expected a density in the plane with exact draws"
+            f"target: got {target.name}; expected a density in the plane with exact draws"
         )
     grid, log_density = _on_grid(target.log_density_fn, target.bounds)
     measure = jax.jit(make_measure(target, grid, log_density))
@@ -94,16 +95,14 @@ def make_ruler(key: Key, target: Target) -> Ruler:
     bandwidth = min(_BANDWIDTHS, key=kl.__getitem__)
     records = [measure(draws, bandwidth) for draws in fresh]
     values = {
-        name: np.array([float(record[name]) for record in records])
-        for name in TITLES
-        if name in records[0]
+        name: [float(record[name]) for record in records] for name in TITLES if name in records[0]
     }
     return Ruler(
         Backdrop(target.bounds, ("$x_1$", "$x_2$"), log_density=np.asarray(log_density)),
         draw,
         bandwidth,
         lambda samples: measure(samples, bandwidth),
-        {name: (float(v.mean()), float(v.std(ddof=1))) for name, v in values.items()},
+        {name: tables.spread(found) for name, found in values.items()},
     )
 
 
@@ -192,8 +191,7 @@ def table(runs: Mapping[str, Runs], ruler: Ruler) -> Rows:
         }
         rows[name] = {**figures, "lowest KL": _spread(lowest), **speed}
     rows[f"exact draws, bandwidth {ruler.bandwidth}"] = {
-        TITLES[name]: f"{mean:.3g} ± {deviation:.2g}"
-        for name, (mean, deviation) in ruler.floor.items()
+        TITLES[name]: spread.text(".3g") for name, spread in ruler.floor.items()
     }
     return rows
 
@@ -203,9 +201,7 @@ def _figures(records: Sequence[Record], ruler: Ruler) -> dict[str, float | str]:
 
 
 def _spread(values: Sequence[float]) -> float | str:
-    if len(values) == 1:
-        return values[0]
-    return f"{np.mean(values):.3g} ± {np.std(values, ddof=1):.2g}"
+    return values[0] if len(values) == 1 else tables.spread(values).text(".3g")
 
 
 def _fallen(history: Sequence[Record]) -> str:
@@ -254,7 +250,7 @@ def _curves(histories: Mapping[str, list[list[Record]]], ruler: Ruler) -> bytes:
         for name, runs in histories.items():
             steps = np.array([record["step"] for record in runs[0]])
             curves[name] = (steps, np.array([[record[metric] for record in run] for run in runs]))
-        exact = {"exact draws": ruler.floor[metric][0]}
+        exact = {"exact draws": ruler.floor[metric].mean}
         title = f"{TITLES[metric]} (nats)"
         return CurvePanel(title, "step", curves, exact, yscale="log")
 

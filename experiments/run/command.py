@@ -130,7 +130,8 @@ def _parse(argv: list[str], config_classes: tuple[type, ...]) -> Given:
         raise UsageError(str(error)) from error
     if unknown and unknown[0].startswith("-"):
         name = unknown[0].lstrip("-").partition("=")[0][:60]
-        nearest = difflib.get_close_matches(name, list(names.values()), n=1, cutoff=0)[0]
+        known = names.get(name)  # of the setting that has another flag
+        nearest = known or difflib.get_close_matches(name, list(names.values()), n=1, cutoff=0)[0]
         raise UsageError(f"flag: got --{name}; expected a known flag such as --{nearest}")
     if unknown:
         got = fields.shown(unknown[0])
@@ -160,15 +161,18 @@ def _check_environment() -> None:
 
 
 def _help(summary: str, config_classes: tuple[type, ...]) -> str:
-    """Returns what a binary is for, and all its flags."""
-    lines = [summary.strip()]
+    """Returns what a binary is for, and all its flags by group."""
+    groups: dict[str, list[str]] = {}
     for one in config_classes:
-        lines += ["", (inspect.getdoc(one) or one.__name__).splitlines()[0], ""]
+        title = (inspect.getdoc(one) or one.__name__).splitlines()[0]
         for name, rule in fields.rules(one).items():
+            of = f" For {', '.join(rule.of(name))}." if rule.of else ""
             default = f"; {rule.default_text} by default" if rule.default_text else ""
-            text = f"{rule.help} Expected: {rule.expected}{default}."
-            lines += [f"  --{rule.flag or name}", textwrap.fill(text, 96, **_INDENT)]
-    return "\n".join(lines)
+            text = f"{rule.help}{of} Expected: {rule.expected}{default}."
+            lines = [f"  --{rule.flag or name}", textwrap.fill(text, 96, **_INDENT)]
+            groups.setdefault(rule.group or title, []).extend(lines)
+    shown = (line for title, lines in groups.items() for line in ("", title, "", *lines))
+    return "\n".join([summary.strip(), *shown])
 
 
 def _run(start: Callable[[Given], Any], given: Given, debug: bool) -> int:

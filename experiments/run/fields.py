@@ -11,13 +11,13 @@ A config declares each setting once::
 From that follow its flag and --help (:mod:`experiments.run.command`), what :func:`validate` says of
 an instance, and what :func:`checked` makes of values that come from flags or from a file. Where the
 default is None, None stands for "not set"; a list has no item twice, and is empty only where its
-default is.
+default is. Every declaration takes `group` and `of` of a :class:`Rule` besides.
 """
 
 import dataclasses
 import difflib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from experiments.run.errors import UsageError
@@ -50,6 +50,8 @@ class Rule:
       flag: name of the flag, if it is not that of the field.
       variable: environment variable that stands in for the flag.
       noun: what a text is.
+      group: heading of --help under which it stands; its class's own where None.
+      of: name of the setting -> those it belongs to, such as objectives; None: to all.
     """
 
     kind: type
@@ -62,6 +64,8 @@ class Rule:
     flag: str | None = None
     variable: str | None = None
     noun: str = "text"
+    group: str | None = None
+    of: Callable[[str], Sequence[str]] | None = None
 
     @property
     def expected(self) -> str:
@@ -172,39 +176,46 @@ def _field(default: Any, kind: type, text: str, **options: Any) -> Any:
     return dataclasses.field(default=default, metadata={_RULE: rule})
 
 
-def integer(default: int | None, low: int, high: int, text: str) -> Any:
+def integer(default: int | None, low: int, high: int, text: str, **options: Any) -> Any:
     """Declares an integer in [low, high]."""
-    return _field(default, int, text, low=low, high=high)
+    return _field(default, int, text, low=low, high=high, **options)
 
 
-def number(default: float | None, low: float, high: float, text: str) -> Any:
+def number(default: float | None, low: float, high: float, text: str, **options: Any) -> Any:
     """Declares a number in [low, high]."""
-    return _field(default, float, text, low=low, high=high)
+    return _field(default, float, text, low=low, high=high, **options)
 
 
-def positive(default: float | None, text: str) -> Any:
+def positive(default: float | None, text: str, **options: Any) -> Any:
     """Declares a number > 0 that leaves float32 room on both sides."""
-    return number(default, SMALLEST, LARGEST, text)
+    return number(default, SMALLEST, LARGEST, text, **options)
 
 
-def not_negative(default: float | None, text: str) -> Any:
+def not_negative(default: float | None, text: str, **options: Any) -> Any:
     """Declares a number >= 0 that leaves float32 room above."""
-    return number(default, 0.0, LARGEST, text)
+    return number(default, 0.0, LARGEST, text, **options)
 
 
-def share(default: float, text: str) -> Any:
+def share(default: float, text: str, **options: Any) -> Any:
     """Declares a number >= 0, and below 1 by so much that float32 sees it."""
-    return number(default, 0.0, 1 - 1e-6, text)
+    return number(default, 0.0, 1 - 1e-6, text, **options)
 
 
-def switch(default: bool | None, text: str) -> Any:
+def switch(default: bool | None, text: str, **options: Any) -> Any:
     """Declares something to be switched on or off."""
-    return _field(default, bool, text)
+    return _field(default, bool, text, **options)
 
 
-def choice(default: str | None, choices: Collection[str], text: str) -> Any:
+def choice(
+    default: str | None,
+    choices: Collection[str],
+    text: str,
+    *,
+    flag: str | None = None,
+    **options: Any,
+) -> Any:
     """Declares one of the choices."""
-    return _field(default, str, text, choices=choices)
+    return _field(default, str, text, choices=choices, flag=flag, **options)
 
 
 def word(default: str, text: str) -> Any:
@@ -217,9 +228,9 @@ def integers(default: tuple[int, ...], low: int, high: int, text: str) -> Any:
     return _field(default, int, text, low=low, high=high, many=True)
 
 
-def numbers(default: tuple[float, ...], low: float, high: float, text: str) -> Any:
+def numbers(default: tuple[float, ...], low: float, high: float, text: str, **options: Any) -> Any:
     """Declares distinct numbers in [low, high]."""
-    return _field(default, float, text, low=low, high=high, many=True)
+    return _field(default, float, text, low=low, high=high, many=True, **options)
 
 
 def choices(

@@ -1,6 +1,33 @@
-"""Tables for the terminal and for Markdown."""
+"""Tables for the terminal and for Markdown, and how figures spread."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Spread(NamedTuple):
+    """Figures of the same kind, such as one a seed, in short.
+
+    Attributes:
+      mean: of the figures.
+      deviation: their standard deviation, with divisor n - 1; nan for a single one.
+    """
+
+    mean: float
+    deviation: float
+
+    def text(self, mean: str = ".4g", deviation: str = ".2g") -> str:
+        """Returns "mean ± deviation" in these formats; the mean alone for a single figure."""
+        spread = "" if math.isnan(self.deviation) else f" ± {self.deviation:{deviation}}"
+        return f"{self.mean:{mean}}{spread}"
+
+
+def spread(values: Sequence[float] | np.ndarray) -> Spread:
+    """Returns mean and standard deviation of at least one figure."""
+    deviation = np.std(values, ddof=1) if len(values) > 1 else math.nan
+    return Spread(float(np.mean(values)), float(deviation))
 
 
 def format_table(rows: Mapping[str, Mapping[str, float | str]]) -> str:

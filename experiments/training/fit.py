@@ -23,6 +23,7 @@ from kernelgrad import kernels, mmd, train
 from kernelgrad.types import Array, Key, PyTree
 
 ScoreFn = Callable[[Array], dict[str, float]]
+METRICS = ("test_mmd", *image_metrics.METRICS)  # of an evaluation; the first of every one
 
 _MAX_STEPS_PER_RECORD = 50
 _EVALUATED_SAMPLES = 500
@@ -68,7 +69,7 @@ def run(
         Workdir(
             workdir,
             config,
-            free_fields=("num_steps",),
+            free_fields=settings.free_fields(config),
             allow_config_change=allow_config_change,
         ) as folder,
         threads.one_for_blas(),
@@ -147,14 +148,14 @@ def make_advance(
     devices: list[jax.Device],
 ) -> Callable[[PyTree, Key], tuple[PyTree, PyTree]]:
     """Returns (state, key) -> (state, info), `per_call` steps on all devices."""
-    variance, fall = config.noise_variance, config.noise_steps or config.num_steps
-    anneals = variance > 0 and config.objective != "noisy_jsd"
+    fall = config.noise_steps or config.num_steps
+    noise = optax.linear_schedule(config.noise_variance, 0.0, fall)
     train_step = train.make_train_step(
         model.generator,
         model.objective,
         model.optimizer,
         sample_latents=model.sample_latents,
-        noise_variance=optax.linear_schedule(variance, 0.0, fall) if anneals else None,
+        noise_variance=noise if settings.anneals(config) else None,
         axis_name=train.AXIS,
     )
     batch, examples = settings.rows_per_step(config), models.training_rows(config, dataset)
@@ -201,7 +202,7 @@ def _make_evaluate(
 
     def evaluate(step: int, state: train.TrainState) -> dict[str, float]:
         samples, test_mmd = jax.device_get(generate(state, latents, test))
-        record = {"test_mmd": float(test_mmd)}
+        record = {METRICS[0]: float(test_mmd)}
         for score in scores:
             record |= score(samples)
         if dataset.is_image:

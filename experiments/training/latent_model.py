@@ -14,7 +14,7 @@ from jax import lax
 
 from experiments.data import labelled
 from experiments.judges.image_metrics import Scores
-from experiments.training import settings
+from experiments.training.objectives import OBJECTIVES
 from experiments.training.settings import Config
 from experiments.training.trained import Trained
 from kernelgrad import critic, kale, latent
@@ -71,7 +71,7 @@ def generator_and_energy(
 
 def energy_of(config: Config) -> Callable[[Any], Array] | None:
     """Returns output of the critic -> energies (n,); None without a critic."""
-    return settings.OBJECTIVES[config.objective].energy
+    return OBJECTIVES[config.objective].energy
 
 
 def draw_labels(key: Key, run: Trained, n: int) -> Array:
@@ -132,7 +132,9 @@ def gain(run: Trained, prior: Draws) -> Scores:
     energies = jax.jit(
         lambda points: lax.map(lambda x: of_one(x[None])[0], points, batch_size=_BATCH)
     )(points)
-    error = jnp.hypot(jnp.std(energies) / math.sqrt(len(energies)), of_energies.standard_error)
+    error = jnp.hypot(
+        jnp.std(energies, ddof=1) / math.sqrt(len(energies)), of_energies.standard_error
+    )
     figures = {"nats": -jnp.mean(energies) - of_energies.value, "standard_error": error}
     return {
         name: float(value)

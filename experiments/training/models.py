@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +11,11 @@ import optax
 
 from experiments.data import labelled
 from experiments.data.dataset import Dataset
-from experiments.networks import conditional, critics, energies, generators
+from experiments.networks import generators
 from experiments.run import memory
 from experiments.run.errors import UsageError
 from experiments.training import settings
+from experiments.training.objectives import OBJECTIVES
 from experiments.training.settings import Config
 from kernelgrad import critic, train
 from kernelgrad.critic import Critic, CriticState
@@ -73,17 +73,19 @@ def _build_objective(
     config: Config, dataset: Dataset
 ) -> tuple[Objective | Critic, Callable[[Key], CriticState | None]]:
     """Returns the objective of a config, with its critic if it has one, and that one's start."""
-    objective = settings.OBJECTIVES[config.objective].make(config)
+    choice = OBJECTIVES[config.objective]
+    objective = choice.make(config)
     if not isinstance(objective, TwoPlayer):
         return objective, lambda _: None
-    network = _critic_network(config, dataset)
+    network = choice.critic_network(config, dataset.sample_shape)
 
     def apply(params: PyTree, stats: PyTree, points: Array) -> tuple[Array, PyTree]:
         variables = {"params": params, "batch_stats": stats}
         values, updated = network.apply(variables, points, train=True, mutable=["batch_stats"])
         return values, updated.get("batch_stats", {})
 
-    player = Critic(objective, apply, _critic_optimizer(config), settings.critic_steps(config))
+    optimizer = choice.critic_optimizer(config)
+    player = Critic(objective, apply, optimizer, settings.critic_steps(config))
     shape = dataset.sample_shape
     if config.conditional:
         shape = (math.prod(shape) + dataset.num_classes,)
@@ -94,37 +96,6 @@ def _build_objective(
         return critic.init(variables["params"], variables.get("batch_stats", {}), player)
 
     return player, initial_state
-
-
-def _critic_network(config: Config, dataset: Dataset) -> nn.Module:
-    choice, shape = settings.OBJECTIVES[config.objective], dataset.sample_shape
-    network: nn.Module
-    if choice.is_energy:
-        network = energies.energy_for(shape, config.width, config.energy_norm)
-        if config.conditional:
-            network = conditional.JointEnergy(network, shape, config.margin)
-        return network
-    spectral_norm = choice.spectral_norm if config.spectral_norm is None else config.spectral_norm
-    network = critics.critic_for(shape, config.width, spectral_norm)
-    if config.conditional:
-        network = conditional.ConditionalCritic(network, shape)
-    if settings.tracks(config):
-        network = critics.TrackedNormalizer(network)
-    return network
-
-
-def _critic_optimizer(config: Config) -> optax.GradientTransformation:
-    choice = settings.OBJECTIVES[config.objective]
-    rate = config.critic_learning_rate or choice.critic_rate * config.learning_rate
-    optimizer = optax.adam(rate, b1=config.b1)
-    if choice.is_energy:
-        return optax.chain(optimizer, critic.scale_by_info(lambda info: info["rate_factor"]))
-    if settings.tracks(config):
-        return optax.partition(
-            {"network": optimizer, "log_normalizer": optax.sgd(1.0)},
-            lambda params: {name: name for name in params},
-        )
-    return optimizer
 
 
 def training_rows(config: Config, dataset: Dataset) -> np.ndarray:
@@ -154,7 +125,8 @@ def check(config: Config, dataset: Dataset, num_devices: int = 1) -> None:
         generator = generators.generator_for(dataset.sample_shape, config.width)
         needed = memory.of_training(generator, share, config.latent_dim + classes, train=False)
         if settings.critic_steps(config):
-            network = _critic_network(config, dataset)
+            choice = OBJECTIVES[config.objective]
+            network = choice.critic_network(config, dataset.sample_shape)
             needed += memory.of_training(network, share, *shape, train=False)
     except ValueError as error:
         raise UsageError(f"dataset: got {config.dataset}, for which no network is: {error}") from (

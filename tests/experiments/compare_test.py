@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import compare
+from experiments.data import catalog
 from experiments.run import timing
 from experiments.run.errors import UsageError
 from experiments.training.settings import Config
@@ -27,7 +28,14 @@ def records(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def test_a_step_takes_time():
+    config = dataclasses.replace(BASE, objective="mmd", num_steps=2)
+    (ms,) = compare.time_steps({"mmd": config}, catalog.load("ring")).values()
+    assert ms > 0
+
+
 def test_curves_are_those_of_the_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "time_steps", lambda *_: {"kl": 1.0, "mmd": 2.0})
     curves = compare.run(COMPARED, workdir=str(tmp_path))
     assert list(curves) == ["kl", "mmd"]
     for name, curve in curves.items():
@@ -39,7 +47,7 @@ def test_curves_are_those_of_the_runs(tmp_path, monkeypatch, capsys):
         stored = json.loads((folder / "config.json").read_text())
         assert (stored["objective"], stored["seed"]) == (name, 3)
         assert stored["ridge"] == (1.0 if name == "kl" else None)
-        assert curve.ms_per_step > 0
+        assert curve.ms_per_step == {"kl": 1.0, "mmd": 2.0}[name]
         half_way = curve.at_time(3 * curve.ms_per_step / 1000)["test_mmd"]
         np.testing.assert_allclose(half_way, curve.metrics["test_mmd"].mean(axis=1))
     table = (tmp_path / "comparison.md").read_text()
@@ -49,7 +57,6 @@ def test_curves_are_those_of_the_runs(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
     before = records(tmp_path / "kl/seed3")
-    monkeypatch.setattr(compare, "time_steps", lambda *_: {"kl": 1.0, "mmd": 2.0})
     again = compare.run(COMPARED, workdir=str(tmp_path))
     assert records(tmp_path / "kl/seed3") == before
     for name, curve in again.items():
@@ -61,6 +68,7 @@ def test_curves_are_those_of_the_runs(tmp_path, monkeypatch, capsys):
     [
         ({"objectives": ("nosuch",)}, "objective: got 'nosuch'"),
         ({"seeds": (0, 0)}, "seeds: got"),
+        ({"objectives": ("kl", "ratio_ulsif")}, "ridge: got 1.0 for kl and ratio_ulsif, to each"),
         ({"base": dataclasses.replace(BASE, batch_size=1)}, "batch_size: got 1"),
     ],
 )
@@ -68,3 +76,16 @@ def test_bad_settings_are_named(tmp_path, change, message):
     with pytest.raises(UsageError, match=message):
         compare.run(dataclasses.replace(COMPARED, **change), workdir=str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_noise_that_is_another_for_each_is_warned_of(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare.catalog, "load", lambda *_, **__: pytest.fail("stop here"))
+    noisy = dataclasses.replace(COMPARED.base, noise_variance=0.1)
+    for names, warned in {
+        ("mmd", "noisy_jsd"): True,
+        ("noisy_jsd",): False,
+        ("mmd",): False,
+    }.items():
+        with pytest.raises(pytest.fail.Exception):
+            compare.run(compare.Config(noisy, names, (0,)), workdir=str(tmp_path))
+        assert ("noise_variance: 0.1 is the own noise" in capsys.readouterr().err) == warned

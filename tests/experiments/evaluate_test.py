@@ -40,6 +40,7 @@ def test_a_run_is_judged_beside_real_images(tmp_path, toy, judged, capsys):
     }
     assert rows["real training images"].items() >= image_metrics.inception(judged)(known).items()
     generated, real = (rows[name] for name in ("generated", "real training images"))
+    assert set(generated) == set(image_metrics.METRICS)
     assert generated["nearest_l1"] > rows["real test images"]["nearest_l1"]
     assert generated["classifier_frechet"] > real["classifier_frechet"]
     assert generated["coverage"] < real["coverage"]

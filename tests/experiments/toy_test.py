@@ -23,7 +23,8 @@ from experiments.run import command, fields, timing
 from experiments.run.errors import DivergenceError, Terminated, UsageError
 from experiments.run.workdirs import Workdir
 from experiments.targets import densities
-from experiments.training import presets, settings
+from experiments.training import presets
+from experiments.training.objectives import OBJECTIVES, Choice
 from experiments.training.settings import Config
 
 TINY = Config(
@@ -88,11 +89,11 @@ def pulled_to(centre):
     def objective(key, samples, data, *, axis_name=None):
         return 2 * (samples - centre), {}
 
-    return settings.Choice("", lambda _: objective)
+    return Choice("", lambda: objective)
 
 
 def test_arrows_at_the_samples_are_minus_the_direction(small, ruler, key, monkeypatch):
-    monkeypatch.setitem(settings.OBJECTIVES, "mmd", pulled_to(3.0))
+    monkeypatch.setitem(OBJECTIVES, "mmd", pulled_to(3.0))
     _, _, frame = looked("mmd", ruler, key)
     np.testing.assert_array_equal(frame.points, frame.samples[: TINY.batch_size])
     np.testing.assert_allclose(frame.arrows, 2 * (3 - frame.points), rtol=1e-5)
@@ -153,7 +154,7 @@ def test_a_run_leaves_everything_and_resumes_bit_for_bit(
 @pytest.mark.slow
 def test_comparison_starts_all_from_one_network_a_seed(tmp_path, small, monkeypatch):
     for name, centre in (("noisy_jsd", 0.0), ("mmd", 2.0)):
-        monkeypatch.setitem(settings.OBJECTIVES, name, pulled_to(centre))
+        monkeypatch.setitem(OBJECTIVES, name, pulled_to(centre))
     config = dataclasses.replace(TINY, num_steps=2, learning_rate=0.01)
     compared = toy.Config(config, ("noisy_jsd", "mmd"), (0, 3))
     assert list(toy.run(compared, workdir=str(tmp_path)))[:3] == ["start", "noisy_jsd", "mmd"]
@@ -170,18 +171,18 @@ def test_comparison_starts_all_from_one_network_a_seed(tmp_path, small, monkeypa
 
 
 def test_only_two_objectives_need_settings_of_their_own():
-    configs = {name: toy.for_objective(TINY, name) for name in settings.OBJECTIVES}
+    configs = {name: toy.for_objective(TINY, name) for name in OBJECTIVES}
     assert configs.pop("noisy_jsd").noise_variance > 0
     assert configs.pop("wgan_gp").penalty_weight == 0.1
     for name, config in configs.items():
         assert config == dataclasses.replace(TINY, objective=name)
     asked = dataclasses.replace(TINY, noise_variance=0.5, penalty_weight=2.0)
-    for name in settings.OBJECTIVES:
+    for name in OBJECTIVES:
         assert toy.for_objective(asked, name) == dataclasses.replace(asked, objective=name)
 
 
 def test_divergence_names_the_step(tmp_path, small, monkeypatch):
-    monkeypatch.setitem(settings.OBJECTIVES, "mmd", pulled_to(3.0))
+    monkeypatch.setitem(OBJECTIVES, "mmd", pulled_to(3.0))
     config = dataclasses.replace(TINY, objective="mmd", learning_rate=1e30)
     with pytest.raises(DivergenceError, match=r"^step [1-6]: the state is not finite"):
         toy.run(toy.Config(config), workdir=str(tmp_path))
@@ -197,19 +198,19 @@ def test_kl_falls_tenfold_on_the_roll(tmp_path):
 
 
 def parsed(*arguments):
-    given = command.parse(["--workdir=w", *arguments], Config, toy.Options)
+    given = command.parse(["--workdir=w", *arguments], toy.Settings, toy.Options)
     return toy.configured(given, fields.pick(toy.Options, given))
 
 
 def test_flags_override_the_preset():
     base = Config(**{**presets.PRESETS["paper001"], "dataset": "ring", "seed": 3})
-    assert parsed("--dataset=ring", "--seed=3") == toy.Config(base)
+    assert parsed("--target=ring", "--seed=3") == toy.Config(base)
     assert base.objective == "gan_kl"
 
 
 def test_all_objectives_and_seeds():
     config = parsed("--objectives=all", "--seeds=0,2")
-    assert config.objectives == tuple(settings.OBJECTIVES)
+    assert config.objectives == tuple(OBJECTIVES)
     assert config.seeds == (0, 2)
 
 
@@ -217,6 +218,7 @@ def test_all_objectives_and_seeds():
     ("arguments", "message"),
     [
         (("--objective=kl", "--objectives=mmd"), "objective: got --objective and --objectives"),
+        (("--dataset=ring",), "flag: got --dataset; expected a known flag such as --target"),
         (("--seed=1", "--seeds=2"), "seed: got --seed and --seeds"),
         (("--seeds=0,x",), "seeds: got .*; expected distinct integers in"),
     ],
@@ -229,8 +231,8 @@ def test_flags_that_contradict_are_named(arguments, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dataset": "logistic_regression"}, "dataset: got 'logistic_regression'; expected one of"),
-        ({"dataset": "digits"}, "dataset: got 'digits'; expected one of ring, banana"),
+        ({"dataset": "logistic_regression"}, "target: got 'logistic_regression'; expected one of"),
+        ({"dataset": "digits"}, "target: got 'digits'; expected one of ring, banana"),
         ({"noise_variance": -1.0}, "noise_variance: got -1.0; expected a number in"),
         ({"batch_size": 6_000, "critic_steps": 2}, "batch_size: got 6000, 12000 rows a step"),
         ({"clip": 0.0}, "clip: got 0.0; expected a number in"),

@@ -11,7 +11,8 @@ import pytest
 from experiments.data import catalog, labelled
 from experiments.networks import conditional
 from experiments.run.errors import UsageError
-from experiments.training import fit, models, settings, trained
+from experiments.training import fit, models, trained
+from experiments.training.objectives import OBJECTIVES
 from experiments.training.settings import Config
 from kernelgrad import critic
 
@@ -66,7 +67,7 @@ def test_a_conditional_critic_gets_the_label_in_every_place(rng, shape):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "objective", [name for name, choice in settings.OBJECTIVES.items() if choice.critic_steps]
+    "objective", [name for name, choice in OBJECTIVES.items() if choice.critic_steps]
 )
 def test_a_conditional_run_resumes_bit_for_bit(tmp_path, objective):
     config = dataclasses.replace(POINTS, objective=objective)

@@ -11,6 +11,7 @@ from scipy import stats
 from experiments.pictures.clouds import Backdrop, FieldFrame
 from experiments.reports import toys
 from experiments.run.errors import UsageError
+from experiments.run.tables import Spread
 from experiments.targets import densities
 from experiments.targets.densities import Modes, Target
 
@@ -112,12 +113,12 @@ def test_exact_draws_reach_everything(name, num_modes, key):
 
 def test_a_target_without_draws_is_no_data(key):
     target = gaussian_target()._replace(exact_samples=None)
-    with pytest.raises(UsageError, match=r"^dataset: got gaussian; expected a density in the pla"):
+    with pytest.raises(UsageError, match=r"^target: got gaussian; expected a density in the pla"):
         toys.make_ruler(key, target)
 
 
 def test_table_holds_the_end_the_fall_and_the_floor():
-    floor = {"true_kl": (0.02, 0.001), "true_jsd": (0.01, 0.002)}
+    floor = {"true_kl": Spread(0.02, 0.001), "true_jsd": Spread(0.01, 0.002)}
     backdrop = Backdrop(((0, 1), (0, 1)), ("a", "b"))
     ruler = toys.Ruler(backdrop, None, 0.04, None, floor)
 

@@ -148,11 +148,13 @@ def test_help_lists_every_setting_of_every_binary(name, monkeypatch, capsys):
     monkeypatch.setattr(command, "main", lambda _, *classes: config_classes.extend(classes))
     binary.main()
     rules = {name: rule for one in config_classes for name, rule in fields.rules(one).items()}
-    assert {"workdir", "seed", "seeds"} & set(rules)
+    assert fields.rules(command.Place).items() <= rules.items()  # of one meaning in all of them
     for name, rule in rules.items():
         assert f"\n  --{rule.flag or name}\n" in shown
         assert " ".join(rule.help.split()) in words
         assert rule.default_text in words
+        assert all(f"\n\n{title}\n\n" in shown for title in (rule.group,) if title)
+        assert all(f"For {', '.join(of(name))}." in words for of in (rule.of,) if of)
 
 
 def test_help_of_a_real_binary_exits_0(tmp_path):

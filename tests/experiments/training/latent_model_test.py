@@ -7,21 +7,22 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.training import latent_model, settings
+from experiments.training.objectives import OBJECTIVES, energy_network
 from experiments.training.settings import Config
 from kernelgrad.two_player import TwoPlayer
 
 
 @pytest.mark.parametrize(
-    "objective", [name for name, choice in settings.OBJECTIVES.items() if choice.critic_steps]
+    "objective", [name for name, choice in OBJECTIVES.items() if choice.critic_steps]
 )
 def test_learning_lowers_the_energy_of_data_against_that_of_samples(key, objective):
     config = Config(objective=objective, penalty_weight=1e-6)
-    choice = settings.OBJECTIVES[objective]
+    choice = OBJECTIVES[objective]
     data, samples = jnp.ones((8, 1)), -jnp.ones((8, 1))
 
     def critic_fn(slope, points):
         values = slope * points[:, 0]
-        return (values, points) if choice.is_energy else values
+        return (values, points) if choice.network is energy_network else values
 
     def loss(slope):
         critic = functools.partial(critic_fn, slope)
@@ -36,7 +37,7 @@ def test_learning_lowers_the_energy_of_data_against_that_of_samples(key, objecti
 
 
 def test_objectives_without_a_critic_have_no_energy():
-    for choice in settings.OBJECTIVES.values():
+    for choice in OBJECTIVES.values():
         has_critic = isinstance(choice.make(Config(noise_variance=0.1)), TwoPlayer)
         assert has_critic == (choice.energy is not None)
 

@@ -34,3 +34,17 @@ def test_the_uniform_prior_is_on_both_sides_of_0(key):
     assert -1 <= latents.min() < -0.99
     assert 0.99 < latents.max() <= 1
     assert abs(latents.mean()) < 5 / np.sqrt(3 * latents.size)
+
+
+@pytest.mark.parametrize(
+    ("changes", "free"),
+    [
+        ({}, True),
+        ({"noise_variance": 0.1}, False),
+        ({"noise_variance": 0.1, "noise_steps": 50}, True),
+        ({"noise_variance": 0.1, "objective": "noisy_jsd"}, True),
+    ],
+)
+def test_a_run_keeps_its_length_where_noise_falls_over_it(changes, free):
+    config = dataclasses.replace(Config(), **changes)
+    assert settings.free_fields(config) == (("num_steps",) if free else ())

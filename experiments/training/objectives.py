@@ -1,0 +1,312 @@
+"""The table of objectives: what a generator may descend, and all that is special about each.
+
+The functions of a row take what they need by keyword: settings of a run, fields of
+:class:`experiments.training.settings.Config`. Nothing else knows an objective by its name.
+"""
+
+import functools
+import inspect
+import operator
+import statistics
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
+
+import flax.linen as nn
+import optax
+
+from experiments.networks import critics, energies
+from experiments.networks.conditional import ConditionalCritic, JointEnergy
+from kernelgrad import adversarial, critic, kale, kernels, objectives, steingan, svgd, two_player
+from kernelgrad.objectives import MakeKernel, Objective
+from kernelgrad.two_player import TwoPlayer
+from kernelgrad.types import Array
+
+PENALTIES = {
+    "two_sided": adversarial.gradient_penalty,
+    "one_sided": adversarial.one_sided_gradient_penalty,
+    "zero_centred": adversarial.zero_centred_gradient_penalty,
+}
+TRACKS = {"batch": None, "ema": kale.ema_step, "newton": kale.newton_step}
+FIELDS: dict[str, steingan.FieldFn] = {
+    "svgd": svgd.svgd_direction,
+    "row_normalized": steingan.row_normalized_direction,
+    "nearest": steingan.nearest_direction,
+}
+FEATURE_LENGTHSCALES: dict[str, steingan.LengthscaleFn] = {
+    "half_median": steingan.half_median,
+    "half_svgd": steingan.half_svgd,
+}
+
+_OF_CRITICS = ("critic_steps", "critic_learning_rate")
+T = TypeVar("T")
+
+
+# ------------------------------------------------------------------------------------- directions
+
+
+def _median(family: str, scales: tuple[float, ...]) -> MakeKernel:
+    return functools.partial(kernels.median_mixture, kernels.FAMILIES[family], scales=scales)
+
+
+def _kl(*, kernel: str, kernel_scales: tuple[float, ...], ridge: float | None) -> Objective:
+    return objectives.kl(_median(kernel, kernel_scales), ridge=ridge)
+
+
+def _mmd(*, kernel: str, kernel_scales: tuple[float, ...]) -> Objective:
+    return objectives.mmd_v(_median(kernel, kernel_scales))
+
+
+def _noisy_jsd(*, noise_variance: float) -> Objective:
+    return objectives.noisy_jsd(variance=noise_variance)
+
+
+def _ratio_ulsif(
+    *, kernel: str, kernel_scales: tuple[float, ...], ridge: float | None
+) -> Objective:
+    return objectives.ratio_ulsif(_median(kernel, kernel_scales), **_given(ridge=ridge))
+
+
+def _ratio_kliep(*, kernel: str, kernel_scales: tuple[float, ...]) -> Objective:
+    return objectives.ratio_kliep(_median(kernel, kernel_scales))
+
+
+def _wgan_gp(*, penalty: str | None, penalty_weight: float | None) -> TwoPlayer:
+    slopes = penalty and PENALTIES[penalty]
+    return two_player.wgan_gp(**_given(penalty=slopes, weight=penalty_weight))
+
+
+def _kale(
+    *,
+    penalty: str | None,
+    penalty_weight: float | None,
+    log_normalizer: str,
+    log_normalizer_rate: float,
+) -> TwoPlayer:
+    track = TRACKS[log_normalizer]
+    if track is not None:
+        track = functools.partial(track, rate=log_normalizer_rate)
+    slopes = penalty and PENALTIES[penalty]
+    return two_player.kale(**_given(penalty=slopes, penalty_weight=penalty_weight), track=track)
+
+
+def _steingan(
+    *, discount: float, stein_field: str, feature_lengthscale: str, freeze_threshold: float
+) -> TwoPlayer:
+    return steingan.steingan(
+        discount=discount,
+        field=FIELDS[stein_field],
+        lengthscale=FEATURE_LENGTHSCALES[feature_lengthscale],
+        threshold=freeze_threshold,
+    )
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Returns what is not None; the library's own defaults stand in for the rest."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+# ---------------------------------------------------------------------------------------- critics
+
+
+def value_network(
+    shape: tuple[int, ...], *, width: int, spectral_norm: bool, conditional: bool
+) -> nn.Module:
+    """Returns the critic of samples of a shape, of one value each."""
+    network: nn.Module = critics.critic_for(shape, width, spectral_norm)
+    return ConditionalCritic(network, shape) if conditional else network
+
+
+def _kale_network(
+    shape: tuple[int, ...],
+    *,
+    width: int,
+    spectral_norm: bool,
+    conditional: bool,
+    log_normalizer: str,
+) -> nn.Module:
+    network = value_network(
+        shape, width=width, spectral_norm=spectral_norm, conditional=conditional
+    )
+    return network if TRACKS[log_normalizer] is None else critics.TrackedNormalizer(network)
+
+
+def energy_network(
+    shape: tuple[int, ...], *, width: int, energy_norm: str, conditional: bool, margin: float
+) -> nn.Module:
+    """Returns the autoencoder's energy of samples of a shape, with its features."""
+    network: nn.Module = energies.energy_for(shape, width, energy_norm)
+    return JointEnergy(network, shape, margin) if conditional else network
+
+
+def _kale_optimizer(
+    optimizer: optax.GradientTransformation, *, log_normalizer: str
+) -> optax.GradientTransformation:
+    """The log-normaliser's gradient is its own next step."""
+    if TRACKS[log_normalizer] is None:
+        return optimizer
+    return optax.partition(
+        {"network": optimizer, "log_normalizer": optax.sgd(1.0)},
+        lambda params: {name: name for name in params},
+    )
+
+
+def _controlled(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The controller that keeps the energy aligned scales what the optimizer returns."""
+    return optax.chain(optimizer, critic.scale_by_info(lambda info: info["rate_factor"]))
+
+
+# -------------------------------------------------------------------------------------- the table
+
+
+class Choice(NamedTuple):
+    """An objective as the flags name it. Functions take settings of a run by keyword.
+
+    Attributes:
+      summary: what the generator descends, in one line.
+      build: () -> the objective.
+      critic_steps: before each step of the generator, by default; 0 without a critic.
+      spectral_norm: whether the critic is normalised by default.
+      critic_rate: the critic's learning rate by default, in units of the generator's.
+      network: shape of a sample -> the critic.
+      optimizer: Adam of the critic -> its optimizer.
+      energy: output of the critic -> energies (n,), low where it sees data; None without a critic.
+      batchwise: whether the critic gives a point another direction among other points.
+      gains: whether the energy is made to add likelihood to the generator's, a gain to report.
+      needs: settings that have to be > 0, with their values for points in the plane.
+    """
+
+    summary: str
+    build: Callable[..., Objective | TwoPlayer]
+    critic_steps: int = 0
+    spectral_norm: bool = False
+    critic_rate: float = 1.0
+    network: Callable[..., nn.Module] = value_network
+    optimizer: Callable[..., optax.GradientTransformation] = lambda optimizer: optimizer
+    energy: Callable[[Any], Array] | None = None
+    batchwise: bool = False
+    gains: bool = False
+    needs: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def settings(self) -> set[str]:
+        """The settings that the objective reads."""
+        if not self.critic_steps:
+            return set(_keywords(self.build))
+        of_functions = map(_keywords, (self.build, self.network, self.optimizer))
+        return {*_OF_CRITICS, *(name for names in of_functions for name in names)}
+
+    @property
+    def has_own_noise(self) -> bool:
+        """Whether the noise is the objective's, and none is put on samples and data for it."""
+        return "noise_variance" in self.settings
+
+    def make(self, config: Any) -> Objective | TwoPlayer:
+        """Returns the objective of a run's config."""
+        return self._called(self.build, config)
+
+    def critic_network(self, config: Any, shape: tuple[int, ...]) -> nn.Module:
+        """Returns the critic of a run's config for samples of a shape."""
+        return self._called(self.network, config, shape)
+
+    def critic_optimizer(self, config: Any) -> optax.GradientTransformation:
+        """Returns the critic's optimizer of a run's config."""
+        rate = config.critic_learning_rate or self.critic_rate * config.learning_rate
+        return self._called(self.optimizer, config, optax.adam(rate, b1=config.b1))
+
+    def _called(self, function: Callable[..., T], config: Any, *arguments: Any) -> T:
+        """Calls a function with the settings that it reads."""
+        settings = {name: getattr(config, name) for name in _keywords(function)}
+        if settings.get("spectral_norm", False) is None:
+            settings["spectral_norm"] = self.spectral_norm
+        return function(*arguments, **settings)
+
+
+def _keywords(function: Callable[..., Any]) -> list[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return [one.name for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
+OBJECTIVES = {
+    "kl": Choice("KL[q || p] by Stein score estimates (paper 000)", _kl),
+    "mmd": Choice("MMD^2 (paper 000's baseline)", _mmd),
+    "gan_saturating": Choice(
+        "E log(1 - D): Jensen-Shannon, gradients vanish",
+        two_player.gan_saturating,
+        critic_steps=1,
+        energy=operator.neg,
+    ),
+    "gan_non_saturating": Choice(
+        "-E log D: the usual GAN",
+        two_player.gan_non_saturating,
+        critic_steps=1,
+        energy=operator.neg,
+    ),
+    "gan_kl": Choice(
+        "E log((1 - D) / D): KL[q || p] (paper 001)",
+        two_player.gan_kl,
+        critic_steps=1,
+        energy=operator.neg,
+    ),
+    "wgan_clip": Choice(
+        "Wasserstein, critic with clipped weights",
+        two_player.wgan_clip,
+        critic_steps=5,
+        energy=operator.neg,
+    ),
+    "wgan_gp": Choice(
+        "Wasserstein, critic with a gradient penalty",
+        _wgan_gp,
+        critic_steps=5,
+        energy=operator.neg,
+        needs={"penalty_weight": 0.1},  # as in the toys of Gulrajani et al.; 10 is for images
+    ),
+    "hinge": Choice(
+        "hinge loss, critic with spectral normalisation",
+        two_player.hinge,
+        critic_steps=1,
+        spectral_norm=True,
+        energy=operator.neg,
+    ),
+    "steingan": Choice(
+        "KL[q || exp(-energy)] by SVGD; the energy, an autoencoder's, by maximum likelihood "
+        "(paper 003)",
+        _steingan,
+        critic_steps=1,
+        critic_rate=0.1,
+        network=energy_network,
+        optimizer=_controlled,
+        energy=operator.itemgetter(0),
+        batchwise=True,
+    ),
+    "kale": Choice(
+        "KL[data || samples] by KALE, with an energy on top of the generator (paper 004)",
+        _kale,
+        critic_steps=1,
+        network=_kale_network,
+        optimizer=_kale_optimizer,
+        energy=lambda output: output[0] if isinstance(output, tuple) else output,
+        batchwise=True,
+        gains=True,
+    ),
+    "noisy_jsd": Choice(
+        "JSD of both clouds under noise, no network (paper 002, Theorem 3.2)",
+        _noisy_jsd,
+        needs={"noise_variance": 0.01},
+    ),
+    "ratio_ulsif": Choice("log q / p, ratio by least squares (paper 001)", _ratio_ulsif),
+    "ratio_kliep": Choice("log q / p, ratio by maximum likelihood (paper 001)", _ratio_kliep),
+}
+
+
+def reading(setting: str) -> list[str]:
+    """Returns the objectives that read a setting."""
+    return [name for name, choice in OBJECTIVES.items() if setting in choice.settings]
+
+
+def of_critics(value: Callable[[Choice], Any]) -> str:
+    """Returns what the rows with a critic say by default, the usual value last, in words."""
+    values = {name: value(choice) for name, choice in OBJECTIVES.items() if choice.critic_steps}
+    usual = statistics.mode(values.values())
+    rare = "".join(f"{v} for {name}, " for name, v in values.items() if v != usual)
+    return f"{rare}else {usual}".lower()

@@ -1,0 +1,114 @@
+"""The table of objectives: its rows read settings that exist, and nobody else knows their names."""
+
+import ast
+import dataclasses
+import pathlib
+
+import pytest
+
+import experiments
+from experiments.run import fields
+from experiments.run.errors import UsageError
+from experiments.training import objectives, settings
+from experiments.training.objectives import OBJECTIVES
+from experiments.training.settings import Config
+
+ROOT = pathlib.Path(experiments.__file__).parent
+TABLE = "training/objectives.py"
+SOURCES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in ROOT.rglob("*.py")
+    if str(path.relative_to(ROOT)) != TABLE
+}
+# Defaults; settings of the papers; and a rule of density_estimation called like one.
+NAMED = {
+    ("compare.py", "kl"),
+    ("compare.py", "mmd"),
+    ("gan_diagnostics.py", "gan_non_saturating"),
+    ("training/settings.py", "kl"),
+    ("training/presets.py", "kl"),
+    ("training/presets.py", "gan_kl"),
+    ("training/presets.py", "steingan"),
+    ("training/presets.py", "kale"),
+    ("training/energy_fits.py", "kale"),
+}
+
+
+def names_in(source):
+    """Yields the objectives that are named by a text of their own."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and node.value in OBJECTIVES:
+            yield node.value
+
+
+def comparisons(source):
+    """Yields the comparisons of an objective's name with texts."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare | ast.MatchValue | ast.Dict):
+            parts = ast.walk(node)
+            if any(isinstance(part, ast.Constant) and part.value in OBJECTIVES for part in parts):
+                yield ast.unparse(node)
+        if isinstance(node, ast.Compare):
+            sides = (node.left, *node.comparators)
+            if any(isinstance(side, ast.Attribute) and side.attr == "objective" for side in sides):
+                yield ast.unparse(node)
+
+
+def test_nobody_else_names_an_objective():
+    found = {(path, name) for path, source in SOURCES.items() for name in names_in(source)}
+    assert found == NAMED
+
+
+def test_nobody_else_compares_the_name_of_an_objective():
+    tables = ("training/presets.py", "training/energy_fits.py")
+    checked = {path: source for path, source in SOURCES.items() if path not in tables}
+    assert [line for source in checked.values() for line in comparisons(source)] == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'config.objective == "kl"',
+        'name in ("kl", "x")',
+        "config.objective != other",
+        '{"kale": 1}[name]',
+        'match name:\n    case "mmd":\n        pass',
+    ],
+)
+def test_a_comparison_is_seen(source):
+    assert list(comparisons(source))
+
+
+def test_rows_read_settings_that_exist():
+    known = {field.name for field in dataclasses.fields(Config)}
+    assert set().union(*(choice.settings for choice in OBJECTIVES.values())) <= known
+    assert {"kl", "ratio_ulsif"} <= set(objectives.reading("ridge")) < set(OBJECTIVES)
+    assert "steingan" in objectives.reading("discount")
+    assert objectives.reading("critic_steps") == [n for n, c in OBJECTIVES.items() if c.energy]
+
+
+def test_settings_of_few_objectives_say_so():
+    """All but what the generator, or the noise on samples and data, need too."""
+    shared = {"width", "noise_variance"}
+    for name, rule in fields.rules(Config).items():
+        assert bool(rule.of) == (bool(objectives.reading(name)) and name not in shared), name
+
+
+def test_noise_is_the_objectives_own_where_it_reads_the_variance():
+    assert OBJECTIVES["noisy_jsd"].has_own_noise
+    assert not OBJECTIVES["kl"].has_own_noise
+
+
+@pytest.mark.parametrize("objective", [name for name, choice in OBJECTIVES.items() if choice.needs])
+def test_what_an_objective_needs_is_refused_at_0_alone(objective):
+    needs = OBJECTIVES[objective].needs
+    config = Config(objective=objective, **needs)
+    settings.validate(config, 1)
+    for name in needs:
+        with pytest.raises(UsageError, match=f"^{name}: got 0.0 for {objective}; expected a"):
+            settings.validate(dataclasses.replace(config, **{name: 0.0}), 1)
+
+
+def test_the_usual_value_of_critics_comes_last():
+    steps = objectives.of_critics(lambda choice: choice.critic_steps)
+    assert steps == "5 for wgan_clip, 5 for wgan_gp, else 1"
