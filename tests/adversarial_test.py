@@ -83,6 +83,7 @@ def test_frozen_discriminator_of_two_gaussians():
             np.testing.assert_allclose(bound, theta**2 / 2, atol=2e-3)
 
 
+@pytest.mark.thorough
 def test_the_two_weights_add_up_to_one_float_for_float(rng):
     """Golden G11, with as many logits as a power of two, so that the mean rounds nothing."""
     logits = rng.uniform(-70, 70, size=4096).astype(np.float32)
@@ -144,6 +145,7 @@ def test_the_non_saturating_gradient_of_a_noisy_discriminator_is_cauchy(rng):
 # ------------------------------------------------------------------------ bounds on f-divergences
 
 
+@pytest.mark.thorough
 def test_disjoint_supports_saturate_the_jsd_alone():
     """Golden G14."""
     real, fake = jnp.full(4, 1e4), jnp.full(6, -1e4)
@@ -302,6 +304,7 @@ def test_two_devices_give_the_one_device_answer(rng):
         np.testing.assert_allclose(got, [expected, expected], rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_vmap_is_a_loop(key, rng):
     real, fake = _f32(rng.normal(size=(3, 5, 2)), rng.normal(size=(3, 5, 2)))
     variances = jnp.array([0.1, 0.5, 2.0])
@@ -355,6 +358,7 @@ def _f32(*arrays):
     return [jnp.asarray(a, jnp.float32) for a in arrays]
 
 
+@pytest.mark.thorough
 def test_low_precision_is_computed_in_float32(rng):
     real, fake = (jnp.asarray(rng.normal(size=9), jnp.bfloat16) for _ in range(2))
     for loss in (

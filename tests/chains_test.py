@@ -36,6 +36,7 @@ def positions_of(draws):
     return {"a": draws[..., 0], "b": 1 + 2 * draws[..., 1:].reshape(*draws.shape[:-1], 2, 1)}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "chain_axis",
     [None, pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow)],
@@ -103,6 +104,7 @@ def slow_block_length(particles, score, num_chains):
     return min(max(length, 1), n // num_chains, n // 8)
 
 
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize("coefficient", [0.0, 0.5, 0.95])
 def test_block_length_matches_the_sums(key, coefficient):
     x = autoregressive(key, coefficient, 3, 200, 2).reshape(600, 2)
@@ -114,6 +116,7 @@ def test_block_length_matches_the_sums(key, coefficient):
     assert abs(int(got) - slow_block_length(x, score, 3)) <= 1
 
 
+@pytest.mark.thorough
 def test_block_length_of_a_long_chain_is_that_of_its_coefficient(key):
     coefficient, n = 0.8, 100_000
     x = autoregressive(key, coefficient, 1, n, 1)[0]
@@ -121,6 +124,7 @@ def test_block_length_of_a_long_chain_is_that_of_its_coefficient(key):
     assert abs(int(chains.stein_block_length(x, -x)) / expected - 1) < 0.1
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("num_draws", [1, 5])
 def test_a_handful_of_draws_still_has_blocks(num_draws):
     x = jnp.ones((num_draws, 2))
@@ -206,6 +210,7 @@ def test_bad_input_is_named(key, positions, options, message):
         chains.stein_test(key, positions, lambda x: -jnp.sum(x**2), KERNEL, **options)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize(
     ("shape", "chain_axis"),
     [
@@ -223,6 +228,7 @@ def test_draws_that_cannot_be_meant_are_refused(key, shape, chain_axis):
         )
 
 
+@pytest.mark.thorough
 def test_draws_in_low_precision_are_tested_in_float32(key):
     x = autoregressive(key, 0.3, 2, 20, 2).astype(jnp.bfloat16)
 
@@ -234,6 +240,7 @@ def test_draws_in_low_precision_are_tested_in_float32(key):
     assert (got.statistic.dtype, got.p_value.dtype) == (jnp.float32, jnp.float32)
 
 
+@pytest.mark.thorough
 def test_draws_that_are_not_finite_have_no_p_value(key):
     x = jnp.ones((12, 2)).at[3, 1].set(jnp.nan)
     got = jax.jit(lambda x: chains.stein_test(key, x, lambda x: -jnp.sum(x**2) / 2))(x)

@@ -90,6 +90,7 @@ def layout(request, monkeypatch):
     return request.param
 
 
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize("d", [1, 4, pytest.param(50, marks=pytest.mark.slow)])
 def test_far_clusters_keep_their_digits(d, rng, layout):
     n = 45
@@ -121,6 +122,7 @@ def test_neighbours_far_from_the_middle():
         np.testing.assert_allclose(gram[2, 3], expected, rtol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("loss", ["mmd", "ksd"])
 def test_gradients_of_far_clusters(loss, rng, many):
     def value(x, y, lengthscale):
@@ -163,6 +165,7 @@ def test_one_choice_for_a_batch(rng, many):
     np.testing.assert_array_equal(nested(x[None])[0], gram(x))
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("share", [0.6, 0.9])
 def test_median_within_far_clusters(share, rng):
     """Most pairs are within a cluster: the median is a distance between neighbours."""
@@ -173,6 +176,7 @@ def test_median_within_far_clusters(share, rng):
     np.testing.assert_allclose(median.median_squared_distance(x), np.median(exact), rtol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("multiple", [1, 5])
 def test_solves_hold_above_the_documented_ridge(multiple, rng):
     """50 of 200 points 100 lengthscales away, at the floor of 10 n eps k(0) and above it."""
@@ -186,6 +190,7 @@ def test_solves_hold_above_the_documented_ridge(multiple, rng):
     assert np.max(np.abs(got - expected)) < 1e-2 * np.max(np.abs(expected))
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("family", [kernels.rbf_mixture, kernels.imq_mixture])
 def test_kernel_noise_is_finite_on_far_clusters(family, key, rng):
     draw = jax.jit(lambda x: svgd.kernel_noise(key, x, family(10**0.5)))
@@ -194,6 +199,7 @@ def test_kernel_noise_is_finite_on_far_clusters(family, key, rng):
         assert np.isfinite(draw(x)).all(), n_far
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("unit", [1e-15, 1e-10, 1e10, 1e15])
 def test_stein_kernels_know_no_unit(unit, rng):
     x = rng.normal(size=(20, 3))
@@ -209,6 +215,7 @@ def test_stein_kernels_know_no_unit(unit, rng):
     np.testing.assert_array_equal(others, indices)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", kernels.FAMILIES)
 def test_points_whose_squares_overflow_are_far(family, rng):
     """Squared distances of 1e39 are infinite in float32; no kernel, sum or score is NaN there."""

@@ -47,6 +47,7 @@ def test_statistic_matches_the_loops(rng, family, d):
     np.testing.assert_allclose(got, loops(family, particles, score, locations), rtol=1e-9)
 
 
+@pytest.mark.thorough
 def test_power_proxy_is_the_statistic_in_deviations_of_the_alternative(rng):
     """Jitkrittum et al. 2017, Propositions 2 and 4: sigma^2 = 4 mu^T cov(tau) mu."""
     particles, score = rng.normal(size=(12, 2)), rng.normal(2.0, 1.0, size=(12, 2))
@@ -83,6 +84,7 @@ def test_unbiased_for_a_shifted_gaussian(rng):
     assert abs(values.mean() - np.mean(mean**2)) < 5 * values.std() / math.sqrt(len(values))
 
 
+@pytest.mark.thorough
 def test_null_of_one_feature_is_a_shifted_chi_square(key, rng):
     """With J = d = 1, P((Z^2 - 1) omega / n >= t) = erfc(sqrt((1 + n t / omega) / 2))."""
     features = jnp.asarray(rng.normal(0.1, 2.0, size=(50, 1)), jnp.float32)
@@ -107,6 +109,7 @@ def share_rejected(key, draw, score_fn, kernel, repeats, **options):
     return np.mean(np.asarray(p_values) <= 0.05)
 
 
+@pytest.mark.thorough
 def test_the_level_is_kept_however_hard_the_locations_are_trained(key):
     share = share_rejected(
         key,
@@ -143,6 +146,7 @@ def test_training_the_locations_adds_power(key):
     assert shares[1] > 0.45
 
 
+@pytest.mark.thorough
 def test_the_location_shows_where_the_fit_fails(key):
     def location(key):
         draw_key, test_key = jax.random.split(key)
@@ -156,6 +160,7 @@ def test_the_location_shows_where_the_fit_fails(key):
     assert 2.0 < np.median(locations) < 2.8
 
 
+@pytest.mark.thorough
 def test_a_traced_score_that_is_not_finite_gives_nan(key):
     x, kernel = jax.random.normal(key, (30, 2)), kernels.imq_mixture(1.0)
     test = jax.jit(
@@ -164,6 +169,7 @@ def test_a_traced_score_that_is_not_finite_gives_nan(key):
     assert np.isnan(test(jnp.full_like(x, jnp.nan)).p_value)
 
 
+@pytest.mark.thorough
 def test_one_bad_start_or_particle(key, rng):
     """An ascent that ends nowhere is not the best one; a bad particle leaves no p-value."""
     x = jnp.asarray(rng.normal(size=(12, 2)), jnp.bfloat16)
@@ -181,6 +187,7 @@ def test_one_bad_start_or_particle(key, rng):
         fssd.goodness_of_fit_test(key, x, jnp.full((12, 2), 1e30), kernel, **options)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("unit", [1e-15, 1e15])
 def test_the_test_does_not_depend_on_the_unit(key, rng, unit):
     x = jnp.asarray(rng.normal(0.5, 1, size=(30, 2)), jnp.float32)

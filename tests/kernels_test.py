@@ -100,6 +100,7 @@ def derivatives(fn, order):
     return quick_jit(jax.vmap(lambda u: jnp.stack([fn(u) for fn in fns])))
 
 
+@pytest.mark.thorough(quick=5)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_three_derivatives_of_the_profile_equal_autodiff_of_the_formula(family):
     u = np.logspace(-4, 2.5, 27)
@@ -145,6 +146,7 @@ def test_gradient_and_hessian_where_the_points_coincide(d, rng):
 # ------------------------------------------------------------------------------ float32 error
 
 
+@pytest.mark.thorough(quick=11)
 @pytest.mark.parametrize("offset", [0, 10, 100, 1e4])
 @pytest.mark.parametrize("d", [1, 3, 4, 512])
 def test_float32_error_of_a_kernel_value_is_below_2e_6(offset, d, rng):
@@ -173,6 +175,7 @@ def test_an_outlier_costs_the_others_no_digits(d, rng):
             assert np.max(error[np.ix_(others, others)]) <= 2 * bound, name
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("d", [2, 128])
 def test_float32_error_for_a_cloud_of_near_duplicates(d, rng):
     x = np.asarray(rng.normal(size=d) + 1e-3 * rng.normal(size=(20, d)), np.float32)
@@ -430,6 +433,7 @@ def test_median_mixture_of_any_family_and_scales(rng):
     np.testing.assert_allclose(gram(x), [[2, at_median], [at_median, 2]], rtol=1e-5)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("d", [1, 4, 64])
 def test_coinciding_points_fall_back(d, rng):
     copies = np.tile(rng.normal(size=d) + 3, (100, 1))

@@ -17,6 +17,7 @@ def matched(p, q, lengthscale, **options):
     return np.asarray(fit(jnp.asarray(p), jnp.asarray(q)))
 
 
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize(("top", "slack"), [(1.5, 0.0), (4.0, 0.05), (1000.0, 0.3)])
 def test_weights_are_the_minimum(rng, top, slack):
     p, q = rng.normal(1.0, 0.6, size=(9, 2)), rng.normal(size=(14, 2))
@@ -86,6 +87,7 @@ def test_projection_is_the_nearest_point(rng):
         np.testing.assert_allclose(got, found.x, atol=1e-6)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("top", [20.0, 1e10, 1e30, np.inf])
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
 def test_no_bound_swamps_the_projection(rng, top, dtype):

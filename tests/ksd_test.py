@@ -43,6 +43,7 @@ def problem(rng, n=23, d=3):
     return jnp.asarray(particles), jnp.asarray(-particles + rng.normal(size=(n, d)))
 
 
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize("tiled", [False, True])
 @pytest.mark.parametrize("d", [2, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", DEFINITIONS)
@@ -142,6 +143,7 @@ def curved_score(x):
     return -x - 0.7 * jnp.roll(x, 1, axis=1) * jnp.cos(x)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("tiled", [False, True])
 def test_gradient_is_the_finite_difference_with_the_scores_moving_along(rng, monkeypatch, tiled):
     if tiled:
@@ -175,6 +177,7 @@ def test_descending_the_gradient_reaches_the_target(rng):
     assert 0.6 < float(jnp.var(moved)) < 1.2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("tiled", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_two_devices_give_the_one_device_answer(rng, monkeypatch, tiled):
     x, score = (array.astype(jnp.float32) for array in problem(rng, n=22))
@@ -192,6 +195,7 @@ def test_two_devices_give_the_one_device_answer(rng, monkeypatch, tiled):
 # The test of fit.
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize(
     ("num_chains", "block_length", "blocks", "tiled"),
     [
@@ -230,6 +234,7 @@ def test_p_value_is_the_share_of_all_sign_patterns(
     assert error < 5
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("num_bootstrap", [1, 301])
 def test_p_value_counts_every_bootstrap_and_ties(key, rng, num_bootstrap):
     x = jnp.asarray(rng.normal(3.0, 1, size=(40, 2)), jnp.float32)
@@ -240,6 +245,7 @@ def test_p_value_counts_every_bootstrap_and_ties(key, rng, num_bootstrap):
     assert tied.p_value == 1.0
 
 
+@pytest.mark.thorough
 def test_p_values_are_uniform_for_the_right_density_and_small_for_another(key):
     repeats, kernel = 600, kernels.imq_mixture(1.5)
 
@@ -263,6 +269,7 @@ def test_a_traced_score_that_is_not_finite_gives_nan(key, rng):
     assert np.isnan(got.p_value)
 
 
+@pytest.mark.thorough
 def test_a_statistic_that_overflows_has_no_p_value(key, rng):
     x = jnp.asarray(rng.normal(size=(8, 2)), jnp.float32)
     kernel, huge = kernels.imq_mixture(1.0), jnp.full_like(x, 1e30)
@@ -274,6 +281,7 @@ def test_a_statistic_that_overflows_has_no_p_value(key, rng):
         ksd.goodness_of_fit_test(key, x[:5], x[:5], kernel)
 
 
+@pytest.mark.thorough
 def test_low_precision_is_tested_in_float32(key, rng):
     x = jnp.asarray(rng.normal(0.3, 1, size=(30, 2)), jnp.bfloat16)
     kernel = kernels.imq_mixture(1.0)
@@ -306,6 +314,7 @@ def test_thinning_is_greedy(rng):
     assert len(set(chosen)) < 25
 
 
+@pytest.mark.thorough
 def test_thinning_leaves_burn_in_out(rng):
     chain = np.concatenate([np.linspace(20, 4, 60)[:, None], rng.normal(size=(300, 1))])
     x = jnp.asarray(chain, jnp.float32)
@@ -319,6 +328,7 @@ def test_thinning_leaves_burn_in_out(rng):
     )
 
 
+@pytest.mark.thorough
 def test_thinning_never_chooses_what_is_not_finite(rng):
     x = jnp.asarray(rng.normal(size=(12, 2)), jnp.float32)
     thin = jax.jit(lambda x, s: ksd.stein_thinning(x, s, kernels.imq_mixture(1.0), num_points=4))
@@ -375,6 +385,7 @@ def test_bad_particles_and_numbers_of_points_are_named(key):
         ksd.ksd_gradient(x, lambda x: x[:, :1], kernel)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("unit", [1.0, 1e3])
 def test_an_outlier_with_a_bounded_score_costs_no_digits(unit, rng):
     """Particles and scores are mixed on one scale, which must not be that of the outlier."""

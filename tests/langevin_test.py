@@ -152,6 +152,7 @@ def test_underdamped_solves_its_lyapunov_equation(key, step_size, friction):
     np.testing.assert_allclose(law / law[0, 0], expected, atol=1e-10)
 
 
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize(
     ("covariance", "step_size", "inverse_mass"),
     [
@@ -203,6 +204,7 @@ def test_first_velocity_has_the_inverse_mass_as_variance(key):
 # MALA is exact.
 
 
+@pytest.mark.thorough(quick=3)
 @pytest.mark.parametrize(
     ("covariance", "step_size", "inverse_mass"),
     [
@@ -231,6 +233,7 @@ def test_mala_exact_start_stays_exact(key, rng, covariance, step_size, inverse_m
     assert abs(weights.mean() - 1) < 5 * weights.std() / np.sqrt(CHAINS)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize(("name", "step_size"), [("mala", 0.5), ("underdamped", 0.8)])
 def test_positions_stay_exact_on_a_pytree(key, rng, name, step_size):
     """Ten steps are enough for velocities to forget that they began at N(0, M^-1)."""
@@ -269,6 +272,7 @@ def _quartic_run(key, start, name, unit=(1.0, 1.0)):
     return jax.tree.map(np.asarray, run)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("name", STEPS)
 def test_inverse_mass_is_a_change_of_units(key, rng, name):
     start, unit = rng.normal(size=(200, 2)), np.array([0.3, 5.0])
@@ -332,6 +336,7 @@ def test_mala_rejects_by_step_size_to_the_power_three_halves(key, rng):
     assert abs(slope - 1.5) < 0.1
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize(("name", "step_size"), [("mala", 0.5), ("underdamped", 0.9)])
 def test_overdispersed_start_mixes(key, rng, name, step_size):
     """Ten steps of ten: the law at the end is the target's."""
@@ -353,6 +358,7 @@ def test_overdispersed_start_mixes(key, rng, name, step_size):
 # Broken proposals.
 
 
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize("outside", [np.nan, np.inf, -np.inf])
 def test_mala_rejects_a_broken_energy_and_lives_on(key, rng, outside):
     num_chains = CHAINS // 5
@@ -369,6 +375,7 @@ def test_mala_rejects_a_broken_energy_and_lives_on(key, rng, outside):
     assert abs((x**2).mean() - 2) * np.sqrt(num_chains / 20) < 5
 
 
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize("density", [_wall, _root])
 @pytest.mark.parametrize("name", STEPS)
 def test_a_broken_proposal_is_flagged_and_the_chain_stays(key, name, density):
@@ -389,6 +396,7 @@ def test_a_broken_proposal_is_flagged_and_the_chain_stays(key, name, density):
 # Transforms, dtypes, errors.
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("name", STEPS)
 def test_jit_and_vmap_equal_eager_and_compile_once(key, rng, name):
     states = jax.vmap(lambda x: _start(name, key, x, _normal))(

@@ -93,6 +93,7 @@ def test_density_is_the_posterior_times_its_normaliser(rng, beta):
 _linear_density = latent.latent_log_density(_generator, _energy, inverse_temperature=BETA)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "num_steps"), [("hmc", 40), ("mala", 50), ("underdamped", 30)])
 def test_samplers_go_from_the_prior_to_the_posterior(key, rng, name, num_steps):
     law = _posterior(BETA)
@@ -115,6 +116,7 @@ def test_ula_comes_within_its_bias(key, rng):
     assert np.abs(oracles.moments_z(centred, law.covariance)).max() > 8
 
 
+@pytest.mark.thorough
 def test_samples_are_the_generators_weighted_by_the_energy(key, rng):
     """At the model's temperature: means over G(z) against importance weights on the prior."""
     density = latent.latent_log_density(_generator, _energy)
@@ -212,6 +214,7 @@ def test_energies_of_another_dtype_leave_that_of_the_latents():
     assert abs(value - exact) < 0.01 * abs(exact)
 
 
+@pytest.mark.thorough
 def test_densities_of_low_precision_latents_are_summed_in_float32():
     density = latent.latent_log_density(lambda z: z, lambda x: jnp.sum(x, axis=1))
     value, score = jax.value_and_grad(density)(jnp.full(300, 16, jnp.float16))

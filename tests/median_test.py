@@ -63,6 +63,7 @@ DATA = {
 }
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize(("n", "d"), [(51, 2), (52, 5)])  # 1275 and 1326 pairs: odd and even
 def test_any_data_equals_sorting(n, d, rng, small_tiles):
     for name, draw in DATA.items():
@@ -76,6 +77,7 @@ def test_any_data_equals_sorting(n, d, rng, small_tiles):
             assert got == 0, name
 
 
+@pytest.mark.thorough(quick=3)
 @pytest.mark.parametrize("n", [2, 3, 4, 5])  # 1, 3, 6, 10 pairs
 def test_small_grids_are_exact(n, rng):
     """Ties at, below and above the middle; half-integers where the middle two differ."""
@@ -96,6 +98,7 @@ def test_copies_are_at_distance_zero_to_rounding(rng):
         assert median_squared_distance(x) == 0
 
 
+@pytest.mark.thorough
 def test_two_middle_values_are_told_apart_in_any_draw(rng):
     """In 5 dimensions the passes round distances apart; both middle values must still count."""
     exact = jax.jit(median.median_squared_distance)
@@ -105,6 +108,7 @@ def test_two_middle_values_are_told_apart_in_any_draw(rng):
         np.testing.assert_allclose(exact(x), expected, rtol=2e-6)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_middle_values_among_large_norms_survive_passes_that_round_apart(sign, rng, monkeypatch):
     """The last pass rounds by eps |x|^2 against the others, far more than eps of the median."""
@@ -242,6 +246,7 @@ class CountedPairs:
         return tuple(jnp.stack(part) for part in zip(*counts, strict=True))
 
 
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize("num_points", [3, 70_000, 100_000, 10_000_000])
 def test_ranks_beyond_int32_are_exact(num_points, rng):
     """Distances uniform on (0, 1000], up to 5e13 of them: the answer brackets the rank."""
@@ -264,6 +269,7 @@ def test_a_million_points_can_be_traced_and_need_no_array_of_pairs():
     assert largest <= 2 * 1_000_000 * 4
 
 
+@pytest.mark.thorough
 @memory.needs_proc
 def test_10000_points_take_less_than_a_tenth_of_their_gram():
     gram = 4 * 10_000**2 / 2**20
@@ -284,6 +290,7 @@ ADVERSARIES = {
 }
 
 
+@pytest.mark.thorough(quick=3)
 @pytest.mark.parametrize("name", ADVERSARIES)
 def test_no_data_takes_more_passes_than_promised(name, rng):
     values = np.asarray(ADVERSARIES[name], np.float32).astype(np.float64)

@@ -379,6 +379,7 @@ def test_precision_recall_does_not_depend_on_the_unit(rng, unit):
     chex.assert_trees_all_equal(got, precision_recall(real, fake, k=2))
 
 
+@pytest.mark.thorough
 def test_metrics_of_coincident_points_have_finite_gradients():
     x = jnp.ones((6, 3))
     for metric in (
@@ -475,6 +476,7 @@ def assert_close(got, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), got, expected)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("name", CASES)
 def test_jit_and_vmap_change_nothing(rng, name):
     fn, args = CASES[name](rng)
@@ -486,6 +488,7 @@ def test_jit_and_vmap_change_nothing(rng, name):
     assert_close(mapped, jax.tree.map(lambda *pair: np.stack(pair), *expected))
 
 
+@pytest.mark.thorough(quick=3)
 @pytest.mark.parametrize("block_rows", [7, 20])
 @pytest.mark.parametrize(
     "name", ["kernel_inception_distance", "precision_recall", "nearest_neighbors_l1"]
@@ -497,6 +500,7 @@ def test_block_size_changes_nothing(rng, monkeypatch, name, block_rows):
     assert_close(jax.jit(lambda *args: fn(*args))(*args), expected)
 
 
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize(
     "name", ["kernel_inception_distance", "precision_recall", "nearest_neighbors_l1"]
 )

@@ -34,6 +34,7 @@ def _gaussian_mmd(variance_1, variance_2, shift, dim=1):
     )
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_statistics_match_the_loops(rng, family):
     x, y = _samples(rng)
@@ -45,6 +46,7 @@ def test_statistics_match_the_loops(rng, family):
     np.testing.assert_allclose(u, oracles.mmd_u(family, x, y, LENGTHSCALES), rtol=1e-11)
 
 
+@pytest.mark.thorough(quick=3)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradient_is_the_finite_difference_of_the_loops(rng, family):
     x, y = _samples(rng, n=5, m=4, d=2)
@@ -61,6 +63,7 @@ def test_gradient_is_the_finite_difference_of_the_loops(rng, family):
             np.testing.assert_allclose(gradient[i, a], (up - down) / (2 * step), atol=1e-8)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("tiled", [False, True])
 def test_gradient_is_autodiff_of_the_statistic(rng, monkeypatch, tiled):
     if tiled:
@@ -77,6 +80,7 @@ def test_gradient_is_autodiff_of_the_statistic(rng, monkeypatch, tiled):
     np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("shift", [0.0, 0.2])
 @pytest.mark.parametrize(
     "shape", [(1000, 700, 50), pytest.param((2000, 1500, 5), marks=pytest.mark.slow)]
@@ -119,6 +123,7 @@ def test_gradient_runs_through_a_feature_map(rng):
     chex.assert_trees_all_close(both, automatic, rtol=1e-9)
 
 
+@pytest.mark.thorough
 def test_identical_samples_have_no_discrepancy(rng):
     x = jnp.asarray(rng.normal(size=(40, 6)), jnp.float32)
     kernel = kernels.rbf_mixture(2.0)
@@ -147,6 +152,7 @@ def test_expectations_of_gaussians(rng, variance, shift, expected):
         assert abs(error) < 5
 
 
+@pytest.mark.thorough
 def test_descending_the_gradient_meets_the_data(rng):
     x, y = (jnp.asarray(s, jnp.float32) for s in _samples(rng, n=50, m=50, d=2))
     kernel = kernels.median_mixture(kernels.imq_mixture, x, y)
@@ -155,6 +161,7 @@ def test_descending_the_gradient_meets_the_data(rng):
     assert mmd.mmd_v_statistic(moved, y, kernel) < 0.7 * start
 
 
+@pytest.mark.thorough
 def test_two_devices_give_the_one_device_answer(rng):
     x, y = (jnp.asarray(s, jnp.float32) for s in _samples(rng, n=24, m=16, d=4))
     kernel = kernels.imq_mixture(jnp.array([1.0, 2.0]))
@@ -168,6 +175,7 @@ def test_two_devices_give_the_one_device_answer(rng):
         np.testing.assert_allclose(whole, alone, rtol=1e-5, atol=2e-7)
 
 
+@pytest.mark.thorough
 def test_p_values_are_uniform_under_the_null_and_small_under_a_shift(key):
     sizes, repeats = (12, 8), 2000
 
@@ -187,6 +195,7 @@ def test_p_values_are_uniform_under_the_null_and_small_under_a_shift(key):
     assert np.mean(shifted <= 0.05) > 0.9
 
 
+@pytest.mark.thorough
 def test_p_value_counts_every_permutation(key):
     x, y = jnp.zeros((4, 1)), jnp.zeros((3, 1))
     result = mmd.two_sample_test(key, x, y, kernels.rbf_mixture(1.0), num_permutations=150)
@@ -202,6 +211,7 @@ def test_compiles_once_per_shape(rng):
         traced(x * lengthscale, y, kernels.imq_mixture(lengthscale))
 
 
+@pytest.mark.thorough
 def test_bad_input_is_named(key):
     kernel = kernels.rbf_mixture(1.0)
     x, y = jnp.zeros((3, 2)), jnp.zeros((4, 3))
@@ -229,6 +239,7 @@ def test_samples_that_are_not_finite_have_no_p_value(key, rng):
         mmd.two_sample_test(key, x, y.at[3, 1].set(jnp.inf), kernel)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_low_precision_counts_and_sums_in_float32(key, rng, dtype):
     x, y = (jnp.asarray(s, dtype) for s in _samples(rng, n=12, m=10))

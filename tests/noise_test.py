@@ -33,6 +33,7 @@ def test_noise_has_its_mean_and_variance(key, rng, name):
         assert np.abs(added).max() <= half_width + 1e-6
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("noise", [noise.instance_noise, noise.bounded_noise])
 def test_annealed_noise_is_gone(key, noise):
     images = jnp.ones((2, 4, 4, 1), jnp.bfloat16)
@@ -82,6 +83,7 @@ def _optimal_discriminator(x, real, fake, variance):
     return p_real / (p_real + p_fake)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("d", [2, 5])
 def test_noised_clouds_follow_the_theorem(rng, d, dtype):
@@ -122,6 +124,7 @@ def test_direction_is_autodiff_through_the_explicit_discriminator(rng):
     np.testing.assert_allclose(closed, automatic, rtol=1e-9)
 
 
+@pytest.mark.thorough
 def test_logits_are_differentiable_in_everything(rng):
     """Against central differences, at ties and coincidences too, and twice in the points."""
     points, real, fake = _clouds(rng, 2)
@@ -192,6 +195,7 @@ def test_logits_of_noised_points_estimate_the_jsd(key, rng):
     assert abs(estimate - 0.336831) < 5 * error
 
 
+@pytest.mark.thorough(quick=3)
 @pytest.mark.parametrize("d", [1, 20])
 @pytest.mark.parametrize("distance", [1e2, 1e4])
 def test_logits_and_directions_survive_where_every_kernel_underflows(rng, d, distance):
@@ -234,6 +238,7 @@ def test_far_data_leaves_no_gradient_but_its_logit(rng):
     assert np.all(np.asarray(gradient) @ np.ones(2) > 0)
 
 
+@pytest.mark.thorough
 def test_descending_the_direction_mixes_the_clouds(key, rng):
     _, real, fake = _f32(*_clouds(rng, 2, m=40, n=40))
     fake = fake - 2.0
@@ -256,6 +261,7 @@ def test_descending_the_direction_mixes_the_clouds(key, rng):
     assert jsd(moved) < 0.2
 
 
+@pytest.mark.thorough
 def test_blocks_of_rows_change_nothing(rng, monkeypatch):
     points, real, fake = _f32(*_clouds(rng, 4, q=23))
 
@@ -291,6 +297,7 @@ def test_memory_is_bounded(rng, monkeypatch):
 # ---------------------------------------------------------------------------- transforms and errors
 
 
+@pytest.mark.thorough
 def test_two_devices_give_the_one_device_answer(rng):
     points, real, fake = _f32(*_clouds(rng, 4, q=6, m=8, n=10))
     shards = [a.reshape(2, -1, 4) for a in (points, real, fake)]
@@ -309,6 +316,7 @@ def test_two_devices_give_the_one_device_answer(rng):
     chex.assert_trees_all_close(whole, alone, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("name", ["instance_noise", "bounded_noise"])
 def test_two_devices_draw_the_one_device_noise(key, rng, name):
     (points,) = _f32(rng.normal(size=(6, 2, 2)))
@@ -326,6 +334,7 @@ def test_one_compilation_per_shape(rng):
         traced(points * variance, real, fake, variance=variance)
 
 
+@pytest.mark.thorough
 def test_vmap_is_a_loop(key, rng):
     real, fake = _f32(rng.normal(size=(3, 5, 2)), rng.normal(size=(3, 5, 2)))
     variances = jnp.array([0.1, 0.5, 2.0])
@@ -346,6 +355,7 @@ def test_vmap_is_a_loop(key, rng):
         np.testing.assert_allclose(together, apart, rtol=2e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.thorough
 def test_half_precision_goes_in_and_comes_out(rng):
     points, real, fake = (a.astype(jnp.bfloat16) for a in _f32(*_clouds(rng, 6)))
     wide = [a.astype(jnp.float32) for a in (points, real, fake)]
@@ -375,6 +385,7 @@ def _f32(*arrays):
     return [jnp.asarray(a, jnp.float32) for a in arrays]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("d", [2, 5])
 def test_logits_however_far_are_those_of_float64(rng, d):
     """Less the square of x, which both clouds share, the exponents keep their digits."""

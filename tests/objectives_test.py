@@ -43,6 +43,7 @@ def test_kl_direction_matches_paper_000(rng):
     np.testing.assert_allclose(direction, expected, rtol=1e-9)
 
 
+@pytest.mark.thorough
 def test_kl_objective_uses_the_median_mixture_and_the_default_ridge(key, rng):
     x, y = (jnp.asarray(s, jnp.float32) for s in _batch(rng))
     direction, info = jax.jit(objectives.kl(make_imq))(key, x, y)
@@ -57,6 +58,7 @@ def test_kl_objective_uses_the_median_mixture_and_the_default_ridge(key, rng):
     np.testing.assert_allclose(info["mmd"], discrepancy, rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_mmd_objective_is_n_times_the_gradient_of_the_loops(key, rng):
     x, y = _batch(rng, n=4, m=5, d=2)
     lengthscale = 1.3
@@ -73,6 +75,7 @@ def test_mmd_objective_is_n_times_the_gradient_of_the_loops(key, rng):
             np.testing.assert_allclose(direction[i, a], 4 * (up - down) / (2 * step), atol=1e-7)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.slow) if name == "kl" else name for name in OBJECTIVES],
@@ -93,6 +96,7 @@ def test_descending_moves_the_samples_to_the_data(key, rng, name):
     np.testing.assert_allclose(x.mean(axis=0), y.mean(axis=0), atol=0.25)
 
 
+@pytest.mark.thorough
 def test_kl_direction_estimates_the_difference_of_gaussian_scores(rng):
     x = jnp.asarray(rng.normal(size=(800, 2)), jnp.float32)
     y = jnp.asarray(rng.normal((1.0, 0.0), 1.0, size=(800, 2)), jnp.float32)
@@ -102,6 +106,7 @@ def test_kl_direction_estimates_the_difference_of_gaussian_scores(rng):
     np.testing.assert_allclose(direction.mean(axis=0), [-1.0, 0.0], atol=0.3)  # s_q - s_p
 
 
+@pytest.mark.thorough
 def test_kl_with_an_infinite_ridge_is_mmd(key, rng):
     """(2 eta / n) times the KL direction tends to that of MMD: G -> -N / eta, g(x) -> -r / eta."""
     x, y = _batch(rng, n=9, m=9)
@@ -114,6 +119,7 @@ def test_kl_with_an_infinite_ridge_is_mmd(key, rng):
     np.testing.assert_allclose(2 * ridge / 9 * np.asarray(kl), descent, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_ratio_objectives_descend_the_fitted_log_ratio_of_samples_to_data(key, rng):
     x, y = (jnp.asarray(s, jnp.float32) for s in _batch(rng, n=12, m=12))
     model = ratio.kliep(y, x, make_imq(x, y))
@@ -135,6 +141,7 @@ def test_images_keep_their_shape(key, rng):
         np.testing.assert_allclose(direction.reshape(6, 16), flat, rtol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_two_devices_give_the_one_device_direction(key, rng, name):
     x, y = (jnp.asarray(s, jnp.float32) for s in _batch(rng, n=24, m=24, d=5))

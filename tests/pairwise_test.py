@@ -83,6 +83,7 @@ def engine_sums(params, x, y, weights, gradient_weights):
 # -------------------------------------------------------------------- definitions and derivatives
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("others", "d"), [("y", 5), (None, 2)])
 def test_sums_and_two_orders_of_gradients_equal_autodiff_of_the_definition(
     others, d, rng, small_tiles
@@ -104,6 +105,7 @@ def test_sums_and_two_orders_of_gradients_equal_autodiff_of_the_definition(
     chex.assert_trees_all_close(tiled, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("others", ["y", None])
 @pytest.mark.parametrize(
     "family", ["rbf_mixture", "two rbf", pytest.param("imq_mixture", marks=pytest.mark.slow)]
@@ -156,6 +158,7 @@ def test_stein_sum_adds_up_what_autodiff_of_the_definition_gives(family, others,
     np.testing.assert_allclose(ones, unweighted, rtol=1e-12)
 
 
+@pytest.mark.thorough
 def test_check_grads_to_second_order_through_the_tiles(rng, small_tiles):
     """Finite differences, where the test above trusts autodiff of the definition."""
     small_tiles(4, 3)
@@ -179,6 +182,7 @@ class SumOfTheSingular(NamedTuple):
         return laplace.profile(sq_dist) + matern32.profile(sq_dist)
 
 
+@pytest.mark.thorough
 def test_second_gradients_of_singular_profiles_are_finite_and_the_same_in_tiles(rng, small_tiles):
     """At copies in y, at copies of copies, and in the zeros that pad the tiles."""
     x = rng.normal(size=(19, 5)).astype(np.float32)
@@ -247,6 +251,7 @@ def assert_sums_match(sums, x, y, scales, mixture_weights, weights, force, *, va
 SHAPES = {"one tile": (17, 13, 2), "padded tiles": (35, 21, 3), "high dimension": (12, 30, 40)}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shape", SHAPES)
 def test_fuzz_against_float64(shape, rng, small_tiles):
     """100 configurations a shape for each family: offset, unit, scales, weights, tails, copies."""
@@ -422,6 +427,7 @@ def test_no_array_is_as_large_as_the_number_of_pairs():
         assert memory.largest_buffer(fn, kernel, x, x, w, g) <= bound
 
 
+@pytest.mark.thorough
 @memory.needs_proc
 def test_the_gradient_at_6000_points_takes_less_than_one_gram():
     one_gram = 4 * 6000**2 / 2**20
@@ -493,6 +499,7 @@ def joined(tree):
     return jax.tree.map(lambda t: t.reshape(-1, *t.shape[2:]), tree)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("others", ["y", None])
 def test_two_devices_are_their_union(others, rng, small_tiles):
     """Values and gradients; those in the leaves add up over devices."""
@@ -542,6 +549,7 @@ def test_feature_sums_of_two_devices_are_those_of_their_union(others, rng, small
 # -------------------------------------------------------------------------------- feature maps
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("others", ["y", None])
 def test_feature_gradients_equal_the_jacobian_by_brute_force(others, rng, small_tiles):
     """w_j grad_{y_j} k(phi(x_i), phi(y_j)) for every pair, and the derivatives of their sum."""

@@ -334,6 +334,7 @@ def test_residuals_are_those_of_the_dense_problem(rng):
     np.testing.assert_allclose(found, [1, 1], rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_an_unconverged_solve_shows_and_still_points_downhill(rng):
     """A deep float32 network without damping: its singular values span many decades."""
     sizes = (4, 32, 32, 2)
@@ -362,6 +363,7 @@ def test_an_unconverged_solve_shows_and_still_points_downhill(rng):
     assert reports[0.05, 2000].normal < 3e-5
 
 
+@pytest.mark.thorough
 def test_any_scale_of_the_direction_is_solved_alike(rng):
     params, latents, direction = _problem(rng, n=20)
     solve = jax.jit(functools.partial(GAUSS_NEWTON, lambda p: _network(p, latents)))
@@ -411,6 +413,7 @@ def test_jit_is_eager_and_the_direction_enters_linearly(rng, name):
         np.testing.assert_allclose(doubled, -2 * eager, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize("name", PULL_BACKS)
 def test_a_vmapped_pull_back_is_a_loop(rng, name):
     """Several networks at once, each with its own direction."""
@@ -428,6 +431,7 @@ def test_a_vmapped_pull_back_is_a_loop(rng, name):
         np.testing.assert_allclose(_flat(mine), _flat(alone), rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize("name", PULL_BACKS)
 def test_two_devices_are_one(rng, name):
     params, latents, direction = _problem(rng, n=20)
@@ -478,6 +482,7 @@ def _affine(params, latents):
     return latents @ params["matrix"] + params["shift"][None]
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize(
     ("name", "labels"), [("smoothed", tuple(PULL_BACKS)), ("direct", ("chain_rule",))]
 )
@@ -515,6 +520,7 @@ def _generator(params, batch_stats, latents):
     return _affine(params, latents), batch_stats
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize(
     ("objective", "name"), [*(("kl", name) for name in PULL_BACKS), ("mmd", "gauss_newton")]
 )

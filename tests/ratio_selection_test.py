@@ -51,6 +51,7 @@ def held_out(rng, p, q, num_folds):
         yield (p[train_p], q[train_q]), (p[held_p], q[held_q])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["kliep", "logistic"])
 def test_folds_are_refits(rng, name):
     p, q = (jnp.asarray(rng.normal(size=(size, 2)), jnp.float32) for size in (11, 17))
@@ -86,6 +87,7 @@ def test_selection_is_the_least_score_that_is_a_number():
 SCALES = jnp.array([0.01, 0.03, 0.1, 0.3, 1.0, 3.0])
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("same", [True, False])
 def test_kliep_is_near_one_for_equal_distributions(rng, same):
     """Twice one sample, or two samples of N((1, 1), I/8), and a grid with very short scales."""
@@ -162,6 +164,7 @@ def test_errors_name_the_argument():
             call()
 
 
+@pytest.mark.thorough
 def test_no_finite_score_chooses_nothing():
     grids = jnp.array([0.5, 1.0]), jnp.array([2.0, 3.0, 4.0])
     for bad in (jnp.nan, jnp.inf, -jnp.inf):

@@ -161,6 +161,7 @@ def test_kliep_is_the_constrained_maximum(rng, x64):
     np.testing.assert_allclose(np.mean(np.log(at_p @ weights)), -found.fun, atol=1e-7)
 
 
+@pytest.mark.thorough
 def test_kliep_climbs_keeps_its_constraint_and_knows_its_gap(rng, x64):
     p, q = clouds(rng)
     kernel, at_p, at_q = kernel_and_grams(p, q, p)
@@ -241,6 +242,7 @@ def log_gaussians(x, mean, scale):
     return quadratic / 2 - x.shape[1] * math.log(scale)
 
 
+@pytest.mark.thorough(quick=2)
 @every_fit
 def test_known_ratio_of_gaussians(rng, name):
     p, q = rng.normal(0.5, 0.8, size=(300, 2)), rng.normal(size=(300, 2))
@@ -309,6 +311,7 @@ def test_relative_ratio_is_bounded(rng, x64):
     assert jnp.mean(density_ratio(free, jnp.asarray(p))) > 50
 
 
+@pytest.mark.thorough(quick=2)
 @every_fit
 def test_moves_turns_and_scales_with_the_samples(rng, name):
     p, q = clouds(rng)
@@ -344,6 +347,7 @@ def log_ratio_oracle(model, at_new):
     return np.array([math.log(g) if g > 0.1 else math.log(0.1) + g / 0.1 - 1 for g in value])
 
 
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize("family", ["rbf_mixture", "laplace", "feature"])
 @pytest.mark.parametrize("kind", ["linear", "mixture", "log_linear"])
 def test_log_ratio_and_its_gradient_are_the_formulas(rng, x64, kind, family):
@@ -465,6 +469,7 @@ def test_failed_fit_is_visible(rng, name):
 # ------------------------------------------------------------------------------------ transforms
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("name", ["rulsif", "kliep"])
 def test_vmap_over_lengthscales_is_one_by_one(rng, name):
     p, q = floats(*clouds(rng))
@@ -489,6 +494,7 @@ def test_hyperparameters_are_traced():
         jax.eval_shape(lambda hyper, fit=fit: fit(**hyper), dict.fromkeys(hyper, 0.1))
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize(
     ("name", "given"), [*((name, False) for name in FITS), ("rulsif", True), ("logistic", True)]
 )
@@ -521,6 +527,7 @@ def test_closed_forms_are_differentiable(rng, x64):
     check_grads(value, (p, q, jnp.float64(1.1), jnp.float64(0.3), jnp.float64(0.2)), 1, ["rev"])
 
 
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize("name", ["lsif", "kliep", "logistic"])
 def test_iterated_fits_carry_no_gradient(rng, name):
     p, q = floats(*clouds(rng, 5, 6, 2))
@@ -602,6 +609,7 @@ def test_errors_name_the_hyperparameter(name, options, message):
         getattr(ratio, name)(x, x, kernels.rbf_mixture(1.0), **options)
 
 
+@pytest.mark.thorough
 def test_models_pickle_copy_and_compare_by_value(rng):
     p, q = floats(*clouds(rng))
     kernel = kernels.rbf_mixture(1.0)
@@ -622,6 +630,7 @@ def test_models_pickle_copy_and_compare_by_value(rng):
         assert model != kernel
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("d", [2, 5])
 def test_points_however_far_have_finite_ratios_that_point_home(rng, d):
     p, q = (jnp.asarray(rng.normal(size=(8, d)), jnp.float32) for _ in range(2))

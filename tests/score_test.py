@@ -175,6 +175,7 @@ def kde_oracle(case, queries, x):
     return case.gradients(x, queries).sum(0) / case.gram(queries, x).sum(1)[:, None]
 
 
+@pytest.mark.thorough(quick=2)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("family", "d"),
@@ -199,6 +200,7 @@ def test_stein_equals_equations_2_and_3(family, d, rng):
         np.testing.assert_allclose(outside, expected, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", ["imq_mixture", "laplace"])
 def test_float32_is_close_to_float64(family, rng):
     """The Laplace kernel has a kink where x = y, so its self-distances must be exactly 0."""
@@ -219,6 +221,7 @@ def test_float32_is_close_to_float64(family, rng):
     close(outside, kde_oracle(radial_case(family, scales, [1, 1]), queries, x))
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("family", ["imq_mixture", "feature"])
 def test_peers_equal_their_papers(family, rng):
@@ -241,6 +244,7 @@ def test_peers_equal_their_papers(family, rng):
     close(outside, kde_oracle(case, queries, x))
 
 
+@pytest.mark.thorough(quick=2)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("family", "num_steps"), [("imq_mixture", 1), ("imq_mixture", 7), ("feature", 12)]
@@ -344,6 +348,7 @@ def test_kde_of_normal_samples_tends_to_the_smoothed_score(key):
 # ------------------------------------------------------------------------------------ symmetries
 
 
+@pytest.mark.thorough(quick=3)
 @pytest.mark.usefixtures("x64")
 @every_estimator
 def test_equivariance(name, rng):
@@ -375,6 +380,7 @@ def test_two_equal_components_are_one_with_half_the_ridge(name, rng):
     chex.assert_trees_all_close(got, expected, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.thorough(quick=4)
 @every_estimator
 def test_offset_costs_no_digits_in_float32(name, rng):
     x, queries = clouds(rng)
@@ -463,6 +469,7 @@ def smooth_estimates(x, queries):
     }
 
 
+@pytest.mark.thorough
 def test_normal_score_from_256_samples(key):
     for name, (errors, cosines, _) in normal_errors(key, smooth_estimates, n=256, draws=16).items():
         error, noise = mean_and_noise(errors)
@@ -576,6 +583,7 @@ def test_kernel_that_is_not_positive_definite_is_nan_out_of_sample():
 # ------------------------------------------------------------------------------------ transforms
 
 
+@pytest.mark.thorough(quick=1)
 @every_estimator
 def test_eager_agrees_with_jit_and_reads_numpy_float64(name, rng):
     fn, fn_at, hyper = ESTIMATORS[name]
@@ -587,6 +595,7 @@ def test_eager_agrees_with_jit_and_reads_numpy_float64(name, rng):
     chex.assert_trees_all_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough(quick=3)
 @every_estimator
 def test_vmap_agrees_with_one_by_one(name, rng):
     x, queries = (rng.normal(size=(2, n, 4)).astype(np.float32) for n in (14, 3))
@@ -621,6 +630,7 @@ def test_new_values_do_not_compile_again(name, rng):
     assert np.abs(first[0] - second[0]).max() > 1e-3
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.usefixtures("x64")
 @every_estimator
 def test_gradients(name, rng):
@@ -654,6 +664,7 @@ def test_spectral_gradient_where_eigenvalues_coincide(rng):
     assert jax.jit(jax.grad(total))(1.0, apart) == 0  # K = I to the last bit
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("deep", [False, True])
 def test_two_devices_are_one(deep, rng):
     x, queries = (points.astype(np.float32) for points in clouds(rng, n=24, q=6))
@@ -732,6 +743,7 @@ def test_errors_name_the_hyperparameter(name, hyper, message):
         fn_at(x, x, kernel, **hyper)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("d", [2, 5])
 def test_queries_however_far_have_scores(rng, d):
     """A Gaussian draws them home, all else has decayed to 0; nothing overflows."""

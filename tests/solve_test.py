@@ -43,6 +43,7 @@ def clouds(rng, n=40, q=7, d=3):
     return rng.normal(size=(n, d)) + 0.5, rng.normal(size=(q, d))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("family", "d", "ridge", "limit"),
     [
@@ -69,6 +70,7 @@ def test_stein_without_gram_is_near_float64_and_no_worse_than_cholesky(
     assert np.all(errors < np.maximum(1e-4, 2 * relative_errors(by_factor, expected)))
 
 
+@pytest.mark.thorough
 def test_columns_keep_their_accuracy_whatever_their_size(rng):
     """The squares of the first underflow, those of the last overflow."""
     x = rng.normal(size=(300, 4)).astype(np.float32)
@@ -90,6 +92,7 @@ def test_coinciding_points_are_solved_for(rng):
     assert np.all(relative_errors(got, expected) < 1e-3)
 
 
+@pytest.mark.thorough
 def test_what_did_not_converge_is_nan(rng, monkeypatch):
     """Columns stand alone: the second is solved, being 0."""
     monkeypatch.setattr(_solve, "NUM_PIVOTS", 1)
@@ -110,6 +113,7 @@ def test_a_sample_that_is_nan_makes_all_scores_nan(rng):
     assert np.all(np.isnan(got))
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("solver", ["dense", "matrix_free"])
 def test_no_points_are_too_alike_for_twice_the_documented_floor(solver, rng):
     """A lengthscale of 300 standard deviations: K is all ones but for the last digits."""
@@ -158,6 +162,7 @@ def test_estimators_and_their_gradients_do_not_depend_on_the_way(deep, rng, monk
     chex.assert_trees_all_close(outcome(), expected, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("without_gram")
 def test_two_devices_are_one(rng):
     x, queries = (points.astype(np.float32) for points in clouds(rng, n=24, q=6))
@@ -178,6 +183,7 @@ def test_two_devices_are_one(rng):
     chex.assert_trees_all_close(got, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("without_gram")
 def test_nothing_made_has_a_size_of_all_pairs():
     x, queries = jnp.ones((5000, 2)), jnp.ones((4000, 2))

@@ -75,6 +75,7 @@ def narrow_field(x):
     return svgd_sums(x, median(x) / 2 / np.sqrt(np.log(len(x) + 1)))[0] / len(x)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -123,6 +124,7 @@ def test_critic_loss_is_the_discounted_contrast(key, rng, discount):
     np.testing.assert_allclose(info["energy_samples"], of_samples, rtol=1e-12)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("field", [svgd.svgd_direction, steingan.nearest_direction])
 def test_two_devices_give_the_one_device_direction(key, rng, field):
     x = jnp.asarray(rng.normal(size=(8, 2)), jnp.float32)
@@ -134,6 +136,7 @@ def test_two_devices_give_the_one_device_direction(key, rng, field):
     np.testing.assert_allclose(spread.reshape(8, 2), alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_row_sums_of_two_devices_are_those_of_their_union(rng):
     x, s = (jnp.asarray(rng.normal(size=(8, 2)), jnp.float32) for _ in range(2))
     kernel = kernels.rbf_mixture(0.7)

@@ -124,6 +124,7 @@ def test_feature_kernels_repel_through_the_feature_at_x_j(rng):
     )
 
 
+@pytest.mark.thorough
 def test_direction_smooths_the_difference_of_scores(rng):
     """Phi = [K S - (K + eta I) G] / n with the Stein estimate G: eq. (12) on particles."""
     particles, scores = _particles(rng, n=30, d=2)
@@ -469,6 +470,7 @@ def test_one_compilation_a_shape(rng):
             state, _ = step(state, lengthscale, 0.1 * lengthscale)
 
 
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize(
     ("kind", "spread"), [("radial", "pmap"), ("feature", "pmap"), ("radial", "shard_map")]
 )
@@ -583,6 +585,7 @@ def test_low_precision_particles_keep_their_dtype(rng):
     np.testing.assert_allclose(np.asarray(direction, np.float64), exact, atol=0.01)
 
 
+@pytest.mark.thorough
 def test_sums_of_many_halves_do_not_overflow():
     """The sum over particles exceeds what float16 holds, their mean does not."""
     particles = jnp.linspace(0, 1, 200, dtype=jnp.float16)[:, None]

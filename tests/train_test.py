@@ -82,6 +82,7 @@ def _assert_close(a, b, tolerance):
     chex.assert_trees_all_close(a, b, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.thorough
 def test_one_step_is_the_mmd_loss_differentiated_through_the_generator(key, rng):
     state, step, data = _setup(rng, "mmd")
     batch = data[:20]
@@ -103,6 +104,7 @@ def test_one_step_is_the_mmd_loss_differentiated_through_the_generator(key, rng)
     assert info["finite"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("objective", ["kl", "mmd"])
 def test_training_fits_the_data(key, rng, objective):
     state, step, data = _setup(rng, objective)
@@ -129,6 +131,7 @@ def test_batches_are_distinct_examples_each_as_likely(key):
         assert np.abs(counts[start:end] - expected).max() < 5 * noise
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("objective", [pytest.param("kl", marks=pytest.mark.slow), "wgan_gp"])
 def test_a_run_cut_into_calls_is_bit_identical(key, rng, objective):
     state, step, data = _setup(rng, objective)
@@ -143,6 +146,7 @@ def test_a_run_cut_into_calls_is_bit_identical(key, rng, objective):
 _WHOLE = {"kl", "noisy_jsd", "wgan_gp"}  # the others: objectives_test.py and critic_test.py
 
 
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize(
     "objective",
     [
@@ -186,6 +190,7 @@ def test_shard_map_makes_the_one_device_update(key, rng, objective):
     _assert_close(mapped(state, key, data[:20]), alone, 1e-4)
 
 
+@pytest.mark.thorough
 def test_one_step_of_two_players_is_the_hand_written_loop(key, rng):
     """Two critic steps on their own batches, noise on everything, then the generator's."""
     variance = 0.3
@@ -227,6 +232,7 @@ def test_one_step_of_two_players_is_the_hand_written_loop(key, rng):
     assert new_state.critic.stats["calls"] == 2
 
 
+@pytest.mark.thorough
 def test_critic_starts_from_its_state(key, rng):
     state, step, data = _setup(rng, "wgan_gp")
     with pytest.raises(ValueError, match=r"state.critic: got None"):
@@ -256,6 +262,7 @@ def test_direction_rms_is_the_root_of_the_mean_square(key, rng):
     np.testing.assert_allclose(step(state, key, data)[1]["direction_rms"], 5.0, rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_pmapped_step_compiles_once_and_donates_the_state(key, rng):
     state, step, data = _setup(rng, axis_name=train.AXIS)
     run = train.scan_resident(step, batch_size=20, num_steps=2, axis_name=train.AXIS)
@@ -268,6 +275,7 @@ def test_pmapped_step_compiles_once_and_donates_the_state(key, rng):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first.params))
 
 
+@pytest.mark.thorough
 def test_host_batches_are_the_same_step(key, rng):
     state, step, data = _setup(rng)
     batches = data[:60].reshape(3, 20, 2)
@@ -280,6 +288,7 @@ def test_host_batches_are_the_same_step(key, rng):
     assert info["mmd"].shape == (3,)
 
 
+@pytest.mark.thorough
 def test_non_finite_state_is_flagged_at_its_step(key, rng):
     state, step, data = _setup(rng)
     broken = data.at[3].set(jnp.nan)
@@ -324,6 +333,7 @@ def _key_data(tree):
     return jax.tree.map(data, tree)
 
 
+@pytest.mark.thorough
 def test_what_a_worker_is_sent_comes_back_the_same(key, rng):
     """States by pickle; objectives and steps, closures like Optax's own, by cloudpickle (Ray)."""
     cloudpickle = pytest.importorskip("cloudpickle")

@@ -42,6 +42,7 @@ WEIGHTS = {
 }
 
 
+@pytest.mark.thorough(quick=3)
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_direction_is_the_weighted_gradient_of_the_critic(key, rng, name):
     objective, weight = WEIGHTS[name]
@@ -85,6 +86,7 @@ PENALISED = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", PENALISED)
 def test_penalty_is_added_with_its_weight_between_the_clouds(key, name):
     """|grad f| = |a + x| between data and samples: with both clouds in one point it is known."""
@@ -127,6 +129,7 @@ def energy_fn(points):
     return jnp.sum(points**4, axis=1) / 4 + points[:, 0]
 
 
+@pytest.mark.thorough
 def test_kale_loss_and_direction_are_the_papers(key, rng):
     """-DV and softmax weights times n, with grad E = x^3 + e_1."""
     samples, data = 0.5 * rng.normal(size=(5, 2)), rng.normal(1.0, 0.5, size=(5, 2))
@@ -157,6 +160,7 @@ def test_kale_direction_is_the_gradient_of_the_bound(key, rng):
     np.testing.assert_allclose(direction, expected, rtol=1e-10)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("step", [None, kale.ema_step, kale.newton_step])
 def test_kale_on_two_devices_is_that_of_one(key, rng, step):
     """A tracked log-normaliser too, whose slope is no mean over samples."""

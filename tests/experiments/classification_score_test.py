@@ -140,6 +140,7 @@ def test_other_data_are_not_taken_for_the_same(judged, toy, tmp_path, monkeypatc
     assert trained == 2 * ["ResNet on real, seed 0", "ResNet on duplicates, seed 0"]
 
 
+@pytest.mark.thorough
 def test_the_same_seeds_give_the_same_table(judged, tmp_path):
     tables = [classification_score.run(CONFIG, workdir=str(tmp_path / name)) for name in "ab"]
     assert tables[0] == tables[1]

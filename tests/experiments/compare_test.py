@@ -34,6 +34,7 @@ def test_a_step_takes_time():
     assert ms > 0
 
 
+@pytest.mark.thorough
 def test_curves_are_those_of_the_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare, "time_steps", lambda *_: {"kl": 1.0, "mmd": 2.0})
     curves = compare.run(COMPARED, workdir=str(tmp_path))

@@ -22,6 +22,7 @@ def start(workdir, dataset):
         folder.save(1, models.build(RUN, dataset).initial_state(jax.random.key(0)))
 
 
+@pytest.mark.thorough
 def test_a_run_is_judged_beside_real_images(tmp_path, toy, judged, capsys):
     start(tmp_path, toy)
     rows = evaluate.run(evaluate.Config(num_samples=500), workdir=str(tmp_path))

@@ -86,6 +86,7 @@ def test_direction_is_that_of_the_loops(update, step, factor, rng):
     np.testing.assert_allclose(got, expected, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize(
     "update",
     [

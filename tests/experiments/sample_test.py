@@ -93,6 +93,7 @@ def quadrature(config, state, inverse_temperature):
     return mean, np.average((values - mean) ** 2, weights=weights)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize(
     ("sampler", "prior", "steps", "step_size"),
     [
@@ -145,6 +146,7 @@ def test_energies_are_those_of_the_posterior(
         assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.thorough
 def test_chains_of_a_conditional_run_keep_labels_and_follow_its_energy(tmp_path, monkeypatch):
     """ULA follows z given y, with y as often as in the data; and the gain is that of KALE."""
     config = dataclasses.replace(POINTS, conditional=True)

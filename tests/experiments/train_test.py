@@ -30,6 +30,7 @@ def _metrics(workdir):
     return (workdir / "metrics.jsonl").read_text()
 
 
+@pytest.mark.thorough
 def test_a_run_leaves_pictures_metrics_and_checkpoints(tmp_path):
     last = _run(TINY, tmp_path / "run")
     names = {path.name for path in (tmp_path / "run").iterdir()}
@@ -54,6 +55,7 @@ def test_a_resumed_run_fed_by_the_host_is_bit_identical(tmp_path):
     assert _metrics(tmp_path / "cut") == _metrics(tmp_path / "whole")
 
 
+@pytest.mark.thorough(quick=4)
 @pytest.mark.parametrize(
     "objective",
     [
@@ -160,6 +162,7 @@ def test_sigterm_saves_and_exits_143(tmp_path):
     assert json.loads(metrics.read_text().splitlines()[-1])["step"] == saved
 
 
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -45,6 +45,7 @@ def trainings(monkeypatch):
     return calls
 
 
+@pytest.mark.thorough
 def test_accuracy_on_digits_is_that_of_a_float64_forward_pass(digits, trained):
     hidden = digits.test.reshape(len(digits.test), -1) / 255
     for name in ("Dense_0", "Dense_1"):

@@ -82,6 +82,7 @@ def test_a_conditional_run_resumes_bit_for_bit(tmp_path, objective):
     assert cut == whole
 
 
+@pytest.mark.thorough
 def test_training_learns_which_label_is_where(tmp_path):
     """Samples of a label come to lie nearer to its own Gaussian than to any other."""
     config = dataclasses.replace(
@@ -115,6 +116,7 @@ def test_the_generator_takes_labels_as_the_data_have_them(key):
     assert model.generate(state.params, state.batch_stats, latents).shape == (6, 8, 8, 1)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("objective", ["gan_kl", "steingan"])
 def test_a_direction_holds_the_labels_still(key, objective):
     """Exactly, though the critic's values depend on them."""

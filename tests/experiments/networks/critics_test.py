@@ -18,6 +18,7 @@ JUDGES = {
 }
 
 
+@pytest.mark.thorough(quick=3)
 @pytest.mark.parametrize(
     "name",
     [

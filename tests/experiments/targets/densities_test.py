@@ -45,6 +45,7 @@ def test_log_density_is_the_formula(name, rng):
     np.testing.assert_allclose(got, density_by_formula(name, x), rtol=2e-5, atol=2e-3)
 
 
+@pytest.mark.thorough(quick=4)
 @pytest.mark.parametrize("name", PLANE)
 def test_density_adds_up_to_1_and_draws_have_its_moments(name, key):
     """The grid's spacing is at most half the narrowest width, so its sums are exact to 1e-4."""

@@ -52,6 +52,7 @@ def test_defensive_draws_find_mass_that_draws_of_the_base_miss(key, slope):
     assert (blind.value < slope**2 / 2 - 2) == (slope == 6.0)
 
 
+@pytest.mark.thorough(quick=4)
 @pytest.mark.parametrize(
     "rule",
     [pytest.param(r, marks=() if r == "kale" else pytest.mark.slow) for r in RULES],
