@@ -34,21 +34,22 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from tqdm import tqdm, trange
+from tqdm import trange
 
 from experiments.networks import generators
 from experiments.reports import sampling
 from experiments.reports.sampling import Record, Rows
-from experiments.run import command, fields, files, memory, places, threads
+from experiments.run import command, fields, files, loop, memory, places, threads
 from experiments.run.errors import line
-from experiments.run.signals import Signals, terminated
+from experiments.run.loop import Schedule
+from experiments.run.signals import Signals
 from experiments.run.workdirs import Workdir
 from experiments.targets import densities
 from experiments.targets.densities import Target
@@ -273,32 +274,25 @@ def _train(
     signals: Signals,
 ) -> list[Record]:
     """Trains to num_steps from what the folder holds, and returns all records."""
+    (rule,) = config.updates
 
-    def record(step: int, state: TrainState) -> Record:
+    def advance(
+        state: TrainState, step: int, count: int, tick: Callable[[int], Any]
+    ) -> tuple[TrainState, Record]:
+        state, finite = sampler.advance(state, count)
+        if not finite:
+            raise folder.divergence(step + count, f"{rule}: the network is not finite")
+        tick(count)
+        return state, {}
+
+    def evaluate(step: int, state: TrainState) -> Record:
         samples = sampler.samples(state)
-        values = {name: float(value) for name, value in measure(samples).items()}
         _store_frame(folder, step, samples)
-        folder.log(step, values)
-        return values
+        return {name: float(value) for name, value in measure(samples).items()}
 
-    restored = folder.restore(jax.eval_shape(sampler.initial_state))
-    step, state = restored or (0, sampler.initial_state())
-    if not restored:
-        record(0, state)
-    with tqdm(total=config.num_steps, initial=step, desc=config.updates[0], unit="step") as bar:
-        while step < config.num_steps:
-            count = min(config.eval_every - step % config.eval_every, config.num_steps - step)
-            state, finite = sampler.advance(state, count)
-            if not finite:
-                raise folder.divergence(
-                    step + count, f"{config.updates[0]}: the network is not finite"
-                )
-            step += count
-            bar.update(count)
-            bar.set_postfix({n: f"{value:.3g}" for n, value in record(step, state).items()})
-            folder.save(step, state)
-            if stop := signals.stop:
-                raise terminated(stop, f"saved step {step} in {folder.path}")
+    schedule = Schedule(config.num_steps, config.eval_every, config.eval_every)
+    begun = loop.begin(folder, sampler.initial_state)
+    loop.run(folder, signals, begun, advance, evaluate, schedule, name=rule)
     return folder.history()
 
 

@@ -22,16 +22,17 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from tqdm import tqdm, trange
+from tqdm import trange
 
 from experiments.judges import agreement
 from experiments.judges.agreement import Reference
 from experiments.pictures import charts
 from experiments.reports import particles
 from experiments.reports.particles import Histories, Record
-from experiments.run import command, fields, memory, places
+from experiments.run import command, fields, loop, memory, places
 from experiments.run.errors import UsageError
-from experiments.run.signals import Signals, terminated
+from experiments.run.loop import Schedule
+from experiments.run.signals import Signals
 from experiments.run.workdirs import Workdir
 from experiments.targets import long_chains, posteriors
 from experiments.targets.long_chains import Chains
@@ -170,36 +171,29 @@ def _move(
         particles = _prior_draws(key, config, n, posterior.dimension)
         return svgd.init(particles, _optimizer(config))
 
-    advance = jax.jit(make_step(posterior, config))
+    move = jax.jit(make_step(posterior, config))
     judge = jax.jit(functools.partial(agreement.measure, posterior, reference))
 
-    def record_of(state: SVGDState) -> Record:
+    def advance(
+        state: SVGDState, step: int, count: int, tick: Callable[[int], Any]
+    ) -> tuple[SVGDState, dict[str, Array]]:
+        state, info = move(state, jax.random.fold_in(step_key, step))
+        tick(count)
+        return state, {"finite": info.finite}
+
+    def evaluate(step: int, state: SVGDState) -> Record:
         return {name: float(value) for name, value in judge(state.particles).items()}
 
-    restored = folder.restore(jax.eval_shape(start, start_key))
-    step, state = restored or (0, start(start_key))
-    if not restored:
-        folder.log(0, record_of(state))
-    with tqdm(
-        total=config.num_steps, initial=step, desc=f"{rule} rule, {n} particles", unit="step"
-    ) as bar:
-        while step < config.num_steps:
-            state, info = advance(state, jax.random.fold_in(step_key, step))
-            if not info.finite:
-                raise folder.divergence(step, "the particles are not finite")
-            step += 1
-            bar.update()
-            is_due = step % config.eval_every == 0 or step == config.num_steps
-            if is_due:
-                record = record_of(state)
-                bar.set_postfix(ksd=f"{record['ksd']:.3g}")
-                folder.log(step, record)
-                folder.write_bytes("curves.png", charts.learning_curves(folder.history()))
-            stop = signals.stop
-            if is_due or stop:
-                folder.save(step, state)
-            if stop:
-                raise terminated(stop, f"saved step {step} in {folder.path}")
+    loop.run(
+        folder,
+        signals,
+        loop.begin(folder, functools.partial(start, start_key)),
+        advance,
+        evaluate,
+        Schedule(config.num_steps, config.eval_every),
+        name=f"{rule} rule, {n} particles",
+        curves=charts.learning_curves,
+    )
     return folder.history()
 
 

@@ -29,14 +29,14 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from experiments.data.dataset import Dataset
 from experiments.pictures.clouds import FieldFrame
 from experiments.reports import toys
 from experiments.reports.toys import Record, Rows, Ruler, Runs
-from experiments.run import command, fields, files, places, threads, timing
+from experiments.run import command, fields, files, loop, places, threads, timing
 from experiments.run.errors import StorageError, UsageError, line
+from experiments.run.loop import Schedule
 from experiments.run.signals import Signals, terminated
 from experiments.run.workdirs import Workdir
 from experiments.targets import densities
@@ -242,50 +242,33 @@ def train_one(lab: Lab, seed: int, folder: Workdir, signals: Signals) -> list[Re
     """Trains to num_steps from what the folder holds, draws it, and returns all records."""
     config, model = lab.config, lab.model
     init_key, train_key = jax.random.split(jax.random.key(seed))
-    restored = folder.restore(jax.eval_shape(model.initial_state, init_key))
-    step, host_state = restored or (0, jax.jit(model.initial_state)(init_key))
+    step, start = loop.begin(folder, functools.partial(jax.jit(model.initial_state), init_key))
     if step >= config.num_steps and all((folder.path / name).exists() for name in _PICTURES):
         history = folder.history()
         _mend_frames(lab, seed, folder, history, signals)
         return history
 
-    if not restored:
-        _record(lab, folder, 0, host_state, {})
+    def evaluate(step: int, state: TrainState) -> Record:
+        figures, frame = jax.device_get(lab.look(state))
+        _store_frame(folder, step, frame)
+        return figures
+
     per_call = fit.steps_per_record(config, step)
-    advance = lab.advance(per_call)
-    state = train.replicate(host_state, _device())
-    with tqdm(total=config.num_steps, initial=step, desc=config.objective, unit="step") as bar:
-        while step < config.num_steps:
-            state, info = advance(state, train_key)
-            scalars = jax.device_get(train.unreplicate(info))
-            finite = scalars.pop("finite")
-            if not finite.all():
-                raise folder.divergence(step + int(finite.argmin()) + 1, "the state is not finite")
-            step += per_call
-            bar.update(per_call)
-            is_due = step % config.eval_every == 0 or step >= config.num_steps
-            if is_due:
-                last = {name: float(values[-1]) for name, values in scalars.items()}
-                figures = _record(lab, folder, step, train.unreplicate(state), last)
-                bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()})
-            stop = signals.stop
-            if is_due or stop:
-                folder.save(step, train.unreplicate(state))
-            if stop:
-                raise terminated(stop, f"saved step {step} in {folder.path}")
+    loop.run(
+        folder,
+        signals,
+        (step, start),
+        fit.make_calls(lab.advance(per_call), train_key, per_call),
+        evaluate,
+        Schedule(config.num_steps, config.eval_every, per_call),
+        name=config.objective,
+        devices=_device(),
+    )
     history = folder.history()
     _mend_frames(lab, seed, folder, history, signals)
     frames = [read_frame(folder.path, record) for record in history]
     toys.draw_run(folder, config.objective, history, frames, lab.ruler)
     return history
-
-
-def _record(lab: Lab, folder: Workdir, step: int, state: TrainState, scalars: Record) -> Record:
-    """Stores frame and figures of a step, and returns the latter."""
-    figures, frame = jax.device_get(lab.look(state))
-    _store_frame(folder, step, frame)
-    folder.log(step, {**scalars, **figures})
-    return figures
 
 
 def _store_frame(folder: Workdir, step: int, frame: Mapping[str, np.ndarray]) -> None:
