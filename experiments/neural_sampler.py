@@ -29,10 +29,8 @@ left to gain. Every rule lives in workdir/<rule> and resumes from its last evalu
 
 import dataclasses
 import functools
-import io
 import pathlib
 import sys
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -41,15 +39,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from tqdm import trange
 
 from experiments.networks import generators
 from experiments.reports import sampling
 from experiments.reports.sampling import Record, Rows
-from experiments.run import command, fields, files, loop, memory, places, threads
+from experiments.run import command, fields, loop, memory, places, store, threads, timing
 from experiments.run.errors import line
 from experiments.run.loop import Schedule
 from experiments.run.signals import Signals
+from experiments.run.timing import Timed
 from experiments.run.workdirs import Workdir
 from experiments.targets import densities
 from experiments.targets.densities import Target
@@ -69,7 +67,7 @@ _NUM_DRAWN = 500
 _LEAST_DIMENSION = 2  # of a target
 _MOST_FRAMES = 2000  # of a film, each of them a file
 _MOST_BYTES = 2**26  # of a frame
-_TIMED_ROUNDS, _TIMED_STEPS = 7, 20
+_TIMED_STEPS = 20  # of a call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,13 +295,11 @@ def _train(
 
 
 def _frame_name(step: int) -> str:
-    return f"frames/{step:07d}.npy"
+    return f"frames/{step:07d}.npz"
 
 
 def _store_frame(folder: Workdir, step: int, samples: Array) -> None:
-    array = io.BytesIO()
-    np.save(array, np.asarray(samples[:_NUM_DRAWN]))
-    folder.write_bytes(_frame_name(step), array.getvalue())
+    folder.write_bytes(_frame_name(step), store.packed({"samples": samples[:_NUM_DRAWN]}))
 
 
 def _frames(folder: Workdir, sampler: Sampler, history: list[Record]) -> np.ndarray:
@@ -326,27 +322,24 @@ def _frames(folder: Workdir, sampler: Sampler, history: list[Record]) -> np.ndar
 def _stored_frame(file: pathlib.Path, like: jax.ShapeDtypeStruct) -> np.ndarray | None:
     """Returns a frame as it is stored; None where it is missing or damaged."""
     try:
-        content = io.BytesIO(files.read(file, _MOST_BYTES))
-        frame = np.load(content, allow_pickle=False)
-    except Exception:  # a flipped bit makes numpy raise a dozen types
+        frame = store.read(file, _MOST_BYTES).get("samples")
+    except ValueError:
         return None
     expected = (min(_NUM_DRAWN, like.shape[0]), *like.shape[1:])
-    sound = isinstance(frame, np.ndarray) and (frame.dtype, frame.shape) == (like.dtype, expected)
+    sound = frame is not None and (frame.dtype, frame.shape) == (like.dtype, expected)
     return frame if sound else None
 
 
 def time_steps(samplers: dict[str, Sampler]) -> dict[str, float]:
     """Returns the median milliseconds of a training step of each rule, timed in turns."""
-    states = {name: sampler.initial_state() for name, sampler in samplers.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in samplers}
-    for name, sampler in samplers.items():
-        jax.block_until_ready(sampler.advance(states[name], 1))
-    for _ in trange(_TIMED_ROUNDS, desc="Timing the steps"):
-        for name, sampler in samplers.items():
-            start = time.perf_counter()
-            states[name], _ = jax.block_until_ready(sampler.advance(states[name], _TIMED_STEPS))
-            seconds[name].append(time.perf_counter() - start)
-    return {name: 1000 * float(np.median(v)) / _TIMED_STEPS for name, v in seconds.items()}
+
+    def timed(sampler: Sampler) -> Timed:
+        def advance(state: TrainState) -> TrainState:
+            return sampler.advance(state, _TIMED_STEPS)[0]
+
+        return Timed(advance, sampler.initial_state(), _TIMED_STEPS)
+
+    return timing.time_in_turns({name: timed(sampler) for name, sampler in samplers.items()})
 
 
 # ------------------------------------------------------------------------------------- the binary

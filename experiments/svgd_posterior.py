@@ -15,24 +15,22 @@ import functools
 import importlib.util
 import itertools
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 import optax
-from tqdm import trange
 
 from experiments.judges import agreement
 from experiments.judges.agreement import Reference
 from experiments.pictures import charts
 from experiments.reports import particles
 from experiments.reports.particles import Histories, Record
-from experiments.run import command, fields, loop, memory, places
+from experiments.run import command, fields, loop, memory, places, timing
 from experiments.run.errors import UsageError
 from experiments.run.loop import Schedule
 from experiments.run.signals import Signals
+from experiments.run.timing import Timed
 from experiments.run.workdirs import Workdir
 from experiments.targets import long_chains, posteriors
 from experiments.targets.long_chains import Chains
@@ -43,8 +41,6 @@ from kernelgrad.types import Array, Key
 
 OPTIMIZERS = {"adam": optax.adam, "adagrad": optax.adagrad}
 LENGTHSCALES = {"svgd": kernels.svgd_lengthscale, "median": kernels.median_lengthscale}
-_TIMED_ROUNDS = 7
-_SAMPLE_SECONDS = 0.2
 _MOST_PEER_PARTICLES = 2000  # BlackJAX holds several (n, n, d) arrays
 
 
@@ -215,54 +211,38 @@ def time_steps(posterior: LogisticPosterior, config: Config, n: int) -> dict[str
       Milliseconds by library, or why there are none.
     """
     particles = _prior_draws(jax.random.key(config.seed), config, n, posterior.dimension) / 10
-    calls: dict[str, Callable[[], Any]] = {}
+    runs: dict[str, Timed] = {}
     times: dict[str, float | str] = {}
     optimizer = optax.sgd(1e-6)
 
     @jax.jit
-    def ours(state: SVGDState) -> Array:
+    def ours(state: SVGDState) -> SVGDState:
         kernel = kernels.rbf_mixture(kernels.svgd_lengthscale(state.particles))
-        return svgd.step(state, posterior.score, kernel, optimizer)[0].particles
+        return svgd.step(state, posterior.score, kernel, optimizer)[0]
 
-    calls["kernelgrad"] = functools.partial(ours, svgd.init(particles, optimizer))
+    runs["kernelgrad"] = Timed(ours, svgd.init(particles, optimizer))
     if importlib.util.find_spec("blackjax") is None:
         times["blackjax"] = "not installed"
     elif n > _MOST_PEER_PARTICLES:
         times["blackjax"] = "not timed: O(n^2 d) memory"
     else:
-        calls["blackjax"] = _blackjax_step(posterior, particles, optimizer)
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        jax.block_until_ready(call())
-    for _ in trange(_TIMED_ROUNDS, desc=f"Timing {n} particles"):
-        for name, call in calls.items():
-            samples[name].append(1000 * _seconds(call))
-    return {name: float(np.median(values)) for name, values in samples.items()} | times
+        runs["blackjax"] = _blackjax(posterior, particles, optimizer)
+    return timing.time_in_turns(runs) | times
 
 
-def _blackjax_step(
+def _blackjax(
     posterior: LogisticPosterior, particles: Array, optimizer: optax.GradientTransformation
-) -> Callable[[], Any]:
+) -> Timed:
     from blackjax.vi import svgd as peer
 
     move = peer.build_kernel(optimizer)
     gradient = jax.grad(posterior.log_density)
 
     @jax.jit
-    def step(state: Any) -> Array:
-        return move(peer.update_median_heuristic(state), gradient, peer.rbf_kernel).particles
+    def step(state: Any) -> Any:
+        return move(peer.update_median_heuristic(state), gradient, peer.rbf_kernel)
 
-    return functools.partial(step, peer.init(particles, {"length_scale": 1.0}, optimizer))
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    """Returns the mean duration of a call, repeated until it lasts a fifth of a second."""
-    start = time.perf_counter()
-    count = 0
-    while (elapsed := time.perf_counter() - start) < _SAMPLE_SECONDS or count == 0:
-        jax.block_until_ready(call())
-        count += 1
-    return elapsed / count
+    return Timed(step, peer.init(particles, {"length_scale": 1.0}, optimizer))
 
 
 def _rows(

@@ -19,7 +19,6 @@ data are the same for all seeds. Both forms resume.
 
 import dataclasses
 import functools
-import io
 import math
 import pathlib
 import sys
@@ -34,7 +33,7 @@ from experiments.data.dataset import Dataset
 from experiments.pictures.clouds import FieldFrame
 from experiments.reports import toys
 from experiments.reports.toys import Record, Rows, Ruler, Runs
-from experiments.run import command, fields, files, loop, places, threads, timing
+from experiments.run import command, fields, loop, places, store, threads, timing
 from experiments.run.errors import StorageError, UsageError, line
 from experiments.run.loop import Schedule
 from experiments.run.signals import Signals, terminated
@@ -214,9 +213,8 @@ def time_steps(labs: Mapping[str, Lab]) -> dict[str, float]:
     for name, lab in labs.items():
         per_call = fit.steps_per_record(lab.config)
         start = train.replicate(jax.jit(lab.model.initial_state)(key), _device())
-        state, _ = lab.advance(per_call)(start, key)
-        timed[name] = (lab.advance(per_call), jax.block_until_ready(state), per_call)
-    return timing.time_in_turns(timed, key)
+        timed[name] = fit.timed(lab.advance(per_call), start, per_call)
+    return timing.time_in_turns(timed)
 
 
 def _device() -> list[jax.Device]:
@@ -272,9 +270,7 @@ def train_one(lab: Lab, seed: int, folder: Workdir, signals: Signals) -> list[Re
 
 
 def _store_frame(folder: Workdir, step: int, frame: Mapping[str, np.ndarray]) -> None:
-    content = io.BytesIO()
-    np.savez(content, allow_pickle=False, **frame)
-    folder.write_bytes(_FRAME.format(step), content.getvalue())
+    folder.write_bytes(_FRAME.format(step), store.packed(frame))
 
 
 def _mend_frames(
@@ -312,10 +308,10 @@ def read_frame(run: pathlib.Path, record: Record) -> FieldFrame:
     """
     file = run / _FRAME.format(int(record["step"]))
     try:
-        frame = FieldFrame(**files.parse_arrays(files.read(file, _MOST_BYTES), _MOST_BYTES))
-        forms = [(part.dtype.kind, part.ndim, *part.shape[1:]) for part in frame]
-    except (OSError, ValueError, TypeError) as error:
-        raise StorageError(f"{file}: {getattr(error, 'strerror', None) or error}") from error
+        frame = FieldFrame(**store.read(file, _MOST_BYTES))
+    except (ValueError, TypeError) as error:
+        raise StorageError(f"{file}: {error}") from error
+    forms = [(part.dtype.kind, part.ndim, *part.shape[1:]) for part in frame]
     if forms != 3 * [("f", 2, 2)] or len(frame.points) != len(frame.arrows):
         raise StorageError(f"{file}: got {forms}; expected points in the plane")
     return frame

@@ -18,6 +18,7 @@ from experiments.run import loop, places, threads
 from experiments.run.errors import UsageError
 from experiments.run.loop import Schedule
 from experiments.run.signals import Signals
+from experiments.run.timing import Timed
 from experiments.run.workdirs import Workdir
 from experiments.training import models, settings
 from experiments.training.settings import Config
@@ -154,6 +155,13 @@ def make_advance(
         feed.host_batches(examples, config.seed, batch, per_call, start, len(devices))
     )
     return lambda state, key: mapped(state, key, next(batches))
+
+
+def timed(
+    advance: Callable[[PyTree, Key], tuple[PyTree, PyTree]], state: PyTree, per_call: int
+) -> Timed:
+    """Returns what `advance` does to a state that is replicated, to be timed."""
+    return Timed(lambda state: advance(state, jax.random.key(0))[0], state, per_call)
 
 
 def make_calls(
