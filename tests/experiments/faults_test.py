@@ -118,6 +118,13 @@ BINARIES = {
 }  # fmt: skip
 
 
+def test_what_is_set_to_less_is_there():
+    for binary in BINARIES.values():
+        for module, constants in binary.small.items():
+            found = vars(importlib.import_module(f"experiments.{module}"))
+            assert all(value < found[name] for name, value in constants.items()), module
+
+
 def _life(name: str, arguments: list[str], stderr: str, small: dict[str, dict[str, float]]) -> None:
     """The child: a binary whose stdout and stderr go to a file."""
     descriptor = os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
