@@ -161,7 +161,8 @@ def timed(
     advance: Callable[[PyTree, Key], tuple[PyTree, PyTree]], state: PyTree, per_call: int
 ) -> Timed:
     """Returns what `advance` does to a state that is replicated, to be timed."""
-    return Timed(lambda state: advance(state, jax.random.key(0))[0], state, per_call)
+    key = jax.random.key(0)
+    return Timed(lambda state: advance(state, key)[0], state, per_call)
 
 
 def make_calls(
