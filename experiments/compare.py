@@ -153,9 +153,9 @@ def time_steps(configs: dict[str, settings.Config], dataset: Dataset) -> dict[st
         model = models.build(config, dataset, train.AXIS)
         per_call = fit.steps_per_call(fit.steps_per_record(config), dataset, device)
         advance = fit.make_advance(config, dataset, model, per_call, 0, device)
-        state, _ = advance(train.replicate(model.initial_state(key), device), key)
-        runs[name] = (advance, jax.block_until_ready(state), per_call)
-    return timing.time_in_turns(runs, key)
+        start = train.replicate(model.initial_state(key), device)
+        runs[name] = fit.timed(advance, start, per_call)
+    return timing.time_in_turns(runs)
 
 
 def _report(

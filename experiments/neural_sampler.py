@@ -29,26 +29,25 @@ left to gain. Every rule lives in workdir/<rule> and resumes from its last evalu
 
 import dataclasses
 import functools
-import io
 import pathlib
 import sys
-import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from tqdm import tqdm, trange
 
 from experiments.networks import generators
 from experiments.reports import sampling
 from experiments.reports.sampling import Record, Rows
-from experiments.run import command, fields, files, memory, places, threads
+from experiments.run import command, fields, loop, memory, places, store, threads, timing
 from experiments.run.errors import line
-from experiments.run.signals import Signals, terminated
+from experiments.run.loop import Schedule
+from experiments.run.signals import Signals
+from experiments.run.timing import Timed
 from experiments.run.workdirs import Workdir
 from experiments.targets import densities
 from experiments.targets.densities import Target
@@ -68,7 +67,7 @@ _NUM_DRAWN = 500
 _LEAST_DIMENSION = 2  # of a target
 _MOST_FRAMES = 2000  # of a film, each of them a file
 _MOST_BYTES = 2**26  # of a frame
-_TIMED_ROUNDS, _TIMED_STEPS = 7, 20
+_TIMED_STEPS = 20  # of a call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,43 +272,34 @@ def _train(
     signals: Signals,
 ) -> list[Record]:
     """Trains to num_steps from what the folder holds, and returns all records."""
+    (rule,) = config.updates
 
-    def record(step: int, state: TrainState) -> Record:
+    def advance(
+        state: TrainState, step: int, count: int, tick: Callable[[int], Any]
+    ) -> tuple[TrainState, Record]:
+        state, finite = sampler.advance(state, count)
+        if not finite:
+            raise folder.divergence(step + count, f"{rule}: the network is not finite")
+        tick(count)
+        return state, {}
+
+    def evaluate(step: int, state: TrainState) -> Record:
         samples = sampler.samples(state)
-        values = {name: float(value) for name, value in measure(samples).items()}
         _store_frame(folder, step, samples)
-        folder.log(step, values)
-        return values
+        return {name: float(value) for name, value in measure(samples).items()}
 
-    restored = folder.restore(jax.eval_shape(sampler.initial_state))
-    step, state = restored or (0, sampler.initial_state())
-    if not restored:
-        record(0, state)
-    with tqdm(total=config.num_steps, initial=step, desc=config.updates[0], unit="step") as bar:
-        while step < config.num_steps:
-            count = min(config.eval_every - step % config.eval_every, config.num_steps - step)
-            state, finite = sampler.advance(state, count)
-            if not finite:
-                raise folder.divergence(
-                    step + count, f"{config.updates[0]}: the network is not finite"
-                )
-            step += count
-            bar.update(count)
-            bar.set_postfix({n: f"{value:.3g}" for n, value in record(step, state).items()})
-            folder.save(step, state)
-            if stop := signals.stop:
-                raise terminated(stop, f"saved step {step} in {folder.path}")
+    schedule = Schedule(config.num_steps, config.eval_every, config.eval_every)
+    begun = loop.begin(folder, sampler.initial_state)
+    loop.run(folder, signals, begun, advance, evaluate, schedule, name=rule)
     return folder.history()
 
 
 def _frame_name(step: int) -> str:
-    return f"frames/{step:07d}.npy"
+    return f"frames/{step:07d}.npz"
 
 
 def _store_frame(folder: Workdir, step: int, samples: Array) -> None:
-    array = io.BytesIO()
-    np.save(array, np.asarray(samples[:_NUM_DRAWN]))
-    folder.write_bytes(_frame_name(step), array.getvalue())
+    folder.write_bytes(_frame_name(step), store.packed({"samples": samples[:_NUM_DRAWN]}))
 
 
 def _frames(folder: Workdir, sampler: Sampler, history: list[Record]) -> np.ndarray:
@@ -332,27 +322,24 @@ def _frames(folder: Workdir, sampler: Sampler, history: list[Record]) -> np.ndar
 def _stored_frame(file: pathlib.Path, like: jax.ShapeDtypeStruct) -> np.ndarray | None:
     """Returns a frame as it is stored; None where it is missing or damaged."""
     try:
-        content = io.BytesIO(files.read(file, _MOST_BYTES))
-        frame = np.load(content, allow_pickle=False)
-    except Exception:  # a flipped bit makes numpy raise a dozen types
+        frame = store.read(file, _MOST_BYTES).get("samples")
+    except ValueError:
         return None
     expected = (min(_NUM_DRAWN, like.shape[0]), *like.shape[1:])
-    sound = isinstance(frame, np.ndarray) and (frame.dtype, frame.shape) == (like.dtype, expected)
+    sound = frame is not None and (frame.dtype, frame.shape) == (like.dtype, expected)
     return frame if sound else None
 
 
 def time_steps(samplers: dict[str, Sampler]) -> dict[str, float]:
     """Returns the median milliseconds of a training step of each rule, timed in turns."""
-    states = {name: sampler.initial_state() for name, sampler in samplers.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in samplers}
-    for name, sampler in samplers.items():
-        jax.block_until_ready(sampler.advance(states[name], 1))
-    for _ in trange(_TIMED_ROUNDS, desc="Timing the steps"):
-        for name, sampler in samplers.items():
-            start = time.perf_counter()
-            states[name], _ = jax.block_until_ready(sampler.advance(states[name], _TIMED_STEPS))
-            seconds[name].append(time.perf_counter() - start)
-    return {name: 1000 * float(np.median(v)) / _TIMED_STEPS for name, v in seconds.items()}
+
+    def timed(sampler: Sampler) -> Timed:
+        def advance(state: TrainState) -> TrainState:
+            return sampler.advance(state, _TIMED_STEPS)[0]
+
+        return Timed(advance, sampler.initial_state(), _TIMED_STEPS)
+
+    return timing.time_in_turns({name: timed(sampler) for name, sampler in samplers.items()})
 
 
 # ------------------------------------------------------------------------------------- the binary

@@ -20,21 +20,23 @@ lives in workdir/<direction>/seed<k> and resumes from its last epoch.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from experiments.data import catalog
 from experiments.data.dataset import Dataset
 from experiments.pictures import charts, mosaics
 from experiments.reports import machines
-from experiments.run import command, fields, memory, places
+from experiments.run import command, fields, loop, memory, places
 from experiments.run.errors import UsageError
-from experiments.run.signals import Signals, terminated
+from experiments.run.loop import Record, Schedule
+from experiments.run.signals import Signals
 from experiments.run.workdirs import Workdir
 from experiments.targets import boltzmann
 from experiments.training import amortized
@@ -101,11 +103,8 @@ def _train(
     init_key, split_key, train_key, eval_key = jax.random.split(jax.random.key(seed), 4)
     split = np.asarray(jax.random.permutation(split_key, len(dataset.train)))
     train = jnp.asarray(dataset.train[split[:_NUM_TRAIN]])
-    evaluate = _make_evaluate(trainer, train, jnp.asarray(dataset.test), eval_key)
-    restored = folder.restore(jax.eval_shape(trainer.initial_state, init_key))
-    epoch, state = restored or (0, trainer.initial_state(init_key))
-    if not restored:
-        folder.log(0, evaluate(state))
+    measure = _make_evaluate(trainer, train, jnp.asarray(dataset.test), eval_key)
+    begun = loop.begin(folder, functools.partial(trainer.initial_state, init_key))
 
     @jax.jit
     def step(state: State, key: Key, order: Array, images: Array, index: Array) -> State:
@@ -113,26 +112,29 @@ def _train(
         return trainer.step(state, jax.random.fold_in(key, index), images[rows])
 
     num_steps = len(train) // config.batch_size
-    description = f"{direction}, seed {seed}"
-    total = config.num_epochs * num_steps
-    with tqdm(total=total, initial=epoch * num_steps, desc=description, unit="step") as bar:
-        while epoch < config.num_epochs:
-            order_key, step_key = jax.random.split(jax.random.fold_in(train_key, epoch))
-            order = jax.random.permutation(order_key, len(train))
-            for index in range(num_steps):
-                state = step(state, step_key, order, train, index)
-                if index % 10 == 0:
-                    jax.block_until_ready(state.machine)
-                bar.update()
-            epoch += 1
-            record = evaluate(state)
-            bar.set_postfix({"test": f"{record[machines.TEST]:.1f}"})
-            if not math.isfinite(record[machines.TEST]):
-                raise folder.divergence(epoch, "the likelihood is not finite")
-            folder.log(epoch, record)
-            folder.save(epoch, state)
-            if stop := signals.stop:
-                raise terminated(stop, f"saved epoch {epoch} in {folder.path}")
+
+    def advance(
+        state: State, epoch: int, count: int, tick: Callable[[int], Any]
+    ) -> tuple[State, Record]:
+        """Makes the steps of one epoch."""
+        order_key, step_key = jax.random.split(jax.random.fold_in(train_key, epoch))
+        order = jax.random.permutation(order_key, len(train))
+        for index in range(num_steps):
+            state = step(state, step_key, order, train, index)
+            if index % 10 == 0:
+                jax.block_until_ready(state.machine)
+            tick(1)
+        return state, {}
+
+    def evaluate(epoch: int, state: State) -> Record:
+        record = measure(state)
+        if not math.isfinite(record[machines.TEST]):
+            raise folder.divergence(epoch, "the likelihood is not finite")
+        return record
+
+    schedule = Schedule(config.num_epochs, ticks=num_steps)
+    name = f"{direction}, seed {seed}"
+    state = loop.run(folder, signals, begun, advance, evaluate, schedule, name=name)
     folder.write_bytes("curves.png", charts.learning_curves(folder.history()))
     shown = _shown_images(trainer, state, eval_key, dataset.sample_shape)
     for name, images in shown.items():

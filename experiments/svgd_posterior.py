@@ -15,23 +15,22 @@ import functools
 import importlib.util
 import itertools
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 import optax
-from tqdm import tqdm, trange
 
 from experiments.judges import agreement
 from experiments.judges.agreement import Reference
 from experiments.pictures import charts
 from experiments.reports import particles
 from experiments.reports.particles import Histories, Record
-from experiments.run import command, fields, memory, places
+from experiments.run import command, fields, loop, memory, places, timing
 from experiments.run.errors import UsageError
-from experiments.run.signals import Signals, terminated
+from experiments.run.loop import Schedule
+from experiments.run.signals import Signals
+from experiments.run.timing import Timed
 from experiments.run.workdirs import Workdir
 from experiments.targets import long_chains, posteriors
 from experiments.targets.long_chains import Chains
@@ -42,8 +41,6 @@ from kernelgrad.types import Array, Key
 
 OPTIMIZERS = {"adam": optax.adam, "adagrad": optax.adagrad}
 LENGTHSCALES = {"svgd": kernels.svgd_lengthscale, "median": kernels.median_lengthscale}
-_TIMED_ROUNDS = 7
-_SAMPLE_SECONDS = 0.2
 _MOST_PEER_PARTICLES = 2000  # BlackJAX holds several (n, n, d) arrays
 
 
@@ -170,36 +167,29 @@ def _move(
         particles = _prior_draws(key, config, n, posterior.dimension)
         return svgd.init(particles, _optimizer(config))
 
-    advance = jax.jit(make_step(posterior, config))
+    move = jax.jit(make_step(posterior, config))
     judge = jax.jit(functools.partial(agreement.measure, posterior, reference))
 
-    def record_of(state: SVGDState) -> Record:
+    def advance(
+        state: SVGDState, step: int, count: int, tick: Callable[[int], Any]
+    ) -> tuple[SVGDState, dict[str, Array]]:
+        state, info = move(state, jax.random.fold_in(step_key, step))
+        tick(count)
+        return state, {"finite": info.finite}
+
+    def evaluate(step: int, state: SVGDState) -> Record:
         return {name: float(value) for name, value in judge(state.particles).items()}
 
-    restored = folder.restore(jax.eval_shape(start, start_key))
-    step, state = restored or (0, start(start_key))
-    if not restored:
-        folder.log(0, record_of(state))
-    with tqdm(
-        total=config.num_steps, initial=step, desc=f"{rule} rule, {n} particles", unit="step"
-    ) as bar:
-        while step < config.num_steps:
-            state, info = advance(state, jax.random.fold_in(step_key, step))
-            if not info.finite:
-                raise folder.divergence(step, "the particles are not finite")
-            step += 1
-            bar.update()
-            is_due = step % config.eval_every == 0 or step == config.num_steps
-            if is_due:
-                record = record_of(state)
-                bar.set_postfix(ksd=f"{record['ksd']:.3g}")
-                folder.log(step, record)
-                folder.write_bytes("curves.png", charts.learning_curves(folder.history()))
-            stop = signals.stop
-            if is_due or stop:
-                folder.save(step, state)
-            if stop:
-                raise terminated(stop, f"saved step {step} in {folder.path}")
+    loop.run(
+        folder,
+        signals,
+        loop.begin(folder, functools.partial(start, start_key)),
+        advance,
+        evaluate,
+        Schedule(config.num_steps, config.eval_every),
+        name=f"{rule} rule, {n} particles",
+        curves=charts.learning_curves,
+    )
     return folder.history()
 
 
@@ -221,54 +211,38 @@ def time_steps(posterior: LogisticPosterior, config: Config, n: int) -> dict[str
       Milliseconds by library, or why there are none.
     """
     particles = _prior_draws(jax.random.key(config.seed), config, n, posterior.dimension) / 10
-    calls: dict[str, Callable[[], Any]] = {}
+    runs: dict[str, Timed] = {}
     times: dict[str, float | str] = {}
     optimizer = optax.sgd(1e-6)
 
     @jax.jit
-    def ours(state: SVGDState) -> Array:
+    def ours(state: SVGDState) -> SVGDState:
         kernel = kernels.rbf_mixture(kernels.svgd_lengthscale(state.particles))
-        return svgd.step(state, posterior.score, kernel, optimizer)[0].particles
+        return svgd.step(state, posterior.score, kernel, optimizer)[0]
 
-    calls["kernelgrad"] = functools.partial(ours, svgd.init(particles, optimizer))
+    runs["kernelgrad"] = Timed(ours, svgd.init(particles, optimizer))
     if importlib.util.find_spec("blackjax") is None:
         times["blackjax"] = "not installed"
     elif n > _MOST_PEER_PARTICLES:
         times["blackjax"] = "not timed: O(n^2 d) memory"
     else:
-        calls["blackjax"] = _blackjax_step(posterior, particles, optimizer)
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        jax.block_until_ready(call())
-    for _ in trange(_TIMED_ROUNDS, desc=f"Timing {n} particles"):
-        for name, call in calls.items():
-            samples[name].append(1000 * _seconds(call))
-    return {name: float(np.median(values)) for name, values in samples.items()} | times
+        runs["blackjax"] = _blackjax(posterior, particles, optimizer)
+    return timing.time_in_turns(runs) | times
 
 
-def _blackjax_step(
+def _blackjax(
     posterior: LogisticPosterior, particles: Array, optimizer: optax.GradientTransformation
-) -> Callable[[], Any]:
+) -> Timed:
     from blackjax.vi import svgd as peer
 
     move = peer.build_kernel(optimizer)
     gradient = jax.grad(posterior.log_density)
 
     @jax.jit
-    def step(state: Any) -> Array:
-        return move(peer.update_median_heuristic(state), gradient, peer.rbf_kernel).particles
+    def step(state: Any) -> Any:
+        return move(peer.update_median_heuristic(state), gradient, peer.rbf_kernel)
 
-    return functools.partial(step, peer.init(particles, {"length_scale": 1.0}, optimizer))
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    """Returns the mean duration of a call, repeated until it lasts a fifth of a second."""
-    start = time.perf_counter()
-    count = 0
-    while (elapsed := time.perf_counter() - start) < _SAMPLE_SECONDS or count == 0:
-        jax.block_until_ready(call())
-        count += 1
-    return elapsed / count
+    return Timed(step, peer.init(particles, {"length_scale": 1.0}, optimizer))
 
 
 def _rows(

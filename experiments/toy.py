@@ -21,7 +21,6 @@ data are the same for all seeds. Both forms resume.
 
 import dataclasses
 import functools
-import io
 import math
 import pathlib
 import sys
@@ -31,14 +30,14 @@ from typing import NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from experiments.data.dataset import Dataset
 from experiments.pictures.clouds import FieldFrame
 from experiments.reports import toys
 from experiments.reports.toys import Record, Rows, Ruler, Runs
-from experiments.run import command, fields, files, places, threads, timing
+from experiments.run import command, fields, loop, places, store, threads, timing
 from experiments.run.errors import StorageError, UsageError, line
+from experiments.run.loop import Schedule
 from experiments.run.signals import Signals, terminated
 from experiments.run.workdirs import Workdir
 from experiments.targets import densities
@@ -219,9 +218,8 @@ def time_steps(labs: Mapping[str, Lab]) -> dict[str, float]:
     for name, lab in labs.items():
         per_call = fit.steps_per_record(lab.config)
         start = train.replicate(jax.jit(lab.model.initial_state)(key), _device())
-        state, _ = lab.advance(per_call)(start, key)
-        timed[name] = (lab.advance(per_call), jax.block_until_ready(state), per_call)
-    return timing.time_in_turns(timed, key)
+        timed[name] = fit.timed(lab.advance(per_call), start, per_call)
+    return timing.time_in_turns(timed)
 
 
 def _device() -> list[jax.Device]:
@@ -250,37 +248,28 @@ def train_one(lab: Lab, seed: int, folder: Workdir, signals: Signals) -> list[Re
     """Trains to num_steps from what the folder holds, draws it, and returns all records."""
     config, model = lab.config, lab.model
     init_key, train_key = jax.random.split(jax.random.key(seed))
-    restored = folder.restore(jax.eval_shape(model.initial_state, init_key))
-    step, host_state = restored or (0, jax.jit(model.initial_state)(init_key))
+    step, start = loop.begin(folder, functools.partial(jax.jit(model.initial_state), init_key))
     if step >= config.num_steps and all((folder.path / name).exists() for name in _PICTURES):
         history = folder.history()
         _mend_frames(lab, seed, folder, history, signals)
         return history
 
-    if not restored:
-        _record(lab, folder, 0, host_state, {})
+    def evaluate(step: int, state: TrainState) -> Record:
+        figures, frame = jax.device_get(lab.look(state))
+        _store_frame(folder, step, frame)
+        return figures
+
     per_call = fit.steps_per_record(config, step)
-    advance = lab.advance(per_call)
-    state = train.replicate(host_state, _device())
-    with tqdm(total=config.num_steps, initial=step, desc=config.objective, unit="step") as bar:
-        while step < config.num_steps:
-            state, info = advance(state, train_key)
-            scalars = jax.device_get(train.unreplicate(info))
-            finite = scalars.pop("finite")
-            if not finite.all():
-                raise folder.divergence(step + int(finite.argmin()) + 1, "the state is not finite")
-            step += per_call
-            bar.update(per_call)
-            is_due = step % config.eval_every == 0 or step >= config.num_steps
-            if is_due:
-                last = {name: float(values[-1]) for name, values in scalars.items()}
-                figures = _record(lab, folder, step, train.unreplicate(state), last)
-                bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()})
-            stop = signals.stop
-            if is_due or stop:
-                folder.save(step, train.unreplicate(state))
-            if stop:
-                raise terminated(stop, f"saved step {step} in {folder.path}")
+    loop.run(
+        folder,
+        signals,
+        (step, start),
+        fit.make_calls(lab.advance(per_call), train_key, per_call),
+        evaluate,
+        Schedule(config.num_steps, config.eval_every, per_call),
+        name=config.objective,
+        devices=_device(),
+    )
     history = folder.history()
     _mend_frames(lab, seed, folder, history, signals)
     frames = [read_frame(folder.path, record) for record in history]
@@ -288,18 +277,8 @@ def train_one(lab: Lab, seed: int, folder: Workdir, signals: Signals) -> list[Re
     return history
 
 
-def _record(lab: Lab, folder: Workdir, step: int, state: TrainState, scalars: Record) -> Record:
-    """Stores frame and figures of a step, and returns the latter."""
-    figures, frame = jax.device_get(lab.look(state))
-    _store_frame(folder, step, frame)
-    folder.log(step, {**scalars, **figures})
-    return figures
-
-
 def _store_frame(folder: Workdir, step: int, frame: Mapping[str, np.ndarray]) -> None:
-    content = io.BytesIO()
-    np.savez(content, allow_pickle=False, **frame)
-    folder.write_bytes(_FRAME.format(step), content.getvalue())
+    folder.write_bytes(_FRAME.format(step), store.packed(frame))
 
 
 def _mend_frames(
@@ -337,10 +316,10 @@ def read_frame(run: pathlib.Path, record: Record) -> FieldFrame:
     """
     file = run / _FRAME.format(int(record["step"]))
     try:
-        frame = FieldFrame(**files.parse_arrays(files.read(file, _MOST_BYTES), _MOST_BYTES))
-        forms = [(part.dtype.kind, part.ndim, *part.shape[1:]) for part in frame]
-    except (OSError, ValueError, TypeError) as error:
-        raise StorageError(f"{file}: {getattr(error, 'strerror', None) or error}") from error
+        frame = FieldFrame(**store.read(file, _MOST_BYTES))
+    except (ValueError, TypeError) as error:
+        raise StorageError(f"{file}: {error}") from error
+    forms = [(part.dtype.kind, part.ndim, *part.shape[1:]) for part in frame]
     if forms != 3 * [("f", 2, 2)] or len(frame.points) != len(frame.arrows):
         raise StorageError(f"{file}: got {forms}; expected points in the plane")
     return frame

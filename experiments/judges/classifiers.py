@@ -7,7 +7,6 @@ of its parameters and knows its test accuracy.
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import math
 import os
@@ -25,7 +24,7 @@ from jax import lax
 from tqdm import tqdm
 
 from experiments.data.dataset import Dataset
-from experiments.run import files
+from experiments.run import files, store
 from experiments.run.errors import DataError, line
 from kernelgrad import _checks
 from kernelgrad.types import Array, Key, PyTree
@@ -274,27 +273,17 @@ def _key(dataset: Dataset, config: ClassifierConfig, seed: int) -> str:
     recipe = json.dumps([dataclasses.asdict(config), seed, dataset.num_classes])
     digest = hashlib.sha256(recipe.encode())
     for field in ("train", "train_labels", "test", "test_labels"):
-        _update(digest, field, getattr(dataset, field))
+        store.update(digest, field, getattr(dataset, field))
     return digest.hexdigest()[:16]
 
 
 def _digest(params: PyTree) -> str:
-    digest = hashlib.sha256()
-    for name, array in sorted(flax.traverse_util.flatten_dict(params, sep=".").items()):
-        _update(digest, name, array)
-    return digest.hexdigest()
-
-
-def _update(digest: "hashlib._Hash", name: str, array: Array | np.ndarray) -> None:
-    digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-    digest.update(np.asarray(array).tobytes())
+    return store.digest(flax.traverse_util.flatten_dict(params, sep="."))
 
 
 def _save(path: Path, params: PyTree) -> None:
     arrays = flax.traverse_util.flatten_dict(jax.device_get(params), sep=".")
-    content = io.BytesIO()
-    np.savez(content, sha256=_digest(params), **arrays)
-    files.replace(path, content.getvalue(), shared=True)
+    files.replace(path, store.packed(arrays), shared=True)
 
 
 def _load(path: Path) -> PyTree | None:
@@ -302,14 +291,8 @@ def _load(path: Path) -> PyTree | None:
     if files.kind(path) is None:
         return None
     try:
-        arrays = files.parse_arrays(files.read(path, _MOST_BYTES), _MOST_BYTES)
-        stored = str(arrays.pop("sha256"))
-        params = flax.traverse_util.unflatten_dict(arrays, sep=".")
-        damage = None if _digest(params) == stored else "its SHA-256 differs"
-    except (OSError, ValueError, KeyError) as error:
-        damage = getattr(error, "strerror", None) or str(error)
-    if damage is not None:
-        message = f"{path} is damaged ({damage}); the classifier is trained again"
+        return flax.traverse_util.unflatten_dict(store.read(path, _MOST_BYTES), sep=".")
+    except ValueError as error:
+        message = f"{path} is damaged ({error}); the classifier is trained again"
         print(line("warning", message), file=sys.stderr, flush=True)
         return None
-    return params

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,6 +12,14 @@ from PIL import Image
 
 MAX_COLUMNS = 4
 _FRAME_MS, _LAST_FRAME_MS = 120, 2500
+
+
+def panels(
+    rows: int, columns: int, width: float, height: float, **options: Any
+) -> tuple[Figure, np.ndarray]:
+    """Returns a figure and its axes (rows, columns), each panel of a size in inches."""
+    size = (width * columns, height * rows)
+    return plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
 
 
 def gif(figure: Figure, draw: Callable[[int], None], num_frames: int) -> bytes:

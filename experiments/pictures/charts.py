@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments.pictures import canvas
@@ -25,9 +24,7 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> bytes:
     names = list(dict.fromkeys(name for record in history for name in record if name != "step"))
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(4.5 * columns, 3.2 * rows), squeeze=False, layout="constrained"
-    )
+    figure, grid = canvas.panels(rows, columns, 4.5, 3.2)
     for axes in grid.flat[len(names) :]:
         axes.set_visible(False)
     for axes, name in zip(grid.flat, names, strict=False):
@@ -59,9 +56,7 @@ def comparison(
     Returns:
       PNG bytes.
     """
-    figure, grid = plt.subplots(
-        2, len(curves), figsize=(4.2 * len(curves), 6.5), squeeze=False, layout="constrained"
-    )
+    figure, grid = canvas.panels(2, len(curves), 4.2, 3.25)
     figure.suptitle(title)
     for column, (metric, methods) in zip(grid.T, curves.items(), strict=True):
         for method, (steps, values) in methods.items():
@@ -109,13 +104,7 @@ def curve_panels(rows: Sequence[Sequence[CurvePanel]]) -> bytes:
     Returns:
       PNG bytes.
     """
-    figure, grid = plt.subplots(
-        len(rows),
-        len(rows[0]),
-        figsize=(5.5 * len(rows[0]), 4.2 * len(rows)),
-        squeeze=False,
-        layout="constrained",
-    )
+    figure, grid = canvas.panels(len(rows), len(rows[0]), 5.5, 4.2)
     drawn = [panel for row in rows for panel in row]
     for axes, panel in zip(grid.flat, drawn, strict=True):
         colors = {}
@@ -156,13 +145,7 @@ def histograms(
     Returns:
       PNG bytes.
     """
-    figure, grid = plt.subplots(
-        len(rows),
-        len(rows[0]),
-        figsize=(4.6 * len(rows[0]), 3.2 * len(rows)),
-        squeeze=False,
-        layout="constrained",
-    )
+    figure, grid = canvas.panels(len(rows), len(rows[0]), 4.6, 3.2)
     x = np.linspace(-limit, limit, 601)
     drawn = [panel for row in rows for panel in row.items()]
     for axes, (title, (values, densities)) in zip(grid.flat, drawn, strict=True):

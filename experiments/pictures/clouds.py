@@ -96,9 +96,7 @@ def density_panels(densities: Mapping[str, Backdrop], samples: np.ndarray) -> by
     """
     columns = min(len(densities), canvas.MAX_COLUMNS)
     rows = math.ceil(len(densities) / columns)
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(3.6 * columns, 4 * rows), squeeze=False, layout="constrained"
-    )
+    figure, grid = canvas.panels(rows, columns, 3.6, 4)
     for axes in grid.flat[len(densities) :]:
         axes.set_visible(False)
     for axes, (title, backdrop) in zip(grid.flat, densities.items(), strict=False):
@@ -182,14 +180,7 @@ def _panels(
 ) -> tuple[Figure, list[PathCollection]]:
     columns = min(len(samples), canvas.MAX_COLUMNS)
     rows = math.ceil(len(samples) / columns)
-    figure, grid = plt.subplots(
-        rows,
-        columns,
-        figsize=(size * columns, (size + 0.4) * rows),
-        squeeze=False,
-        sharey=True,
-        layout="constrained",
-    )
+    figure, grid = canvas.panels(rows, columns, size, size + 0.4, sharey=True)
     for axes in grid.flat[len(samples) :]:
         axes.set_visible(False)
     clouds = []

@@ -65,9 +65,7 @@ def image_rows(rows: Mapping[str, np.ndarray]) -> bytes:
     Returns:
       PNG bytes.
     """
-    figure, grid = plt.subplots(
-        len(rows), 1, figsize=(9, 0.85 * len(rows)), squeeze=False, layout="constrained"
-    )
+    figure, grid = canvas.panels(len(rows), 1, 9, 0.85)
     for axes, (label, images) in zip(grid[:, 0], rows.items(), strict=True):
         strip = np.concatenate(list(np.clip(images, 0, 1)), axis=1)
         axes.imshow(strip[..., 0] if strip.shape[-1] == 1 else strip, cmap="gray", vmin=0, vmax=1)
@@ -87,9 +85,7 @@ def class_grids(sets: Mapping[str, np.ndarray]) -> bytes:
     """
     columns = min(len(sets), canvas.MAX_COLUMNS)
     rows = math.ceil(len(sets) / columns)
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(3.6 * columns, 3.9 * rows), squeeze=False, layout="constrained"
-    )
+    figure, grid = canvas.panels(rows, columns, 3.6, 3.9)
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, (title, lines) in zip(grid.flat, sets.items(), strict=False):

@@ -1,6 +1,5 @@
 """Markov chains of latents, one a sample: side by side, over all devices, and resumable."""
 
-import io
 import json
 import math
 import pathlib
@@ -14,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from experiments.run import files
+from experiments.run import files, store
 from experiments.run.errors import line
 from experiments.run.signals import Signals, terminated
 from experiments.run.workdirs import Workdir
@@ -131,20 +130,19 @@ class Progress(NamedTuple):
 
     def to_bytes(self, about: str) -> bytes:
         """Returns the content of a file, with a text that names what the chains belong to."""
-        content = io.BytesIO()
-        leaves: dict[str, Any] = {f"state{index}": leaf for index, leaf in enumerate(self.state)}
-        np.savez(content, about=about, monitor=self.monitor, log_step=self.log_step, **leaves)
-        return content.getvalue()
+        leaves = {f"state{index}": leaf for index, leaf in enumerate(self.state)}
+        others = {"about": about, "monitor": self.monitor, "log_step": self.log_step}
+        return store.packed(others | leaves)
 
 
 def read_progress(path: pathlib.Path) -> tuple[str, Progress] | None:
     """Returns text and chains of a file; None where there is none, or none that can be read."""
     try:
-        arrays = files.parse_arrays(files.read(path, _MOST_BYTES), _MOST_BYTES)
+        arrays = store.read(path, _MOST_BYTES)
         about, monitor, log_step = (arrays.pop(name) for name in ("about", "monitor", "log_step"))
         leaves = (arrays[f"state{index}"] for index in range(len(arrays)))
         return str(about), Progress(monitor, log_step, tuple(leaves))
-    except (OSError, ValueError, KeyError):
+    except (ValueError, KeyError):
         return None
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,10 @@ import numpy as np
 import scipy.stats
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from tqdm import tqdm
 
-from experiments.run.signals import Signals, terminated
+from experiments.run import loop
+from experiments.run.loop import Record, Schedule
+from experiments.run.signals import Signals
 from experiments.run.workdirs import Workdir
 from experiments.training.models import Model
 from kernelgrad import adversarial, critic, noise, train
@@ -29,8 +30,6 @@ _EVALUATED = 1000
 _GRADIENTS, _GRADIENT_BATCH = 20, 50
 _SAVES = 4  # of a discriminator
 _FEWEST_DRAWS = 10  # of a coordinate
-
-Record = dict[str, float]
 
 
 class AddNoise(Protocol):
@@ -207,38 +206,27 @@ def train_discriminator(
     init_key, train_key, judge_key = jax.random.split(key, 3)
     resident = tuple(jnp.asarray(part) for part in images)
 
-    def record(step: int, state: CriticState) -> Record:
-        figures = _judge(
-            lab, trial.add_noise, frozen, state, resident, judge_key, trial.variance(step)
-        )
+    def advance(
+        state: CriticState, step: int, count: int, tick: Callable[[int], Any]
+    ) -> tuple[CriticState, Record]:
+        step_key, variance = jax.random.fold_in(train_key, step), trial.variance(step + 1)
+        state = _advance(lab, trial.add_noise, frozen, state, resident[0], step_key, variance)
+        tick(count)
+        return state, {}
+
+    def evaluate(step: int, state: CriticState) -> Record:
+        variance = trial.variance(step)
+        figures = _judge(lab, trial.add_noise, frozen, state, resident, judge_key, variance)
         values = {name: float(value) for name, value in figures.items()}
         for name, value in values.items():
             if not np.isfinite(value):
                 raise folder.divergence(step, f"{trial.name}: {name} is {value}")
-        return values | {"variance": trial.variance(step)}
+        return values | {"variance": variance}
 
-    total = len(trial.variances) * trial.num_iterations
-    save_every = max(1, total // trial.record_every // _SAVES) * trial.record_every
-    restored = folder.restore(jax.eval_shape(lab.fresh_critic, init_key))
-    step, state = restored or (0, jax.jit(lab.fresh_critic)(init_key))
-    if not restored:
-        folder.log(0, record(0, state))
-    with tqdm(total=total, initial=step, desc=trial.name, unit="step") as bar:
-        while step < total:
-            step_key = jax.random.fold_in(train_key, step)
-            variance = trial.variance(step + 1)
-            state = _advance(lab, trial.add_noise, frozen, state, resident[0], step_key, variance)
-            step += 1
-            bar.update()
-            if step % trial.record_every == 0:
-                figures = record(step, state)
-                bar.set_postfix(jsd=f"{figures['jsd']:.3g}", accuracy=f"{figures['accuracy']:.3g}")
-                folder.log(step, figures)
-            stop = signals.stop
-            if step % save_every == 0 or step == total or stop:
-                folder.save(step, state)
-            if stop:
-                raise terminated(stop, f"saved step {step} in {folder.path}")
+    total, every = len(trial.variances) * trial.num_iterations, trial.record_every
+    schedule = Schedule(total, every, save_every=max(1, total // every // _SAVES) * every)
+    begun = loop.begin(folder, functools.partial(jax.jit(lab.fresh_critic), init_key))
+    state = loop.run(folder, signals, begun, advance, evaluate, schedule, name=trial.name)
     return folder.history(), state
 
 

@@ -1,21 +1,24 @@
-"""The loop of a training run: from the newest checkpoint to the last step, record by record."""
+"""A training run: from the newest checkpoint to the last step, record by record."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm import tqdm
 
 from experiments.data import catalog, feed, labelled
 from experiments.data.dataset import Dataset
 from experiments.judges import image_metrics
 from experiments.pictures import charts, clouds, mosaics
-from experiments.run import places, threads
+from experiments.run import loop, places, threads
 from experiments.run.errors import UsageError
-from experiments.run.signals import Signals, terminated
+from experiments.run.loop import Schedule
+from experiments.run.signals import Signals
+from experiments.run.timing import Timed
 from experiments.run.workdirs import Workdir
 from experiments.training import models, settings
 from experiments.training.settings import Config
@@ -86,8 +89,7 @@ def _train(
 ) -> dict[str, float]:
     model = models.build(config, dataset, train.AXIS)
     init_key, train_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
-    restored = folder.restore(jax.eval_shape(model.initial_state, init_key))
-    step, host_state = restored or (0, jax.jit(model.initial_state)(init_key))
+    step, start = loop.begin(folder, functools.partial(jax.jit(model.initial_state), init_key))
     if step >= config.num_steps:
         print(f"{folder.path}: already at step {step} of {config.num_steps}, nothing to do")
         return folder.history()[-1]
@@ -95,37 +97,19 @@ def _train(
     per_record = steps_per_record(config, step)
     per_call = steps_per_call(per_record, dataset, devices)
     advance = make_advance(config, dataset, model, per_call, step, devices)
-    evaluate = _make_evaluate(model, dataset, folder, eval_key, config, extra_scores)
-    state = train.replicate(host_state, devices)
-    description = f"{config.objective} on {config.dataset}"
-    bar = tqdm(total=config.num_steps, initial=step, desc=description, unit="step")
-    with Signals() as signals, bar:
-        while step < config.num_steps:
-            infos = []
-            for _ in range(per_record // per_call):
-                state, info = advance(state, train_key)
-                infos.append(train.unreplicate(jax.block_until_ready(info)))
-                bar.update(per_call)
-            scalars = {name: np.concatenate([info[name] for info in infos]) for name in infos[0]}
-            finite = scalars.pop("finite")
-            if not finite.all():
-                raise folder.divergence(step + int(finite.argmin()) + 1, "the state is not finite")
-            step += per_record
-            record = {name: float(values[-1]) for name, values in scalars.items()}
-            bar.set_postfix({name: f"{value:.3g}" for name, value in record.items()})
-            host_state = None
-            if step % config.eval_every == 0 or step >= config.num_steps:
-                host_state = train.unreplicate(state)
-                record |= evaluate(step, host_state)
-            folder.log(step, record)
-            if host_state is not None:
-                folder.write_bytes("curves.png", charts.learning_curves(folder.history()))
-            stop = signals.stop
-            if host_state is not None or stop:
-                folder.save(step, host_state or train.unreplicate(state))
-            if stop:
-                raise terminated(stop, f"saved step {step} in {folder.path}")
-    return {"step": step, **record}
+    with Signals() as signals:
+        loop.run(
+            folder,
+            signals,
+            (step, start),
+            make_calls(advance, train_key, per_call),
+            _make_evaluate(model, dataset, folder, eval_key, config, extra_scores),
+            Schedule(config.num_steps, config.eval_every, per_record, logs_calls=True),
+            name=f"{config.objective} on {config.dataset}",
+            devices=devices,
+            curves=charts.learning_curves,
+        )
+    return folder.history()[-1]
 
 
 def steps_per_record(config: Config, start: int = 0) -> int:
@@ -172,6 +156,32 @@ def make_advance(
         feed.host_batches(examples, config.seed, batch, per_call, start, len(devices))
     )
     return lambda state, key: mapped(state, key, next(batches))
+
+
+def timed(
+    advance: Callable[[PyTree, Key], tuple[PyTree, PyTree]], state: PyTree, per_call: int
+) -> Timed:
+    """Returns what `advance` does to a state that is replicated, to be timed."""
+    key = jax.random.key(0)
+    return Timed(lambda state: advance(state, key)[0], state, per_call)
+
+
+def make_calls(
+    advance: Callable[[PyTree, Key], tuple[PyTree, PyTree]], key: Key, per_call: int
+) -> loop.Advance:
+    """Returns what the loop advances by: calls of so many steps on all devices."""
+
+    def make(
+        state: PyTree, step: int, count: int, tick: Callable[[int], Any]
+    ) -> tuple[PyTree, dict[str, np.ndarray]]:
+        infos = []
+        for _ in range(count // per_call):
+            state, info = advance(state, key)
+            infos.append(train.unreplicate(jax.block_until_ready(info)))
+            tick(per_call)
+        return state, {name: np.concatenate([info[name] for info in infos]) for name in infos[0]}
+
+    return make
 
 
 def _make_evaluate(

@@ -1,5 +1,8 @@
 """What tests of several binaries share."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +20,21 @@ def examples(rng, templates, n):
     labels = rng.integers(NUM_CLASSES, size=n).astype(np.int32)
     images = 150 * templates[labels] + 100 * rng.random((n, 8, 8, 1))
     return images.astype(np.uint8), labels
+
+
+@pytest.fixture
+def refusal():
+    """Calls a binary in a process of its own: refusal("toy", flags...) -> the line of its error."""
+
+    def call(binary, *flags):
+        command = [sys.executable, "-m", f"experiments.{binary}", *flags]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2, done.stderr
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("kernelgrad: error: ")
+        return line.removeprefix("kernelgrad: error: ")
+
+    return call
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ import dataclasses
 import json
 import math
 import shutil
-import subprocess
-import sys
 
 import pytest
 
@@ -106,12 +104,5 @@ def test_bad_settings_are_usage_errors(tmp_path, changes, message):
         ),
     ],
 )
-def test_bad_flags_are_one_line(tmp_path, flag, message):
-    found = subprocess.run(
-        [sys.executable, "-m", "experiments.gan_diagnostics", f"--workdir={tmp_path}", flag],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert found.returncode == 2
-    assert found.stderr == f"kernelgrad: error: {message}\n"
+def test_bad_flags_are_one_line(tmp_path, refusal, flag, message):
+    assert refusal("gan_diagnostics", f"--workdir={tmp_path}", flag) == message

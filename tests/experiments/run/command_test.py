@@ -177,3 +177,19 @@ def test_help_of_a_real_binary_exits_0(tmp_path):
     assert (result.returncode, result.stderr) == (0, "")
     assert "Trains a toy." in result.stdout
     assert "Strength of the ridge." in result.stdout
+
+
+def _print_much(_: Any, line_buffering: bool) -> None:
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+    sys.stdout.reconfigure(line_buffering=line_buffering)
+    sys.argv = ["print"]
+    command.main(lambda _: print("table"))
+
+
+@pytest.mark.parametrize("line_buffering", [False, True])
+def test_a_full_disk_behind_stdout_is_one_line(fork, line_buffering):
+    child = fork(_print_much, line_buffering)
+    assert child.end() == 1
+    assert child.stderr().startswith("kernelgrad: error: ")
+    assert child.stderr().count("\n") == 1
+    assert child.stderr().endswith("No space left on device\n")
