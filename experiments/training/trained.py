@@ -43,6 +43,11 @@ def stored_config(workdir: str) -> Config:
       UsageError: there is no run, or not one of experiments.train.
     """
     path = places.folder("workdir", workdir) / "config.json"
+    if (path.parent / "frames").exists():
+        raise UsageError(
+            f"workdir: got {workdir}, a run of experiments.toy, whose targets are not the data "
+            "sets of their names; expected the folder of a run of experiments.train"
+        )
     try:
         content = stored_fields(path)
     except (OSError, ValueError) as error:

@@ -360,6 +360,13 @@ def test_a_folder_without_a_run_is_a_usage_error():
         sample.run(sample.Config(), workdir="/nowhere")
 
 
+def test_a_folder_of_toy_is_a_usage_error(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(DIGITS)))
+    (tmp_path / "frames").mkdir()
+    with pytest.raises(UsageError, match=r"got .*, a run of experiments.toy, whose targets are"):
+        sample.run(sample.Config(), workdir=str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
