@@ -153,7 +153,7 @@ def test_one_gradient_per_leapfrog_step(key):
 # Stationarity: start from exact samples, move, and look for a change. E exp(-energy error) is 1.
 
 
-@pytest.mark.thorough(quick=3)
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize(
     ("covariance", "step_size", "num_leapfrog_steps", "inverse_mass"),
     [
@@ -272,7 +272,7 @@ def test_a_rejected_step_keeps_everything(key, rng):
     )
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("outside", [np.nan, np.inf, -np.inf])
 def test_a_broken_energy_is_rejected_and_the_chain_lives_on(key, rng, outside):
     num_chains = CHAINS // 5

@@ -87,7 +87,7 @@ def test_projection_is_the_nearest_point(rng):
         np.testing.assert_allclose(got, found.x, atol=1e-6)
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("top", [20.0, 1e10, 1e30, np.inf])
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
 def test_no_bound_swamps_the_projection(rng, top, dtype):

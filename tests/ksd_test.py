@@ -43,7 +43,7 @@ def problem(rng, n=23, d=3):
     return jnp.asarray(particles), jnp.asarray(-particles + rng.normal(size=(n, d)))
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough
 @pytest.mark.parametrize("tiled", [False, True])
 @pytest.mark.parametrize("d", [2, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", DEFINITIONS)
@@ -195,7 +195,7 @@ def test_two_devices_give_the_one_device_answer(rng, monkeypatch, tiled):
 # The test of fit.
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("num_chains", "block_length", "blocks", "tiled"),
     [
@@ -385,7 +385,7 @@ def test_bad_particles_and_numbers_of_points_are_named(key):
         ksd.ksd_gradient(x, lambda x: x[:, :1], kernel)
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("unit", [1.0, 1e3])
 def test_an_outlier_with_a_bounded_score_costs_no_digits(unit, rng):
     """Particles and scores are mixed on one scale, which must not be that of the outlier."""

@@ -152,7 +152,7 @@ def test_underdamped_solves_its_lyapunov_equation(key, step_size, friction):
     np.testing.assert_allclose(law / law[0, 0], expected, atol=1e-10)
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize(
     ("covariance", "step_size", "inverse_mass"),
     [
@@ -358,7 +358,7 @@ def test_overdispersed_start_mixes(key, rng, name, step_size):
 # Broken proposals.
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("outside", [np.nan, np.inf, -np.inf])
 def test_mala_rejects_a_broken_energy_and_lives_on(key, rng, outside):
     num_chains = CHAINS // 5

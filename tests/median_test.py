@@ -108,7 +108,7 @@ def test_two_middle_values_are_told_apart_in_any_draw(rng):
         np.testing.assert_allclose(exact(x), expected, rtol=2e-6)
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_middle_values_among_large_norms_survive_passes_that_round_apart(sign, rng, monkeypatch):
     """The last pass rounds by eps |x|^2 against the others, far more than eps of the median."""
@@ -246,7 +246,7 @@ class CountedPairs:
         return tuple(jnp.stack(part) for part in zip(*counts, strict=True))
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("num_points", [3, 70_000, 100_000, 10_000_000])
 def test_ranks_beyond_int32_are_exact(num_points, rng):
     """Distances uniform on (0, 1000], up to 5e13 of them: the answer brackets the rank."""
@@ -290,7 +290,7 @@ ADVERSARIES = {
 }
 
 
-@pytest.mark.thorough(quick=3)
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize("name", ADVERSARIES)
 def test_no_data_takes_more_passes_than_promised(name, rng):
     values = np.asarray(ADVERSARIES[name], np.float32).astype(np.float64)

@@ -338,6 +338,7 @@ def test_precision_recall_by_hand_and_swapped():
     np.testing.assert_allclose(swapped, [1, 2 / 3, 7 / 4, 1], rtol=1e-6)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("k", [1, 5])
 def test_precision_recall_equals_brute_force(rng, k):
     real, fake = normal(rng, 60, 3), 0.5 * normal(rng, 45, 3) + 0.7
@@ -488,7 +489,7 @@ def test_jit_and_vmap_change_nothing(rng, name):
     assert_close(mapped, jax.tree.map(lambda *pair: np.stack(pair), *expected))
 
 
-@pytest.mark.thorough(quick=3)
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize("block_rows", [7, 20])
 @pytest.mark.parametrize(
     "name", ["kernel_inception_distance", "precision_recall", "nearest_neighbors_l1"]
@@ -500,7 +501,7 @@ def test_block_size_changes_nothing(rng, monkeypatch, name, block_rows):
     assert_close(jax.jit(lambda *args: fn(*args))(*args), expected)
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize(
     "name", ["kernel_inception_distance", "precision_recall", "nearest_neighbors_l1"]
 )

@@ -34,7 +34,7 @@ def _gaussian_mmd(variance_1, variance_2, shift, dim=1):
     )
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", FAMILIES)
 def test_statistics_match_the_loops(rng, family):
     x, y = _samples(rng)
@@ -46,7 +46,7 @@ def test_statistics_match_the_loops(rng, family):
     np.testing.assert_allclose(u, oracles.mmd_u(family, x, y, LENGTHSCALES), rtol=1e-11)
 
 
-@pytest.mark.thorough(quick=3)
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradient_is_the_finite_difference_of_the_loops(rng, family):
     x, y = _samples(rng, n=5, m=4, d=2)
@@ -80,7 +80,7 @@ def test_gradient_is_autodiff_of_the_statistic(rng, monkeypatch, tiled):
     np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("shift", [0.0, 0.2])
 @pytest.mark.parametrize(
     "shape", [(1000, 700, 50), pytest.param((2000, 1500, 5), marks=pytest.mark.slow)]

@@ -499,7 +499,7 @@ def joined(tree):
     return jax.tree.map(lambda t: t.reshape(-1, *t.shape[2:]), tree)
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("others", ["y", None])
 def test_two_devices_are_their_union(others, rng, small_tiles):
     """Values and gradients; those in the leaves add up over devices."""
@@ -529,6 +529,7 @@ def test_two_devices_are_their_union(others, rng, small_tiles):
     chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("others", ["y", None])
 def test_feature_sums_of_two_devices_are_those_of_their_union(others, rng, small_tiles):
     """The features are centred by the mean over both."""

@@ -401,6 +401,7 @@ def test_no_matrix_is_formed(rng):
 # ----------------------------------------------------------------------------- all of them
 
 
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize("name", PULL_BACKS)
 def test_jit_is_eager_and_the_direction_enters_linearly(rng, name):
     params, latents, direction = _problem(rng, n=20)
@@ -431,7 +432,7 @@ def test_a_vmapped_pull_back_is_a_loop(rng, name):
         np.testing.assert_allclose(_flat(mine), _flat(alone), rtol=1e-2, atol=1e-4)
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("name", PULL_BACKS)
 def test_two_devices_are_one(rng, name):
     params, latents, direction = _problem(rng, n=20)
@@ -482,7 +483,7 @@ def _affine(params, latents):
     return latents @ params["matrix"] + params["shift"][None]
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "labels"), [("smoothed", tuple(PULL_BACKS)), ("direct", ("chain_rule",))]
 )

@@ -87,7 +87,7 @@ def test_selection_is_the_least_score_that_is_a_number():
 SCALES = jnp.array([0.01, 0.03, 0.1, 0.3, 1.0, 3.0])
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("same", [True, False])
 def test_kliep_is_near_one_for_equal_distributions(rng, same):
     """Twice one sample, or two samples of N((1, 1), I/8), and a grid with very short scales."""

@@ -211,6 +211,7 @@ def test_logistic_is_the_minimum(rng, x64, sizes):
     )
 
 
+@pytest.mark.thorough
 def test_newton_gap_is_what_a_step_gains(rng, x64):
     p, q = clouds(rng)
     kernel, at_p, at_q = kernel_and_grams(p, q, np.concatenate([p, q]))
@@ -290,6 +291,7 @@ def test_logistic_with_quadratics_is_exact_for_gaussians(rng, x64, scale):
     assert np.max(np.abs(error) / np.sqrt(spread)) < 5
 
 
+@pytest.mark.thorough(quick=2)
 @every_fit
 def test_equal_samples_have_ratio_one(rng, name):
     p, q, new = floats(*(rng.normal(size=(size, 2)) for size in (300, 300, 400)))
@@ -297,6 +299,7 @@ def test_equal_samples_have_ratio_one(rng, name):
     assert float(jnp.sqrt(jnp.mean(jnp.square(errors)))) < 0.3
 
 
+@pytest.mark.thorough
 def test_relative_ratio_is_bounded(rng, x64):
     """The mean of g over p is at most 1/alpha, whatever the samples; p / q knows no bound."""
     p, q = clouds(rng, 80, 90, 2, shift=3.0)
@@ -398,6 +401,7 @@ def test_floor_is_the_sampling_error_of_p(rng, sizes):
     np.testing.assert_allclose(fit.floor, sizes[0] ** -0.5, rtol=1e-6)
 
 
+@pytest.mark.thorough(quick=3)
 @every_fit
 def test_finite_far_from_everything(rng, name):
     p, q = floats(*clouds(rng))

@@ -303,6 +303,7 @@ def test_svgd_field_vanishes_at_the_estimate_without_ridge(rng):
     np.testing.assert_allclose(drift + repulsion, 0, atol=1e-9)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64")
 def test_spectral_with_all_eigenvalues_is_stein_without_ridge(rng):
     x, _ = clouds(rng)
@@ -380,7 +381,7 @@ def test_two_equal_components_are_one_with_half_the_ridge(name, rng):
     chex.assert_trees_all_close(got, expected, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.thorough(quick=4)
+@pytest.mark.thorough(quick=3)
 @every_estimator
 def test_offset_costs_no_digits_in_float32(name, rng):
     x, queries = clouds(rng)
@@ -583,7 +584,7 @@ def test_kernel_that_is_not_positive_definite_is_nan_out_of_sample():
 # ------------------------------------------------------------------------------------ transforms
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @every_estimator
 def test_eager_agrees_with_jit_and_reads_numpy_float64(name, rng):
     fn, fn_at, hyper = ESTIMATORS[name]
@@ -630,7 +631,7 @@ def test_new_values_do_not_compile_again(name, rng):
     assert np.abs(first[0] - second[0]).max() > 1e-3
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64")
 @every_estimator
 def test_gradients(name, rng):

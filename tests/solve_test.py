@@ -113,7 +113,7 @@ def test_a_sample_that_is_nan_makes_all_scores_nan(rng):
     assert np.all(np.isnan(got))
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("solver", ["dense", "matrix_free"])
 def test_no_points_are_too_alike_for_twice_the_documented_floor(solver, rng):
     """A lengthscale of 300 standard deviations: K is all ones but for the last digits."""

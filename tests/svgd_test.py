@@ -470,7 +470,7 @@ def test_one_compilation_a_shape(rng):
             state, _ = step(state, lengthscale, 0.1 * lengthscale)
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize(
     ("kind", "spread"), [("radial", "pmap"), ("feature", "pmap"), ("radial", "shard_map")]
 )

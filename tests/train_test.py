@@ -131,7 +131,7 @@ def test_batches_are_distinct_examples_each_as_likely(key):
         assert np.abs(counts[start:end] - expected).max() < 5 * noise
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("objective", [pytest.param("kl", marks=pytest.mark.slow), "wgan_gp"])
 def test_a_run_cut_into_calls_is_bit_identical(key, rng, objective):
     state, step, data = _setup(rng, objective)
@@ -146,7 +146,7 @@ def test_a_run_cut_into_calls_is_bit_identical(key, rng, objective):
 _WHOLE = {"kl", "noisy_jsd", "wgan_gp"}  # the others: objectives_test.py and critic_test.py
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "objective",
     [
@@ -172,6 +172,7 @@ def test_two_devices_make_the_one_device_update(key, rng, objective):
         np.testing.assert_array_equal(leaf[0], leaf[1])
 
 
+@pytest.mark.thorough(quick=6)
 @pytest.mark.parametrize(
     "objective",
     [
@@ -251,6 +252,7 @@ def test_critic_starts_from_its_state(key, rng):
         )
 
 
+@pytest.mark.thorough
 def test_direction_rms_is_the_root_of_the_mean_square(key, rng):
     state, _, data = _setup(rng)
     step = train.make_train_step(

@@ -43,6 +43,7 @@ def guess(images, labels, num_classes, recipe, *, seed, description):
     return lambda asked: rng.integers(num_classes, size=len(asked))
 
 
+@pytest.mark.thorough
 def test_the_table_and_its_files(judged, toy, tmp_path, monkeypatch, capsys):
     calls = []
 
@@ -199,6 +200,7 @@ def test_a_run_that_cannot_be_drawn_from(judged, tmp_path, change, message):
         classification_score.run(config, workdir=str(tmp_path / "scores"))
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize(
     ("flag", "message"),
     [

@@ -27,6 +27,7 @@ def records(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.thorough
 def test_a_step_takes_time():
     config = dataclasses.replace(BASE, objective="mmd", num_steps=2)
     (ms,) = compare.time_steps({"mmd": config}, catalog.load("ring")).values()

@@ -51,6 +51,7 @@ def test_latents_take_uniform_steps_and_keep_their_labels():
     assert np.abs(np.corrcoef(steps[0].ravel(), steps[1].ravel())[0, 1]) < 5 / np.sqrt(320)
 
 
+@pytest.mark.thorough
 def test_a_walk_leaves_a_film_and_stills(tmp_path):
     start(tmp_path, CONFIG)
     frames = latent_walk.run(

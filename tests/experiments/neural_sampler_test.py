@@ -72,6 +72,7 @@ def descent_by_loops(update, x, score):
     return -np.linalg.solve(gram + ridge * np.eye(n), repulsion) - score
 
 
+@pytest.mark.thorough(quick=4)
 @pytest.mark.parametrize("update", ["gauss_newton", "stein_score"])
 @pytest.mark.parametrize(("step", "factor"), [(0, 0.02), (10, 0.25), (60, 1.0)])
 def test_direction_is_that_of_the_loops(update, step, factor, rng):
@@ -83,7 +84,7 @@ def test_direction_is_that_of_the_loops(update, step, factor, rng):
     np.testing.assert_allclose(got, expected, rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "update",
     [
@@ -204,6 +205,7 @@ def test_an_unknown_rule_is_named(updates):
         fields.validate(dataclasses.replace(Config(), updates=updates))
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -91,7 +91,7 @@ def quadrature(config, state, inverse_temperature):
     return mean, np.average((values - mean) ** 2, weights=weights)
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("sampler", "prior", "steps", "step_size"),
     [

@@ -81,6 +81,7 @@ def test_discrepancy_of_draws_falls_as_their_number_grows(key, rng):
     assert 2.8 < few / many < 5.6  # the square root of 16, ten subsets each
 
 
+@pytest.mark.thorough
 def test_a_minibatch_of_all_rows_steps_as_without_minibatches(posterior, key):
     particles = jax.random.normal(key, (8, 3))
     moved = []

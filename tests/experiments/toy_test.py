@@ -65,6 +65,7 @@ def looked(objective, ruler, key):
     return lab.model, state, FieldFrame(**jax.device_get(frame))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("objective", ["gan_kl", "gan_saturating"])
 def test_arrows_at_the_lattice_raise_the_critic(objective, small, ruler, key):
     model, state, frame = looked(objective, ruler, key)
@@ -182,6 +183,7 @@ def test_only_two_objectives_need_settings_of_their_own():
         assert toy.for_objective(asked, name) == dataclasses.replace(asked, objective=name)
 
 
+@pytest.mark.thorough
 def test_divergence_names_the_step(tmp_path, small, monkeypatch):
     monkeypatch.setitem(OBJECTIVES, "mmd", pulled_to(3.0))
     config = dataclasses.replace(TINY, objective="mmd", learning_rate=1e30)

@@ -55,7 +55,7 @@ def test_a_resumed_run_fed_by_the_host_is_bit_identical(tmp_path):
     assert _metrics(tmp_path / "cut") == _metrics(tmp_path / "whole")
 
 
-@pytest.mark.thorough(quick=4)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "objective",
     [
@@ -93,6 +93,7 @@ def test_two_devices_train_like_one(tmp_path):
         np.testing.assert_allclose(spread[name], alone[name], rtol=1e-3)
 
 
+@pytest.mark.thorough
 def test_divergence_names_the_step_and_keeps_the_last_good_state(tmp_path):
     config = dataclasses.replace(POINTS, learning_rate=1e30, num_steps=40)
     with pytest.raises(DivergenceError, match=r"step [12]: the state is not finite"):
@@ -162,7 +163,7 @@ def test_sigterm_saves_and_exits_143(tmp_path):
     assert json.loads(metrics.read_text().splitlines()[-1])["step"] == saved
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

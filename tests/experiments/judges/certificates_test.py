@@ -74,6 +74,7 @@ def test_assignment_distance_of_shifted_and_permuted_clouds_is_the_shift(rng):
     assert certificates.assignment_distance(x, shifted) == pytest.approx(5.0)
 
 
+@pytest.mark.thorough
 def test_certificate_of_the_clouds_is_above_their_distance(key):
     real_key, fake_key = jax.random.split(key)
     real = jax.random.uniform(real_key, (60, 2))

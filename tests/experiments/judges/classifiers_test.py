@@ -64,6 +64,7 @@ def test_accuracy_on_digits_is_that_of_a_float64_forward_pass(digits, trained):
     assert metrics.inception_score(trained.probs(images)) > 9.3
 
 
+@pytest.mark.thorough
 def test_second_call_loads_the_same_classifier(digits, cache, trained, trainings):
     loaded = train_or_load(digits, str(cache))
     assert not trainings

@@ -83,6 +83,7 @@ def test_a_block_that_changes_the_shape(key, features, stride, shape):
     assert variables["params"]["Conv_2"]["kernel"].shape == (1, 1, 8, features)
 
 
+@pytest.mark.thorough
 def test_it_learns_what_is_easy_to_learn(toy):
     predicted = fit(toy, toy.train_labels)(toy.test)
     assert loop_accuracy(predicted, toy.test_labels) > 0.99

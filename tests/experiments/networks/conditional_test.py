@@ -105,6 +105,7 @@ def test_training_learns_which_label_is_where(tmp_path):
     assert np.mean(nearest == labels) > 0.5  # 1/8 without labels
 
 
+@pytest.mark.thorough
 def test_the_generator_takes_labels_as_the_data_have_them(key):
     dataset = catalog.load("digits")
     model = models.build(SMALL, dataset)

@@ -18,7 +18,7 @@ JUDGES = {
 }
 
 
-@pytest.mark.thorough(quick=3)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name",
     [
@@ -41,6 +41,7 @@ def test_every_value_is_of_its_own_sample(key, rng, name):
     assert np.std(values) > 0
 
 
+@pytest.mark.thorough
 def test_spectral_norm_bounds_the_slope(key, rng):
     """Every layer has norm 1 and leaky relu has slope 1: |f(x) - f(y)| <= |x - y|."""
     network = critics.MLPCritic(16, spectral_norm=True)
@@ -79,6 +80,7 @@ def test_norms_have_no_slope_at_zero(rng, name):
     assert np.isfinite(slopes).all()
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("shape", [(4, 4, 1), (3,)])
 def test_energy_has_the_norm_it_is_asked_for(key, rng, shape):
     """One set of parameters, two norms of one error."""

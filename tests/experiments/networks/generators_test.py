@@ -68,6 +68,7 @@ def test_dcgan_halves_the_channels_and_starts_at_four_by_four():
     }
 
 
+@pytest.mark.thorough
 def test_dcgan_initialisation(key):
     network = generators.DCGAN((28, 28, 1), width=64)
     init = jax.jit(lambda key: network.init(key, jnp.zeros((2, 50)), train=False))

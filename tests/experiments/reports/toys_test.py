@@ -100,7 +100,7 @@ def test_modes_are_those_with_a_fifth_of_their_share():
     assert "modes" not in measured(gaussian_target(), samples, 0.1)
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize(("name", "num_modes"), [("grid", 25), ("mixture", 8), ("ring", None)])
 def test_exact_draws_reach_everything(name, num_modes, key):
     ruler = toys.make_ruler(key, densities.load(name))

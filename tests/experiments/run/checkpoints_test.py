@@ -118,7 +118,7 @@ DAMAGES = {
 }
 
 
-@pytest.mark.thorough(quick=3)
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_every_damage_to_every_file_falls_back_with_a_warning(tmp_path, rng, capsys, kind):
     original = tmp_path / "original"

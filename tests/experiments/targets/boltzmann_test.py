@@ -107,6 +107,7 @@ def test_likelihood_without_hidden_units_is_that_of_a_gaussian(rng):
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_exact_samples_give_the_gradient_of_the_likelihood(key, rng):
     params = in_float32(random_params(rng, 4, 3))
     data = jnp.asarray(rng.normal(size=(9, 4)), jnp.float32)

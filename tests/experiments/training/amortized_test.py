@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments.targets import boltzmann
 from experiments.training import amortized
@@ -37,6 +38,7 @@ def directions_by_loops(x, scores):
     return attraction, repulsion
 
 
+@pytest.mark.thorough
 def test_directions_are_those_of_the_loops(rng):
     x, scores = rng.normal(size=(2, 7, 3))
     attraction, repulsion = directions_by_loops(x, scores)
@@ -47,6 +49,7 @@ def test_directions_are_those_of_the_loops(rng):
         np.testing.assert_allclose(got, direction, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.thorough
 def test_generator_follows_the_direction_uphill(key):
     config = dataclasses.replace(TINY, learning_rate=1e-3)
     trainer = amortized.make_trainer(config, "score", (8, 8, 1))
@@ -64,6 +67,7 @@ def test_generator_follows_the_direction_uphill(key):
     assert mean_log_density(state) > before + 0.1
 
 
+@pytest.mark.thorough
 def test_machine_steps_to_the_data_and_away_from_the_samples(key):
     trainer = amortized.make_trainer(dataclasses.replace(TINY, weight_decay=0.0), "svgd", (8, 8, 1))
     state = trainer.initial_state(key)

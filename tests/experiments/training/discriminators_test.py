@@ -170,7 +170,7 @@ class StopAt:
         return self.looks < 0
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("looks", [0, 5])
 def test_stopped_training_resumes_to_the_same_records_and_state(
     lab, frozen, images, key, tmp_path, looks

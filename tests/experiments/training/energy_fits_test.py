@@ -37,6 +37,7 @@ def base_draws(key, d):
     return WeightedDraws(jax.random.normal(key, (2000, d)), jnp.zeros(2000))
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("slope", [1.0, 6.0])
 def test_defensive_draws_find_mass_that_draws_of_the_base_miss(key, slope):
     n = 20_000
@@ -52,7 +53,7 @@ def test_defensive_draws_find_mass_that_draws_of_the_base_miss(key, slope):
     assert (blind.value < slope**2 / 2 - 2) == (slope == 6.0)
 
 
-@pytest.mark.thorough(quick=4)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "rule",
     [pytest.param(r, marks=() if r == "kale" else pytest.mark.slow) for r in RULES],
@@ -109,6 +110,7 @@ def test_the_penalty_flattens_the_energy(key, rng):
     assert slopes[1] < slopes[0] / 3
 
 
+@pytest.mark.thorough
 def test_chains_leave_the_model_invariant_and_pcd_alone_keeps_them(key):
     settings = Settings(num_chain_steps=20, chain_step_size=0.05)
     start_key, run_key = jax.random.split(key)
@@ -130,6 +132,7 @@ def test_chains_leave_the_model_invariant_and_pcd_alone_keeps_them(key):
     assert np.corrcoef(starts[:, 0], ends[:, 0])[0, 1] < 0.5
 
 
+@pytest.mark.thorough
 def test_looks_on_few_effective_draws_choose_nothing(key, monkeypatch):
     """The last look is the likeliest, then the one before it."""
     rows = jax.random.normal(key, (50, 1)) + 1
@@ -180,6 +183,7 @@ def test_a_likelihood_that_is_not_finite_ends_the_fit(key):
         energy_fits.fit(*arguments)
 
 
+@pytest.mark.thorough
 def test_densities_in_the_plane_integrate_to_one(key, rng):
     x, y = rng.normal(size=(2, 3000))
     points = np.stack([3 * x, x**2 / 2 + 0.3 * y], axis=1)

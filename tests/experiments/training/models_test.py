@@ -81,7 +81,7 @@ REACHED = [
 ]
 
 
-@pytest.mark.thorough(quick=8)
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize(("name", "changes", "expected"), REACHED)
 def test_settings_reach_the_objective(key, rng, name, changes, expected):
     config = dataclasses.replace(POINTS, objective=name, **changes)
@@ -102,6 +102,7 @@ def test_settings_reach_the_objective(key, rng, name, changes, expected):
 # ------------------------------------------------------------------------------------- the critic
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("norm", ["euclidean", "root_sum"])
 def test_the_norm_reaches_the_energy(key, rng, norm):
     one, state = build(dataclasses.replace(STEINGAN, energy_norm=norm), key)
@@ -111,6 +112,7 @@ def test_the_norm_reaches_the_energy(key, rng, norm):
     np.testing.assert_allclose(critic.bind(state, one)(points)[0], expected[0], rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_the_margin_reaches_the_joint_energy(key, rng):
     """Beyond any cross entropy, energies differ as the margins do."""
     samples, _ = clouds(rng)
@@ -122,6 +124,7 @@ def test_the_margin_reaches_the_joint_energy(key, rng):
     np.testing.assert_allclose(gap, 3, rtol=1e-4)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("threshold", [1e-3, math.inf])
 def test_steingans_controller_scales_what_adam_returns(key, rng, threshold):
     """A first step of Adam is its learning rate; the second one has momentum to be held back."""
@@ -139,6 +142,7 @@ def test_steingans_controller_scales_what_adam_returns(key, rng, threshold):
     assert set(jax.tree.leaves(same)) == {threshold != math.inf}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "track"), [("ema", kale.ema_step), ("newton", kale.newton_step)])
 def test_a_step_takes_the_log_normalizer_to_its_next_value(key, rng, name, track):
     config = dataclasses.replace(KALE, log_normalizer=name, log_normalizer_rate=0.3)
