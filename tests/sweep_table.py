@@ -1,5 +1,6 @@
 """One row for every public function: how to call it, on what, and how its values scale."""
 
+import functools
 import inspect
 import pkgutil
 from importlib import import_module
@@ -62,6 +63,14 @@ def public_functions():
             own = inspect.isfunction(value) and value.__module__ == module.__name__
             if own and not name.startswith("_"):
                 yield f"{info.name}.{name}"
+
+
+def makers(module, kind):
+    """Yields the public functions of a module that return a kind of objective."""
+    for name, value in vars(module).items():
+        public = inspect.isfunction(value) and not name.startswith("_")
+        if public and inspect.signature(value).return_annotation is kind:
+            yield value
 
 
 # ------------------------------------------------------------------------------ sums and kernels
@@ -258,15 +267,7 @@ def _played(make_objective, critic_fn):
     return call
 
 
-for objective in (
-    two_player.gan_saturating,
-    two_player.gan_non_saturating,
-    two_player.gan_kl,
-    two_player.hinge,
-    two_player.wgan_clip,
-    two_player.wgan_gp,
-    two_player.kale,
-):
+for objective in makers(two_player, two_player.TwoPlayer):
     row(objective, None, _played(objective, Setting.critic_fn), smooth=False)
 row(steingan.half_median, 1, spread="same", smooth=False, least=2)
 row(steingan.half_svgd, 1, spread="same", smooth=False, least=2)
@@ -434,27 +435,24 @@ row(
 row(objectives.kl_direction, -1, ridge=0.5, spread="rows")
 
 
+# What a function that makes an objective asks for without a default, by the name of the argument.
+OF_OBJECTIVES = {
+    "make_kernel": lambda e: lambda x, y, axis_name: e.kernel,
+    "variance": number(0.3, 2),
+    "fit": lambda e: functools.partial(ratio.ulsif, ridge=0.5),
+}
+
+
 def _directed(make_objective):
+    asked = inspect.signature(make_objective).parameters.values()
+    options = {one.name: OF_OBJECTIVES[one.name] for one in asked if one.default is one.empty}
+
     def direction(e, samples, data):
-        return make_objective(e)(e.key, samples, data, axis_name=e.axis_name)[0]
+        objective = make_objective(**given(e, options))
+        return objective(e.key, samples, data, axis_name=e.axis_name)[0]
 
     return direction
 
 
-def _ulsif(p, q, kernel, *, axis_name):
-    return ratio.ulsif(p, q, kernel, ridge=0.5, axis_name=axis_name)
-
-
-def _make_kernel(e):
-    return lambda x, y, axis_name: e.kernel
-
-
-for objective, make in (
-    (objectives.kl, lambda e: objectives.kl(_make_kernel(e))),
-    (objectives.mmd_v, lambda e: objectives.mmd_v(_make_kernel(e))),
-    (objectives.noisy_jsd, lambda e: objectives.noisy_jsd(variance=0.3 * e.unit**2)),
-    (objectives.ratio_ulsif, lambda e: objectives.ratio_ulsif(_make_kernel(e))),
-    (objectives.ratio_kliep, lambda e: objectives.ratio_kliep(_make_kernel(e))),
-    (objectives.density_ratio, lambda e: objectives.density_ratio(_make_kernel(e), _ulsif)),
-):
-    row(objective, -1, _directed(make), spread="rows", smooth=False)
+for objective in makers(objectives, objectives.Objective):
+    row(objective, -1, _directed(objective), spread="rows", smooth=False)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.data import catalog
+from experiments.data import catalog, toys
 from tests.experiments.data.conftest import Z_BOUND
 
 
@@ -23,7 +23,7 @@ def toy(name, seed=0):
     return points, np.concatenate([dataset.train_labels, dataset.test_labels])
 
 
-@pytest.mark.parametrize("name", ["swiss_roll", "ring", "grid", "banana", "eight_gaussians"])
+@pytest.mark.parametrize("name", toys.TOYS)
 def test_toys_have_their_shapes_and_follow_the_seed(name):
     dataset = catalog.load(name, seed=3)
     assert dataset.name == name
