@@ -24,7 +24,9 @@ BINARIES = [
     module.name for module in pkgutil.iter_modules(experiments.__path__) if not module.ispkg
 ]
 MODULES = {name: importlib.import_module(f"experiments.{name}") for name in BINARIES}
-READERS = ("evaluate", "sample", "latent_walk")  # of the folder of a run
+READERS = [  # of the folder of a run
+    name for name, module in MODULES.items() if "trained.opened(" in inspect.getsource(module)
+]
 HUGE = "9" * 6000
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -177,11 +179,10 @@ def test_flags_and_folders_that_are_none(name, place, refused, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "nosuch")
     wrong += refused(name, run, "JAX_PLATFORMS: got 'nosuch'; expected platforms that JAX finds")
     monkeypatch.delenv("JAX_PLATFORMS")
-    small = {"toy": [], "density_estimation": ["--datasets=banana"]}.get(name)
-    if small is None and name not in ("svgd_posterior", *READERS):
-        small = ["--dataset=digits"] if name not in ("neural_sampler",) else []
-    if small is not None or name in READERS:
-        wrong += refused(name, [f"--workdir={place}/file/run", *(small or [])], "workdir", code)
+    known = {"dataset": "--dataset=digits", "datasets": "--datasets=banana"}
+    small = [known[flag] for flag in rules_of(MODULES[name], monkeypatch) if flag in known]
+    if name != "svgd_posterior":  # which asks for its data first
+        wrong += refused(name, [f"--workdir={place}/file/run", *small], "workdir", code)
     assert wrong == []
 
 
