@@ -1,14 +1,22 @@
 """What the pages say: links lead somewhere, Python runs, commands are taken by their binaries."""
 
 import ast
+import builtins
+import dis
 import importlib
+import inspect
 import pathlib
 import re
 import shlex
 import sys
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
 import pytest
+
+from kernelgrad import kernels, langevin
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = {
@@ -45,11 +53,11 @@ def blocks(page):
     return [code for language, code in _FENCE.findall(PAGES[page]) if language == "python"]
 
 
-def run(page):
-    """Runs a page's Python from the first block to the last, and returns what it has defined."""
+def run(page, count=None):
+    """Runs the first blocks of a page's Python, or all, and returns what they have defined."""
     names = {}
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        for code in blocks(page):
+        for code in blocks(page)[:count]:
             exec(compile(code, page, "exec"), names)  # noqa: S102
     return names
 
@@ -115,6 +123,15 @@ def test_targets_of_make_and_files_of_tests_exist(page):
         assert (ROOT / path).exists(), path
 
 
+def lacking(code, names):
+    """Yields module.attribute for what a module among the names of some code does not have."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = names.get(node.value.id)
+            if inspect.ismodule(module) and not hasattr(module, node.attr):
+                yield f"{node.value.id}.{node.attr}"
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
 def test_python_is_valid_and_names_what_exists(page):
     modules, wrong = {}, []
@@ -124,22 +141,82 @@ def test_python_is_valid_and_names_what_exists(page):
                 alias.name: importlib.import_module(f"kernelgrad.{alias.name}")
                 for alias in node.names
             }
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            module = modules.get(node.value.id)
-            if module and not hasattr(module, node.attr):
-                wrong.append(f"{node.value.id}.{node.attr}")
+    wrong = [name for code in blocks(page) for name in lacking(code, modules)]
     assert wrong == []
 
 
+def undefined(code, names):
+    """Yields the globals of compiled code that are not among the names."""
+    for step in dis.get_instructions(code):
+        if step.opname == "LOAD_GLOBAL" and not (
+            step.argval in names or hasattr(builtins, step.argval)
+        ):
+            yield step.argval
+    for inner in filter(inspect.iscode, code.co_consts):
+        yield from undefined(inner, names)
+
+
+@pytest.fixture
+def recipes(monkeypatch):
+    """The names of each file that docs/extending.md adds to, with what it adds."""
+    rooms = {}
+    for code in blocks("docs/extending.md"):
+        path = code.partition("\n")[0].removeprefix("# ")
+        name = path.removesuffix(".py").replace("/", ".")
+        module = importlib.import_module(name) if (ROOT / path).exists() else None
+        if path not in rooms:
+            there = vars(module) if module else {"__name__": name}
+            rooms[path] = {k: dict(v) if isinstance(v, dict) else v for k, v in there.items()}
+        names = rooms[path]
+        compiled = compile(code, path, "exec")
+        exec(compiled, names)  # noqa: S102
+        assert [*undefined(compiled, names), *lacking(code, names)] == []
+        for new in names.keys() - vars(module).keys() if module else ():
+            monkeypatch.setattr(module, new, names[new], raising=False)
+    return rooms
+
+
+def test_the_recipes_make_what_they_say(recipes, rng):
+    tables, toys = recipes["tests/oracles.py"], recipes["experiments/data/toys.py"]
+    values = [
+        tables["RADIAL"]["relativistic"](2.0, 0.7),
+        tables["PROFILES"]["relativistic"]((2.0 / 0.7) ** 2),
+    ]
+    np.testing.assert_allclose(kernels.relativistic(0.7).profile(jnp.array(4.0)), values, rtol=1e-5)
+    points, labels = toys["_moons"](rng, 1000)
+    assert points.shape == (1000, 2)
+    assert set(labels) == {0, 1}
+    assert recipes["experiments/interpolate.py"]["Config"]().num_pairs == 4
+
+
+@pytest.mark.thorough
+def test_the_recipes_hold(recipes, key, rng):
+    recipes["tests/objectives_test.py"]["test_kde_descends_the_ratio_of_the_loops"](key, rng)
+
+    def move(key, x):
+        state = langevin.init(x, lambda x: -jnp.sum(x**2) / 2)
+        return langevin.barker_step(key, state, lambda x: -jnp.sum(x**2) / 2, step_size=0.5)[0]
+
+    draws = jnp.asarray(rng.normal(size=(20_000, 2)), jnp.float32)
+    moved = jax.jit(jax.vmap(move))(jax.random.split(key, len(draws)), draws).position
+    assert np.abs(oracles.moments_z(moved, np.eye(2))).max() < 5
+    assert (moved != draws).mean() > 0.5
+
+
+def test_the_direction_of_the_readme_runs():
+    names = run("README.md", 1)
+    assert abs(names["x"].mean(axis=0) - names["y"].mean(axis=0)).max() < 0.3
+
+
+@pytest.mark.thorough
 def test_the_readme_runs():
     names = run("README.md")
-    x, y, params = names["x"], names["y"], names["state"].params
-    assert abs(x.mean(axis=0) - y.mean(axis=0)).max() < 0.3
+    y, params = names["y"], names["state"].params
     assert abs(params["shift"] - y.mean(axis=0)).max() < 0.3
     assert abs(params["scale"] - y.std(axis=0)).max() < 0.3
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_library_page_runs(capsys):
     names = run("docs/library.md")
     assert capsys.readouterr().out.count("p_value=") == 4

@@ -30,9 +30,8 @@ def load(name: str, data_dir: str | None = None, *, seed: int = 0) -> Dataset:
                          every call; where there are none, the set as prepared in data_dir or in the
                          cache; else a download
     cifar10_jpeg         cifar10-jpeg.tar.xz in data_dir or data_dir/cifar10
-    swiss_roll, ring,    2-D points, float32, 10 000 for training and 2 000 for testing
-    banana, grid,
-    eight_gaussians
+    ring and others of   2-D points, float32, 10 000 for training and 2 000 for testing
+    `toys.TOYS`
     red_wine,            UCI tables in data_dir or data_dir/uci, split 80/10/10 and standardised
     white_wine,          with the training rows; label: quality >= 6, none for parkinsons
     parkinsons
