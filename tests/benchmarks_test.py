@@ -154,6 +154,7 @@ def test_contestants_that_need_no_peer_are_right(task, index):
     assert row.task.error(row.problem(), _result_of(task, index)) < 2e-5
 
 
+@pytest.mark.thorough
 def test_mmd_gradients_agree():
     contestants = rows.TASKS["mmd"].contestants
     gradients = [_result_of("mmd", i)[1] for i, c in enumerate(contestants) if not c.needs]

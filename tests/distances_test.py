@@ -90,7 +90,7 @@ def layout(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("d", [1, 4, pytest.param(50, marks=pytest.mark.slow)])
 def test_far_clusters_keep_their_digits(d, rng, layout):
     n = 45

@@ -153,7 +153,7 @@ def test_one_gradient_per_leapfrog_step(key):
 # Stationarity: start from exact samples, move, and look for a change. E exp(-energy error) is 1.
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize(
     ("covariance", "step_size", "num_leapfrog_steps", "inverse_mass"),
     [
@@ -235,6 +235,7 @@ def _float64_run(key, start, scale=(1.0, 1.0)):
     )
 
 
+@pytest.mark.thorough
 def test_energy_error_is_the_difference_of_hamiltonians(key, rng):
     """Squared momenta of the accepted ends come back from the conserved ellipse."""
     with jax.enable_x64(True):
@@ -299,6 +300,7 @@ def test_a_start_outside_the_support_finds_it(key):
     assert np.all(np.isfinite(infos.acceptance_probability))
 
 
+@pytest.mark.thorough
 def test_a_broken_gradient_is_rejected(key):
     def density(_, x):
         return -jnp.sqrt(jnp.maximum(x, 0.0))
@@ -360,7 +362,7 @@ def test_what_has_next_to_no_probability_is_never_accepted(key, monkeypatch, dty
     assert accepted(key, 0.0)
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_low_precision_keeps_the_target(key, dtype):
     """N(0, 1): the acceptance and the energies are counted in float32, whatever the position."""

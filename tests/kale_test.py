@@ -422,6 +422,7 @@ def test_jit_equals_eager_and_vmap_is_a_loop(rng):
     chex.assert_trees_all_close(jax.jit(jax.vmap(everything))(data, base), expected, rtol=1e-5)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_low_precision_is_summed_in_float32(rng, dtype):
     @jax.jit
@@ -454,6 +455,7 @@ def test_low_precision_stays_finite_far_out():
     assert np.isfinite(kale.generator_weights(energy, 0.0)).all()
 
 
+@pytest.mark.thorough
 def test_equal_energies_have_an_error_of_zero_and_a_slope():
     error = jax.grad(lambda e: kale.log_normalizer_estimate(e).standard_error)
     np.testing.assert_array_equal(error(jnp.ones(4)), 0)

@@ -100,7 +100,7 @@ def derivatives(fn, order):
     return quick_jit(jax.vmap(lambda u: jnp.stack([fn(u) for fn in fns])))
 
 
-@pytest.mark.thorough(quick=5)
+@pytest.mark.thorough(quick=4)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_three_derivatives_of_the_profile_equal_autodiff_of_the_formula(family):
     u = np.logspace(-4, 2.5, 27)
@@ -122,6 +122,7 @@ def test_derivatives_in_float32_are_finite_from_zero_to_1e30_and_keep_nan(family
     np.testing.assert_allclose(got[0], (1, *AT_ZERO[family][:2]), rtol=1e-6)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("d", [2, 5])
 def test_gradient_and_hessian_where_the_points_coincide(d, rng):
     """grad = 0; the Hessian is 2 f'(0) / l^2 I, the mixed one its negative."""
@@ -328,6 +329,7 @@ def test_jit_is_eager_and_vmap_sweeps_lengthscales(rng):
         np.testing.assert_allclose(swept, np.stack(eager), atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_derivatives_in_lengthscales_weights_and_exponents_equal_autodiff_of_the_formula():
     u, mixed = np.array([0.0, 0.3, 2.0, 50.0]), np.array([1.0, -2.0, 0.5, 3.0])
 
@@ -469,6 +471,7 @@ def test_lengthscale_rules_carry_no_gradient(rng):
         np.testing.assert_array_equal(gradient, 0)
 
 
+@pytest.mark.thorough
 def test_rules_over_two_devices_pool_them(rng):
     x = np.asarray(rng.normal(size=(2, 7, 3)), np.float32)
     y = np.asarray(rng.normal(size=(2, 5, 3)), np.float32)
@@ -502,6 +505,7 @@ def test_laplace_alone_has_a_kink_at_zero():
         ksd.stein_gram(jnp.ones((3, 2)), jnp.ones((3, 2)), kinked())
 
 
+@pytest.mark.thorough(quick=3)
 @pytest.mark.parametrize("name", COPIES)
 def test_copies_are_equal_and_of_their_family(name):
     again = COPIES[name]

@@ -234,7 +234,7 @@ def test_p_value_is_the_share_of_all_sign_patterns(
     assert error < 5
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("num_bootstrap", [1, 301])
 def test_p_value_counts_every_bootstrap_and_ties(key, rng, num_bootstrap):
     x = jnp.asarray(rng.normal(3.0, 1, size=(40, 2)), jnp.float32)

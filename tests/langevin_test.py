@@ -82,6 +82,7 @@ def _stationary(drift, noise):
 # The law of the discrete chain, bias included.
 
 
+@pytest.mark.thorough
 def test_ula_moves_by_its_formula(key):
     """The drift exactly, from two starts under one key; the noise by its variance 2 h / m."""
     step_size, inverse_mass = 0.3, 2.5
@@ -99,6 +100,7 @@ def test_ula_moves_by_its_formula(key):
     assert np.abs(oracles.moments_z(noises, variance)).max() < 5
 
 
+@pytest.mark.thorough(quick=3)
 @pytest.mark.parametrize(
     ("covariance", "step_size", "inverse_mass"),
     [
@@ -204,7 +206,7 @@ def test_first_velocity_has_the_inverse_mass_as_variance(key):
 # MALA is exact.
 
 
-@pytest.mark.thorough(quick=3)
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize(
     ("covariance", "step_size", "inverse_mass"),
     [
@@ -272,7 +274,7 @@ def _quartic_run(key, start, name, unit=(1.0, 1.0)):
     return jax.tree.map(np.asarray, run)
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", STEPS)
 def test_inverse_mass_is_a_change_of_units(key, rng, name):
     start, unit = rng.normal(size=(200, 2)), np.array([0.3, 5.0])
@@ -336,7 +338,7 @@ def test_mala_rejects_by_step_size_to_the_power_three_halves(key, rng):
     assert abs(slope - 1.5) < 0.1
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "step_size"), [("mala", 0.5), ("underdamped", 0.9)])
 def test_overdispersed_start_mixes(key, rng, name, step_size):
     """Ten steps of ten: the law at the end is the target's."""

@@ -77,7 +77,7 @@ def test_any_data_equals_sorting(n, d, rng, small_tiles):
             assert got == 0, name
 
 
-@pytest.mark.thorough(quick=3)
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize("n", [2, 3, 4, 5])  # 1, 3, 6, 10 pairs
 def test_small_grids_are_exact(n, rng):
     """Ties at, below and above the middle; half-integers where the middle two differ."""
@@ -144,6 +144,7 @@ def test_float64(rng):
             np.testing.assert_allclose(got, oracles.median_squared_distance(x), rtol=1e-12)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_low_precision_is_widened(dtype, rng):
     x = jnp.asarray(rng.normal(size=(12, 5)) + 3, dtype)

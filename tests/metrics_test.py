@@ -301,6 +301,7 @@ def test_kid_equals_float64_loops(rng, offset):
     np.testing.assert_allclose(kernel_inception_distance(x, y), expected, rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_kid_is_unbiased(key):
     """In one dimension MMD^2 = 3 (dm_1)^2 + 3 (dm_2)^2 + (dm_3)^2, of the moments m_j."""
     reps, n, m = 4000, 8, 6
@@ -489,7 +490,7 @@ def test_jit_and_vmap_change_nothing(rng, name):
     assert_close(mapped, jax.tree.map(lambda *pair: np.stack(pair), *expected))
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("block_rows", [7, 20])
 @pytest.mark.parametrize(
     "name", ["kernel_inception_distance", "precision_recall", "nearest_neighbors_l1"]

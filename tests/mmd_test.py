@@ -46,7 +46,7 @@ def test_statistics_match_the_loops(rng, family):
     np.testing.assert_allclose(u, oracles.mmd_u(family, x, y, LENGTHSCALES), rtol=1e-11)
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradient_is_the_finite_difference_of_the_loops(rng, family):
     x, y = _samples(rng, n=5, m=4, d=2)

@@ -195,7 +195,7 @@ def test_logits_of_noised_points_estimate_the_jsd(key, rng):
     assert abs(estimate - 0.336831) < 5 * error
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("d", [1, 20])
 @pytest.mark.parametrize("distance", [1e2, 1e4])
 def test_logits_and_directions_survive_where_every_kernel_underflows(rng, d, distance):

@@ -213,6 +213,7 @@ class Scaled(NamedTuple):
         return self.factor * self.base.profile(sq_dist)
 
 
+@pytest.mark.thorough
 def test_a_kernel_of_ones_own_needs_nothing_but_a_profile(rng):
     x, weights = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((9, 4), (9, 2)))
     base = kernels.rbf_mixture(1.5)
@@ -406,6 +407,7 @@ def test_split_tiles_pads_the_last_with_zeros(size, largest):
     np.testing.assert_array_equal(np.ravel(got)[size:], 0)
 
 
+@pytest.mark.thorough
 def test_no_array_is_as_large_as_the_number_of_pairs():
     """At n = m = 100 000: values, gradients, and gradients of gradients."""
     n, d = 100_000, 8
@@ -550,7 +552,7 @@ def test_feature_sums_of_two_devices_are_those_of_their_union(others, rng, small
 # -------------------------------------------------------------------------------- feature maps
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("others", ["y", None])
 def test_feature_gradients_equal_the_jacobian_by_brute_force(others, rng, small_tiles):
     """w_j grad_{y_j} k(phi(x_i), phi(y_j)) for every pair, and the derivatives of their sum."""

@@ -221,6 +221,7 @@ def test_regression_approaches_gauss_newton_to_first_order(rng):
 # ------------------------------------------------------------------------------- Gauss-Newton
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("n", [40, 3])  # more and fewer equations than unknowns
 def test_gauss_newton_is_least_squares(rng, n):
     with jax.enable_x64(True):
@@ -401,7 +402,7 @@ def test_no_matrix_is_formed(rng):
 # ----------------------------------------------------------------------------- all of them
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("name", PULL_BACKS)
 def test_jit_is_eager_and_the_direction_enters_linearly(rng, name):
     params, latents, direction = _problem(rng, n=20)
@@ -521,7 +522,7 @@ def _generator(params, batch_stats, latents):
     return _affine(params, latents), batch_stats
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("objective", "name"), [*(("kl", name) for name in PULL_BACKS), ("mmd", "gauss_newton")]
 )

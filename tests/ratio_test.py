@@ -184,6 +184,7 @@ def test_kliep_climbs_keeps_its_constraint_and_knows_its_gap(rng, x64):
         before = likelihood
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("sizes", [(12, 15), (20, 7)])
 def test_logistic_is_the_minimum(rng, x64, sizes):
     p, q = clouds(rng, *sizes)
@@ -401,7 +402,7 @@ def test_floor_is_the_sampling_error_of_p(rng, sizes):
     np.testing.assert_allclose(fit.floor, sizes[0] ** -0.5, rtol=1e-6)
 
 
-@pytest.mark.thorough(quick=3)
+@pytest.mark.thorough(quick=2)
 @every_fit
 def test_finite_far_from_everything(rng, name):
     p, q = floats(*clouds(rng))
@@ -410,6 +411,7 @@ def test_finite_far_from_everything(rng, name):
     chex.assert_tree_all_finite((fit.ratio, fit.log_ratio, fit.slope))
 
 
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize("kind", ["linear", "mixture", "log_linear"])
 def test_finite_where_a_kernel_underflows(rng, kind):
     model = jax.tree.map(jnp.float32, models(rng, kernels.laplace(0.3))[kind])
@@ -498,7 +500,7 @@ def test_hyperparameters_are_traced():
         jax.eval_shape(lambda hyper, fit=fit: fit(**hyper), dict.fromkeys(hyper, 0.1))
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "given"), [*((name, False) for name in FITS), ("rulsif", True), ("logistic", True)]
 )
@@ -520,6 +522,7 @@ def test_two_devices_are_one(rng, name, given):
     np.testing.assert_allclose(floor, 0.25)
 
 
+@pytest.mark.thorough
 def test_closed_forms_are_differentiable(rng, x64):
     p, q = (jnp.asarray(x) for x in clouds(rng, 5, 6, 2))
 

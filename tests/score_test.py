@@ -349,7 +349,7 @@ def test_kde_of_normal_samples_tends_to_the_smoothed_score(key):
 # ------------------------------------------------------------------------------------ symmetries
 
 
-@pytest.mark.thorough(quick=3)
+@pytest.mark.thorough(quick=2)
 @pytest.mark.usefixtures("x64")
 @every_estimator
 def test_equivariance(name, rng):
@@ -381,7 +381,7 @@ def test_two_equal_components_are_one_with_half_the_ridge(name, rng):
     chex.assert_trees_all_close(got, expected, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.thorough(quick=3)
+@pytest.mark.thorough(quick=2)
 @every_estimator
 def test_offset_costs_no_digits_in_float32(name, rng):
     x, queries = clouds(rng)
@@ -513,6 +513,7 @@ def test_kde_draws_a_far_query_to_its_nearest_sample():
     np.testing.assert_allclose(at(queries, x, deep), expected * 4, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_kde_of_an_underflowing_kernel_is_nan_only_where_all_samples_are_lost():
     x = jnp.array([[0.0], [5.0], [1e4]])
     kernel = kernels.laplace(1.0)
@@ -559,6 +560,7 @@ def test_samples_that_all_coincide_have_no_score(name):
     np.testing.assert_allclose(outside, 0, atol=1e-5)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("name", ["stein", "rkhs"])
 def test_a_failed_solve_is_nan_and_the_documented_floor_prevents_it(name, rng):
     x, queries = (points.astype(np.float32) for points in clouds(rng, n=400, q=50, d=2))
@@ -596,7 +598,7 @@ def test_eager_agrees_with_jit_and_reads_numpy_float64(name, rng):
     chex.assert_trees_all_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.thorough(quick=3)
+@pytest.mark.thorough(quick=2)
 @every_estimator
 def test_vmap_agrees_with_one_by_one(name, rng):
     x, queries = (rng.normal(size=(2, n, 4)).astype(np.float32) for n in (14, 3))
@@ -651,6 +653,7 @@ def test_gradients(name, rng):
     check_grads(jax.jit(total), args, order=1, modes=("rev",), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64")
 def test_spectral_gradient_where_eigenvalues_coincide(rng):
     def total(scale, x):

@@ -83,6 +83,7 @@ def test_columns_keep_their_accuracy_whatever_their_size(rng):
     assert np.all(relative_errors(got[:, kept], expected[:, kept]) < 1e-4)
 
 
+@pytest.mark.thorough
 def test_coinciding_points_are_solved_for(rng):
     x = np.repeat(rng.normal(size=(20, 3)), 10, axis=0).astype(np.float32)
     b = rng.normal(size=(200, 2)).astype(np.float32)

@@ -94,6 +94,7 @@ def test_direction_is_minus_the_field(key, rng, options, expected):
     np.testing.assert_allclose(direction, -field, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.thorough
 def test_images_and_parameters_as_tracers(key, rng):
     images = jnp.asarray(rng.normal(size=(6, 1, 2, 1)), jnp.float32)
 

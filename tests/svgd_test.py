@@ -274,6 +274,7 @@ def test_particles_find_the_mean_of_the_reference_example(rng):
     assert np.all(np.asarray(info.finite))
 
 
+@pytest.mark.thorough(quick=3)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_any_optimizer_raises_the_fit(rng, name):
     mean = jnp.float32([2.0, -1.0])
@@ -380,6 +381,7 @@ def test_noise_has_the_covariance_of_the_kernel(key):
     np.testing.assert_allclose(noise[:, 2], noise[:, 3], atol=0.05)
 
 
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize("lengthscale", [0.01, 1.0, 1000.0])
 def test_noise_is_finite_where_the_gram_is_singular(key, rng, lengthscale):
     x = np.repeat(rng.normal(size=(100, 2)), 5, axis=0)

@@ -172,7 +172,7 @@ def test_two_devices_make_the_one_device_update(key, rng, objective):
         np.testing.assert_array_equal(leaf[0], leaf[1])
 
 
-@pytest.mark.thorough(quick=6)
+@pytest.mark.thorough(quick=4)
 @pytest.mark.parametrize(
     "objective",
     [
@@ -299,6 +299,7 @@ def test_non_finite_state_is_flagged_at_its_step(key, rng):
     np.testing.assert_array_equal(info["finite"], [True, False])
 
 
+@pytest.mark.thorough
 def test_a_state_with_typed_keys_is_replicated(key, rng):
     """Optax's noise keeps a key in its state: replicated, stepped under pmap, and taken back."""
     optimizer = optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(3)), optax.sgd(0.1))

@@ -200,7 +200,7 @@ def test_a_run_that_cannot_be_drawn_from(judged, tmp_path, change, message):
         classification_score.run(config, workdir=str(tmp_path / "scores"))
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("flag", "message"),
     [

@@ -41,6 +41,7 @@ def small_sets(monkeypatch):
     monkeypatch.setattr(density_estimation, "_DRAWS_OF_A_LOOK", 5000)
 
 
+@pytest.mark.thorough
 def test_a_run_leaves_its_files_and_does_no_fit_twice(tmp_path, small_sets, monkeypatch, capsys):
     before = energy_fits.advance._cache_size()
     results = density_estimation.run(TINY, workdir=str(tmp_path))
@@ -101,6 +102,7 @@ def test_bad_settings_are_named(tmp_path, change, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.thorough
 def test_the_binary_names_the_absent_table(tmp_path, refusal):
     line = refusal("density_estimation", f"--workdir={tmp_path}/run", f"--data_dir={tmp_path}")
     assert line.startswith("red_wine: ")

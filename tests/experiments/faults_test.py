@@ -374,6 +374,7 @@ def _damage(run: pathlib.Path, other: pathlib.Path, rng: np.random.Generator) ->
     return f"{damage.__name__} {path.relative_to(run)}"
 
 
+@pytest.mark.thorough
 def test_damage_is_noticed_and_stays_within_the_folder(tmp_path, rng, capsys):
     """What is restored is a state of the run, with its metrics; else an error is one line."""
     original, other = _make_run(tmp_path / "original", range(1, 6)), tmp_path / "other"

@@ -88,7 +88,7 @@ def test_bad_settings_are_usage_errors(tmp_path, changes, message):
         gan_diagnostics.run(dataclasses.replace(TINY, **changes), workdir=str(tmp_path))
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize(
     ("flag", "message"),
     [

@@ -145,6 +145,7 @@ def refused(place, monkeypatch, capsys):
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.thorough(quick=11)
 @pytest.mark.parametrize("name", BINARIES)
 def test_a_value_that_breaks_the_rule_of_its_setting(name, place, refused, monkeypatch):
     wrong, count = [], 0

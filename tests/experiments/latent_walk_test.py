@@ -76,6 +76,7 @@ def test_bad_requests_are_usage_errors(changes, message):
         latent_walk.run(latent_walk.Config(**changes), workdir="/nowhere")
 
 
+@pytest.mark.thorough
 def test_points_cannot_be_filmed(tmp_path):
     start(tmp_path, Config(objective="gan_kl", dataset="ring", latent_dim=2, width=4))
     with pytest.raises(UsageError, match="a run on ring, which are points"):

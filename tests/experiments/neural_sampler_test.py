@@ -72,7 +72,7 @@ def descent_by_loops(update, x, score):
     return -np.linalg.solve(gram + ridge * np.eye(n), repulsion) - score
 
 
-@pytest.mark.thorough(quick=4)
+@pytest.mark.thorough(quick=3)
 @pytest.mark.parametrize("update", ["gauss_newton", "stein_score"])
 @pytest.mark.parametrize(("step", "factor"), [(0, 0.02), (10, 0.25), (60, 1.0)])
 def test_direction_is_that_of_the_loops(update, step, factor, rng):
@@ -205,7 +205,7 @@ def test_an_unknown_rule_is_named(updates):
         fields.validate(dataclasses.replace(Config(), updates=updates))
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

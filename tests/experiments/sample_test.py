@@ -367,6 +367,7 @@ def test_a_folder_of_toy_is_a_usage_error(tmp_path):
         sample.run(sample.Config(), workdir=str(tmp_path))
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize(
     ("flag", "message"),
     [

@@ -184,6 +184,7 @@ def test_bad_settings_are_named(tmp_path, rng, change, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.thorough
 def test_the_binary_names_the_absent_table(tmp_path, refusal):
     line = refusal("svgd_posterior", f"--workdir={tmp_path}/run", f"--data_dir={tmp_path}")
     assert line.startswith("red_wine: ")

@@ -246,6 +246,7 @@ def test_settings_out_of_range_are_named(tmp_path, changes, message):
         toy.run(toy.Config(dataclasses.replace(TINY, **changes)), workdir=str(tmp_path))
 
 
+@pytest.mark.thorough
 def test_bad_input_is_one_line(tmp_path):
     process = subprocess.run(
         [sys.executable, "-m", "experiments.toy", f"--workdir={tmp_path}", "--objectives=gan_k"],

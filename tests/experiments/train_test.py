@@ -78,6 +78,7 @@ def test_every_objective_resumes_with_its_critic(tmp_path, objective):
     assert _metrics(tmp_path / "cut") == _metrics(tmp_path / "whole")
 
 
+@pytest.mark.thorough
 def test_a_finished_run_is_left_alone(tmp_path, capsys):
     first = _run(POINTS, tmp_path)
     assert _run(POINTS, tmp_path) == first
@@ -163,7 +164,7 @@ def test_sigterm_saves_and_exits_143(tmp_path):
     assert json.loads(metrics.read_text().splitlines()[-1])["step"] == saved
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -181,6 +181,7 @@ def test_shifts_are_uniform_and_fill_with_zero(key):
     assert np.abs(np.array(counts) - num / 9).max() < 5 * np.sqrt(num * 8 / 81)
 
 
+@pytest.mark.thorough
 def test_errors_name_what_is_wrong(digits, trained, tmp_path):
     with pytest.raises(errors.DataError, match="got swiss_roll; the classifier expects images"):
         train_or_load(catalog.load("swiss_roll"), tmp_path)

@@ -46,6 +46,7 @@ def convolved(x, kernel):
     return total
 
 
+@pytest.mark.thorough
 def test_a_block_adds_its_branch_to_its_input(key, rng):
     inputs = rng.normal(1, 2, size=(3, 5, 6, 16)).astype(np.float32)
     block = ResidualBlock(16)
@@ -57,6 +58,7 @@ def test_a_block_adds_its_branch_to_its_input(key, rng):
     np.testing.assert_allclose(block.apply(variables, inputs), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_the_gradient_reaches_the_input_past_a_branch_of_zero(key, rng):
     inputs, weights = rng.normal(size=(2, 2, 4, 4, 8)).astype(np.float32)
     block = ResidualBlock(8)
@@ -89,6 +91,7 @@ def test_it_learns_what_is_easy_to_learn(toy):
     assert loop_accuracy(predicted, toy.test_labels) > 0.99
 
 
+@pytest.mark.thorough
 def test_shuffled_labels_teach_nothing(toy, rng):
     """Whatever is learnt, whole classes go astray together: 5 sigma of 10 throws, not of 200."""
     predicted = fit(toy, rng.permutation(toy.train_labels))(toy.test)
@@ -96,6 +99,7 @@ def test_shuffled_labels_teach_nothing(toy, rng):
     assert loop_accuracy(predicted, toy.test_labels) < 0.1 + 5 * sigma
 
 
+@pytest.mark.thorough
 def test_training_follows_the_seed(toy, rng):
     noise = rng.integers(256, size=(200, 8, 8, 1)).astype(np.uint8)
     first, same, other = (fit(toy, toy.train_labels, seed)(noise) for seed in (0, 0, 1))
@@ -103,6 +107,7 @@ def test_training_follows_the_seed(toy, rng):
     assert np.any(first != other)
 
 
+@pytest.mark.thorough
 def test_an_image_is_classified_on_its_own(toy, rng):
     """In whatever order and number, and beyond one chunk of prediction."""
     classify = fit(toy, toy.train_labels)

@@ -80,7 +80,7 @@ def test_norms_have_no_slope_at_zero(rng, name):
     assert np.isfinite(slopes).all()
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("shape", [(4, 4, 1), (3,)])
 def test_energy_has_the_norm_it_is_asked_for(key, rng, shape):
     """One set of parameters, two norms of one error."""

@@ -36,7 +36,7 @@ def density_by_formula(name, x):
     return logsumexp(logs, axis=0) - np.log(len(centres))
 
 
-@pytest.mark.thorough(quick=4)
+@pytest.mark.thorough(quick=3)
 @pytest.mark.parametrize("name", PLANE)
 def test_log_density_is_the_formula(name, rng):
     target = densities.load(name, seed=3)
@@ -74,7 +74,7 @@ def test_density_adds_up_to_1_and_draws_have_its_moments(name, key):
     assert np.all(np.abs(z) < 5), z
 
 
-@pytest.mark.thorough(quick=3)
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize("name", PLANE)
 def test_score_is_finite_at_odd_points(name):
     target = densities.load(name)

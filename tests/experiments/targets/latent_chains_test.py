@@ -50,6 +50,7 @@ def test_warm_up_finds_the_step_size(key, sampler, guess):
     np.testing.assert_array_equal(visits[-1][1], found.latents)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("sampler", ["hmc", pytest.param("underdamped", marks=pytest.mark.slow)])
 def test_chains_that_were_cut_off_end_where_they_would_have(key, tmp_path, sampler):
     """Also through a file; the step size is still being adapted at the cut."""
@@ -126,6 +127,7 @@ def test_only_the_first_half_of_the_steps_moves_the_step_size(key):
     assert rises[1] > 0.01
 
 
+@pytest.mark.thorough
 def test_no_trajectory_length_is_a_period_for_all_chains(key):
     """Ten leapfrog steps of 2 pi / 10 turn a standard normal by a little more than 360 degrees."""
     found, _ = walk(key, jnp.full((4000, 1), 3.0), 1.0, "hmc", 1, step_size=2 * math.pi / 10)

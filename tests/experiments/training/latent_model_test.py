@@ -12,7 +12,7 @@ from experiments.training.settings import Config
 from kernelgrad.two_player import TwoPlayer
 
 
-@pytest.mark.thorough(quick=5)
+@pytest.mark.thorough(quick=3)
 @pytest.mark.parametrize(
     "objective", [name for name, choice in OBJECTIVES.items() if choice.critic_steps]
 )

@@ -81,7 +81,7 @@ REACHED = [
 ]
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize(("name", "changes", "expected"), REACHED)
 def test_settings_reach_the_objective(key, rng, name, changes, expected):
     config = dataclasses.replace(POINTS, objective=name, **changes)
