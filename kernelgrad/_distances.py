@@ -66,9 +66,8 @@ def prepare(
     Returns:
       x and y. The middle carries no gradient.
     """
-    dtype = x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.float32
-    x = x.astype(dtype)
-    others = x if y is None else y.astype(dtype)
+    x = _numeric.wide(x)
+    others = x if y is None else _numeric.like(y, x)
     centre = lax.stop_gradient(_middle(others))
     if axis_name is not None:
         centre = lax.all_gather(centre, axis_name)[0]
@@ -92,8 +91,8 @@ def pool(x: Array, y: Array) -> Array:
       Points, shape (n + m, d); in at least float32 where the dtypes differ.
     """
     if x.dtype != y.dtype:
-        wider = max(x.dtype, y.dtype, key=lambda dtype: jnp.finfo(dtype).bits)
-        wider = wider if jnp.finfo(wider).bits >= 32 else jnp.float32
+        x, y = _numeric.wide(x), _numeric.wide(y)
+        wider = np.promote_types(x.dtype, y.dtype)
         x, y = x.astype(wider), y.astype(wider)
     return jnp.concatenate([x, y])
 
