@@ -130,7 +130,7 @@ def rows(curves: Mapping[str, Curves]) -> Rows:
     )
     for name, one in curves.items():
         texts = _texts(one.at_time(seconds)) if one.covers(seconds) else {}
-        found[f"{name}, {seconds:.0f} s"] = texts
+        found[f"{name}, {seconds:.3g} s"] = texts
     return found
 
 

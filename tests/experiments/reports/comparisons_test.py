@@ -53,7 +53,7 @@ def test_the_spread_is_that_of_a_sample_and_none_of_one_seed():
     runs = [history((4, 8), start=start) for start in (0.0, 1.0, 2.0)]
     curves, _ = gathered(runs, runs[:2])
     rows = comparisons.rows(curves)
-    assert list(rows) == ["a, step 8", "b, step 8", "a, 0 s", "b, 0 s"]
+    assert list(rows) == ["a, step 8", "b, step 8", "a, 0.008 s", "b, 0.008 s"]
     assert rows["a, step 8"] == {"test_mmd": "9 ± 1", "ms per step": "1.0"}
     assert rows["b, step 8"]["test_mmd"] == "8.5 ± 0.71"
     curves, _ = gathered(runs[:1], runs[:1])
