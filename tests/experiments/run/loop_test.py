@@ -1,7 +1,5 @@
 """When a loop advances, evaluates, logs, saves and stops; what comes back after a cut."""
 
-import dataclasses
-import signal
 from types import SimpleNamespace
 
 import jax
@@ -13,27 +11,9 @@ from experiments.run import loop
 from experiments.run.errors import DivergenceError, Terminated
 from experiments.run.loop import Schedule
 from experiments.run.workdirs import Workdir
+from tests.experiments.run.toy_run import Config, StopAt
 
 GOES_ON = SimpleNamespace(stop=None)
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """The config of a toy run."""
-
-    rate: float = 0.5
-
-
-class StopAt:
-    """Asks to stop at the n-th look."""
-
-    def __init__(self, looks):
-        self.looks = looks
-
-    @property
-    def stop(self):
-        self.looks -= 1
-        return signal.SIGTERM if self.looks < 1 else None
 
 
 class Run:

@@ -73,6 +73,18 @@ def tree_of(folder: pathlib.Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
+class StopAt:
+    """Stands in for signals: one of them is heard at the n-th look, and from then on."""
+
+    def __init__(self, looks: int):
+        self.looks = looks
+
+    @property
+    def stop(self) -> int | None:
+        self.looks -= 1
+        return signal.SIGTERM if self.looks < 1 else None
+
+
 # ---------------------------------------------------------------------- processes
 
 FORKS = multiprocessing.get_context("forkserver")

@@ -18,6 +18,7 @@ from experiments.training.models import Model
 from experiments.training.settings import Config
 from kernelgrad import critic, noise, two_player
 from kernelgrad.critic import Critic
+from tests.experiments.run.toy_run import StopAt
 
 _DIMENSION, _LATENTS = 3, 2
 
@@ -158,20 +159,8 @@ def test_noise_anneals_over_the_variances(lab, frozen, images, key, tmp_path):
     assert [annealed.variance(step) for step in range(1, 7)] == [0.4] * 3 + [0.1] * 3
 
 
-class StopAt:
-    """Asks to stop at the n-th look."""
-
-    def __init__(self, looks):
-        self.looks = looks
-
-    @property
-    def stop(self):
-        self.looks -= 1
-        return self.looks < 0
-
-
 @pytest.mark.thorough
-@pytest.mark.parametrize("looks", [0, 5])
+@pytest.mark.parametrize("looks", [1, 6])
 def test_stopped_training_resumes_to_the_same_records_and_state(
     lab, frozen, images, key, tmp_path, looks
 ):
