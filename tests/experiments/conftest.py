@@ -5,12 +5,14 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 from experiments.data import catalog
 from experiments.data.dataset import Dataset
 from experiments.judges import classifiers
+from experiments.pictures import canvas
 
 NUM_CLASSES = 10
 
@@ -35,6 +37,20 @@ def refusal():
         return line.removeprefix("kernelgrad: error: ")
 
     return call
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures of a test in turn, which are kept with all that is on them, and not rendered."""
+    drawn = []
+
+    def keep(figure):
+        drawn.append(figure)
+        plt.close(figure)
+        return b"a picture"
+
+    monkeypatch.setattr(canvas, "png", keep)
+    return drawn
 
 
 @pytest.fixture
