@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 import scipy.linalg
 from scipy.spatial.distance import cdist
@@ -31,68 +32,6 @@ def random_probs(rng, n, c):
 def covariance(rng, d, rank=None):
     factor = rng.standard_normal((d, rank or d))
     return (factor @ factor.T / d).astype(np.float32)
-
-
-# --- oracles: float64, from the papers -----------------------------------------------------------
-
-
-def inception_oracle(probs):
-    n, c = probs.shape
-    marginal = [sum(float(p[j]) for p in probs) / n for j in range(c)]
-    total = 0.0
-    for p in probs:
-        for j in range(c):
-            if p[j] > 0:
-                total += float(p[j]) * math.log(float(p[j]) / marginal[j])
-    return math.exp(total / n)
-
-
-def frechet_oracle(mean1, cov1, mean2, cov2):
-    mean1, cov1, mean2, cov2 = (np.asarray(a, np.float64) for a in (mean1, cov1, mean2, cov2))
-    product_root = np.real(scipy.linalg.sqrtm(cov1 @ cov2))
-    return np.sum((mean1 - mean2) ** 2) + np.trace(cov1 + cov2 - 2 * product_root)
-
-
-def kid_oracle(x, y):
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-
-    def k(a, b):
-        return (sum(s * t for s, t in zip(a, b, strict=True)) / len(a) + 1) ** 3
-
-    n, m = len(x), len(y)
-    xx = sum(k(x[i], x[j]) for i in range(n) for j in range(n) if i != j)
-    yy = sum(k(y[i], y[j]) for i in range(m) for j in range(m) if i != j)
-    xy = sum(k(a, b) for a in x for b in y)
-    return xx / (n * (n - 1)) + yy / (m * (m - 1)) - 2 * xy / (n * m)
-
-
-def prdc_oracle(real, fake, k):
-    real, fake = np.asarray(real, np.float64), np.asarray(fake, np.float64)
-
-    def radius(points, i):
-        others = [np.linalg.norm(points[i] - p) for j, p in enumerate(points) if j != i]
-        return sorted(others)[k - 1]
-
-    real_radii = [radius(real, i) for i in range(len(real))]
-    fake_radii = [radius(fake, j) for j in range(len(fake))]
-    inside_real = np.array(
-        [
-            [np.linalg.norm(f - r) < radius for r, radius in zip(real, real_radii, strict=True)]
-            for f in fake
-        ]
-    )
-    inside_fake = np.array(
-        [
-            [np.linalg.norm(r - f) < radius for f, radius in zip(fake, fake_radii, strict=True)]
-            for r in real
-        ]
-    )
-    return (
-        inside_real.any(axis=1).mean(),
-        inside_fake.any(axis=1).mean(),
-        inside_real.sum(axis=1).mean() / k,
-        inside_real.any(axis=0).mean(),
-    )
 
 
 def central_differences(fn, x, step=1e-4):
@@ -131,7 +70,7 @@ def test_inception_score_is_unchanged_by_duplicates(rng):
 
 def test_inception_score_equals_float64_loops(rng):
     probs = random_probs(rng, 60, 7)
-    np.testing.assert_allclose(inception_score(probs), inception_oracle(probs), rtol=2e-6)
+    np.testing.assert_allclose(inception_score(probs), oracles.inception_score(probs), rtol=2e-6)
 
 
 def test_inception_score_gradient_equals_differences_of_the_oracle(rng):
@@ -139,7 +78,7 @@ def test_inception_score_gradient_equals_differences_of_the_oracle(rng):
 
     def oracle(logits):
         exp = np.exp(logits)
-        return inception_oracle(exp / exp.sum(1, keepdims=True))
+        return oracles.inception_score(exp / exp.sum(1, keepdims=True))
 
     slope = jax.grad(lambda x: inception_score(jax.nn.softmax(x, axis=1)))(logits)
     np.testing.assert_allclose(slope, central_differences(oracle, logits), atol=1e-5)
@@ -203,7 +142,7 @@ def test_frechet_distance_of_commuting_covariances(rng):
 
 def test_frechet_distance_equals_sqrtm(rng):
     args = normal(rng, 20), covariance(rng, 20), normal(rng, 20), covariance(rng, 20)
-    np.testing.assert_allclose(frechet_distance(*args), frechet_oracle(*args), rtol=1e-5)
+    np.testing.assert_allclose(frechet_distance(*args), oracles.frechet_distance(*args), rtol=1e-5)
 
 
 def test_frechet_distance_is_symmetric(rng):
@@ -276,7 +215,9 @@ def test_frechet_distance_has_the_gradient_of_its_formula(rng):
                     root = scipy.linalg.sqrtm(moved)
                     cross = scipy.linalg.sqrtm(root @ seen @ root).real
                     return np.trace(moved) - 2 * np.trace(cross)
-                return frechet_oracle(np.zeros(4), cov1 + step * inside, np.zeros(4), cov2)
+                return oracles.frechet_distance(
+                    np.zeros(4), cov1 + step * inside, np.zeros(4), cov2
+                )
 
             expected = (distance(1e-5) - distance(-1e-5)) / 2e-5
             np.testing.assert_allclose(np.sum(slopes[0] * inside), expected, rtol=1e-6)
@@ -297,7 +238,7 @@ def test_kid_by_hand():
 @pytest.mark.parametrize("offset", [0, 1, 100])
 def test_kid_equals_float64_loops(rng, offset):
     x, y = normal(rng, 13, 4) + offset, 1.3 * normal(rng, 9, 4) + offset
-    expected = kid_oracle(x, y)
+    expected = oracles.kernel_inception_distance(x, y)
     np.testing.assert_allclose(kernel_inception_distance(x, y), expected, rtol=1e-4)
 
 
@@ -322,7 +263,7 @@ def test_kid_is_unbiased(key):
 def test_kid_gradient_equals_differences_of_the_oracle(rng):
     x, y = normal(rng, 5, 2), normal(rng, 4, 2)
     slope = jax.jit(jax.grad(kernel_inception_distance))(x, y)
-    expected = central_differences(lambda x: kid_oracle(x, y), x)
+    expected = central_differences(lambda x: oracles.kernel_inception_distance(x, y), x)
     np.testing.assert_allclose(slope, expected, atol=1e-4 * np.abs(expected).max())
 
 
@@ -344,7 +285,7 @@ def test_precision_recall_by_hand_and_swapped():
 def test_precision_recall_equals_brute_force(rng, k):
     real, fake = normal(rng, 60, 3), 0.5 * normal(rng, 45, 3) + 0.7
     np.testing.assert_allclose(
-        precision_recall(real, fake, k=k), prdc_oracle(real, fake, k), rtol=1e-6
+        precision_recall(real, fake, k=k), oracles.precision_recall(real, fake, k), rtol=1e-6
     )
 
 
@@ -371,7 +312,9 @@ def test_precision_recall_counts_ties(rng):
     """Every distance is 0 or 1; balls are open, so duplicates have empty ones."""
     real = jnp.array([[0.0]] * 3 + [[1.0]])
     fake = jnp.array([[0.0]] * 3 + [[1.0]])
-    np.testing.assert_array_equal(precision_recall(real, fake, k=2), prdc_oracle(real, fake, 2))
+    np.testing.assert_array_equal(
+        precision_recall(real, fake, k=2), oracles.precision_recall(real, fake, 2)
+    )
 
 
 @pytest.mark.parametrize("unit", [1e-30, 1e30])
@@ -526,13 +469,21 @@ def test_half_precision_is_computed_in_single(rng, name):
 @pytest.mark.parametrize("name", ["inception", "frechet", "kid"])
 def test_double_precision_stays_double(rng, name):
     oracle, fn, args = {
-        "inception": lambda: (inception_oracle, inception_score, [rng.dirichlet(np.ones(4), 9)]),
+        "inception": lambda: (
+            oracles.inception_score,
+            inception_score,
+            [rng.dirichlet(np.ones(4), 9)],
+        ),
         "frechet": lambda: (
-            frechet_oracle,
+            oracles.frechet_distance,
             frechet_distance,
             [np.zeros(5), covariance(rng, 5).astype(float), np.ones(5), np.eye(5)],
         ),
-        "kid": lambda: (kid_oracle, kernel_inception_distance, rng.standard_normal((2, 6, 3))),
+        "kid": lambda: (
+            oracles.kernel_inception_distance,
+            kernel_inception_distance,
+            rng.standard_normal((2, 6, 3)),
+        ),
     }[name]()
     with jax.enable_x64(True):
         value = fn(*args)

@@ -4,6 +4,7 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 
 # k(r) of one component with lengthscale l, as a function of the distance r.
 RADIAL = {
@@ -144,6 +145,69 @@ def stein_score_at(family, query, samples, lengthscales, ridge, weights=None):
     """Paper 000 eq. (3) by its definition: the last row of eq. (2) on samples with one query."""
     everyone = np.concatenate([np.asarray(samples, np.float64), np.asarray(query)[None]])
     return stein_score(family, everyone, lengthscales, ridge, weights)[-1]
+
+
+def inception_score(probs):
+    """exp of the mean KL from rows of probabilities (n, c) to their mean."""
+    n, c = probs.shape
+    marginal = [sum(float(p[j]) for p in probs) / n for j in range(c)]
+    total = 0.0
+    for p in probs:
+        for j in range(c):
+            if p[j] > 0:
+                total += float(p[j]) * math.log(float(p[j]) / marginal[j])
+    return math.exp(total / n)
+
+
+def frechet_distance(mean1, cov1, mean2, cov2):
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of two Gaussians."""
+    mean1, cov1, mean2, cov2 = (np.asarray(a, np.float64) for a in (mean1, cov1, mean2, cov2))
+    product_root = np.real(scipy.linalg.sqrtm(cov1 @ cov2))
+    return np.sum((mean1 - mean2) ** 2) + np.trace(cov1 + cov2 - 2 * product_root)
+
+
+def kernel_inception_distance(x, y):
+    """MMD^2, U-statistic, under the kernel (x . y / d + 1)^3."""
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+
+    def k(a, b):
+        return (sum(s * t for s, t in zip(a, b, strict=True)) / len(a) + 1) ** 3
+
+    n, m = len(x), len(y)
+    xx = sum(k(x[i], x[j]) for i in range(n) for j in range(n) if i != j)
+    yy = sum(k(y[i], y[j]) for i in range(m) for j in range(m) if i != j)
+    xy = sum(k(a, b) for a in x for b in y)
+    return xx / (n * (n - 1)) + yy / (m * (m - 1)) - 2 * xy / (n * m)
+
+
+def precision_recall(real, fake, k):
+    """Precision, recall, density and coverage from balls to the k-th nearest neighbour."""
+    real, fake = np.asarray(real, np.float64), np.asarray(fake, np.float64)
+
+    def radius(points, i):
+        others = [np.linalg.norm(points[i] - p) for j, p in enumerate(points) if j != i]
+        return sorted(others)[k - 1]
+
+    real_radii = [radius(real, i) for i in range(len(real))]
+    fake_radii = [radius(fake, j) for j in range(len(fake))]
+    inside_real = np.array(
+        [
+            [np.linalg.norm(f - r) < radius for r, radius in zip(real, real_radii, strict=True)]
+            for f in fake
+        ]
+    )
+    inside_fake = np.array(
+        [
+            [np.linalg.norm(r - f) < radius for f, radius in zip(fake, fake_radii, strict=True)]
+            for r in real
+        ]
+    )
+    return (
+        inside_real.any(axis=1).mean(),
+        inside_fake.any(axis=1).mean(),
+        inside_real.sum(axis=1).mean() / k,
+        inside_real.any(axis=0).mean(),
+    )
 
 
 def moments_z(samples, covariance):

@@ -1,4 +1,4 @@
-"""SVGD on the posterior: figures by loops, what runs leave behind, survival, bad input."""
+"""SVGD on the posterior: minibatches, what runs leave behind, survival, bad input."""
 
 import dataclasses
 import importlib.util
@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from experiments import svgd_posterior
-from experiments.judges import agreement
 from experiments.run.errors import UsageError
 from experiments.run.workdirs import Workdir
 from experiments.svgd_posterior import Config
@@ -36,49 +35,6 @@ def posterior(rng):
     features = jnp.asarray(rng.normal(size=(45, 3)), jnp.float32)
     labels = jnp.asarray(rng.random(45) < 0.5, jnp.float32)
     return LogisticPosterior(features[:40], labels[:40], features[40:], labels[40:], 1.0)
-
-
-@pytest.mark.slow
-def test_measured_moments_and_discrepancy_are_those_of_the_loops(posterior, rng):
-    draws = rng.normal(size=(200, 3)) @ rng.normal(size=(3, 3))
-    x = rng.normal(size=(6, 3))
-    reference = agreement.make_reference(draws.astype(np.float32))
-    found = agreement.measure(posterior, reference, jnp.asarray(x, jnp.float32))
-
-    deviations = draws.std(axis=0, ddof=1)
-    errors = (x.mean(axis=0) - draws.mean(axis=0)) / deviations
-    np.testing.assert_allclose(found["mean_error"], np.sqrt(np.mean(errors**2)), rtol=1e-4)
-    ratios = x.var(axis=0, ddof=1) / deviations**2
-    np.testing.assert_allclose(found["variance_ratio"], ratios.mean(), rtol=1e-4)
-    cov = np.cov(draws.T)
-    miss = np.linalg.norm(np.cov(x.T) - cov) / np.linalg.norm(cov)
-    np.testing.assert_allclose(found["covariance_error"], miss, rtol=1e-4)
-
-    distances = np.linalg.norm(draws[:, None] - draws[None], axis=2)
-    square = np.median(distances[np.triu_indices(200, 1)] ** 2)
-    scores = np.asarray(posterior.score(jnp.asarray(x, jnp.float32)), np.float64)
-    total = 0.0
-    for i in range(6):
-        for j in range(6):
-            difference = x[i] - x[j]
-            u = difference @ difference / square
-            value, slope = (1 + u) ** -0.5, -((1 + u) ** -1.5) / (2 * square)
-            curvature = 0.75 * (1 + u) ** -2.5 / square**2
-            total += value * scores[i] @ scores[j] + 2 * slope * difference @ (
-                scores[j] - scores[i]
-            )
-            total -= 4 * curvature * difference @ difference + 2 * 3 * slope
-    np.testing.assert_allclose(found["ksd"], np.sqrt(total / 36), rtol=1e-3)
-
-
-@pytest.mark.slow
-def test_discrepancy_of_draws_falls_as_their_number_grows(key, rng):
-    flat = LogisticPosterior(
-        jnp.zeros((1, 3)), jnp.zeros(1), jnp.zeros((1, 3)), jnp.zeros(1), 1.0
-    )  # a row of zeros says nothing: the posterior is the prior, N(0, I)
-    reference = agreement.make_reference(rng.normal(size=(4000, 3)).astype(np.float32))
-    few, many = (agreement.ksd_of_draws(key, flat, reference, n) for n in (30, 480))
-    assert 2.8 < few / many < 5.6  # the square root of 16, ten subsets each
 
 
 @pytest.mark.thorough
