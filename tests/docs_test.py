@@ -16,6 +16,10 @@ import numpy as np
 import oracles
 import pytest
 
+from experiments.data import catalog
+from experiments.data.dataset import Dataset
+from experiments.judges import classifiers
+from experiments.run import workdirs
 from kernelgrad import kernels, langevin
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -91,21 +95,82 @@ def test_every_picture_is_shown_on_a_page():
     assert shown == kept
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/results/")])
+def test_pictures_are_files_that_a_command_of_the_page_leaves(page):
+    text = PAGES[page]
+    shown = [link for link in _LINK.findall(prose(text)) if link.endswith(IMAGES)]
+    files = re.findall(r"`(runs/[\w/]+\.(?:png|gif))`", text)
+    assert sorted(link[-3:] for link in shown) == sorted(file[-3:] for file in files)
+    folders = {
+        flag.removeprefix("--workdir=")
+        for _, arguments in commands(text)
+        for flag in arguments
+        if flag.startswith("--workdir=")
+    }
+    left = [file for file in files if any(file.startswith(f"{folder}/") for folder in folders)]
+    assert left == files
+
+
 CASES = sorted({(page, binary) for page, text in PAGES.items() for binary, _ in commands(text)})
+STORED = {  # (training, test) examples and their shape, of sets that are no part of the checkout
+    "mnist": (60_000, 10_000, (28, 28, 1)),
+    "red_wine": (1279, 160, (10,)),
+    "white_wine": (3918, 490, (10,)),
+    "parkinsons": (4700, 587, (15,)),
+}
+
+
+class Begun(BaseException):
+    """A run has come to where it writes or computes."""
+
+
+@pytest.fixture
+def beginning(monkeypatch, tmp_path):
+    """Lets runs come to their beginning, on stand-ins for data that are not there."""
+
+    def begin(*_, **__):
+        raise Begun
+
+    def load(name, data_dir=None, *, seed=0, whole=catalog.load):
+        if name not in STORED:
+            return whole(name, data_dir, seed=seed)
+        assert data_dir is not None
+        *sizes, shape = STORED[name]
+        draw = np.random.default_rng(seed).normal if len(shape) == 1 else None
+        parts = [draw(size=(n, *shape)) if draw else np.zeros((n, *shape), np.uint8) for n in sizes]
+        labels = [np.arange(n) % 10 for n in sizes]
+        return Dataset(name, *parts, *labels, 10, parts[1], labels[1])
+
+    monkeypatch.setattr(workdirs.Workdir, "__init__", begin)
+    monkeypatch.setattr(classifiers, "train_or_load", begin)
+    monkeypatch.setattr(catalog, "load", load)
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize(("page", "binary"), CASES)
-def test_commands_are_taken(page, binary, monkeypatch, capsys):
-    """A binary reads every flag before --help makes it stop."""
+def test_commands_come_to_their_beginning(page, binary, beginning, monkeypatch, capsys):
+    """Settings are taken and go together; a run that is read is one that a command leaves."""
     main = importlib.import_module(f"experiments.{binary}").main
+    trained = {
+        flag
+        for text in PAGES.values()
+        for name, arguments in commands(text)
+        if name in {"train", "compare"}
+        for flag in arguments
+    }
     wrong = []
     for name, arguments in commands(PAGES[page]):
         if name == binary:
-            monkeypatch.setattr(sys, "argv", [name, *arguments, "--help"])
-            with pytest.raises(SystemExit) as stop:
+            monkeypatch.setattr(sys, "argv", [name, *arguments])
+            try:
                 main()
-            if stop.value.code:
-                wrong.append(capsys.readouterr().err)
+            except Begun:
+                continue
+            except SystemExit:
+                said = capsys.readouterr().err
+            read = re.search(r"workdir: got (runs/\w+)\S* without a readable config.json", said)
+            if not read or f"--workdir={read[1]}" not in trained:
+                wrong.append(said)
     assert wrong == []
 
 
