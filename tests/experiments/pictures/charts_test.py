@@ -163,21 +163,21 @@ def test_rows_of_panels_are_equally_long():
 
 
 def test_histograms_are_densities_beside_others(figures):
-    values = np.array([0.0, 0.0, 0.1, -1.0, 30.0, -40.0, 1.1, 1.2])
+    values = np.array([0.0, 0.0, 1.0, -10.0, 300.0, -400.0, 11.0, 12.0])
     flat = {"flat": lambda x: np.full(len(x), 0.25)}
     rows = [{"one": (values, flat)}, {"two": (values[:2], flat)}]
-    _, (one, two) = only(figures, charts.histograms(rows, "coordinate", 2.0))
+    _, (one, two) = only(figures, charts.histograms(rows, "coordinate", 20.0))
     assert [axes.get_title() for axes in (one, two)] == ["one; 25.0% beyond", "two; 0.0% beyond"]
     assert one.get_xlabel() == "coordinate"
     assert one.get_yscale() == "log"
     assert legend(one) == ["flat"]
     heights, edges, _ = one.patches[0].get_data()
-    assert (edges[0], edges[-1]) == (-2.0, 2.0)
+    assert (edges[0], edges[-1]) == (-20.0, 20.0)
     assert np.sum(heights * np.diff(edges)) == pytest.approx(6 / 8)
-    at = {x: heights[np.searchsorted(edges, x) - 1] * (edges[1] - edges[0]) for x in (0.005, 1.1)}
-    assert at == {0.005: pytest.approx(2 / 8), 1.1: pytest.approx(1 / 8)}
+    at = {x: heights[np.searchsorted(edges, x) - 1] * (edges[1] - edges[0]) for x in (0.05, 11.0)}
+    assert at == {0.05: pytest.approx(2 / 8), 11.0: pytest.approx(1 / 8)}
     x, y = one.lines[0].get_xydata().T
-    assert (x[0], x[-1]) == (-2.0, 2.0)
+    assert (x[0], x[-1]) == (-20.0, 20.0)
     assert set(y) == {0.25}
     low, high = one.get_ylim()
     assert low < heights[heights > 0].min()
