@@ -82,13 +82,15 @@ def test_a_run_that_is_not_wanted_is_left_untouched(workdir):
     assert listing(workdir) == before
 
 
-def test_a_run_without_a_checkpoint_is_refused(tmp_path):
+def test_a_run_without_a_checkpoint_is_refused_untouched(tmp_path):
     with Workdir(tmp_path, RUN):
         pass
     with pytest.raises(UsageError, match=f"^workdir: got {tmp_path} without a checkpoint"):
         trained.require_checkpoint(str(tmp_path))
+    before = listing(tmp_path)
     with pytest.raises(UsageError, match="without a checkpoint"), opened(tmp_path):
         pass
+    assert listing(tmp_path) == before
 
 
 def test_a_damaged_checkpoint_is_passed_over(workdir, states, capsys):
