@@ -8,6 +8,7 @@ import inspect
 import pathlib
 import re
 import shlex
+import subprocess
 import sys
 
 import jax
@@ -121,7 +122,7 @@ STORED = {  # (training, test) examples and their shape, of sets that are no par
 
 
 class Begun(BaseException):
-    """A run has come to where it writes or computes."""
+    """A run has come to where it writes, computes, or starts others."""
 
 
 @pytest.fixture
@@ -142,6 +143,7 @@ def beginning(monkeypatch, tmp_path):
         return Dataset(name, *parts, *labels, 10, parts[1], labels[1])
 
     monkeypatch.setattr(workdirs.Workdir, "__init__", begin)
+    monkeypatch.setattr(subprocess, "Popen", begin)
     monkeypatch.setattr(classifiers, "train_or_load", begin)
     monkeypatch.setattr(catalog, "load", load)
     monkeypatch.chdir(tmp_path)
