@@ -27,7 +27,7 @@ ROWS = [
     {"kernels", "_convex"},
     {
         *{"score", "mmd", "ksd", "svgd", "ratio", "kale", "adversarial", "hmc", "langevin"},
-        *{"metrics", "score_peers", "fssd", "kmm", "noise"},
+        *{"metrics", "score_peers", "fssd", "kmm", "noise", "certificate"},
     },
     {"latent", "pullback", "objectives", "two_player", "chains", "ratio_selection"},
     {"critic", "steingan"},
