@@ -6,6 +6,7 @@ compare               trains one generator under several objectives, at equal st
 sample                draws from a trained generator, or from the density that its critic adds
 latent_walk           films what a trained generator makes of a walk through its latents
 toy                   films a generator that follows any objective to a density in the plane
+divergences           draws what KL, JSD, KALE and W1 see of laws, and certificates on W1
 gan_diagnostics       watches the gradients that a discriminator gives a frozen generator
 classification_score  trains classifiers on generated images and tests them on real ones
 density_estimation    fits unnormalised densities by KALE and its rivals

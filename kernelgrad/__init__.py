@@ -21,6 +21,7 @@ those above it:
     kale             the KALE bound on a divergence, and its log-normaliser
     adversarial      losses, bounds and penalties of adversarial training
     noise            instance noise, and the best discriminator under it
+    certificate      how far apart laws can be that are hard to tell apart
     hmc              Hamiltonian Monte Carlo
     langevin         Langevin steps: ULA, MALA, underdamped
     metrics          how good samples are

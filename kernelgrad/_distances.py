@@ -154,7 +154,7 @@ def between(
     exactly = jax.checkpoint(direct)
     sq_dist = choose(exact, lambda: exactly(rows, cols), lambda: products(rows, cols))
     sq_dist += lax.stop_gradient(jnp.where(sq_dist < 0, -sq_dist, 0))  # keeps d/dx at coincidence
-    return sq_dist if shift is None else jnp.where(same_point(sq_dist, shift), 0, sq_dist)
+    return at_same_point(sq_dist, shift, 0)
 
 
 def products(rows: Points, cols: Points) -> Array:
@@ -289,9 +289,7 @@ def lost(kernel: Kernel | None, rows: Points, cols: Points, shift: Any = None) -
     def look() -> Array:
         rounding = unit * (rows.sq_norms[:, None] + cols.sq_norms[None, :])
         bad = moves(rounding) & ~(products(rows, cols) >= rounding / _RELATIVE)
-        if shift is not None:
-            bad &= ~same_point(bad, shift)
-        return _any(jnp.any(bad).astype(jnp.int32))
+        return _any(jnp.any(at_same_point(bad, shift, False)).astype(jnp.int32))
 
     farthest = unit * (jnp.max(rows.sq_norms) + jnp.max(cols.sq_norms))
     possible = _any(moves(farthest).astype(jnp.int32))
@@ -342,18 +340,21 @@ def _any_of_batch(axis_size: int, in_batched: list[bool], flags: Array) -> tuple
     return _any(jnp.max(flags)), False
 
 
-def same_point(tile: Array, shift: int | Array) -> Array:
-    """Returns where the row and the column of a tile are one point.
+def at_same_point(tile: Array, shift: int | Array | None, value: float) -> Array:
+    """Returns a tile of pairs with a value where the row and the column are one point.
 
     Args:
-      tile: of shape (n, m); only its shape counts.
-      shift: row a and column a + shift are one point.
+      tile: shape (n, m).
+      shift: row a and column a + shift are one point. None: no point is in both.
+      value: what the pair of a point with itself is.
 
     Returns:
-      Booleans, shape (n, m).
+      Tile, shape (n, m).
     """
+    if shift is None:
+        return tile
     rows, cols = (lax.broadcasted_iota(jnp.int32, tile.shape, axis) for axis in (0, 1))
-    return rows + shift == cols
+    return jnp.where(rows + shift == cols, value, tile)
 
 
 def sq_norms(points: Array) -> Array:

@@ -5,6 +5,7 @@ traversals below carry a custom VJP: the cotangents of a tile are again a tile, 
 streams like the sum it belongs to. At most ``DENSE_PAIRS`` pairs are one tile, in plain JAX.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _devices
+from kernelgrad import _devices, _distances
 from kernelgrad.types import Array, PyTree
 
 TILE_ROWS = 512
@@ -29,8 +30,31 @@ class PairSums(NamedTuple):
     total: PyTree = None
 
 
-# fn(shared, shift, rows, cols): row a is the point of column a + shift, if there is one
+# fn(shared, shift, rows, cols): row a is the point of column a + shift, none if shift is None
 TileFn = Callable[[PyTree, Any, PyTree, PyTree], PairSums]
+
+
+@dataclasses.dataclass(frozen=True)
+class Either:
+    """A tile function that is one of two, and whose transpose is one of their transposes.
+
+    Attributes:
+      condition: what tells them apart, of the arguments of both; for :func:`_distances.choose`.
+      if_true: the rare one; what it computes is computed again for a gradient.
+      if_false: the other.
+    """
+
+    condition: Callable[[PyTree, Any, PyTree, PyTree], bool | Array]
+    if_true: TileFn
+    if_false: TileFn
+
+    def __call__(self, shared: PyTree, shift: Any, rows: PyTree, cols: PyTree, /) -> PairSums:
+        """Returns what the one that the tile asks for returns."""
+        tile = (shared, shift, rows, cols)
+        condition, if_true = self.condition(*tile), self.if_true
+        if not isinstance(condition, bool):  # both would keep what a gradient of the other needs
+            if_true = jax.checkpoint(if_true)
+        return _distances.choose(condition, lambda: if_true(*tile), lambda: self.if_false(*tile))
 
 
 def stream(fn: TileFn, shared: PyTree, rows: PyTree, cols: PyTree) -> PairSums:
@@ -63,7 +87,7 @@ def stream_symmetric(fn: TileFn, shared: PyTree, points: PyTree) -> PairSums:
     """Adds up `fn` over the tiles on and above the diagonal of points x points.
 
     A tile of a set with itself (shift 0) must return in its rows, and not in its columns, what its
-    pairs contribute; any other (another shift, past all columns) stands for its mirror image too.
+    pairs contribute; any other (shift None) stands for its mirror image too.
 
     Args:
       fn: the tile function; see :func:`stream` for padding. Its row and column sums have one shape.
@@ -80,39 +104,6 @@ def stream_symmetric(fn: TileFn, shared: PyTree, points: PyTree) -> PairSums:
         return PairSums(rows=_add(part.rows, part.cols), total=part.total)
     shared, points = _devices.varying((shared, points))
     return _stream_symmetric(fn, shared, points)
-
-
-def is_own(shift: int | Array) -> bool | Array:
-    """Returns whether a tile of :func:`stream_symmetric` is one of a set with itself.
-
-    Args:
-      shift: of the tile.
-
-    Returns:
-      A plain bool where the one tile is all there is.
-    """
-    return shift == 0
-
-
-def unless_own(shift: int | Array, of_cols: Callable[[], PyTree], of_rows: PyTree) -> PyTree:
-    """Returns the column sums of a tile of :func:`stream_symmetric`, 0 of a set with itself.
-
-    Args:
-      shift: of the tile.
-      of_cols: computes the sums at the columns; it does not run in vain.
-      of_rows: the sums at the rows, of the same shapes.
-
-    Returns:
-      Sums.
-    """
-
-    def zeros() -> PyTree:
-        return jax.tree.map(jnp.zeros_like, of_rows)
-
-    own = is_own(shift)
-    if isinstance(own, bool):
-        return zeros() if own else of_cols()
-    return lax.cond(own, zeros, of_cols)
 
 
 def split(tree: PyTree, largest: int) -> PyTree:
@@ -175,7 +166,7 @@ def _stream_forward(
 def _stream_backward(fn: TileFn, residuals: PyTree, cotangent: PairSums) -> PyTree:
     shared, rows, cols = residuals
     back = _stream(
-        functools.partial(_transposed, fn),
+        _transposed(fn),
         (shared, cotangent.total),
         (rows, cotangent.rows),
         (cols, cotangent.cols),
@@ -203,12 +194,13 @@ def _stream_symmetric(fn: TileFn, shared: PyTree, points: PyTree) -> PairSums:
 
         def add_tile(j: Array, carry: PyTree) -> PyTree:
             sums, row_sums, total = carry
-            shift = jnp.where(i == j, 0, TILE_ROWS)
-            part = fn(shared, shift, rows, tile(j))
+            part = fn(shared, None, rows, tile(j))
             return _add_at(sums, j, part.cols), *_add((row_sums, total), (part.rows, part.total))
 
         sums, total = carry
-        sums, row_sums, total = lax.fori_loop(i, num_tiles, add_tile, (sums, zeros.rows, total))
+        own = fn(shared, 0, rows, rows)
+        start = (sums, _add(own.rows, own.cols), _add(total, own.total))
+        sums, row_sums, total = lax.fori_loop(i + 1, num_tiles, add_tile, start)
         return _add_at(sums, i, row_sums), total
 
     start = jax.tree.map(lambda z: jnp.broadcast_to(z, (num_tiles, *z.shape)), zeros.rows)
@@ -222,9 +214,8 @@ def _symmetric_forward(fn: TileFn, shared: PyTree, points: PyTree) -> tuple[Pair
 
 def _symmetric_backward(fn: TileFn, residuals: PyTree, cotangent: PairSums) -> PyTree:
     shared, points = residuals
-    back = _stream_symmetric(
-        functools.partial(_transposed, fn), (shared, cotangent.total), (points, cotangent.rows)
-    )
+    tile, shared = _transposed(fn), (shared, cotangent.total)
+    back = _stream_symmetric(tile, shared, (points, cotangent.rows))
     return back.total[0], back.rows[0]
 
 
@@ -234,12 +225,23 @@ _stream_symmetric.defvjp(_symmetric_forward, _symmetric_backward)
 # ----------------------------------------------------------------------------------------- both
 
 
-def _transposed(fn: TileFn, shared: PyTree, shift: Any, rows: PyTree, cols: PyTree) -> PairSums:
+def _transposed(fn: TileFn) -> TileFn:
     """The cotangents of one tile of `fn`: again a tile, so that the gradient streams as well."""
-    (shared, total_bar), (rows, rows_bar), (cols, cols_bar) = shared, rows, cols
-    _, pull = jax.vjp(lambda s, r, c: fn(s, shift, r, c), shared, rows, cols)
-    shared_bar, rows_bar, cols_bar = pull(PairSums(rows_bar, cols_bar, total_bar))
-    return PairSums(rows=(rows_bar,), cols=(cols_bar,), total=(shared_bar,))
+    if isinstance(fn, Either):
+        either = fn
+
+        def condition(shared: PyTree, shift: Any, rows: PyTree, cols: PyTree) -> bool | Array:
+            return either.condition(shared[0], shift, rows[0], cols[0])
+
+        return Either(condition, _transposed(fn.if_true), _transposed(fn.if_false))
+
+    def transposed(shared: PyTree, shift: Any, rows: PyTree, cols: PyTree) -> PairSums:
+        (shared, total_bar), (rows, rows_bar), (cols, cols_bar) = shared, rows, cols
+        _, pull = jax.vjp(lambda s, r, c: fn(s, shift, r, c), shared, rows, cols)
+        shared_bar, rows_bar, cols_bar = pull(PairSums(rows_bar, cols_bar, total_bar))
+        return PairSums(rows=(rows_bar,), cols=(cols_bar,), total=(shared_bar,))
+
+    return transposed
 
 
 def _zero_sums(fn: TileFn, shared: PyTree, row_tiles: PyTree, col_tiles: PyTree) -> PairSums:

@@ -343,22 +343,22 @@ def _row_tile(
     shift = shift + lax.axis_index(axis_name) * share
     gram = _stein_tile(kernel, shift, rows, cols)
     if not own:
-        gram = jnp.where(_distances.same_point(gram, shift), 0, gram)
+        gram = _distances.at_same_point(gram, shift, 0)
     return _tiles.PairSums(rows=_numeric.dot(gram, cols.weight) * rows.weight)
 
 
 def _share_tile(
-    own: bool, kernel: Kernel, shift: int | Array, rows: _Side, cols: _Side
+    own: bool, kernel: Kernel, shift: int | Array | None, rows: _Side, cols: _Side
 ) -> _tiles.PairSums:
     gram = _stein_tile(kernel, shift, rows, cols)
     if not own:
-        gram = jnp.where(_distances.same_point(gram, shift), 0, gram)
+        gram = _distances.at_same_point(gram, shift, 0)
     shares = _numeric.dot(gram, cols.weight) * rows.weight
-    shares *= jnp.where(_tiles.is_own(shift), 1, 2).astype(shares.dtype)
+    shares *= 2 if shift is None else 1
     return _tiles.PairSums(rows=shares, cols=jnp.zeros_like(shares))
 
 
-def _stein_tile(kernel: Kernel, shift: int | Array, rows: _Side, cols: _Side) -> Array:
+def _stein_tile(kernel: Kernel, shift: int | Array | None, rows: _Side, cols: _Side) -> Array:
     exact = _distances.lost(kernel, rows.points, cols.points, shift)
     sq_dist = _distances.between(kernel, rows.points, cols.points, shift, exact=exact)
     ones = jnp.ones_like(sq_dist)
@@ -380,7 +380,7 @@ def _stein_tile(kernel: Kernel, shift: int | Array, rows: _Side, cols: _Side) ->
         exact, jax.checkpoint(by_differences), lambda: _numeric.dot(rows.left, cols.right.T)
     )
     mixed = polar + jnp.where(exact == 1, 0, scale * sq_dist - 2 * inner)
-    mixed = jnp.where(_distances.same_point(mixed, shift), -2 * rows.score.shape[1], mixed)
+    mixed = _distances.at_same_point(mixed, shift, -2 * rows.score.shape[1])
     return scale * value * inner + slope * mixed - 4 * curvature * sq_dist
 
 
@@ -395,8 +395,8 @@ def _blocks(n: int, num_chains: int, block_length: int | Array) -> Array:
 
 
 def _form_tile(
-    kernel: Kernel, shift: int | Array, rows: tuple[_Side, Array], cols: tuple[_Side, Array]
+    kernel: Kernel, shift: int | Array | None, rows: tuple[_Side, Array], cols: tuple[_Side, Array]
 ) -> _tiles.PairSums:
     gram = _stein_tile(kernel, shift, rows[0], cols[0])
     forms = jnp.sum(rows[1] * _numeric.dot(gram, cols[1]), axis=0)
-    return _tiles.PairSums(total=forms * jnp.where(_tiles.is_own(shift), 1, 2).astype(forms.dtype))
+    return _tiles.PairSums(total=forms * (2 if shift is None else 1))

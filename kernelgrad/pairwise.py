@@ -274,11 +274,17 @@ class _Pairs(NamedTuple):
         above, beside = (None, None) if offsets is None else offsets
         side = _Side(self.cols, *map(self._gathered, (beside, weights, gradient_weights)))
         if self.same and self.axis_name is None:
-            mirrored = functools.partial(_mirrored_tile, joined)
+            mirrored = _either(lambda shift: shift, functools.partial(_mirrored_tile, joined))
             return _tiles.stream_symmetric(mirrored, self.kernel, side).rows
         here = _Side(self.rows, None if above is None else self._typed(above))
-        own = (self.axis_name, self.rows.raw.shape[0]) if self.same else None
-        return _tiles.stream(functools.partial(_tile, joined, own), self.kernel, here, side).rows
+        tile = _either(self._shift_of, functools.partial(_tile, joined))
+        return _tiles.stream(tile, self.kernel, here, side).rows
+
+    def _shift_of(self, shift: Any) -> Any:
+        """Returns by how much a row's index among all columns is more than that in its tile."""
+        if not self.same:
+            return None
+        return shift + lax.axis_index(self.axis_name) * self.rows.raw.shape[0]
 
     def _typed(self, array: Array) -> Array:
         return jnp.asarray(array).astype(self.rows.raw.dtype)
@@ -295,32 +301,45 @@ def _pairs(kernel: Kernel, x: Array, y: Array | None, axis_name: str | None) -> 
     return _Pairs(kernel, *_distances.prepare(x, others, axis_name), axis_name, same=y is None)
 
 
+def _either(shift_of: Callable[[Any], Any], tile: Callable[..., _tiles.PairSums]) -> _tiles.Either:
+    """Returns the tile by differences where the matmul loses a pair, and else by products.
+
+    Args:
+      shift_of: shift between tiles -> that of one point in both; None where no point is.
+      tile: (exact, kernel, shift, rows, cols) -> sums.
+    """
+
+    def lost(kernel: Kernel, shift: Any, rows: _Side, cols: _Side) -> bool | Array:
+        # in a product with moments a point pulls at itself, too, but for rounding
+        own = shift_of(shift) if cols.gradient_weights is None else None
+        return _distances.lost(kernel, rows.points, cols.points, own)
+
+    def by(exact: bool, kernel: Kernel, shift: Any, rows: _Side, cols: _Side) -> _tiles.PairSums:
+        return tile(exact, kernel, shift_of(shift), rows, cols)
+
+    return _tiles.Either(lost, functools.partial(by, True), functools.partial(by, False))
+
+
 def _tile(
-    joined: bool,
-    own: tuple[Any, int] | None,
-    kernel: Kernel,
-    shift: Any,
-    rows: _Side,
-    cols: _Side,
+    joined: bool, exact: bool, kernel: Kernel, shift: Any, rows: _Side, cols: _Side
 ) -> _tiles.PairSums:
-    """The sums at the rows; `own` gives the axis and the share of it if rows are among columns."""
-    shift = None if own is None else shift + lax.axis_index(own[0]) * own[1]
-    at_rows, _ = _sums(joined, kernel, shift, rows, cols)
+    """The sums at the rows."""
+    at_rows, _ = _sums(joined, exact, kernel, shift, rows, cols)
     return _tiles.PairSums(rows=at_rows())
 
 
 def _mirrored_tile(
-    joined: bool, kernel: Kernel, shift: Any, rows: _Side, cols: _Side
+    joined: bool, exact: bool, kernel: Kernel, shift: Any, rows: _Side, cols: _Side
 ) -> _tiles.PairSums:
     """The sums at the rows, and, unless they are the columns, at the columns."""
-    at_rows, at_cols = _sums(joined, kernel, shift, rows, cols)
+    at_rows, at_cols = _sums(joined, exact, kernel, shift, rows, cols)
     sums = at_rows()
-    mirrored = _tiles.unless_own(shift, at_cols, sums)
+    mirrored = at_cols() if shift is None else jax.tree.map(jnp.zeros_like, sums)
     return _tiles.PairSums(rows=sums, cols=mirrored)
 
 
 def _sums(
-    joined: bool, kernel: Kernel, shift: Any, rows: _Side, cols: _Side
+    joined: bool, exact: bool, kernel: Kernel, shift: Any, rows: _Side, cols: _Side
 ) -> tuple[Callable[[], Any], Callable[[], Any]]:
     r"""The sums of one tile, at its rows and at its columns.
 
@@ -329,9 +348,6 @@ def _sums(
     has k' = rate k, so that one product serves the joined sums.
     """
     rate = _traits.log_slope(kernel) if joined else None
-    # in a product with moments a point pulls at itself, too, but for rounding
-    own = shift if cols.gradient_weights is None else None
-    exact = _distances.lost(kernel, rows.points, cols.points, own)
     sq_dist = _distances.between(kernel, rows.points, cols.points, shift, exact=exact)
     if cols.gradient_weights is None or rate is not None:
         value = slope = kernel.profile(sq_dist)

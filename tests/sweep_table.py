@@ -14,6 +14,7 @@ from sweep_rows import TABLE, Setting, given, number, row
 import kernelgrad
 from kernelgrad import (
     adversarial,
+    certificate,
     chains,
     fssd,
     hmc,
@@ -238,6 +239,15 @@ row(adversarial.wasserstein_critic_loss, None)
 row(adversarial.wasserstein_generator_loss, None)
 row(
     adversarial.wasserstein_bound,
+    1,
+    jsd=0.2,
+    noise_variance=number(0.5, 2),
+    diameter=number(3.0, 1),
+)
+row(certificate.pinsker_total_variation, 0, jsd=0.2)
+row(certificate.total_variation_bound, 0, jsd=0.2)
+row(
+    certificate.sharp_wasserstein_bound,
     1,
     jsd=0.2,
     noise_variance=number(0.5, 2),

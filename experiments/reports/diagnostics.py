@@ -21,8 +21,10 @@ JSD in nats (log 2 = 0.693) and accuracy: of the last discriminator without nois
 images. Three numbers are start, largest and end of a gradient's norm, or the trace of the
 covariance of minibatch gradients. KS: Kolmogorov-Smirnov distances of the non-saturating
 gradient's normalised coordinates from their Cauchy fit and from their Gaussian fit. W1 and
-certificate: of two clouds, real and generated; a bound above the cube's diameter says nothing."""
+certificate: of two clouds, real and generated; a bound above the cube's diameter says nothing.
+Sharper: the least bound by total variation, at any variance."""
 _LEARNED, _CLOUDS = "learned D, an estimate from below", "two clouds, exactly optimal D"
+_SHARP = "the same by total variation"
 _FIGURES = ("jsd_and_accuracy.png", "gradient_norms.png", "gradient_tail.png", "certificate.png")
 
 Rows = dict[str, dict[str, float | str]]
@@ -69,6 +71,7 @@ def rows(found: Mapping[int, Diagnosis], reference: float) -> Rows:
             "W1 of real images": reference,
             "least certificate": float(certificate.cloud[best]),
             "at variance": float(certificate.variances[best]),
+            "sharper": float(certificate.sharp.min()),
             "diameter": certificate.diameter,
         }
     return table
@@ -183,7 +186,7 @@ def _certificate_panels(found: Mapping[int, Diagnosis]) -> list[list[CurvePanel]
     xlabel = "variance of the noise in a pixel, annealed from right to left"
     bounds, divergences = [], []
     for epoch, (_, _, c) in found.items():
-        of_bounds = {_LEARNED: c.learned, _CLOUDS: c.cloud}
+        of_bounds = {_LEARNED: c.learned, _CLOUDS: c.cloud, _SHARP: c.sharp}
         of_divergences = {
             _LEARNED: c.learned_jsd,
             _CLOUDS: c.cloud_jsd,

@@ -1,0 +1,140 @@
+"""What divergences see, and what they certify: claims of papers 002 and 004 on laws in the plane.
+
+    python -m experiments.divergences --workdir=runs/divergences
+
+Three pictures come out, and a table (table.md):
+
+    point_masses.png  two point masses: W1 and KALE over energies of bounded slope grow with their
+                      distance, JSD jumps, KL is infinite; under noise JSD is smooth
+    certificate.png   bounds on W1 of data in the unit square and of particles that descend KL
+                      towards them, before and after, over the noise: where they fall below the
+                      diameter, they say something
+    rate.png          the error of KALE over linear energies between two Gaussians, over draws
+
+Nothing is stored on the way; it takes about a minute.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from experiments.data import toys
+from experiments.judges import certificates
+from experiments.judges import divergences as judge
+from experiments.reports import divergences as report
+from experiments.reports.divergences import Bounds, Course
+from experiments.run import command, fields, places
+from experiments.run.workdirs import Workdir
+from kernelgrad import kernels, objectives
+from kernelgrad.types import Array, Key
+
+_DISTANCES = np.linspace(0, 4, 33)
+_SIZES = 4 ** np.arange(2, 8)
+_SHIFT = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that decides the figures, but for where they are stored."""
+
+    dataset: str = fields.choice("swiss_roll", toys.TOYS, "Points in the plane.")
+    num_points: int = fields.integer(500, 2, 10_000, "Points of a cloud.")
+    num_steps: int = fields.integer(300, 1, fields.MAX_COUNT, "Steps of the particles.")
+    learning_rate: float = fields.positive(0.01, "Adam's, in sides of the square.")
+    noise_variances: tuple[float, ...] = fields.numbers(
+        (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001),
+        fields.SMALLEST,
+        fields.LARGEST,
+        "Of the bounded noise in each coordinate, in the unit square.",
+    )
+    lipschitz: float = fields.positive(1.0, "Largest slope of KALE's energies.")
+    jsd_variance: float = fields.positive(0.25, "Of the noise on the point masses.")
+    num_repeats: int = fields.integer(20, 2, fields.MAX_SIZE, "Samples behind an error of KALE.")
+    seed: int = fields.seed()
+
+
+def run(
+    config: Config, *, workdir: str, data_dir: str | None = None
+) -> dict[str, dict[str, float]]:
+    """Computes the figures and draws them.
+
+    Args:
+      config: the settings.
+      workdir: the folder of table and pictures.
+      data_dir: not needed, all points are drawn by formula.
+
+    Returns:
+      The rows of the table.
+
+    Raises:
+      UsageError: a setting out of its range, or a work folder with another run.
+      StorageError: the work folder cannot be used.
+    """
+    del data_dir
+    root = places.workdir(workdir)
+    fields.validate(config)
+    keys = jax.random.split(jax.random.key(config.seed), 4)
+    with Workdir(root, config) as folder:
+        course = Course(
+            _DISTANCES,
+            judge.lipschitz_kale(_DISTANCES, config.lipschitz),
+            judge.noised_jsd(keys[0], _DISTANCES, config.jsd_variance),
+        )
+        before, after, data = particles(config, keys[1])
+        bounds = {
+            name: certify(config, keys[2], data, cloud)
+            for name, cloud in (("start", before), ("end", after))
+        }
+        errors = judge.linear_errors(keys[3], _SIZES, _SHIFT, config.num_repeats)
+        slopes = {"lipschitz": config.lipschitz, "noise_variance": config.jsd_variance}
+        return report.write(folder, course, slopes, bounds, (_SIZES, errors))
+
+
+def particles(config: Config, key: Key) -> tuple[Array, Array, Array]:
+    """Returns particles in the unit square before and after they descend KL, and the data."""
+    points = toys.load(config.dataset, config.seed).train
+    low, high = points.min(axis=0), points.max(axis=0)
+    data = jnp.asarray((points[: config.num_points] - low) / (high - low).max())
+    before = jax.random.uniform(key, data.shape)
+    kernel = functools.partial(kernels.median_mixture, kernels.imq_mixture, scales=(0.01, 0.1, 1))
+    objective, optimizer = objectives.kl(kernel), optax.adam(config.learning_rate)
+
+    @jax.jit
+    def step(cloud: Array, state: optax.OptState) -> tuple[Array, optax.OptState]:
+        direction, _ = objective(key, cloud, data)
+        updates, state = optimizer.update(direction, state)
+        return jnp.clip(optax.apply_updates(cloud, updates), 0, 1), state
+
+    after, state = before, optimizer.init(before)
+    for _ in tqdm(range(config.num_steps), desc="particles"):
+        after, state = step(after, state)
+    return before, after, data
+
+
+def certify(config: Config, key: Key, data: Array, cloud: Array) -> Bounds:
+    """Returns the bounds on W1 of two clouds in the unit square."""
+    variances = np.array(sorted(config.noise_variances, reverse=True))
+    jsd = np.array(
+        [certificates.bounded_jsd(key, data, cloud, float(variance)) for variance in variances]
+    )
+    return Bounds(
+        variances,
+        jsd,
+        certificates.bounds(jsd, variances, 2),
+        certificates.sharp_bounds(jsd, variances, 2),
+        certificates.assignment_distance(data, cloud),
+    )
+
+
+def main() -> None:
+    """Parses the flags and draws."""
+    command.main_in_workdir(run, Config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""What a run leaves, and what its figures say."""
+
+import json
+import math
+
+import pytest
+
+from experiments import divergences
+from experiments.divergences import Config
+
+_TINY = Config(
+    num_points=60, num_steps=2, noise_variances=(0.003, 0.1), num_repeats=2, learning_rate=0.05
+)
+
+
+def test_a_run_leaves_its_table_and_pictures(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(divergences, "_SIZES", divergences._SIZES[:2])
+    monkeypatch.setattr(divergences, "_DISTANCES", divergences._DISTANCES[::16])
+    rows = divergences.run(_TINY, workdir=str(tmp_path))
+    assert list(rows) == ["start", "end"]
+    for row in rows.values():
+        assert row["W1"] <= row["by total variation"] < row["bound of Theorem 3.3"]
+        assert row["diameter"] == pytest.approx(math.sqrt(2))
+    names = ("table.md", "point_masses.png", "certificate.png", "rate.png", "config.json")
+    assert all((tmp_path / name).stat().st_size > 0 for name in names)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["point_masses"]["kale"] == pytest.approx(results["point_masses"]["distances"])
+    assert results["bounds"]["end"]["variances"] == [0.1, 0.003]
+    assert "slope" in capsys.readouterr().out

@@ -1,0 +1,67 @@
+"""KALE of known laws, against programs that maximise it by brute force."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from experiments.judges import divergences
+
+
+def _largest_kale(points, p, g, lipschitz):
+    """KALE of laws on a line over energies of bounded slope: E and c together are one function."""
+    gaps = lipschitz * np.diff(points)
+
+    def loss(h):  # minus 1 - E_P h - E_G exp(-h)
+        return -(1 - p @ h - g @ np.exp(-h)), p - g * np.exp(-h)
+
+    slopes = [{"type": "ineq", "fun": lambda h, s=sign: gaps - s * np.diff(h)} for sign in (-1, 1)]
+    start = np.zeros(len(points))
+    return -minimize(loss, start, jac=True, constraints=slopes, options={"maxiter": 500}).fun
+
+
+@pytest.mark.parametrize("lipschitz", [0.5, 2.0])
+def test_kale_of_point_masses_is_the_largest_of_bounded_slope(lipschitz):
+    distances = np.array([0.0, 0.3, 1.0, 2.5])
+    found = divergences.lipschitz_kale(distances, lipschitz)
+    np.testing.assert_allclose(found, lipschitz * distances, atol=1e-6)
+    for theta, value in zip(distances[1:], found[1:], strict=True):
+        best = _largest_kale(
+            np.array([0, theta]), np.array([1.0, 0]), np.array([0, 1.0]), lipschitz
+        )
+        assert value == pytest.approx(best, rel=1e-4)
+
+
+def test_kale_of_bounded_slope_is_at_most_w1_and_kl(rng):
+    """KALE_L <= min(L W1, KL), on laws on a line, where W1 is between distribution functions."""
+    tight = []
+    for _ in range(10):
+        points = np.sort(rng.uniform(0, 2, size=5))
+        p, g = rng.dirichlet(np.ones(5), size=2)
+        for lipschitz in (0.1, 1.0, 30.0):
+            w1 = np.sum(np.abs(np.cumsum(p - g))[:-1] * np.diff(points))
+            kl = np.sum(p * np.log(p / g))
+            value = _largest_kale(points, p, g, lipschitz)
+            least = min(lipschitz * w1, kl)
+            assert value <= least + 1e-6
+            tight.append(value / least)
+    assert max(tight) > 0.95
+
+
+def test_jsd_under_noise_starts_at_0_and_ends_at_log_2(key):
+    found = divergences.noised_jsd(key, np.array([0.0, 0.5, 8.0]), 0.25)
+    assert found[0] == pytest.approx(0, abs=1e-6)
+    assert found[2] == pytest.approx(math.log(2), abs=1e-4)
+    assert found[1] == pytest.approx(0.111421, abs=0.02)  # a shift of one deviation, by quadrature
+
+
+def test_kale_over_linear_energies_nears_kl(key):
+    values = [divergences.linear_kale(k, 4000, 1.0) for k in jax.random.split(key, 3)]
+    np.testing.assert_allclose(values, 0.5, atol=5 * 1.3 / math.sqrt(4000))
+
+
+def test_rate_is_the_exponent():
+    sizes = np.array([10, 100, 1000])
+    assert divergences.rate(sizes, 3 * sizes**-0.5) == pytest.approx(-0.5)
