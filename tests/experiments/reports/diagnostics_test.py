@@ -37,9 +37,16 @@ def diagnosis(rng, scale):
     tail = Tail((0.0, 1.0), (0.5, 2.0), -1.0, -2.0, 0.0312, 0.25)
     values = np.append(rng.normal(size=30), [40.0])
     levels = np.array([1.0, 0.1, 0.01])
-    arrays = [scale * np.array(one) for one in ([0.1, 0.2, 0.3], [5, 7, 6], [0.3, 0.4, 0.5])]
     certificate = Certificate(
-        levels, arrays[0], arrays[1], arrays[2], arrays[1][::-1] * 2, arrays[2] / 2, 3.5, 8.0
+        variances=levels,
+        learned_jsd=scale * np.array([0.1, 0.2, 0.3]),
+        learned=scale * np.array([5, 7, 6]),
+        cloud_jsd=scale * np.array([0.3, 0.4, 0.5]),
+        cloud=scale * np.array([12, 14, 10]),
+        sharp=scale * np.array([9, 7, 8]),
+        gaussian_jsd=scale * np.array([0.15, 0.2, 0.25]),
+        distance=3.5,
+        diameter=8.0,
     )
     return Diagnosis(
         {"no noise": records(scale, 0.0), "noise": records(2 * scale, 0.3)},
@@ -67,8 +74,9 @@ def test_a_row_has_start_largest_and_end_and_the_least_certificate(found):
         "KS, minibatches": "0.031, 0.25",
         "W1": 3.5,
         "W1 of real images": 2.25,
-        "least certificate": pytest.approx(2 * 0.1 * 5),
+        "least certificate": pytest.approx(1.0),
         "at variance": 0.01,
+        "sharper": pytest.approx(0.7),
         "diameter": 8.0,
     }
 
@@ -173,6 +181,7 @@ def test_certificates_fall_over_the_noise_beside_the_distance_that_they_bound(wr
 
     bounds, divergences = lines(panels[1]), lines(panels[3])
     assert (bounds[learned], bounds[clouds]) == (over(c.learned), over(c.cloud))
+    assert bounds["the same by total variation"] == over(c.sharp)
     assert {y for _, y in bounds["W1 of these clouds"]} == {3.5}
     assert {y for _, y in bounds["diameter of the cube"]} == {8.0}
     assert divergences[learned] == over(c.learned_jsd)
