@@ -24,9 +24,8 @@ import optax
 from tqdm import tqdm
 
 from experiments.data import toys
-from experiments.judges import certificates
-from experiments.judges import divergences as judge
-from experiments.reports import divergences as report
+from experiments.judges import certificates, known_laws
+from experiments.reports import divergences
 from experiments.reports.divergences import Bounds, Course
 from experiments.run import command, fields, places
 from experiments.run.workdirs import Workdir
@@ -34,7 +33,7 @@ from kernelgrad import kernels, objectives
 from kernelgrad.types import Array, Key
 
 _DISTANCES = np.linspace(0, 4, 33)
-_SIZES = 4 ** np.arange(2, 8)
+_SIZES = 4 ** np.arange(3, 8)
 _SHIFT = 1.0
 
 
@@ -52,7 +51,7 @@ class Config:
         fields.LARGEST,
         "Of the bounded noise in each coordinate, in the unit square.",
     )
-    lipschitz: float = fields.positive(1.0, "Largest slope of KALE's energies.")
+    lipschitz: float = fields.positive(0.5, "Largest slope of KALE's energies.")
     jsd_variance: float = fields.positive(0.25, "Of the noise on the point masses.")
     num_repeats: int = fields.integer(20, 2, fields.MAX_SIZE, "Samples behind an error of KALE.")
     seed: int = fields.seed()
@@ -82,17 +81,17 @@ def run(
     with Workdir(root, config) as folder:
         course = Course(
             _DISTANCES,
-            judge.lipschitz_kale(_DISTANCES, config.lipschitz),
-            judge.noised_jsd(keys[0], _DISTANCES, config.jsd_variance),
+            known_laws.lipschitz_kale(_DISTANCES, config.lipschitz),
+            known_laws.noised_jsd(keys[0], _DISTANCES, config.jsd_variance),
         )
         before, after, data = particles(config, keys[1])
         bounds = {
             name: certify(config, keys[2], data, cloud)
             for name, cloud in (("start", before), ("end", after))
         }
-        errors = judge.linear_errors(keys[3], _SIZES, _SHIFT, config.num_repeats)
+        errors = known_laws.linear_errors(keys[3], _SIZES, _SHIFT, config.num_repeats)
         slopes = {"lipschitz": config.lipschitz, "noise_variance": config.jsd_variance}
-        return report.write(folder, course, slopes, bounds, (_SIZES, errors))
+        return divergences.write(folder, course, slopes, bounds, (_SIZES, errors))
 
 
 def particles(config: Config, key: Key) -> tuple[Array, Array, Array]:

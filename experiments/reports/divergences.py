@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.judges import divergences
+from experiments.judges import known_laws
 from experiments.pictures import charts
 from experiments.pictures.charts import CurvePanel
 from experiments.run.tables import format_table
@@ -80,7 +80,7 @@ def write(
         }
         for name, one in bounds.items()
     }
-    slope = divergences.rate(*rate)
+    slope = known_laws.rate(*rate)
     text = f"{format_table(rows)}\n\n{_LEGEND}\n\nError of KALE over draws: slope {slope:.3f}."
     results = {
         "rows": rows,
@@ -105,7 +105,7 @@ def write(
 
 def _point_masses(course: Course, slopes: Mapping[str, float]) -> CurvePanel:
     theta = course.distances
-    jsd = np.where(theta > 0, math.log(2), 0.0)
+    jsd = np.where(theta > 0, math.log(2), np.nan)  # it jumps
     curves = {
         "W1": theta,
         f"KALE, slopes of at most {slopes['lipschitz']:g} (nats)": course.kale,

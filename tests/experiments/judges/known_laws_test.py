@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from experiments.judges import divergences
+from experiments.judges import known_laws
 
 
 def _largest_kale(points, p, g, lipschitz):
@@ -25,7 +25,7 @@ def _largest_kale(points, p, g, lipschitz):
 @pytest.mark.parametrize("lipschitz", [0.5, 2.0])
 def test_kale_of_point_masses_is_the_largest_of_bounded_slope(lipschitz):
     distances = np.array([0.0, 0.3, 1.0, 2.5])
-    found = divergences.lipschitz_kale(distances, lipschitz)
+    found = known_laws.lipschitz_kale(distances, lipschitz)
     np.testing.assert_allclose(found, lipschitz * distances, atol=1e-6)
     for theta, value in zip(distances[1:], found[1:], strict=True):
         best = _largest_kale(
@@ -51,17 +51,17 @@ def test_kale_of_bounded_slope_is_at_most_w1_and_kl(rng):
 
 
 def test_jsd_under_noise_starts_at_0_and_ends_at_log_2(key):
-    found = divergences.noised_jsd(key, np.array([0.0, 0.5, 8.0]), 0.25)
+    found = known_laws.noised_jsd(key, np.array([0.0, 0.5, 8.0]), 0.25)
     assert found[0] == pytest.approx(0, abs=1e-6)
     assert found[2] == pytest.approx(math.log(2), abs=1e-4)
     assert found[1] == pytest.approx(0.111421, abs=0.02)  # a shift of one deviation, by quadrature
 
 
 def test_kale_over_linear_energies_nears_kl(key):
-    values = [divergences.linear_kale(k, 4000, 1.0) for k in jax.random.split(key, 3)]
+    values = [known_laws.linear_kale(k, 4000, 1.0) for k in jax.random.split(key, 3)]
     np.testing.assert_allclose(values, 0.5, atol=5 * 1.3 / math.sqrt(4000))
 
 
 def test_rate_is_the_exponent():
     sizes = np.array([10, 100, 1000])
-    assert divergences.rate(sizes, 3 * sizes**-0.5) == pytest.approx(-0.5)
+    assert known_laws.rate(sizes, 3 * sizes**-0.5) == pytest.approx(-0.5)
