@@ -66,7 +66,7 @@ def generator_and_energy(
     if of_output is None:
         return generate, None
     critic_fn = critic.bind(cast(Any, state.critic), cast(Critic, run.model.objective))
-    return generate, lambda points: of_output(critic_fn(points))
+    return generate, lambda points: of_output(critic_fn(run.model.view(points)))
 
 
 def energy_of(config: Config) -> Callable[[Any], Array] | None:
