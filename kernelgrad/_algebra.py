@@ -51,7 +51,7 @@ def through(
     samples, and so the same direction. The Stein estimate behind KL[q || p] is not: through
     features it estimates the densities of the features, where they have few dimensions; with a
     feature kernel it estimates the score of the samples, for which each kernel gradient is pulled
-    back at the other point of its pair, a backward pass for every feature.
+    back at the other point of its pair: a backward pass for every feature, or every point.
 
     Args:
       features: f, (n, ...) -> (n, l), each row on its own, parameters bound; or a list of (f,
