@@ -72,9 +72,9 @@ DEFAULT = Recipe()
 NUM_FEATURES = DEFAULT.num_features
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Extractor:
-    """A trained encoder, as a function of images.
+    """A trained encoder, as a function of images; it equals itself alone, so that jit takes it.
 
     Attributes:
       name: of the features, one of NAMES.

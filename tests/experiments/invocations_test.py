@@ -194,7 +194,11 @@ ORDERS = [
     ("train", ["--batch_size=500", "--objective=wgan_gp"], "batch_size: got 500, 2500 rows a step"),
     ("train", ["--conditional"], "conditional: got objective kl, without a critic"),
     ("train", ["--conditional", "--objective=gan_kl", "--dataset=ring"], "conditional: got ring"),
-    ("train", ["--features=vicreg", "--dataset=ring"], "features: got vicreg for ring, which holds"),
+    (
+        "train",
+        ["--features=vicreg", "--dataset=ring"],
+        "features: got vicreg for ring, which holds",
+    ),
     (
         "train",
         ["--features=vicreg", "--objective=gan_kl", "--conditional"],

@@ -157,6 +157,8 @@ def test_data_without_what_a_network_needs_are_refused(toy, names, changes, expe
 
 def test_images_of_another_shape_are_refused(untrained):
     one = untrained("vicreg", None, None)
+    features = jax.eval_shape(jax.jit(one), jnp.zeros((2, 8, 8, 1)))
+    assert features.shape == (2, extractors.NUM_FEATURES)
     with pytest.raises(ValueError, match=r"images: got shape \(2, 28, 28, 1\); expected \(n, 8"):
         one(jnp.zeros((2, 28, 28, 1)))
 
