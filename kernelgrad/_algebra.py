@@ -315,7 +315,10 @@ def _seeing(features: Features, objective: Any) -> Any:
         seen = [_viewed(features, points) for points in (samples, data)]
         return objective.critic_loss(critic_fn, key, *seen, axis_name=axis_name)
 
-    return dataclasses.replace(objective, critic_loss=critic_loss)
+    def view(points: Array) -> Array:
+        return objective.view(_viewed(features, points))
+
+    return dataclasses.replace(objective, critic_loss=critic_loss, view=view)
 
 
 def _viewed(features: Features, points: Array) -> Array:

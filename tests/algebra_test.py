@@ -5,12 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import oracles
 import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from kernelgrad import kernels, mmd, objectives, two_player
+from kernelgrad import critic, kernels, mmd, objectives, two_player
 
 make_imq = functools.partial(kernels.median_mixture, kernels.imq_mixture)
 MATRIX = np.array([[0.7, -0.4, 0.1], [0.2, 0.9, -0.5], [-0.3, 0.6, 0.8]])
@@ -226,6 +227,23 @@ def test_a_critic_sees_the_features(key, rng):
     # E log((1 - D) / D) is the mean of minus the logits
     slopes = -np.einsum("nij,ni->nj", jacobians, np.cos(e))
     np.testing.assert_allclose(direction, slopes, rtol=1e-7)
+
+
+def test_a_critics_step_sees_nothing_but_features(key, rng):
+    """Its loss and its statistics alike, whatever the features go through."""
+    x, y = (jnp.asarray(points, jnp.float32) for points in batch(rng, n=5))
+
+    def apply(params, stats, points):
+        return points @ params, {"mean": jnp.mean(points, axis=0)}
+
+    halved = objectives.through(lambda z: z / 2, objectives.normalized(two_player.hinge()))
+    player = critic.Critic(objectives.through(bend, halved), apply, optax.sgd(0.1))
+    state = critic.init(jnp.ones(2), {"mean": jnp.zeros(2)}, player)
+    new, _ = critic.step(key, state, player, x, y)
+    seen = bend(y) / 2
+    np.testing.assert_allclose(new.stats["mean"], jnp.mean(seen, axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(player.objective.view(y), seen, rtol=1e-6)
+    assert new.params.shape == (2,)
 
 
 def test_a_normalized_game_keeps_its_critics_loss(key, rng):

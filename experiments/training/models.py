@@ -32,7 +32,7 @@ def _itself(samples: Array) -> Array:
 class Model(NamedTuple):
     """The generator and the pieces of its training that follow from the config.
 
-    The last two are what a critic sees of samples, and the networks through which objectives look.
+    The last are the networks through which the objective looks.
     """
 
     generate: Callable[[PyTree, PyTree, Array], Array]
@@ -41,7 +41,6 @@ class Model(NamedTuple):
     optimizer: optax.GradientTransformation
     sample_latents: Callable[[Key, int], Array]
     initial_state: Callable[[Key], train.TrainState]
-    view: Callable[[Array], Array] = _itself
     extractors: tuple[Extractor, ...] = ()
 
 
@@ -89,7 +88,6 @@ def build(config: Config, dataset: Dataset, axis_name: str | None = None) -> Mod
         optimizer,
         sample_latents,
         initial_state,
-        _joined(views),
         tuple(networks.values()),
     )
 
