@@ -135,7 +135,7 @@ def train_or_load(
     """Returns an extractor of a data set: from the cache, else trained and cached.
 
     A damaged cache file is named on stderr and replaced. Training takes seconds for the digits,
-    about a minute for MNIST on two cores.
+    minutes for MNIST on two cores.
 
     Args:
       name: of the features, one of NAMES but the pixels.
