@@ -28,10 +28,10 @@ those above it:
 
     latent           a density seen through a generator
     pullback         from a direction in sample space to an update of parameters
-    objectives       the directions above, as a training step takes them
-    two_player       the same with a critic that learns beside the generator
+    two_player       directions that follow a critic, which learns beside the generator
     ratio_selection  hyperparameters of density ratios, by held-out scores
     chains           the Stein test of Markov chains
+    objectives       directions, as a training step takes them, and their algebra
     critic           the second player: its network, its state, its steps
     steingan         a deep energy model whose generator follows SVGD
 

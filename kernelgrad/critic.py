@@ -132,7 +132,7 @@ def step(
 
     own = _devices.varying(state.params, samples, data)  # whose gradient is this device's
     gradient, info = jax.grad(loss, has_aux=True)(own)
-    _, stats = _applied(critic, state.params, state.stats, data)
+    _, stats = _applied(critic, state.params, state.stats, critic.objective.view(data))
     gradient, stats, info = _devices.mean((gradient, stats, info), axis_name)
     optimizer = optax.with_extra_args_support(critic.optimizer)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, info=info)

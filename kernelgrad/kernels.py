@@ -273,7 +273,11 @@ def feature_kernel(
       params: parameters of phi; a pytree, traced.
 
     Returns:
-      The kernel. Gradients in x run through phi; hold params still with ``stop_gradient``.
+      The kernel. Gradients in x run through phi; hold params still with ``stop_gradient``. Those in
+      the first point of a pair, of which MMD^2 and ratios are made, take one backward pass of phi
+      in all; those in the second, of which Stein's method is, take one for every feature or every
+      point, whichever are fewer. ``objectives.through`` estimates between features in place of
+      samples, and always takes one.
     """
     return FeatureKernel(base, params, apply_fn)
 

@@ -2,36 +2,24 @@
 
 An objective maps this device's samples and data to one vector per sample, to be descended, and a
 dict of scalars worth logging. Pair sums run over the union of all devices' samples. The objectives
-with a critic are in :mod:`kernelgrad.two_player`.
+with a critic are in :mod:`kernelgrad.two_player`; both kinds are seen :func:`through` features,
+:func:`normalized` and :func:`weighted`.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
 from kernelgrad import _checks, _devices, _numeric, adversarial, mmd, noise, ratio, score
+from kernelgrad._algebra import from_loss as from_loss
+from kernelgrad._algebra import normalized as normalized
+from kernelgrad._algebra import through as through
+from kernelgrad._algebra import weighted as weighted
 from kernelgrad.types import Array, Info, Kernel, Key
-
-
-class MakeKernel(Protocol):
-    """Chooses the kernel of a batch, such as one around its median distance."""
-
-    def __call__(self, samples: Array, data: Array, *, axis_name: str | None) -> Kernel:
-        """Returns the kernel; arguments are (n, d) and (m, d)."""
-        ...
-
-
-class Objective(Protocol):
-    """A direction per sample, to be descended, and scalars worth logging."""
-
-    def __call__(
-        self, key: Key, samples: Array, data: Array, *, axis_name: str | None = None
-    ) -> tuple[Array, Info]:
-        """Returns (direction shaped like samples, info)."""
-        ...
+from kernelgrad.types import MakeKernel as MakeKernel
+from kernelgrad.types import Objective as Objective
 
 
 def kl_direction(

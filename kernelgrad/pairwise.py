@@ -115,8 +115,8 @@ def gradient_sum(
     Raises:
       ValueError: wrong rank, dtype or mismatched shapes.
 
-    Cost: O(n m d) time, O((n + m) d) memory; with features of dimension l, l backward passes and
-      O(n m l d) time.
+    Cost: O(n m d) time, O((n + m) d) memory; with features of dimension l, min(l, n) backward
+      passes, n over all devices, and as many times O(n m d).
 
     References:
       Li 2017 (approximate KL gradients), eq. (2), where w = 1 and y = x.
@@ -406,8 +406,11 @@ def _feature_gradient_sum(
 
     With :math:`e_i = \phi(x_i)` and :math:`f_j = \phi(y_j)`, both centred,
     :math:`P_{ij} = 2 k'(r_{ij}^2) w_j` and the Jacobian :math:`J_j`, :math:`N_i = \sum_j P_{ij}
-    J_j^\top f_j - \sum_a e_{ia} \sum_j P_{ij} J_j^\top \mathbf 1_a`: one backward pass and one
-    sum a feature, never an (m, l, d) Jacobian.
+    J_j^\top f_j - \sum_a c_{ia} \sum_j P_{ij} J_j^\top u_a` with any vectors u that span the
+    :math:`e_i = \sum_a c_{ia} u_a`: one backward pass and one sum for each of them, never an
+    (m, l, d) Jacobian. They are the l unit vectors, or the :math:`e_i` themselves where those are
+    fewer. No fewer passes do in general: the :math:`J_j` differ, and each is to be multiplied by
+    as many vectors as the :math:`f_j - e_i` span over i.
     """
     x, y, weights = jax.tree.map(jnp.asarray, (x, y, weights))
     points = _devices.own_point(kernel.features, x if y is None else y)
@@ -423,13 +426,18 @@ def _feature_gradient_sum(
         return pairs.sums(weighted)[0]
 
     def add_feature(total: Array, feature: tuple[Array, Array]) -> tuple[Array, None]:
-        direction, coordinate = feature
-        (row,) = pull(jnp.broadcast_to(direction, targets.shape))
+        vector, coordinate = feature
+        (row,) = pull(jnp.broadcast_to(vector, targets.shape))
         return total - coordinate[:, None] * slope_sum(row), None
 
     (own,) = pull(cols.astype(targets.dtype))
-    basis = _devices.varying(jnp.eye(targets.shape[1], dtype=targets.dtype), targets)
-    gradient, _ = lax.scan(add_feature, slope_sum(own), (basis, rows.T))
+    basis, coordinates = jnp.eye(rows.shape[1], dtype=targets.dtype), rows
+    size = rows.shape[0] * _devices.num_devices(axis_name)
+    if size < rows.shape[1]:
+        basis = _devices.gather(rows, axis_name).astype(targets.dtype)
+        coordinates = _devices.share(jnp.eye(size, dtype=rows.dtype), axis_name)
+    basis, coordinates = _devices.varying((basis, coordinates), targets)
+    gradient, _ = lax.scan(add_feature, slope_sum(own), (basis, coordinates.T))
     return gradient.astype(x.dtype)
 
 

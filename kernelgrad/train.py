@@ -26,8 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from kernelgrad import _checks, _devices, _numeric, noise, pullback
 from kernelgrad import critic as critics
 from kernelgrad.critic import Critic, CriticState
-from kernelgrad.objectives import Objective
-from kernelgrad.types import Array, Info, Key, PyTree
+from kernelgrad.types import Array, Info, Key, Objective, PyTree
 
 AXIS = "devices"
 

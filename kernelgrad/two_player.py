@@ -49,8 +49,8 @@ class TrackFn(Protocol):
         ...
 
 
-def _unchanged(params: PyTree) -> PyTree:
-    return params
+def _unchanged(value: PyTree) -> PyTree:
+    return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +61,13 @@ class TwoPlayer:
       critic_loss: minimised by the critic.
       direction: descended by the generator.
       project: applied to the critic's parameters after each of its steps.
+      view: what the critic takes of samples and data, such as features of them.
     """
 
     critic_loss: PlayerFn
     direction: PlayerFn
     project: Callable[[PyTree], PyTree] = _unchanged
+    view: Callable[[Array], Array] = _unchanged
 
 
 def on_batches(player_fn: PlayerFn) -> PlayerFn:

@@ -29,8 +29,9 @@ ROWS = [
         *{"score", "mmd", "ksd", "svgd", "ratio", "kale", "adversarial", "hmc", "langevin"},
         *{"metrics", "score_peers", "fssd", "kmm", "noise", "certificate"},
     },
-    {"latent", "pullback", "objectives", "two_player", "chains", "ratio_selection"},
-    {"critic", "steingan"},
+    {"latent", "pullback", "two_player", "chains", "ratio_selection"},
+    {"_algebra"},
+    {"objectives", "critic", "steingan"},
     {"train"},
 ]
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}

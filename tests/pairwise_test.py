@@ -532,9 +532,10 @@ def test_two_devices_are_their_union(others, rng, small_tiles):
 
 
 @pytest.mark.thorough(quick=1)
+@pytest.mark.parametrize("features", [3, 20])
 @pytest.mark.parametrize("others", ["y", None])
-def test_feature_sums_of_two_devices_are_those_of_their_union(others, rng, small_tiles):
-    """The features are centred by the mean over both."""
+def test_feature_sums_of_two_devices_are_those_of_their_union(others, features, rng, small_tiles):
+    """The features are centred by the mean over both; they are fewer than points, or more."""
     small_tiles()
     x, y, weights, force = (
         jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((18, 4), (18, 4), (18, 2), (18,))
@@ -544,7 +545,7 @@ def test_feature_sums_of_two_devices_are_those_of_their_union(others, rng, small
         y = None if others is None else y
         return pairwise.kernel_and_gradient_sum(kernel, x, y, weights, force, axis_name=axis_name)
 
-    arguments = deep_kernel(rng, 4, 3), x, y, weights, force
+    arguments = deep_kernel(rng, 4, features), x, y, weights, force
     got = joined(on_two_devices(sums, *arguments))
     chex.assert_trees_all_close(got, quick_jit(sums)(*arguments), rtol=1e-5, atol=1e-5)
 
@@ -553,9 +554,13 @@ def test_feature_sums_of_two_devices_are_those_of_their_union(others, rng, small
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize("features", [5, 9])
 @pytest.mark.parametrize("others", ["y", None])
-def test_feature_gradients_equal_the_jacobian_by_brute_force(others, rng, small_tiles):
-    """w_j grad_{y_j} k(phi(x_i), phi(y_j)) for every pair, and the derivatives of their sum."""
+def test_feature_gradients_equal_the_jacobian_by_brute_force(others, features, rng, small_tiles):
+    """w_j grad_{y_j} k(phi(x_i), phi(y_j)) for every pair, and the derivatives of their sum.
+
+    With fewer features than points, and with more.
+    """
     small_tiles(4, 3)
 
     def pair(kernel, x, y):
@@ -576,7 +581,7 @@ def test_feature_gradients_equal_the_jacobian_by_brute_force(others, rng, small_
         return quick_jit(jax.grad(total, which, has_aux=True))
 
     with jax.enable_x64(True):
-        kernel = deep_kernel(rng, 3, 5, dtype=np.float64)
+        kernel = deep_kernel(rng, 3, features, dtype=np.float64)
         x, y = jnp.asarray(rng.normal(size=(6, 3))), jnp.asarray(rng.normal(size=(7, 3)))
         project = rng.normal(size=(6, 3))
         force = jnp.asarray(rng.normal(size=6 if others is None else 7))
@@ -586,6 +591,15 @@ def test_feature_gradients_equal_the_jacobian_by_brute_force(others, rng, small_
     np.testing.assert_allclose(engine, sums, rtol=1e-10, atol=1e-12)
     chex.assert_trees_all_close(got.params, expected.params, rtol=1e-9, atol=1e-10)
     chex.assert_trees_all_close(rest, expected_rest, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize(("features", "passes"), [(3, 3), (40, 6)])
+def test_no_more_backward_passes_than_features_or_points(features, passes, rng):
+    kernel = deep_kernel(rng, 3, features)
+    x = jnp.zeros((6, 3))
+    program = jax.make_jaxpr(functools.partial(pairwise.gradient_sum, kernel))(x, None)
+    loops = [one for one in program.jaxpr.eqns if one.primitive.name == "scan"]
+    assert max(one.params["length"] for one in loops) == passes
 
 
 @pytest.mark.parametrize("others", ["y", None])

@@ -450,6 +450,7 @@ OF_OBJECTIVES = {
     "make_kernel": lambda e: lambda x, y, axis_name: e.kernel,
     "variance": number(0.3, 2),
     "fit": lambda e: functools.partial(ratio.ulsif, ridge=0.5),
+    "loss": lambda e: functools.partial(mmd.mmd_v_statistic, kernel=e.kernel),
 }
 
 
@@ -466,3 +467,26 @@ def _directed(make_objective):
 
 for objective in makers(objectives, objectives.Objective):
     row(objective, -1, _directed(objective), spread="rows", smooth=False)
+
+
+def _bent(e, x):
+    """Features in units of the points."""
+    return e.unit * jnp.tanh(x / e.unit)
+
+
+def _nested(e, samples, data):
+    base = objectives.mmd_v(lambda *_, axis_name: e.kernel)
+    parts = [(lambda x: _bent(e, x), e.number(1.0)), (lambda x: x, e.number(0.5))]
+    return objectives.through(parts, base)(e.key, samples, data, axis_name=e.axis_name)[0]
+
+
+row(objectives.through, -1, _nested, spread="rows", smooth=False)
+row(
+    objectives.normalized,
+    0,
+    lambda e, samples, data: objectives.normalized(
+        objectives.from_loss(functools.partial(mmd.mmd_v_statistic, kernel=e.kernel))
+    )(e.key, samples, data, axis_name=e.axis_name)[0],
+    spread="rows",
+    smooth=False,
+)

@@ -40,6 +40,10 @@ OBJECTIVES = {
     "wgan_clip": _critic(two_player.wgan_clip(clip=0.5), 2),
     "wgan_gp": _critic(two_player.wgan_gp(), 2),
     "hinge": _critic(two_player.hinge()),
+    "through": objectives.normalized(
+        objectives.through([(jnp.tanh, 1.0), (lambda x: x, 0.5)], objectives.mmd_v(make_imq))
+    ),
+    "gan_through": _critic(objectives.normalized(objectives.through(jnp.tanh, two_player.hinge()))),
 }
 
 
@@ -132,7 +136,10 @@ def test_batches_are_distinct_examples_each_as_likely(key):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("objective", [pytest.param("kl", marks=pytest.mark.slow), "wgan_gp"])
+@pytest.mark.parametrize(
+    "objective",
+    ["wgan_gp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("kl", "through"))],
+)
 def test_a_run_cut_into_calls_is_bit_identical(key, rng, objective):
     state, step, data = _setup(rng, objective)
     whole = jax.jit(train.scan_resident(step, batch_size=20, num_steps=12))

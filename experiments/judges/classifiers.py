@@ -24,6 +24,7 @@ from jax import lax
 from tqdm import tqdm
 
 from experiments.data.dataset import Dataset
+from experiments.networks import encoders
 from experiments.run import files, store
 from experiments.run.errors import DataError, line
 from kernelgrad import _checks
@@ -243,7 +244,7 @@ def _run_epoch(
         params, opt_state = carry
         chosen, key = item
         shift_key, dropout_key = jax.random.split(key)
-        shifted = _shifted(shift_key, images[chosen], recipe.config.shift)
+        shifted = encoders.shifted(shift_key, images[chosen], recipe.config.shift)
         batch = shifted.astype(jnp.float32) / 255
         loss, grads = jax.value_and_grad(recipe.loss)(params, batch, labels[chosen], dropout_key)
         updates, opt_state = optimizer.update(grads, opt_state, params)
@@ -252,17 +253,6 @@ def _run_epoch(
     items = order.reshape(num_steps, recipe.batch_size), jax.random.split(key, num_steps)
     carry, losses = lax.scan(step, carry, items)
     return carry, losses.mean()
-
-
-def _shifted(key: Key, images: Array, largest: int) -> Array:
-    """Returns each image moved by up to `largest` pixels along both axes, filled up with 0."""
-    margin = (largest, largest)
-    padded = jnp.pad(images, ((0, 0), margin, margin, (0, 0)))
-    starts = jax.random.randint(key, (len(images), 2), 0, 2 * largest + 1)
-    window = images.shape[1:]
-    return jax.vmap(lambda image, start: lax.dynamic_slice(image, (*start, 0), window))(
-        padded, starts
-    )
 
 
 # --- cache ---------------------------------------------------------------------------------------

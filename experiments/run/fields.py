@@ -234,10 +234,15 @@ def numbers(default: tuple[float, ...], low: float, high: float, text: str, **op
 
 
 def choices(
-    default: tuple[str, ...], known: Collection[str], text: str, *, flag: str | None = None
+    default: tuple[str, ...],
+    known: Collection[str],
+    text: str,
+    *,
+    flag: str | None = None,
+    **options: Any,
 ) -> Any:
     """Declares distinct ones of those that are known; the flag takes "all" too."""
-    return _field(default, str, text, choices=known, many=True, flag=flag)
+    return _field(default, str, text, choices=known, many=True, flag=flag, **options)
 
 
 def words(default: tuple[str, ...], text: str) -> Any:

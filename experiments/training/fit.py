@@ -20,7 +20,7 @@ from experiments.run.loop import Schedule
 from experiments.run.signals import Signals
 from experiments.run.timing import Timed
 from experiments.run.workdirs import Workdir
-from experiments.training import models, settings
+from experiments.training import extractors, models, settings
 from experiments.training.settings import Config
 from kernelgrad import kernels, mmd, train
 from kernelgrad.types import Array, Key, PyTree
@@ -88,6 +88,7 @@ def _train(
     extra_scores: Sequence[ScoreFn],
 ) -> dict[str, float]:
     model = models.build(config, dataset, train.AXIS)
+    extractors.hold_to(folder, model.extractors)
     init_key, train_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
     step, start = loop.begin(folder, functools.partial(jax.jit(model.initial_state), init_key))
     if step >= config.num_steps:

@@ -65,8 +65,9 @@ def generator_and_energy(
     of_output = energy_of(config)
     if of_output is None:
         return generate, None
-    critic_fn = critic.bind(cast(Any, state.critic), cast(Critic, run.model.objective))
-    return generate, lambda points: of_output(critic_fn(points))
+    player = cast(Critic, run.model.objective)
+    critic_fn = critic.bind(cast(Any, state.critic), player)
+    return generate, lambda points: of_output(critic_fn(player.objective.view(points)))
 
 
 def energy_of(config: Config) -> Callable[[Any], Array] | None:

@@ -1,7 +1,7 @@
 """What a config makes of training: the generator, its objective, its critic, their optimizers."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -12,20 +12,28 @@ import optax
 from experiments.data import labelled
 from experiments.data.dataset import Dataset
 from experiments.networks import generators
-from experiments.run import memory
+from experiments.run import memory, places
 from experiments.run.errors import UsageError
-from experiments.training import settings
+from experiments.training import extractors, settings
+from experiments.training.extractors import Extractor
 from experiments.training.objectives import OBJECTIVES
 from experiments.training.settings import Config
-from kernelgrad import critic, train
+from kernelgrad import critic, objectives, train
 from kernelgrad.critic import Critic, CriticState
 from kernelgrad.objectives import Objective
 from kernelgrad.two_player import TwoPlayer
 from kernelgrad.types import Array, Key, PyTree
 
 
+def _itself(samples: Array) -> Array:
+    return samples
+
+
 class Model(NamedTuple):
-    """The generator and the pieces of its training that follow from the config."""
+    """The generator and the pieces of its training that follow from the config.
+
+    The last are the networks through which the objective looks.
+    """
 
     generate: Callable[[PyTree, PyTree, Array], Array]
     generator: train.Generator
@@ -33,13 +41,20 @@ class Model(NamedTuple):
     optimizer: optax.GradientTransformation
     sample_latents: Callable[[Key, int], Array]
     initial_state: Callable[[Key], train.TrainState]
+    extractors: tuple[Extractor, ...] = ()
 
 
 def build(config: Config, dataset: Dataset, axis_name: str | None = None) -> Model:
     """Returns the model of a config: networks, prior, objective and optimizer."""
     network = generators.generator_for(dataset.sample_shape, config.width, axis_name)
     optimizer = optax.adam(config.learning_rate, b1=config.b1)
-    objective, init_critic = _build_objective(config, dataset)
+    networks = {
+        name: extractors.train_or_load(name, dataset, places.cache())
+        for name in config.features
+        if name != extractors.PIXELS
+    }
+    views = {name: networks.get(name, _itself) for name in config.features}
+    objective, init_critic = _build_objective(config, dataset, views)
 
     def sample_latents(key: Key, n: int) -> Array:
         prior = settings.PRIORS[config.prior]
@@ -66,18 +81,68 @@ def build(config: Config, dataset: Dataset, axis_name: str | None = None) -> Mod
         critic_state = init_critic(jax.random.fold_in(key, 1))
         return train.init(variables["params"], stats, optimizer, critic_state)
 
-    return Model(generate, generator, objective, optimizer, sample_latents, initial_state)
+    return Model(
+        generate,
+        generator,
+        objective,
+        optimizer,
+        sample_latents,
+        initial_state,
+        tuple(networks.values()),
+    )
+
+
+def _joined(views: Mapping[str, Callable[[Array], Array]]) -> Callable[[Array], Array]:
+    """Returns one function of samples: their only view, or all views side by side, (n, l)."""
+    if len(views) == 1:
+        return next(iter(views.values()))
+
+    def joined(samples: Array) -> Array:
+        rows = [view(samples).reshape(samples.shape[0], -1) for view in views.values()]
+        return jnp.concatenate(rows, axis=1)
+
+    return joined
+
+
+def _seen_shape(config: Config, dataset: Dataset) -> tuple[int, ...]:
+    """Returns the shape of what a critic sees of a sample."""
+    if not settings.sees_features(config):
+        return dataset.sample_shape
+    sizes = [
+        math.prod(dataset.sample_shape) if name == extractors.PIXELS else extractors.NUM_FEATURES
+        for name in config.features
+    ]
+    return (sum(sizes),)
+
+
+def _seen(
+    config: Config,
+    objective: Objective | TwoPlayer,
+    views: Mapping[str, Callable[[Array], Array]],
+) -> Objective | TwoPlayer:
+    """Returns the objective as the config has it see samples, its direction normalised or not."""
+    unit = objectives.normalized if config.normalize else lambda one: one
+    if not settings.sees_features(config):
+        return unit(objective)
+    if isinstance(objective, TwoPlayer) or len(views) == 1:
+        return unit(objectives.through(_joined(views), objective))
+    return unit(
+        objectives.weighted(
+            [(1.0, unit(objectives.through(view, objective))) for view in views.values()]
+        )
+    )
 
 
 def _build_objective(
-    config: Config, dataset: Dataset
+    config: Config, dataset: Dataset, views: Mapping[str, Callable[[Array], Array]]
 ) -> tuple[Objective | Critic, Callable[[Key], CriticState | None]]:
     """Returns the objective of a config, with its critic if it has one, and that one's start."""
     choice = OBJECTIVES[config.objective]
-    objective = choice.make(config)
+    objective = _seen(config, choice.make(config), views)
     if not isinstance(objective, TwoPlayer):
         return objective, lambda _: None
-    network = choice.critic_network(config, dataset.sample_shape)
+    shape = _seen_shape(config, dataset)
+    network = choice.critic_network(config, shape)
 
     def apply(params: PyTree, stats: PyTree, points: Array) -> tuple[Array, PyTree]:
         variables = {"params": params, "batch_stats": stats}
@@ -86,7 +151,6 @@ def _build_objective(
 
     optimizer = choice.critic_optimizer(config)
     player = Critic(objective, apply, optimizer, settings.critic_steps(config))
-    shape = dataset.sample_shape
     if config.conditional:
         shape = (math.prod(shape) + dataset.num_classes,)
 
@@ -110,6 +174,7 @@ def check(config: Config, dataset: Dataset, num_devices: int = 1) -> None:
       UsageError: labels are missing, a step takes more rows than there are, no network takes such
         samples, or a device has too little memory.
     """
+    extractors.check(config.features, dataset)
     rows, num_rows = settings.rows_per_step(config), len(dataset.train)
     if config.conditional:
         labelled.labels_of(dataset)
@@ -126,7 +191,8 @@ def check(config: Config, dataset: Dataset, num_devices: int = 1) -> None:
         needed = memory.of_training(generator, share, config.latent_dim + classes, train=False)
         if settings.critic_steps(config):
             choice = OBJECTIVES[config.objective]
-            network = choice.critic_network(config, dataset.sample_shape)
+            seen = _seen_shape(config, dataset)
+            network, shape = choice.critic_network(config, seen), shape if classes else seen
             needed += memory.of_training(network, share, *shape, train=False)
     except ValueError as error:
         raise UsageError(f"dataset: got {config.dataset}, for which no network is: {error}") from (

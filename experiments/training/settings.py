@@ -12,7 +12,7 @@ from experiments.data import catalog
 from experiments.networks import energies
 from experiments.run import fields
 from experiments.run.errors import UsageError
-from experiments.training import objectives
+from experiments.training import extractors, objectives
 from experiments.training.objectives import OBJECTIVES
 from experiments.training.presets import PRESETS
 from kernelgrad import kernels
@@ -71,6 +71,20 @@ class Config:
         "kl: eta of the Stein estimator, 0.1 sqrt(batch) k(0) by default; ratio_ulsif: lambda, "
         "0.1.",
         **_SPECIAL,
+    )
+    features: tuple[str, ...] = fields.choices(
+        (extractors.PIXELS,),
+        extractors.NAMES,
+        "What the objective sees: the samples themselves, or features of networks that are trained "
+        "on the data set at first use, without labels (autoencoder, vicreg) or with (classifier). "
+        "A critic sees all of them at once; other directions are taken in each and added up.",
+        group=_LEARNING,
+    )
+    normalize: bool = fields.switch(
+        False,
+        "Divide the direction by its root mean square over the batch, that in each of several "
+        "features and that of their sum.",
+        group=_LEARNING,
     )
     seed: int = fields.seed()
     eval_every: int = fields.integer(
@@ -194,6 +208,11 @@ def rows_per_step(config: Config) -> int:
     return config.batch_size * max(1, critic_steps(config))
 
 
+def sees_features(config: Config) -> bool:
+    """Returns whether the objective sees anything but the samples themselves."""
+    return config.features != (extractors.PIXELS,)
+
+
 def anneals(config: Config) -> bool:
     """Returns whether samples and data get noise, which falls over the steps."""
     return config.noise_variance > 0 and not OBJECTIVES[config.objective].has_own_noise
@@ -239,6 +258,11 @@ def _validate_for_objective(config: Config) -> None:
         raise UsageError(
             f"conditional: got objective {config.objective}, without a critic to see the labels; "
             f"expected one of {', '.join(known)}"
+        )
+    if config.conditional and sees_features(config):
+        raise UsageError(
+            f"features: got {','.join(config.features)} with --conditional; expected "
+            f"{extractors.PIXELS} alone, for the networks see no labels"
         )
     if config.conditional and config.noise_variance:
         raise UsageError(

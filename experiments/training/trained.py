@@ -11,7 +11,7 @@ from experiments.data.dataset import Dataset
 from experiments.run import fields, places
 from experiments.run.errors import UsageError
 from experiments.run.workdirs import Workdir, stored_fields
-from experiments.training import models, settings
+from experiments.training import extractors, models, settings
 from experiments.training.settings import Config
 from kernelgrad.train import TrainState
 
@@ -94,6 +94,7 @@ def opened(
     check(config, dataset)
     with Workdir(workdir, config) as folder:
         model = models.build(config, dataset)
+        extractors.hold_to(folder, model.extractors)
         form = jax.eval_shape(model.initial_state, jax.random.key(0))
         restored = folder.restore(form, cut_metrics=False)
         if restored is None:

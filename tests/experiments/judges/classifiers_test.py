@@ -167,20 +167,6 @@ def test_failed_write_leaves_nothing(digits, tmp_path, trainings, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_shifts_are_uniform_and_fill_with_zero(key):
-    image = jnp.arange(1, 13, dtype=jnp.uint8).reshape(1, 3, 4, 1)
-    num = 9000
-    shifted = np.asarray(classifiers._shifted(key, jnp.tile(image, (num, 1, 1, 1)), 1))[..., 0]
-    padded = np.pad(np.asarray(image)[0, :, :, 0], 1)
-    counts = [
-        np.sum((shifted == padded[i : i + 3, j : j + 4]).all((1, 2)))
-        for i in range(3)
-        for j in range(3)
-    ]
-    assert sum(counts) == num
-    assert np.abs(np.array(counts) - num / 9).max() < 5 * np.sqrt(num * 8 / 81)
-
-
 @pytest.mark.thorough
 def test_errors_name_what_is_wrong(digits, trained, tmp_path):
     with pytest.raises(errors.DataError, match="got swiss_roll; the classifier expects images"):
