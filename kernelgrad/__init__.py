@@ -17,6 +17,7 @@ those above it:
     fssd             finite-set Stein discrepancy: a test of fit in linear time
     svgd             Stein variational gradient descent
     ratio            density ratios from samples of both densities
+    drift            the drifting field: normalised attraction to data less repulsion of samples
     kmm              kernel mean matching: weights of one sample for another
     kale             the KALE bound on a divergence, and its log-normaliser
     adversarial      losses, bounds and penalties of adversarial training
@@ -27,10 +28,10 @@ those above it:
 
     latent           a density seen through a generator
     pullback         from a direction in sample space to an update of parameters
-    objectives       the directions above, as a training step takes them
-    two_player       the same with a critic that learns beside the generator
+    two_player       directions that follow a critic, which learns beside the generator
     ratio_selection  hyperparameters of density ratios, by held-out scores
     chains           the Stein test of Markov chains
+    objectives       the directions above, as a training step takes them
     critic           the second player: its network, its state, its steps
     steingan         a deep energy model whose generator follows SVGD
 

@@ -7,31 +7,27 @@ with a critic are in :mod:`kernelgrad.two_player`.
 
 import functools
 from collections.abc import Callable
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
 from kernelgrad import _checks, _devices, _numeric, adversarial, mmd, noise, ratio, score
-from kernelgrad.types import Array, Info, Kernel, Key
+from kernelgrad._batch import flat, kernel_of
+from kernelgrad._fields import drift
+from kernelgrad.types import Array, Info, Kernel, Key, MakeKernel, Objective
 
-
-class MakeKernel(Protocol):
-    """Chooses the kernel of a batch, such as one around its median distance."""
-
-    def __call__(self, samples: Array, data: Array, *, axis_name: str | None) -> Kernel:
-        """Returns the kernel; arguments are (n, d) and (m, d)."""
-        ...
-
-
-class Objective(Protocol):
-    """A direction per sample, to be descended, and scalars worth logging."""
-
-    def __call__(
-        self, key: Key, samples: Array, data: Array, *, axis_name: str | None = None
-    ) -> tuple[Array, Info]:
-        """Returns (direction shaped like samples, info)."""
-        ...
+__all__ = [
+    "MakeKernel",
+    "Objective",
+    "density_ratio",
+    "drift",
+    "kl",
+    "kl_direction",
+    "mmd_v",
+    "noisy_jsd",
+    "ratio_kliep",
+    "ratio_ulsif",
+]
 
 
 def kl_direction(
@@ -94,8 +90,8 @@ def kl(make_kernel: MakeKernel, *, ridge: float | None = None) -> Objective:
         key: Key, samples: Array, data: Array, *, axis_name: str | None = None
     ) -> tuple[Array, Info]:
         del key
-        x, y = _flat(samples, data)
-        kernel = _kernel(make_kernel, x, y, axis_name)
+        x, y = flat(samples, data)
+        kernel = kernel_of(make_kernel, x, y, axis_name)
         size = x.shape[0] * _devices.num_devices(axis_name)
         eta = score.default_ridge(size, kernel) if ridge is None else ridge
         direction = kl_direction(x, y, kernel, ridge=eta, axis_name=axis_name)
@@ -122,8 +118,8 @@ def mmd_v(make_kernel: MakeKernel) -> Objective:
         key: Key, samples: Array, data: Array, *, axis_name: str | None = None
     ) -> tuple[Array, Info]:
         del key
-        x, y = _flat(samples, data)
-        kernel = _kernel(make_kernel, x, y, axis_name)
+        x, y = flat(samples, data)
+        kernel = kernel_of(make_kernel, x, y, axis_name)
         size = x.shape[0] * _devices.num_devices(axis_name)
         value, gradient = mmd.mmd_value_and_gradient(
             _numeric.wide(x), y, kernel, axis_name=axis_name
@@ -157,7 +153,7 @@ def noisy_jsd(*, variance: float) -> Objective:
     def objective(
         key: Key, samples: Array, data: Array, *, axis_name: str | None = None
     ) -> tuple[Array, Info]:
-        x, y = _flat(samples, data)
+        x, y = flat(samples, data)
         noised_x, noised_y = (
             noise.instance_noise(one, points, variance=variance, axis_name=axis_name)
             for one, points in zip(jax.random.split(key), (x, y), strict=True)
@@ -235,8 +231,8 @@ def density_ratio(make_kernel: MakeKernel, fit: Callable[..., ratio.RatioModel])
         key: Key, samples: Array, data: Array, *, axis_name: str | None = None
     ) -> tuple[Array, Info]:
         del key
-        x, y = _flat(samples, data)
-        kernel = _kernel(make_kernel, x, y, axis_name)
+        x, y = flat(samples, data)
+        kernel = kernel_of(make_kernel, x, y, axis_name)
         form = "(p, q, kernel, *, axis_name) -> model"
         model = _checks.call("fit", form, fit, y, x, kernel, axis_name=axis_name)
 
@@ -249,17 +245,3 @@ def density_ratio(make_kernel: MakeKernel, fit: Callable[..., ratio.RatioModel])
         return direction.reshape(samples.shape), info
 
     return objective
-
-
-def _kernel(make_kernel: MakeKernel, x: Array, y: Array, axis_name: str | None) -> Kernel:
-    """Returns the kernel of a batch, from a rule that keeps to its form."""
-    form = "(samples, data, *, axis_name) -> kernel"
-    kernel = _checks.call("make_kernel", form, make_kernel, x, y, axis_name=axis_name)
-    if not isinstance(kernel, Kernel):
-        raise ValueError(f"make_kernel: returned {type(kernel).__name__}; expected {form}")
-    return kernel
-
-
-def _flat(samples: Array, data: Array) -> tuple[Array, Array]:
-    samples, data = _checks.batches(samples=samples, data=data)
-    return samples.reshape(samples.shape[0], -1), data.reshape(data.shape[0], -1)

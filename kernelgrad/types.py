@@ -1,4 +1,4 @@
-"""Names for the things that cross module borders: arrays, callables and the kernel protocol."""
+"""Names for the things that cross module borders: arrays, callables, kernels and objectives."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -33,6 +33,24 @@ class Kernel(Protocol):
 
     def profile(self, sq_dist: Array) -> Array:
         """Returns k at squared distances, elementwise; same shape and dtype."""
+        ...
+
+
+class MakeKernel(Protocol):
+    """Chooses the kernel of a batch, such as one around its median distance."""
+
+    def __call__(self, samples: Array, data: Array, *, axis_name: str | None) -> Kernel:
+        """Returns the kernel; arguments are (n, d) and (m, d)."""
+        ...
+
+
+class Objective(Protocol):
+    """A direction per sample, to be descended, and scalars worth logging."""
+
+    def __call__(
+        self, key: Key, samples: Array, data: Array, *, axis_name: str | None = None
+    ) -> tuple[Array, Info]:
+        """Returns (direction shaped like samples, info)."""
         ...
 
 

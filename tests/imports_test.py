@@ -19,17 +19,18 @@ ROWS = [
     {"types"},
     {"_devices", "_numeric", "_traits"},
     {"_checks", "_equality"},
-    {"_tiles", "_distances"},
+    {"_tiles", "_distances", "_batch"},
     {"pairwise"},
     {"median", "_gram"},
     {"_solve", "_markov", "_resampling"},
     {"kernels", "_convex"},
     {
         *{"score", "mmd", "ksd", "svgd", "ratio", "kale", "adversarial", "hmc", "langevin"},
-        *{"metrics", "score_peers", "fssd", "kmm", "noise"},
+        *{"metrics", "score_peers", "fssd", "kmm", "noise", "drift"},
     },
-    {"latent", "pullback", "objectives", "two_player", "chains", "ratio_selection"},
-    {"critic", "steingan"},
+    {"latent", "pullback", "two_player", "chains", "ratio_selection"},
+    {"_fields"},
+    {"objectives", "critic", "steingan"},
     {"train"},
 ]
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}

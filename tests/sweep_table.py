@@ -15,6 +15,7 @@ import kernelgrad
 from kernelgrad import (
     adversarial,
     chains,
+    drift,
     fssd,
     hmc,
     kale,
@@ -433,6 +434,13 @@ row(
     ),
 )
 row(objectives.kl_direction, -1, ridge=0.5, spread="rows")
+row(
+    drift.drift,
+    temperatures=lambda e: (0.05, 0.2, 1.0),  # static
+    spread="rows",
+    smooth=False,
+    least=2,
+)
 
 
 # What a function that makes an objective asks for without a default, by the name of the argument.
@@ -441,6 +449,11 @@ OF_OBJECTIVES = {
     "variance": number(0.3, 2),
     "fit": lambda e: functools.partial(ratio.ulsif, ridge=0.5),
 }
+
+
+# Powers of the unit of length in directions, and fewest samples, where not -1 and 1.
+POWERS = {"drift": 0}
+LEAST = {"drift": 2}
 
 
 def _directed(make_objective):
@@ -455,4 +468,6 @@ def _directed(make_objective):
 
 
 for objective in makers(objectives, objectives.Objective):
-    row(objective, -1, _directed(objective), spread="rows", smooth=False)
+    name = objective.__name__
+    options = {"spread": "rows", "smooth": False, "least": LEAST.get(name, 1)}
+    row(objective, POWERS.get(name, -1), _directed(objective), **options)

@@ -34,6 +34,7 @@ OBJECTIVES = {
     "noisy_jsd": objectives.noisy_jsd(variance=0.1),
     "ratio_ulsif": objectives.ratio_ulsif(make_imq),
     "ratio_kliep": objectives.ratio_kliep(make_imq),
+    "drift": objectives.drift(),
     "gan_saturating": _critic(two_player.gan_saturating()),
     "gan_non_saturating": _critic(two_player.gan_non_saturating()),
     "gan_kl": _critic(two_player.gan_kl(), 2),

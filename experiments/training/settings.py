@@ -15,7 +15,7 @@ from experiments.run.errors import UsageError
 from experiments.training import objectives
 from experiments.training.objectives import OBJECTIVES
 from experiments.training.presets import PRESETS
-from kernelgrad import kernels
+from kernelgrad import drift, kernels
 from kernelgrad.types import Array
 
 PRIORS: dict[str, Callable[..., Array]] = {
@@ -70,6 +70,13 @@ class Config:
         None,
         "kl: eta of the Stein estimator, 0.1 sqrt(batch) k(0) by default; ratio_ulsif: lambda, "
         "0.1.",
+        **_SPECIAL,
+    )
+    temperatures: tuple[float, ...] = fields.numbers(
+        drift.TEMPERATURES,
+        1e-6,
+        1e6,
+        "Of the kernel exp(-|x - y| / temperature), in units of the batch's mean distance.",
         **_SPECIAL,
     )
     seed: int = fields.seed()
