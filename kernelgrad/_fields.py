@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from kernelgrad import _checks
+from kernelgrad import _checks, mmd, score_peers
 from kernelgrad import drift as _drift
-from kernelgrad._batch import flat
-from kernelgrad.types import Array, Info, Key, Objective
+from kernelgrad._batch import flat, kernel_of
+from kernelgrad.types import Array, Info, Key, MakeKernel, Objective
 
 
 def drift(temperatures: Sequence[float] = _drift.TEMPERATURES) -> Objective:
@@ -41,5 +41,39 @@ def drift(temperatures: Sequence[float] = _drift.TEMPERATURES) -> Objective:
         x, y = flat(samples, data)
         field = _drift.drift(x, y, temperatures, axis_name=axis_name)
         return -field.reshape(samples.shape), {}
+
+    return objective
+
+
+def conservative_drift(make_kernel: MakeKernel) -> Objective:
+    r"""Returns the objective that descends log q / p, with both densities sums of kernels.
+
+    .. math:: \phi_i = \nabla_x \log \frac{\sum_j k(x, x_j)}{\sum_j k(x, y_j)} \Big|_{x = x_i}
+
+    It is minus the drifting field in the form that has a potential: where a drift weighs y - x by
+    a kernel w and divides by the sum of w, this divides by the sum of the kernel k whose gradient
+    is w (y - x). For a Gaussian w they are one kernel but for the factor l^2, and the drift is l^2
+    times minus the direction; the k of exp(-r / tau) is ``matern32(sqrt(3) * tau)``.
+
+    Args:
+      make_kernel: chooses the kernel k of a batch; k > 0.
+
+    Returns:
+      Objective with info ``mmd`` (the V-statistic of MMD^2 under k, a monitor).
+
+    References:
+      Franz, Hoffmann et al. 2026 (drifting fields are not conservative); Balasubramanian 2026.
+    """
+
+    def objective(
+        key: Key, samples: Array, data: Array, *, axis_name: str | None = None
+    ) -> tuple[Array, Info]:
+        del key
+        x, y = flat(samples, data)
+        kernel = kernel_of(make_kernel, x, y, axis_name)
+        score_q = score_peers.kde_score(x, kernel, axis_name=axis_name)
+        score_p = score_peers.kde_score_at(x, y, kernel, axis_name=axis_name)
+        value = mmd.mmd_v_statistic(x, y, kernel, axis_name=axis_name)
+        return (score_q - score_p).reshape(samples.shape), {"mmd": value}
 
     return objective

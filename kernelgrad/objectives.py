@@ -13,12 +13,13 @@ import jax.numpy as jnp
 
 from kernelgrad import _checks, _devices, _numeric, adversarial, mmd, noise, ratio, score
 from kernelgrad._batch import flat, kernel_of
-from kernelgrad._fields import drift
+from kernelgrad._fields import conservative_drift, drift
 from kernelgrad.types import Array, Info, Kernel, Key, MakeKernel, Objective
 
 __all__ = [
     "MakeKernel",
     "Objective",
+    "conservative_drift",
     "density_ratio",
     "drift",
     "kl",

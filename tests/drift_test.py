@@ -91,6 +91,44 @@ def test_an_outlier_underflows_in_no_softmax(rng):
     np.testing.assert_allclose(got, _loops(x, y, (0.02,)), rtol=1e-3, atol=1e-3)
 
 
+def _mean_shift(x, y, weight):
+    """Sums of weights times differences over sums of weights, as a drift with one softmax."""
+    shift = np.zeros_like(x)
+    for i, a in enumerate(x):
+        w = np.array([weight(np.linalg.norm(a - b)) for b in y])
+        shift[i] = w @ (y - a) / w.sum()
+    return shift
+
+
+def _sharp(x, y, weight, sharp):
+    """Sums of w (y - x) over sums of the kernel whose gradient in x they are."""
+    field = np.zeros_like(x)
+    for i, a in enumerate(x):
+        distance = np.array([np.linalg.norm(a - b) for b in y])
+        field[i] = weight(distance) @ (y - a) / sharp(distance).sum()
+    return field
+
+
+@pytest.mark.parametrize("family", ["gaussian", "laplace"])
+def test_the_conservative_drift_is_a_difference_of_kde_scores(key, rng, family):
+    """Of matern32(sqrt(3) tau) for exp(-r / tau); a Gaussian's drift is l^2 times it."""
+    x, y = _clouds(rng)
+    l = 0.7
+    if family == "gaussian":
+        kernel = lambda: kernels.rbf_mixture(l)  # noqa: E731
+        weight = lambda r: np.exp(-(r**2) / (2 * l**2))  # noqa: E731
+        expected = (_mean_shift(x, y, weight) - _mean_shift(x, x, weight)) / l**2
+    else:
+        kernel = lambda: kernels.matern32(np.sqrt(3) * l)  # noqa: E731
+        weight = lambda r: np.exp(-r / l)  # noqa: E731
+        sharp = lambda r: l**2 * (1 + r / l) * np.exp(-r / l)  # noqa: E731
+        expected = _sharp(x, y, weight, sharp) - _sharp(x, x, weight, sharp)
+    with jax.enable_x64(True):
+        objective = objectives.conservative_drift(lambda *_, axis_name: kernel())
+        direction, _ = jax.jit(objective)(key, jnp.asarray(x), jnp.asarray(y))
+    np.testing.assert_allclose(direction, -expected, rtol=1e-8, atol=1e-12)
+
+
 def test_points_in_one_place_have_no_field():
     np.testing.assert_array_equal(field_of(jnp.ones((7, 3)), jnp.ones((5, 3)), (0.3,)), 0)
 

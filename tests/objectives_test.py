@@ -23,8 +23,9 @@ OBJECTIVES = {
         make_imq, functools.partial(ratio.logistic, ridge=1e-2)
     ),
     "drift": objectives.drift((0.1, 0.3, 1.0)),
+    "conservative_drift": objectives.conservative_drift(make_imq),
 }
-STEPS = {"drift": 0.03}  # 0.3 for others; of a direction that keeps its size
+STEPS = {"drift": (0.03, 80), "conservative_drift": (1.0, 40)}  # (0.3, 40) for others
 
 
 def _batch(rng, n=8, m=8, d=3):
@@ -86,13 +87,14 @@ def test_descending_moves_the_samples_to_the_data(key, rng, name):
     x = jnp.asarray(rng.normal(size=(200, 2)), jnp.float32)
     y = jnp.asarray(rng.normal((1.0, -0.5), 1.0, size=(200, 2)), jnp.float32)
     objective = OBJECTIVES[name]
+    step_size, num_steps = STEPS.get(name, (0.3, 40))
 
     @jax.jit
     def move(x):
-        return x - STEPS.get(name, 0.3) * objective(key, x, y)[0]
+        return x - step_size * objective(key, x, y)[0]
 
     start = mmd.mmd_v_statistic(x, y, make_imq(x, y))
-    for _ in range(40 if name not in STEPS else 80):
+    for _ in range(num_steps):
         x = move(x)
     assert mmd.mmd_v_statistic(x, y, make_imq(x, y)) < 0.2 * start
     np.testing.assert_allclose(x.mean(axis=0), y.mean(axis=0), atol=0.25)

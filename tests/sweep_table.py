@@ -126,8 +126,8 @@ row(score_peers.spectral_score, -1, mass_fraction=0.9)
 row(score_peers.spectral_score_at, -1, mass_fraction=0.9)
 row(score_peers.nu_method_score, -1, num_steps=3, nu=1.0)
 row(score_peers.nu_method_score_at, -1, num_steps=3, nu=1.0)
-row(score_peers.kde_score, -1)
-row(score_peers.kde_score_at, -1, kernel=lambda e: e.gaussian)
+row(score_peers.kde_score, -1, spread="rows")
+row(score_peers.kde_score_at, -1, kernel=lambda e: e.gaussian, spread="rows")
 
 # ------------------------------------------------------------------------ discrepancies and tests
 

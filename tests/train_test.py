@@ -35,6 +35,7 @@ OBJECTIVES = {
     "ratio_ulsif": objectives.ratio_ulsif(make_imq),
     "ratio_kliep": objectives.ratio_kliep(make_imq),
     "drift": objectives.drift(),
+    "conservative_drift": objectives.conservative_drift(make_imq),
     "gan_saturating": _critic(two_player.gan_saturating()),
     "gan_non_saturating": _critic(two_player.gan_non_saturating()),
     "gan_kl": _critic(two_player.gan_kl(), 2),

@@ -75,6 +75,10 @@ def _drift(*, temperatures: tuple[float, ...]) -> Objective:
     return objectives.drift(temperatures)
 
 
+def _conservative_drift(*, kernel: str, kernel_scales: tuple[float, ...]) -> Objective:
+    return objectives.conservative_drift(_median(kernel, kernel_scales))
+
+
 def _wgan_gp(*, penalty: str | None, penalty_weight: float | None) -> TwoPlayer:
     slopes = penalty and PENALTIES[penalty]
     return two_player.wgan_gp(**_given(penalty=slopes, weight=penalty_weight))
@@ -301,6 +305,10 @@ OBJECTIVES = {
     "ratio_ulsif": Choice("log q / p, ratio by least squares (paper 001)", _ratio_ulsif),
     "ratio_kliep": Choice("log q / p, ratio by maximum likelihood (paper 001)", _ratio_kliep),
     "drift": Choice("the drifting field (Deng et al. 2026)", _drift),
+    "conservative_drift": Choice(
+        "log q / p, both sums of kernels: the drifting field that has a potential",
+        _conservative_drift,
+    ),
 }
 
 
