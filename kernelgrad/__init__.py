@@ -18,6 +18,7 @@ those above it:
     svgd             Stein variational gradient descent
     ratio            density ratios from samples of both densities
     drift            the drifting field: normalised attraction to data less repulsion of samples
+    energy           the energy distance along lines, by sorting
     kmm              kernel mean matching: weights of one sample for another
     kale             the KALE bound on a divergence, and its log-normaliser
     adversarial      losses, bounds and penalties of adversarial training

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from kernelgrad import _checks, mmd, score_peers
+from kernelgrad import _checks, _devices, _numeric, energy, mmd, score_peers
 from kernelgrad import drift as _drift
 from kernelgrad._batch import flat, kernel_of
 from kernelgrad.types import Array, Info, Key, MakeKernel, Objective
@@ -75,5 +75,41 @@ def conservative_drift(make_kernel: MakeKernel) -> Objective:
         score_p = score_peers.kde_score_at(x, y, kernel, axis_name=axis_name)
         value = mmd.mmd_v_statistic(x, y, kernel, axis_name=axis_name)
         return (score_q - score_p).reshape(samples.shape), {"mmd": value}
+
+    return objective
+
+
+def sliced_energy(num_projections: int = 64) -> Objective:
+    r"""Returns the objective that descends the energy distance along random lines, by sorting.
+
+    The direction is n times the gradient of :func:`energy.sliced_energy_and_gradient` along lines
+    that are drawn anew from the key at every call; its mean over them is a multiple of that of
+    :func:`energy_distance`, at O(n log n) a line.
+
+    Args:
+      num_projections: lines a call, >= 1.
+
+    Returns:
+      Objective with info ``sliced_energy`` (its value).
+
+    Raises:
+      ValueError: num_projections below 1.
+
+    References:
+      Hertrich et al. 2024 (generative sliced MMD flows with Riesz kernels), section 3.
+    """
+    _checks.at_least("num_projections", num_projections, 1)
+
+    def objective(
+        key: Key, samples: Array, data: Array, *, axis_name: str | None = None
+    ) -> tuple[Array, Info]:
+        x, y = flat(samples, data)
+        lines = energy.random_directions(key, num_projections, x.shape[1])
+        value, gradient = energy.sliced_energy_and_gradient(
+            _numeric.wide(x), y, lines, axis_name=axis_name
+        )
+        size = x.shape[0] * _devices.num_devices(axis_name)
+        direction = _numeric.like(size * gradient, x)
+        return direction.reshape(samples.shape), {"sliced_energy": value}
 
     return objective

@@ -219,10 +219,18 @@ def two_sample_test(
     batches = -(-num_permutations // _PERMUTATIONS_AT_ONCE)
     null = lax.map(permuted, jax.random.split(key, batches)).ravel()[:num_permutations]
     observed = statistics(signed[:, None])[0]
-    rounding = 32 * jnp.finfo(pool.dtype).eps * base.profile(jnp.zeros((), pool.dtype))
+    rounding = 32 * jnp.finfo(pool.dtype).eps * _size(base, pool)
     return _resampling.result(
         observed, null, valid=jnp.all(jnp.isfinite(pool)), rounding=rounding * (1 / n + 1 / m)
     )
+
+
+def _size(kernel: Kernel, points: Array) -> Array:
+    """Returns a size of k between the points: k(0), or where that is 0 the mean of |k|."""
+    if getattr(kernel, "positive_at_zero", True):
+        return kernel.profile(jnp.zeros((), points.dtype))
+    weights = jnp.full((points.shape[0], 1), 1 / points.shape[0], points.dtype)
+    return jnp.abs(jnp.mean(pairwise.kernel_sum(kernel, points, None, weights)))
 
 
 class _Samples(NamedTuple):

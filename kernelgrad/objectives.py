@@ -11,9 +11,19 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from kernelgrad import _checks, _devices, _numeric, adversarial, mmd, noise, ratio, score
+from kernelgrad import (
+    _checks,
+    _devices,
+    _numeric,
+    adversarial,
+    kernels,
+    mmd,
+    noise,
+    ratio,
+    score,
+)
 from kernelgrad._batch import flat, kernel_of
-from kernelgrad._fields import conservative_drift, drift
+from kernelgrad._fields import conservative_drift, drift, sliced_energy
 from kernelgrad.types import Array, Info, Kernel, Key, MakeKernel, Objective
 
 __all__ = [
@@ -22,12 +32,14 @@ __all__ = [
     "conservative_drift",
     "density_ratio",
     "drift",
+    "energy_distance",
     "kl",
     "kl_direction",
     "mmd_v",
     "noisy_jsd",
     "ratio_kliep",
     "ratio_ulsif",
+    "sliced_energy",
 ]
 
 
@@ -129,6 +141,29 @@ def mmd_v(make_kernel: MakeKernel) -> Objective:
         return direction.reshape(samples.shape), {"mmd": value}
 
     return objective
+
+
+def energy_distance(exponent: float = 1.0) -> Objective:
+    r"""Returns the objective that descends the energy distance: :func:`mmd_v` of a Riesz kernel.
+
+    .. math:: 2 E |x - y|^r - E |x - x'|^r - E |y - y'|^r
+
+    It has no lengthscale to choose.
+
+    Args:
+      exponent: r in (0, 2).
+
+    Returns:
+      Objective with info ``mmd`` (its value).
+
+    Raises:
+      ValueError: an exponent out of its range.
+
+    References:
+      Szekely & Rizzo 2013; Hertrich et al. 2024 (generative sliced MMD flows with Riesz kernels).
+    """
+    kernel = kernels.riesz(exponent)
+    return mmd_v(lambda samples, data, *, axis_name: kernel)
 
 
 def noisy_jsd(*, variance: float) -> Objective:

@@ -111,6 +111,7 @@ def _spectral_parts(
 ) -> tuple[Array, Array]:
     _checks.shape("mass_fraction", mass_fraction, ())
     _checks.in_range("mass_fraction", mass_fraction, 0.0, 1.0, closed="r")
+    _traits.check_positive(kernel)
     gram, repulsion = _gram.gram_and_repulsion(kernel, samples)
     return _truncated_inverse(gram, _numeric.like(mass_fraction, gram)), repulsion
 
@@ -235,6 +236,7 @@ def _nu_iterate(
     _checks.at_least("num_steps", num_steps, 1)
     _checks.shape("nu", nu, ())
     _checks.positive(nu=nu)
+    _traits.check_positive(kernel)
     gram, repulsion = _gram.gram_and_repulsion(kernel, samples)
     peak, size = _gram.at_zero(kernel, gram), samples.shape[0]
     gram, zeta, nu = gram / peak, repulsion / (size * peak), _numeric.like(nu, gram)
@@ -344,6 +346,7 @@ def _kde(queries: Array, samples: Array | None, kernel: Kernel, axis_name: str |
 
 
 def _log_profile(kernel: Kernel, sq_dist: Array) -> Array:
+    _traits.check_positive(kernel)
     logarithm = _traits.log_profile(_traits.radial(kernel), sq_dist)
     if logarithm is not None:
         return logarithm

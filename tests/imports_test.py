@@ -26,7 +26,7 @@ ROWS = [
     {"kernels", "_convex"},
     {
         *{"score", "mmd", "ksd", "svgd", "ratio", "kale", "adversarial", "hmc", "langevin"},
-        *{"metrics", "score_peers", "fssd", "kmm", "noise", "drift"},
+        *{"metrics", "score_peers", "fssd", "kmm", "noise", "drift", "energy"},
     },
     {"latent", "pullback", "two_player", "chains", "ratio_selection"},
     {"_fields"},

@@ -24,6 +24,8 @@ OBJECTIVES = {
     ),
     "drift": objectives.drift((0.1, 0.3, 1.0)),
     "conservative_drift": objectives.conservative_drift(make_imq),
+    "energy_distance": objectives.energy_distance(),
+    "sliced_energy": objectives.sliced_energy(16),
 }
 STEPS = {"drift": (0.03, 80), "conservative_drift": (1.0, 40)}  # (0.3, 40) for others
 

@@ -16,6 +16,7 @@ from kernelgrad import (
     adversarial,
     chains,
     drift,
+    energy,
     fssd,
     hmc,
     kale,
@@ -46,7 +47,8 @@ __all__ = ["ELSEWHERE", "TABLE", "public_functions"]
 ELSEWHERE = {
     **dict.fromkeys(
         [f"kernels.{make.__name__}" for make in kernels.FAMILIES.values()]
-        + ["kernels.feature_kernel", "score.default_ridge"],
+        + ["kernels.feature_kernel", "kernels.riesz", "score.default_ridge"]
+        + ["energy.random_directions"],
         "takes numbers, no points",
     ),
     **dict.fromkeys(["critic", "train"], "trains networks"),
@@ -441,6 +443,18 @@ row(
     smooth=False,
     least=2,
 )
+row(
+    energy.sliced_energy_and_gradient,
+    (1, 0),
+    lambda e, x, y: energy.sliced_energy_and_gradient(
+        x,
+        y,
+        energy.random_directions(e.key, 3, (np.shape(x) or np.shape(y))[-1]),
+        axis_name=e.axis_name,
+    ),
+    spread=("same", "rows"),
+    smooth=False,
+)
 
 
 # What a function that makes an objective asks for without a default, by the name of the argument.
@@ -452,7 +466,7 @@ OF_OBJECTIVES = {
 
 
 # Powers of the unit of length in directions, and fewest samples, where not -1 and 1.
-POWERS = {"drift": 0}
+POWERS = dict.fromkeys(["drift", "energy_distance", "sliced_energy"], 0)
 LEAST = {"drift": 2}
 
 

@@ -36,6 +36,8 @@ OBJECTIVES = {
     "ratio_kliep": objectives.ratio_kliep(make_imq),
     "drift": objectives.drift(),
     "conservative_drift": objectives.conservative_drift(make_imq),
+    "energy_distance": objectives.energy_distance(),
+    "sliced_energy": objectives.sliced_energy(4),
     "gan_saturating": _critic(two_player.gan_saturating()),
     "gan_non_saturating": _critic(two_player.gan_non_saturating()),
     "gan_kl": _critic(two_player.gan_kl(), 2),

@@ -79,6 +79,10 @@ def _conservative_drift(*, kernel: str, kernel_scales: tuple[float, ...]) -> Obj
     return objectives.conservative_drift(_median(kernel, kernel_scales))
 
 
+def _sliced_energy(*, num_projections: int) -> Objective:
+    return objectives.sliced_energy(num_projections)
+
+
 def _wgan_gp(*, penalty: str | None, penalty_weight: float | None) -> TwoPlayer:
     slopes = penalty and PENALTIES[penalty]
     return two_player.wgan_gp(**_given(penalty=slopes, weight=penalty_weight))
@@ -309,6 +313,8 @@ OBJECTIVES = {
         "log q / p, both sums of kernels: the drifting field that has a potential",
         _conservative_drift,
     ),
+    "energy_distance": Choice("2 E|x - y| - E|x - x'| - E|y - y'|", objectives.energy_distance),
+    "sliced_energy": Choice("the energy distance along random lines", _sliced_energy),
 }
 
 

@@ -79,6 +79,9 @@ class Config:
         "Of the kernel exp(-|x - y| / temperature), in units of the batch's mean distance.",
         **_SPECIAL,
     )
+    num_projections: int = fields.integer(
+        64, 1, fields.MAX_COUNT, "Random lines of a step.", **_SPECIAL
+    )
     seed: int = fields.seed()
     eval_every: int = fields.integer(
         200, 1, fields.MAX_COUNT, "Steps between pictures, metrics and checkpoints.", group=_RUN
