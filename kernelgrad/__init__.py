@@ -31,6 +31,7 @@ those above it:
     pullback         from a direction in sample space to an update of parameters
     two_player       directions that follow a critic, which learns beside the generator
     ratio_selection  hyperparameters of density ratios, by held-out scores
+    kale_rkhs        KALE over an RKHS: between KL and MMD, by a convex fit
     chains           the Stein test of Markov chains
     objectives       the directions above, as a training step takes them
     critic           the second player: its network, its state, its steps

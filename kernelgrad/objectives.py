@@ -23,20 +23,32 @@ from kernelgrad import (
     score,
 )
 from kernelgrad._batch import flat, kernel_of
-from kernelgrad._fields import conservative_drift, drift, sliced_energy
+from kernelgrad._fields import (
+    F_DIVERGENCES,
+    conservative_drift,
+    drift,
+    f_divergence,
+    kale_flow,
+    noisy_mmd,
+    sliced_energy,
+)
 from kernelgrad.types import Array, Info, Kernel, Key, MakeKernel, Objective
 
 __all__ = [
+    "F_DIVERGENCES",
     "MakeKernel",
     "Objective",
     "conservative_drift",
     "density_ratio",
     "drift",
     "energy_distance",
+    "f_divergence",
+    "kale_flow",
     "kl",
     "kl_direction",
     "mmd_v",
     "noisy_jsd",
+    "noisy_mmd",
     "ratio_kliep",
     "ratio_ulsif",
     "sliced_energy",

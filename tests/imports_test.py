@@ -28,7 +28,7 @@ ROWS = [
         *{"score", "mmd", "ksd", "svgd", "ratio", "kale", "adversarial", "hmc", "langevin"},
         *{"metrics", "score_peers", "fssd", "kmm", "noise", "drift", "energy"},
     },
-    {"latent", "pullback", "two_player", "chains", "ratio_selection"},
+    {"latent", "pullback", "two_player", "chains", "ratio_selection", "kale_rkhs"},
     {"_fields"},
     {"objectives", "critic", "steingan"},
     {"train"},

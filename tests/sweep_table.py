@@ -20,6 +20,7 @@ from kernelgrad import (
     fssd,
     hmc,
     kale,
+    kale_rkhs,
     kernels,
     kmm,
     ksd,
@@ -136,6 +137,7 @@ row(score_peers.kde_score_at, -1, kernel=lambda e: e.gaussian, spread="rows")
 row(mmd.mmd_v_statistic, spread="same")
 row(mmd.mmd_u_statistic, spread="same", least=2)
 row(mmd.mmd_gradient, -1, spread="rows")
+row(mmd.witness_gradient, -1, spread="rows")
 row(mmd.mmd_value_and_gradient, (0, -1), spread=("same", "rows"))
 row(mmd.two_sample_test, num_permutations=19, smooth=False)
 row(ksd.stein_gram, -2)
@@ -201,6 +203,14 @@ FIT = {"spread": "same", "smooth": False}
 row(ratio.lsif, 0, _fitted(ratio.lsif, ridge=0.5, tolerance=1e-4), **FIT)
 row(ratio.kliep, 0, _fitted(ratio.kliep, tolerance=1e-3), **FIT)
 row(ratio.logistic, 0, _fitted(ratio.logistic, ridge=0.5, tolerance=1e-6), **FIT)
+row(
+    kale_rkhs.fit,
+    0,
+    lambda e, p, q: (
+        kale_rkhs.fit(p, q, e.kernel, regularization=e.number(0.5), axis_name=e.axis_name).value
+    ),
+    **FIT,
+)
 row(
     ratio_selection.select,
     (1, 0),
@@ -461,6 +471,8 @@ row(
 OF_OBJECTIVES = {
     "make_kernel": lambda e: lambda x, y, axis_name: e.kernel,
     "variance": number(0.3, 2),
+    "noise_scale": number(0.3, 1),
+    "name": lambda e: "jsd",
     "fit": lambda e: functools.partial(ratio.ulsif, ridge=0.5),
 }
 

@@ -16,6 +16,7 @@ from experiments.training import objectives
 from experiments.training.objectives import OBJECTIVES
 from experiments.training.presets import PRESETS
 from kernelgrad import drift, kernels
+from kernelgrad.objectives import F_DIVERGENCES
 from kernelgrad.types import Array
 
 PRIORS: dict[str, Callable[..., Array]] = {
@@ -68,8 +69,8 @@ class Config:
     )
     ridge: float | None = fields.positive(
         None,
-        "kl: eta of the Stein estimator, 0.1 sqrt(batch) k(0) by default; ratio_ulsif: lambda, "
-        "0.1.",
+        "kl, f_divergence: eta of the Stein estimator, 0.1 sqrt(batch) k(0) by default; "
+        "ratio_ulsif: lambda, 0.1.",
         **_SPECIAL,
     )
     temperatures: tuple[float, ...] = fields.numbers(
@@ -81,6 +82,18 @@ class Config:
     )
     num_projections: int = fields.integer(
         64, 1, fields.MAX_COUNT, "Random lines of a step.", **_SPECIAL
+    )
+    noise_scale: float = fields.not_negative(
+        0.1, "Of the noise where the gradient of MMD^2 is taken, in units of the data.", **_SPECIAL
+    )
+    divergence: str = fields.choice(
+        "forward_kl",
+        F_DIVERGENCES,
+        "reverse_kl is KL[q || p], of samples q from data p; chi2 is E_p (q/p - 1)^2.",
+        **_SPECIAL,
+    )
+    regularization: float = fields.number(
+        0.1, 1e-4, 1e6, "Lambda of KALE in an RKHS, in units of k(0).", **_SPECIAL
     )
     seed: int = fields.seed()
     eval_every: int = fields.integer(
