@@ -32,6 +32,7 @@ from kernelgrad._fields import (
     noisy_mmd,
     sliced_energy,
 )
+from kernelgrad._sinkhorn import sinkhorn
 from kernelgrad.types import Array, Info, Kernel, Key, MakeKernel, Objective
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "noisy_mmd",
     "ratio_kliep",
     "ratio_ulsif",
+    "sinkhorn",
     "sliced_energy",
 ]
 
