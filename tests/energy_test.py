@@ -79,6 +79,7 @@ def test_a_million_points_take_less_than_a_gibibyte():
     assert compiled_megabytes(energy.sliced_energy_and_gradient, *shapes) < 1024
 
 
+@pytest.mark.thorough
 def test_ties_of_the_permutation_test_are_measured_by_the_mean_distance(key):
     """Four points many times over: permutations tie but for rounding, more than k(0) = 0 bears."""
     points = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)

@@ -48,6 +48,7 @@ def test_the_dual_reaches_the_maximum_of_the_primal(rng, regularization):
     assert 0 <= found.model.gap < 1e-12
 
 
+@pytest.mark.thorough
 def test_its_limits_are_kl_and_half_of_mmd():
     """KL of two laws on three points, where every function is in the RKHS."""
     places = np.array([[0.0, 0.0], [1.0, 0.5], [-0.5, 2.0]])
@@ -67,6 +68,7 @@ def test_its_limits_are_kl_and_half_of_mmd():
     np.testing.assert_allclose(single.value, half, rtol=1e-3)
 
 
+@pytest.mark.thorough
 def test_the_flow_descends_kale_and_with_much_regularization_half_of_mmd(key, rng):
     x, y = _clouds(rng)
     with jax.enable_x64(True):
