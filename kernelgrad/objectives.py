@@ -23,38 +23,17 @@ from kernelgrad import (
     score,
 )
 from kernelgrad._batch import flat, kernel_of
-from kernelgrad._fields import (
-    F_DIVERGENCES,
-    conservative_drift,
-    drift,
-    f_divergence,
-    kale_flow,
-    noisy_mmd,
-    sliced_energy,
-)
-from kernelgrad._sinkhorn import sinkhorn
-from kernelgrad.types import Array, Info, Kernel, Key, MakeKernel, Objective
-
-__all__ = [
-    "F_DIVERGENCES",
-    "MakeKernel",
-    "Objective",
-    "conservative_drift",
-    "density_ratio",
-    "drift",
-    "energy_distance",
-    "f_divergence",
-    "kale_flow",
-    "kl",
-    "kl_direction",
-    "mmd_v",
-    "noisy_jsd",
-    "noisy_mmd",
-    "ratio_kliep",
-    "ratio_ulsif",
-    "sinkhorn",
-    "sliced_energy",
-]
+from kernelgrad._fields import F_DIVERGENCES as F_DIVERGENCES
+from kernelgrad._fields import conservative_drift as conservative_drift
+from kernelgrad._fields import drift as drift
+from kernelgrad._fields import f_divergence as f_divergence
+from kernelgrad._fields import kale_flow as kale_flow
+from kernelgrad._fields import noisy_mmd as noisy_mmd
+from kernelgrad._fields import sliced_energy as sliced_energy
+from kernelgrad._sinkhorn import sinkhorn as sinkhorn
+from kernelgrad.types import Array, Info, Kernel, Key
+from kernelgrad.types import MakeKernel as MakeKernel
+from kernelgrad.types import Objective as Objective
 
 
 def kl_direction(
