@@ -17,6 +17,8 @@ those above it:
     fssd             finite-set Stein discrepancy: a test of fit in linear time
     svgd             Stein variational gradient descent
     ratio            density ratios from samples of both densities
+    drift            the drifting field: normalised attraction to data less repulsion of samples
+    energy           the energy distance along lines, by sorting
     kmm              kernel mean matching: weights of one sample for another
     kale             the KALE bound on a divergence, and its log-normaliser
     adversarial      losses, bounds and penalties of adversarial training
@@ -30,6 +32,7 @@ those above it:
     pullback         from a direction in sample space to an update of parameters
     two_player       directions that follow a critic, which learns beside the generator
     ratio_selection  hyperparameters of density ratios, by held-out scores
+    kale_rkhs        KALE over an RKHS: between KL and MMD, by a convex fit
     chains           the Stein test of Markov chains
     objectives       directions, as a training step takes them, and their algebra
     critic           the second player: its network, its state, its steps

@@ -269,8 +269,8 @@ def lost(kernel: Kernel | None, rows: Points, cols: Points, shift: Any = None) -
 
     Returns:
       Whether there is a pair whose distance errs by more than 1e-5 of itself, and by more than
-      moves the kernel by 24 epsilons of k(0); int32, shape (), 0 or 1, the same over a vmap. A
-      plain True for points so few that asking costs more.
+      moves the kernel by 24 epsilons of k(0), where that is 0 by anything; int32, shape (), 0 or 1,
+      the same over a vmap. A plain True for points so few that asking costs more.
 
     Cost: O(n + m) where the points are within some five lengthscales of their middle, else a
       matmul.

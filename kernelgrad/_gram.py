@@ -1,6 +1,7 @@
 """Grams that are held, with the sums of their gradients, and what keeps their entries finite."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +12,23 @@ from kernelgrad.types import Array, Kernel
 
 
 def pairs(
-    profile: Callable[[Array], Array], kernel: Kernel, queries: Array, samples: Array | None
+    profile: Callable[[Array], Array],
+    kernel: Kernel,
+    queries: Array,
+    samples: Array | None,
+    shift: Any = None,
 ) -> tuple[Array, Callable[[Array], Array]]:
     r"""Returns p(r_ij^2) for all pairs, and :math:`W \mapsto \sum_j W_{ij} \nabla_{x_i} p`.
 
     The gradient is in the queries alone. Samples None stands for the queries themselves, held
-    still, with exactly zero self-_distances.
+    still, with exactly zero self-distances; with a shift, query a is the sample a + shift.
     """
     targets = _traits.embed(kernel, queries if samples is None else samples)
+    own = 0 if samples is None else shift
 
     def values(x: Array) -> Array:
         rows, cols = _distances.prepare(_traits.embed(kernel, x), targets)
-        return profile(
-            _distances.between(_traits.radial(kernel), rows, cols, 0 if samples is None else None)
-        )
+        return profile(_distances.between(_traits.radial(kernel), rows, cols, own))
 
     value, pull = jax.vjp(values, _devices.own_point(values, queries))
     return value, lambda weights: pull(weights)[0]

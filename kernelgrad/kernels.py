@@ -10,6 +10,8 @@ matern32            (1 + sqrt(3 u)) exp(-sqrt(3 u))
 matern52            (1 + sqrt(5 u) + 5 u / 3) exp(-sqrt(5 u))
 laplace             exp(-sqrt(u))
 =================== =====================================================
+
+and :func:`riesz`, -|x - y|^exponent, has no lengthscale.
 """
 
 import functools
@@ -21,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _devices, _distances, _equality, _traits
+from kernelgrad import _checks, _devices, _distances, _equality, _numeric, _traits
 from kernelgrad.median import median_squared_distance
 from kernelgrad.types import Array, Kernel, PyTree
 
@@ -112,6 +114,29 @@ class FeatureKernel:
     def profile(self, sq_dist: Array) -> Array:
         """Returns k_0 at squared distances between features, elementwise."""
         return self.base.profile(sq_dist)
+
+
+@_equality.by_value
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("exponent",), meta_fields=())
+@dataclass(frozen=True, eq=False)
+class Riesz:
+    r"""The kernel :math:`k(x, y) = -|x - y|^r`; build it with :func:`riesz`.
+
+    Attributes:
+      exponent: r; shape (), a traced leaf. None: 1.
+    """
+
+    exponent: Array | None = None
+
+    smooth_at_zero = False
+    positive_at_zero = False
+
+    def profile(self, sq_dist: Array) -> Array:
+        """Returns k at squared distances, elementwise; with derivative 0 at 0."""
+        if self.exponent is None:
+            return -_numeric.root(sq_dist)
+        power = jnp.where(sq_dist <= 0, 1, sq_dist) ** (self.exponent / 2).astype(sq_dist.dtype)
+        return -jnp.where(sq_dist <= 0, 0, power)
 
 
 def rbf_mixture(lengthscales: Scales, weights: Scales | None = None) -> RadialMixture:
@@ -247,6 +272,36 @@ def laplace(lengthscales: Scales, weights: Scales | None = None) -> RadialMixtur
       ValueError: a concrete argument out of its range, or shapes that differ.
     """
     return _mixture(_laplace, lengthscales, weights)
+
+
+def riesz(exponent: float | Array = 1.0) -> Riesz:
+    r"""Returns the Riesz kernel, under which MMD^2 is the energy distance.
+
+    .. math:: k(x, y) = -|x - y|^r
+
+    It has no lengthscale. Sums with weights that add up to 0, such as those of
+    :mod:`kernelgrad.mmd`, are those of a positive definite kernel; k(0) is 0, so that it takes no
+    ridge and is no density: the functions that need either refuse it. The gradient where x = y is
+    set to 0, the mean of its directions.
+
+    Args:
+      exponent: r in (0, 2); at 2 only the means would count. The default is evaluated by a root;
+        any other value, traced values included, by exp and log.
+
+    Returns:
+      The kernel, a pytree whose exponent may be traced, swept and learned.
+
+    Raises:
+      ValueError: a concrete exponent out of its range.
+
+    References:
+      Szekely & Rizzo 2013; Sejdinovic et al. 2013, section 4.
+    """
+    _checks.shape("exponent", exponent, ())
+    _checks.in_range("exponent", exponent, 0.0, 2.0)
+    if isinstance(exponent, float) and exponent == 1.0:
+        return Riesz()
+    return Riesz(jnp.asarray(exponent, dtype=float))
 
 
 # by the names that users give them; each takes lengthscales and weights

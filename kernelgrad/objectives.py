@@ -12,11 +12,20 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from kernelgrad import _checks, _devices, _numeric, adversarial, mmd, noise, ratio, score
+from kernelgrad import _checks, _devices, _numeric, adversarial, kernels, mmd, noise, ratio, score
 from kernelgrad._algebra import from_loss as from_loss
 from kernelgrad._algebra import normalized as normalized
 from kernelgrad._algebra import through as through
 from kernelgrad._algebra import weighted as weighted
+from kernelgrad._batch import flat, kernel_of
+from kernelgrad._fields import F_DIVERGENCES as F_DIVERGENCES
+from kernelgrad._fields import conservative_drift as conservative_drift
+from kernelgrad._fields import drift as drift
+from kernelgrad._fields import f_divergence as f_divergence
+from kernelgrad._fields import kale_flow as kale_flow
+from kernelgrad._fields import noisy_mmd as noisy_mmd
+from kernelgrad._fields import sliced_energy as sliced_energy
+from kernelgrad._sinkhorn import sinkhorn as sinkhorn
 from kernelgrad.types import Array, Info, Kernel, Key
 from kernelgrad.types import MakeKernel as MakeKernel
 from kernelgrad.types import Objective as Objective
@@ -82,8 +91,8 @@ def kl(make_kernel: MakeKernel, *, ridge: float | None = None) -> Objective:
         key: Key, samples: Array, data: Array, *, axis_name: str | None = None
     ) -> tuple[Array, Info]:
         del key
-        x, y = _flat(samples, data)
-        kernel = _kernel(make_kernel, x, y, axis_name)
+        x, y = flat(samples, data)
+        kernel = kernel_of(make_kernel, x, y, axis_name)
         size = x.shape[0] * _devices.num_devices(axis_name)
         eta = score.default_ridge(size, kernel) if ridge is None else ridge
         direction = kl_direction(x, y, kernel, ridge=eta, axis_name=axis_name)
@@ -110,8 +119,8 @@ def mmd_v(make_kernel: MakeKernel) -> Objective:
         key: Key, samples: Array, data: Array, *, axis_name: str | None = None
     ) -> tuple[Array, Info]:
         del key
-        x, y = _flat(samples, data)
-        kernel = _kernel(make_kernel, x, y, axis_name)
+        x, y = flat(samples, data)
+        kernel = kernel_of(make_kernel, x, y, axis_name)
         size = x.shape[0] * _devices.num_devices(axis_name)
         value, gradient = mmd.mmd_value_and_gradient(
             _numeric.wide(x), y, kernel, axis_name=axis_name
@@ -120,6 +129,29 @@ def mmd_v(make_kernel: MakeKernel) -> Objective:
         return direction.reshape(samples.shape), {"mmd": value}
 
     return objective
+
+
+def energy_distance(exponent: float = 1.0) -> Objective:
+    r"""Returns the objective that descends the energy distance: :func:`mmd_v` of a Riesz kernel.
+
+    .. math:: 2 E |x - y|^r - E |x - x'|^r - E |y - y'|^r
+
+    It has no lengthscale to choose.
+
+    Args:
+      exponent: r in (0, 2).
+
+    Returns:
+      Objective with info ``mmd`` (its value).
+
+    Raises:
+      ValueError: an exponent out of its range.
+
+    References:
+      Szekely & Rizzo 2013; Hertrich et al. 2024 (generative sliced MMD flows with Riesz kernels).
+    """
+    kernel = kernels.riesz(exponent)
+    return mmd_v(lambda samples, data, *, axis_name: kernel)
 
 
 def noisy_jsd(*, variance: float) -> Objective:
@@ -145,7 +177,7 @@ def noisy_jsd(*, variance: float) -> Objective:
     def objective(
         key: Key, samples: Array, data: Array, *, axis_name: str | None = None
     ) -> tuple[Array, Info]:
-        x, y = _flat(samples, data)
+        x, y = flat(samples, data)
         noised_x, noised_y = (
             noise.instance_noise(one, points, variance=variance, axis_name=axis_name)
             for one, points in zip(jax.random.split(key), (x, y), strict=True)
@@ -223,8 +255,8 @@ def density_ratio(make_kernel: MakeKernel, fit: Callable[..., ratio.RatioModel])
         key: Key, samples: Array, data: Array, *, axis_name: str | None = None
     ) -> tuple[Array, Info]:
         del key
-        x, y = _flat(samples, data)
-        kernel = _kernel(make_kernel, x, y, axis_name)
+        x, y = flat(samples, data)
+        kernel = kernel_of(make_kernel, x, y, axis_name)
         form = "(p, q, kernel, *, axis_name) -> model"
         model = _checks.call("fit", form, fit, y, x, kernel, axis_name=axis_name)
 
@@ -237,17 +269,3 @@ def density_ratio(make_kernel: MakeKernel, fit: Callable[..., ratio.RatioModel])
         return direction.reshape(samples.shape), info
 
     return objective
-
-
-def _kernel(make_kernel: MakeKernel, x: Array, y: Array, axis_name: str | None) -> Kernel:
-    """Returns the kernel of a batch, from a rule that keeps to its form."""
-    form = "(samples, data, *, axis_name) -> kernel"
-    kernel = _checks.call("make_kernel", form, make_kernel, x, y, axis_name=axis_name)
-    if not isinstance(kernel, Kernel):
-        raise ValueError(f"make_kernel: returned {type(kernel).__name__}; expected {form}")
-    return kernel
-
-
-def _flat(samples: Array, data: Array) -> tuple[Array, Array]:
-    samples, data = _checks.batches(samples=samples, data=data)
-    return samples.reshape(samples.shape[0], -1), data.reshape(data.shape[0], -1)

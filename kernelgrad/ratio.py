@@ -504,6 +504,7 @@ def _compared(kernel: Kernel, x: Array, centers: Array) -> tuple[Kernel, Array, 
 
 def _log_gram(kernel: Kernel, x: Array, centers: Array) -> Array:
     """Returns log k, finite, and exact for a Gaussian however small k is."""
+    _traits.check_positive(kernel)
     radial, x, centers = _compared(kernel, x, centers)
     sq_dist = pairwise.squared_distances(x, centers)
     logarithm = _traits.log_profile(radial, sq_dist)

@@ -33,9 +33,10 @@ def default_ridge(n: int | Array, kernel: Kernel) -> Array:
       The ridge, shape (), in units of k; a traced value where the kernel's leaves are.
 
     Raises:
-      ValueError: a concrete n that is not positive.
+      ValueError: a concrete n that is not positive, or a kernel without k(0) > 0.
     """
     _checks.positive(n=n)
+    _traits.check_positive(kernel)
     return 0.1 * jnp.sqrt(jnp.asarray(n, dtype=float)) * kernel.profile(jnp.zeros((), dtype=float))
 
 
@@ -181,6 +182,7 @@ def rkhs_score_at(queries: Array, samples: Array, kernel: Kernel, *, ridge: floa
 
 def _system(kernel: Kernel, samples: Array, ridge: float | Array) -> tuple[_solve.Solve, Array]:
     """Returns the inverse of K + eta I as a function, and N."""
+    _traits.check_positive(kernel)
     eta = _numeric.like(ridge, samples)
     if samples.shape[0] > DENSE_SAMPLES:
         repulsion = pairwise.gradient_sum(kernel, samples, None)

@@ -25,6 +25,8 @@ from jax import lax
 from kernelgrad import _checks, _devices, _gram, _numeric, _traits, pairwise
 from kernelgrad.types import Array, Kernel
 
+_PAIRS_AT_ONCE = 1 << 21
+
 _Iterate = tuple[Array, Array, Array, Array]
 
 
@@ -109,6 +111,7 @@ def _spectral_parts(
 ) -> tuple[Array, Array]:
     _checks.shape("mass_fraction", mass_fraction, ())
     _checks.in_range("mass_fraction", mass_fraction, 0.0, 1.0, closed="r")
+    _traits.check_positive(kernel)
     gram, repulsion = _gram.gram_and_repulsion(kernel, samples)
     return _truncated_inverse(gram, _numeric.like(mass_fraction, gram)), repulsion
 
@@ -233,6 +236,7 @@ def _nu_iterate(
     _checks.at_least("num_steps", num_steps, 1)
     _checks.shape("nu", nu, ())
     _checks.positive(nu=nu)
+    _traits.check_positive(kernel)
     gram, repulsion = _gram.gram_and_repulsion(kernel, samples)
     peak, size = _gram.at_zero(kernel, gram), samples.shape[0]
     gram, zeta, nu = gram / peak, repulsion / (size * peak), _numeric.like(nu, gram)
@@ -256,7 +260,7 @@ def _nu_iterate(
 # ---------------------------------------------------------------------------------------- KDE
 
 
-def kde_score(samples: Array, kernel: Kernel) -> Array:
+def kde_score(samples: Array, kernel: Kernel, *, axis_name: str | None = None) -> Array:
     r"""Returns the score of the samples' kernel density estimate, at each sample.
 
     .. math:: s(x_i) = \nabla_x \log \sum_j k(x, x_j) \big|_{x = x_i}
@@ -265,6 +269,7 @@ def kde_score(samples: Array, kernel: Kernel) -> Array:
       samples: x_j; shape (n, d), floating.
       kernel: k >= 0; its lengthscales are in units of samples. It smooths: for Gaussian samples
         of variance v and an RBF of lengthscale l the limit is -x / (v + l^2).
+      axis_name: if set, j runs over the union of all devices' samples.
 
     Returns:
       Scores, shape (n, d), dtype of samples, in 1/units of samples.
@@ -272,16 +277,18 @@ def kde_score(samples: Array, kernel: Kernel) -> Array:
     Raises:
       ValueError: wrong rank or dtype.
 
-    Cost: O(n^2 d) time, O(n^2) memory.
+    Cost: O(n^2 d) time, O(n d) memory.
 
     References:
       Li & Turner 2018, the plug-in estimator.
     """
     (samples,) = _checks.points(samples=samples)
-    return _numeric.like(_kde(_numeric.wide(samples), None, kernel), samples)
+    return _numeric.like(_kde(_numeric.wide(samples), None, kernel, axis_name), samples)
 
 
-def kde_score_at(queries: Array, samples: Array, kernel: Kernel) -> Array:
+def kde_score_at(
+    queries: Array, samples: Array, kernel: Kernel, *, axis_name: str | None = None
+) -> Array:
     r"""Returns the score of the samples' kernel density estimate, at any point.
 
     .. math:: s(x) = \nabla_x \log \sum_j k(x, y_j)
@@ -295,6 +302,7 @@ def kde_score_at(queries: Array, samples: Array, kernel: Kernel) -> Array:
       queries: points x; shape (q, d), floating.
       samples: y_j; shape (n, d).
       kernel: k >= 0; its lengthscales are in units of samples.
+      axis_name: if set, j runs over the union of all devices' samples; queries stay apart.
 
     Returns:
       Scores, shape (q, d), dtype of queries, in 1/units of samples. NaN in the rows where
@@ -303,23 +311,42 @@ def kde_score_at(queries: Array, samples: Array, kernel: Kernel) -> Array:
     Raises:
       ValueError: wrong rank, dtype or dimension.
 
-    Cost: O(q n d) time, O(q n) memory.
+    Cost: O(q n d) time, O((q + n) d) memory.
 
     References:
       Li & Turner 2018, the plug-in estimator.
     """
     queries, samples = _checks.points(queries=queries, samples=samples)
-    points, nodes = _compared(queries, samples, kernel)
-    return _numeric.like(_kde(points, nodes, kernel), queries)
+    nodes = _devices.gather(samples, axis_name)
+    points, nodes = _compared(queries, nodes, kernel)
+    return _numeric.like(_kde(points, nodes, kernel, axis_name), queries)
 
 
-def _kde(queries: Array, samples: Array | None, kernel: Kernel) -> Array:
-    logits, pull = _gram.pairs(functools.partial(_log_profile, kernel), kernel, queries, samples)
-    lost = jnp.max(logits, axis=1, keepdims=True) == -jnp.inf
-    return jnp.where(lost, jnp.nan, pull(jax.nn.softmax(logits, axis=1)))
+def _kde(queries: Array, samples: Array | None, kernel: Kernel, axis_name: str | None) -> Array:
+    """Returns the scores, block by block of the queries; samples are those of all devices."""
+    own, count = samples is None, queries.shape[0]
+    nodes = _devices.gather(queries, axis_name) if samples is None else samples
+    before = 0 if axis_name is None else lax.axis_index(axis_name) * count
+
+    def at(first: int | Array, points: Array) -> Array:
+        shift = first + before if own else None
+        profile = functools.partial(_log_profile, kernel)
+        logits, pull = _gram.pairs(profile, kernel, points, nodes, shift)
+        lost = jnp.max(logits, axis=1, keepdims=True) == -jnp.inf
+        return jnp.where(lost, jnp.nan, pull(jax.nn.softmax(logits, axis=1)))
+
+    at_once = max(1, _PAIRS_AT_ONCE // nodes.shape[0])
+    if count <= at_once:
+        return at(0, queries)
+    starts = jnp.arange(0, count, at_once)
+    # the last query pads the last block: of points that come twice no sum is NaN
+    places = jnp.minimum(starts[:, None] + jnp.arange(at_once)[None, :], count - 1)
+    blocks = lax.map(jax.checkpoint(lambda block: at(*block)), (starts, queries[places]))
+    return blocks.reshape(-1, queries.shape[1])[:count]
 
 
 def _log_profile(kernel: Kernel, sq_dist: Array) -> Array:
+    _traits.check_positive(kernel)
     logarithm = _traits.log_profile(_traits.radial(kernel), sq_dist)
     if logarithm is not None:
         return logarithm

@@ -106,7 +106,7 @@ def kernel_noise(key: Key, particles: Array, kernel: Kernel) -> Array:
       Noise, shape (n, d), dtype of particles, in units of sqrt(k).
 
     Raises:
-      ValueError: wrong rank or dtype.
+      ValueError: wrong rank or dtype, or a kernel without k(0) > 0.
 
     Cost: O(n^3 / 3 + n^2 d) time, O(n^2) memory.
 
@@ -114,6 +114,7 @@ def kernel_noise(key: Key, particles: Array, kernel: Kernel) -> Array:
       Gallego & Rios Insua 2018, Stochastic gradient MCMC with repulsive forces.
     """
     (particles,) = _checks.points(particles=particles)
+    _traits.check_positive(kernel)
     gram = kernels.gram(kernel, particles)
     jitter = particles.shape[0] * jnp.finfo(gram.dtype).eps * jnp.diagonal(gram)
     factor = jnp.linalg.cholesky(gram + jnp.diag(jitter))

@@ -28,7 +28,8 @@ class Kernel(Protocol):
 
     A kernel that also has ``features(x) -> (n, l)`` and a radial kernel ``base`` stands for
     k(x, y) = base.profile(|features(x) - features(y)|^2). One that is not differentiable where
-    its points coincide has an attribute ``smooth_at_zero``, False.
+    its points coincide has an attribute ``smooth_at_zero``, False; one with k(0) <= 0 has
+    ``positive_at_zero``, False.
     """
 
     def profile(self, sq_dist: Array) -> Array:

@@ -54,3 +54,10 @@ def largest_buffer(fn, *arguments):
 
 def _is_program(parameter):
     return hasattr(getattr(parameter, "jaxpr", parameter), "eqns")
+
+
+def compiled_megabytes(fn, *shapes):
+    """What the compiled program keeps besides float32 arrays of these shapes and its outputs."""
+    arrays = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
+    compiled = jax.jit(fn).lower(*arrays).compile()
+    return compiled.memory_analysis().temp_size_in_bytes / 2**20

@@ -8,7 +8,7 @@ import numpy as np
 import oracles
 import pytest
 
-from kernelgrad import kernels, mmd, objectives, ratio, score
+from kernelgrad import kernels, mmd, noise, objectives, ratio, score
 
 make_imq = functools.partial(kernels.median_mixture, kernels.imq_mixture)
 
@@ -22,7 +22,15 @@ OBJECTIVES = {
     "density_ratio": objectives.density_ratio(
         make_imq, functools.partial(ratio.logistic, ridge=1e-2)
     ),
+    "drift": objectives.drift((0.1, 0.3, 1.0)),
+    "conservative_drift": objectives.conservative_drift(make_imq),
+    "energy_distance": objectives.energy_distance(),
+    "sliced_energy": objectives.sliced_energy(16),
+    "noisy_mmd": objectives.noisy_mmd(make_imq, noise_scale=0.1),
+    "f_divergence": objectives.f_divergence("forward_kl", make_imq),
+    "kale_flow": objectives.kale_flow(make_imq),
 }
+STEPS = {"drift": (0.03, 80), "conservative_drift": (1.0, 40)}  # (0.3, 40) for others
 
 
 def _batch(rng, n=8, m=8, d=3):
@@ -84,13 +92,14 @@ def test_descending_moves_the_samples_to_the_data(key, rng, name):
     x = jnp.asarray(rng.normal(size=(200, 2)), jnp.float32)
     y = jnp.asarray(rng.normal((1.0, -0.5), 1.0, size=(200, 2)), jnp.float32)
     objective = OBJECTIVES[name]
+    step_size, num_steps = STEPS.get(name, (0.3, 40))
 
     @jax.jit
     def move(x):
-        return x - 0.3 * objective(key, x, y)[0]
+        return x - step_size * objective(key, x, y)[0]
 
     start = mmd.mmd_v_statistic(x, y, make_imq(x, y))
-    for _ in range(40):
+    for _ in range(num_steps):
         x = move(x)
     assert mmd.mmd_v_statistic(x, y, make_imq(x, y)) < 0.2 * start
     np.testing.assert_allclose(x.mean(axis=0), y.mean(axis=0), atol=0.25)
@@ -154,6 +163,92 @@ def test_two_devices_give_the_one_device_direction(key, rng, name):
     np.testing.assert_allclose(spread.reshape(24, 5), alone, atol=1e-5 * scale)
     for label, value in alone_info.items():
         np.testing.assert_allclose(spread_info[label], np.full(2, value), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.thorough
+def test_mmd_with_noise_of_no_size_is_mmd_and_else_its_gradient_at_noised_samples(key, rng):
+    x, y = (jnp.asarray(s, jnp.float32) for s in _batch(rng))
+    kernel = kernels.imq_mixture(1.3)
+    make = lambda *_, axis_name: kernel  # noqa: E731
+    quiet, _ = jax.jit(objectives.noisy_mmd(make, noise_scale=0.0))(key, x, y)
+    np.testing.assert_allclose(quiet, objectives.mmd_v(make)(key, x, y)[0], rtol=1e-4, atol=1e-6)
+    noisy, _ = jax.jit(objectives.noisy_mmd(make, noise_scale=0.5))(key, x, y)
+    z = np.asarray(noise.instance_noise(key, x, variance=0.25))
+    expected = [
+        2 * sum(oracles.kernel_gradient("imq_mixture", b, a, 1.3) for b in x) / len(x)
+        - 2 * sum(oracles.kernel_gradient("imq_mixture", b, a, 1.3) for b in y) / len(y)
+        for a in z
+    ]
+    np.testing.assert_allclose(noisy, expected, rtol=1e-4, atol=1e-5)
+
+
+# E_p h(q / p), as integrals of two densities
+DIVERGENCES = {
+    "reverse_kl": lambda q, p: q * np.log(q / p),
+    "forward_kl": lambda q, p: p * np.log(p / q),
+    "jsd": lambda q, p: (q * np.log(2 * q / (p + q)) + p * np.log(2 * p / (p + q))) / 2,
+    "chi2": lambda q, p: (q - p) ** 2 / p,
+}
+
+
+@pytest.mark.parametrize("name", objectives.F_DIVERGENCES)
+def test_weights_make_scores_the_gradient_of_the_divergence(name):
+    """Between two Gaussians of which one moves, or is stretched, by a velocity field v.
+
+    The divergence changes by the mean over q of v h''(r) r (s_q - s_p).
+    """
+    z = np.linspace(-12, 12, 20_001)
+    p = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+
+    def density(mean, scale):
+        return np.exp(-(((z - mean) / scale) ** 2) / 2) / (scale * np.sqrt(2 * np.pi))
+
+    def divergence(mean, scale):
+        return np.trapezoid(DIVERGENCES[name](density(mean, scale), p), z)
+
+    mean, scale, step = 0.4, 0.8, 1e-5
+    q = density(mean, scale)
+    scores = -(z - mean) / scale**2 + z
+    with jax.enable_x64(True):
+        weights = np.asarray(objectives.F_DIVERGENCES[name](jnp.asarray(np.log(q / p))))
+    for velocity, (a, b) in ((np.ones_like(z), (1, 0)), ((z - mean) / scale, (0, 1))):
+        up = divergence(mean + a * step, scale + b * step)
+        down = divergence(mean - a * step, scale - b * step)
+        got = np.trapezoid(q * velocity * weights * scores, z)
+        np.testing.assert_allclose(got, (up - down) / (2 * step), rtol=1e-6)
+
+
+@pytest.mark.thorough
+def test_reverse_kl_is_kl_and_another_weighs_it_by_the_bounded_ratio(key, rng):
+    x, y = (jnp.asarray(s, jnp.float32) for s in _batch(rng))
+    kernel = kernels.imq_mixture(1.3)
+    make = lambda *_, axis_name: kernel  # noqa: E731
+
+    @jax.jit
+    def directions(x, y):
+        names = "reverse_kl", "chi2"
+        made = [objectives.f_divergence(name, make, most=1.5)(key, x, y)[0] for name in names]
+        model = ratio.lsif(y, x, kernel, ridge=0.1)
+        return objectives.kl(make)(key, x, y)[0], ratio.log_density_ratio(model, x), *made
+
+    kl, log_ratio, reverse, chi2 = directions(x, y)
+    np.testing.assert_allclose(reverse, kl, rtol=1e-4, atol=1e-5)
+    r = np.clip(np.exp(-log_ratio), 1 / 1.5, 1.5)[:, None]
+    assert {r.min(), r.max()} & {np.float32(1.5), np.float32(1 / 1.5)}
+    np.testing.assert_allclose(chi2, 2 * r * np.asarray(kl), rtol=1e-3, atol=1e-4)
+
+
+def test_bad_settings_of_fields_are_named():
+    with pytest.raises(ValueError, match=r"^noise_scale: got -1[.]; expected values in \[0, inf"):
+        objectives.noisy_mmd(make_imq, noise_scale=-1.0)
+    with pytest.raises(ValueError, match=r"^name: got 'kl'; expected one of reverse_kl, "):
+        objectives.f_divergence("kl", make_imq)
+    with pytest.raises(ValueError, match=r"^most: got 1[.]; expected values in \(1, inf"):
+        objectives.f_divergence("jsd", make_imq, most=1.0)
+    with pytest.raises(ValueError, match=r"^num_projections: got 0; expected an integer >= 1"):
+        objectives.sliced_energy(0)
+    with pytest.raises(ValueError, match=r"^exponent: got 2[.]; expected values in \(0, 2"):
+        objectives.energy_distance(2.0)
 
 
 def test_bad_ridge_is_named():

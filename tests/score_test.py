@@ -11,6 +11,7 @@ import numpy as np
 import oracles
 import pytest
 from jax.test_util import check_grads
+from memory import compiled_megabytes
 from scipy.special import eval_jacobi
 
 from kernelgrad import kernels, score, score_peers
@@ -511,6 +512,32 @@ def test_kde_draws_a_far_query_to_its_nearest_sample():
     np.testing.assert_allclose(mixture, expected / 4, rtol=1e-5, atol=1e-3)
     deep = kernels.feature_kernel(kernels.rbf_mixture(1.0), lambda scale, z: scale * z, 2.0)
     np.testing.assert_allclose(at(queries, x, deep), expected * 4, rtol=1e-5)
+
+
+@pytest.mark.thorough
+def test_kde_in_blocks_is_kde_with_its_gradient(rng, monkeypatch):
+    """Three queries at a time, of eight; padded by the last one."""
+    x, queries = (jnp.asarray(rng.normal(size=(size, 4)), jnp.float32) for size in (6, 8))
+    kernel = kernels.imq_mixture(0.8)
+
+    def total(x, queries):
+        inside = score_peers.kde_score(queries, kernel)
+        outside = score_peers.kde_score_at(queries, x, kernel)
+        return jnp.sum(jnp.sin(inside)) + jnp.sum(jnp.sin(outside)), (inside, outside)
+
+    whole = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(x, queries)
+    monkeypatch.setattr(score_peers, "_PAIRS_AT_ONCE", 24)
+    blocks = jax.jit(lambda *a: jax.grad(total, argnums=(0, 1), has_aux=True)(*a))(x, queries)
+    for got, want in zip(jax.tree.leaves(blocks), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_kde_of_fifty_thousand_points_takes_less_than_a_gibibyte():
+    def scores(x, y):
+        kernel = kernels.matern32(1.0)
+        return score_peers.kde_score(x, kernel) - score_peers.kde_score_at(x, y, kernel)
+
+    assert compiled_megabytes(scores, (50_000, 64), (50_000, 64)) < 1024
 
 
 @pytest.mark.thorough

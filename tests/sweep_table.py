@@ -16,9 +16,12 @@ from kernelgrad import (
     adversarial,
     certificate,
     chains,
+    drift,
+    energy,
     fssd,
     hmc,
     kale,
+    kale_rkhs,
     kernels,
     kmm,
     ksd,
@@ -46,7 +49,8 @@ __all__ = ["ELSEWHERE", "TABLE", "public_functions"]
 ELSEWHERE = {
     **dict.fromkeys(
         [f"kernels.{make.__name__}" for make in kernels.FAMILIES.values()]
-        + ["kernels.feature_kernel", "score.default_ridge"],
+        + ["kernels.feature_kernel", "kernels.riesz", "score.default_ridge"]
+        + ["energy.random_directions"],
         "takes numbers, no points",
     ),
     **dict.fromkeys(["critic", "train"], "trains networks"),
@@ -126,14 +130,15 @@ row(score_peers.spectral_score, -1, mass_fraction=0.9)
 row(score_peers.spectral_score_at, -1, mass_fraction=0.9)
 row(score_peers.nu_method_score, -1, num_steps=3, nu=1.0)
 row(score_peers.nu_method_score_at, -1, num_steps=3, nu=1.0)
-row(score_peers.kde_score, -1)
-row(score_peers.kde_score_at, -1, kernel=lambda e: e.gaussian)
+row(score_peers.kde_score, -1, spread="rows")
+row(score_peers.kde_score_at, -1, kernel=lambda e: e.gaussian, spread="rows")
 
 # ------------------------------------------------------------------------ discrepancies and tests
 
 row(mmd.mmd_v_statistic, spread="same")
 row(mmd.mmd_u_statistic, spread="same", least=2)
 row(mmd.mmd_gradient, -1, spread="rows")
+row(mmd.witness_gradient, -1, spread="rows")
 row(mmd.mmd_value_and_gradient, (0, -1), spread=("same", "rows"))
 row(mmd.two_sample_test, num_permutations=19, smooth=False)
 row(ksd.stein_gram, -2)
@@ -199,6 +204,14 @@ FIT = {"spread": "same", "smooth": False}
 row(ratio.lsif, 0, _fitted(ratio.lsif, ridge=0.5, tolerance=1e-4), **FIT)
 row(ratio.kliep, 0, _fitted(ratio.kliep, tolerance=1e-3), **FIT)
 row(ratio.logistic, 0, _fitted(ratio.logistic, ridge=0.5, tolerance=1e-6), **FIT)
+row(
+    kale_rkhs.fit,
+    0,
+    lambda e, p, q: (
+        kale_rkhs.fit(p, q, e.kernel, regularization=e.number(0.5), axis_name=e.axis_name).value
+    ),
+    **FIT,
+)
 row(
     ratio_selection.select,
     (1, 0),
@@ -443,15 +456,41 @@ row(
     ),
 )
 row(objectives.kl_direction, -1, ridge=0.5, spread="rows")
+row(
+    drift.drift,
+    temperatures=lambda e: (0.05, 0.2, 1.0),  # static
+    spread="rows",
+    smooth=False,
+    least=2,
+)
+row(
+    energy.sliced_energy_and_gradient,
+    (1, 0),
+    lambda e, x, y: energy.sliced_energy_and_gradient(
+        x,
+        y,
+        energy.random_directions(e.key, 3, (np.shape(x) or np.shape(y))[-1]),
+        axis_name=e.axis_name,
+    ),
+    spread=("same", "rows"),
+    smooth=False,
+)
 
 
 # What a function that makes an objective asks for without a default, by the name of the argument.
 OF_OBJECTIVES = {
     "make_kernel": lambda e: lambda x, y, axis_name: e.kernel,
     "variance": number(0.3, 2),
+    "noise_scale": number(0.3, 1),
+    "name": lambda e: "jsd",
     "fit": lambda e: functools.partial(ratio.ulsif, ridge=0.5),
     "loss": lambda e: functools.partial(mmd.mmd_v_statistic, kernel=e.kernel),
 }
+
+
+# Powers of the unit of length in directions, and fewest samples, where not -1 and 1.
+POWERS = dict.fromkeys(["drift", "energy_distance", "sliced_energy"], 0)
+LEAST = {"drift": 2}
 
 
 def _directed(make_objective):
@@ -466,7 +505,11 @@ def _directed(make_objective):
 
 
 for objective in makers(objectives, objectives.Objective):
-    row(objective, -1, _directed(objective), spread="rows", smooth=False)
+    name = objective.__name__
+    if name == "sinkhorn":  # an extra's solver, which keeps to none of this
+        continue
+    options = {"spread": "rows", "smooth": False, "least": LEAST.get(name, 1)}
+    row(objective, POWERS.get(name, -1), _directed(objective), **options)
 
 
 def _bent(e, x):

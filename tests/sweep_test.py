@@ -204,7 +204,7 @@ AT_A_PLACE = {
     ),
     *("noise.instance_noise", "noise.bounded_noise", "fssd.goodness_of_fit_test"),
     *("steingan.steingan", "chains.stein_block_length", "ratio_selection.select"),
-    *("metrics.frechet_distance", "objectives.noisy_jsd"),
+    *("metrics.frechet_distance", "objectives.noisy_jsd", "_fields.noisy_mmd"),
     *(name for name in TABLE if "penalty" in name or name.split(".")[0] in ("hmc", "langevin")),
 }
 

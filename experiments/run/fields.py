@@ -17,6 +17,7 @@ default is. Every declaration takes `group` and `of` of a :class:`Rule` besides.
 import dataclasses
 import difflib
 import math
+import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ MAX_SIZE = 10**8  # rows, samples, units
 SMALLEST, LARGEST = 1e-30, 1e30  # of positive numbers: float32 holds them and their products
 _LONGEST_TEXT = 4096
 _SHOWN = 60  # characters of a value in an error
+_LISTED = 140  # of what is expected
 
 _SWITCHES = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
@@ -137,7 +139,8 @@ class Rule:
         return self.kind(value)
 
     def _error(self, name: str, value: Any) -> UsageError:
-        message = f"{self.flag or name}: got {shown(value)}; expected {self.expected}"
+        expected = textwrap.shorten(self.expected, _LISTED, placeholder=" ... (see --help)")
+        message = f"{self.flag or name}: got {shown(value)}; expected {expected}"
         if self.choices and isinstance(value, str) and value.strip():
             known = list(self.choices)
             nearest = difflib.get_close_matches(value[:_SHOWN], known, n=1, cutoff=0)

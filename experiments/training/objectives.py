@@ -71,6 +71,34 @@ def _ratio_kliep(*, kernel: str, kernel_scales: tuple[float, ...]) -> Objective:
     return objectives.ratio_kliep(_median(kernel, kernel_scales))
 
 
+def _drift(*, temperatures: tuple[float, ...]) -> Objective:
+    return objectives.drift(temperatures)
+
+
+def _conservative_drift(*, kernel: str, kernel_scales: tuple[float, ...]) -> Objective:
+    return objectives.conservative_drift(_median(kernel, kernel_scales))
+
+
+def _sliced_energy(*, num_projections: int) -> Objective:
+    return objectives.sliced_energy(num_projections)
+
+
+def _noisy_mmd(*, kernel: str, kernel_scales: tuple[float, ...], noise_scale: float) -> Objective:
+    return objectives.noisy_mmd(_median(kernel, kernel_scales), noise_scale=noise_scale)
+
+
+def _f_divergence(
+    *, kernel: str, kernel_scales: tuple[float, ...], ridge: float | None, divergence: str
+) -> Objective:
+    return objectives.f_divergence(divergence, _median(kernel, kernel_scales), ridge=ridge)
+
+
+def _kale_flow(
+    *, kernel: str, kernel_scales: tuple[float, ...], regularization: float
+) -> Objective:
+    return objectives.kale_flow(_median(kernel, kernel_scales), regularization=regularization)
+
+
 def _wgan_gp(*, penalty: str | None, penalty_weight: float | None) -> TwoPlayer:
     slopes = penalty and PENALTIES[penalty]
     return two_player.wgan_gp(**_given(penalty=slopes, weight=penalty_weight))
@@ -296,6 +324,16 @@ OBJECTIVES = {
     ),
     "ratio_ulsif": Choice("log q / p, ratio by least squares (paper 001)", _ratio_ulsif),
     "ratio_kliep": Choice("log q / p, ratio by maximum likelihood (paper 001)", _ratio_kliep),
+    "drift": Choice("the drifting field (Deng et al. 2026)", _drift),
+    "conservative_drift": Choice(
+        "log q / p, both sums of kernels: the drifting field that has a potential",
+        _conservative_drift,
+    ),
+    "energy_distance": Choice("2 E|x - y| - E|x - x'| - E|y - y'|", objectives.energy_distance),
+    "sliced_energy": Choice("the energy distance along random lines", _sliced_energy),
+    "noisy_mmd": Choice("MMD^2, its gradient taken at noised samples (Arbel et al.)", _noisy_mmd),
+    "f_divergence": Choice("a --divergence, from Stein scores and a density ratio", _f_divergence),
+    "kale_flow": Choice("KALE in an RKHS, between KL and MMD (Glaser et al. 2021)", _kale_flow),
 }
 
 

@@ -15,7 +15,8 @@ from experiments.run.errors import UsageError
 from experiments.training import extractors, objectives
 from experiments.training.objectives import OBJECTIVES
 from experiments.training.presets import PRESETS
-from kernelgrad import kernels
+from kernelgrad import drift, kernels
+from kernelgrad.objectives import F_DIVERGENCES
 from kernelgrad.types import Array
 
 PRIORS: dict[str, Callable[..., Array]] = {
@@ -68,9 +69,31 @@ class Config:
     )
     ridge: float | None = fields.positive(
         None,
-        "kl: eta of the Stein estimator, 0.1 sqrt(batch) k(0) by default; ratio_ulsif: lambda, "
-        "0.1.",
+        "kl, f_divergence: eta of the Stein estimator, 0.1 sqrt(batch) k(0) by default; "
+        "ratio_ulsif: lambda, 0.1.",
         **_SPECIAL,
+    )
+    temperatures: tuple[float, ...] = fields.numbers(
+        drift.TEMPERATURES,
+        1e-6,
+        1e6,
+        "Of the kernel exp(-|x - y| / temperature), in units of the batch's mean distance.",
+        **_SPECIAL,
+    )
+    num_projections: int = fields.integer(
+        64, 1, fields.MAX_COUNT, "Random lines of a step.", **_SPECIAL
+    )
+    noise_scale: float = fields.not_negative(
+        0.1, "Of the noise where the gradient of MMD^2 is taken, in units of the data.", **_SPECIAL
+    )
+    divergence: str = fields.choice(
+        "forward_kl",
+        F_DIVERGENCES,
+        "reverse_kl is KL[q || p], of samples q from data p; chi2 is E_p (q/p - 1)^2.",
+        **_SPECIAL,
+    )
+    regularization: float = fields.number(
+        0.1, 1e-4, 1e6, "Lambda of KALE in an RKHS, in units of k(0).", **_SPECIAL
     )
     features: tuple[str, ...] = fields.choices(
         (extractors.PIXELS,),

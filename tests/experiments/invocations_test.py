@@ -205,6 +205,7 @@ ORDERS = [
         "features: got vicreg with --conditional; expected pixels alone",
     ),
     ("train", ["--objective=noisy_jsd"], "noise_variance: got 0.0 for noisy_jsd"),
+    ("train", ["--objective=drift", "--temperatures=0"], "temperatures: got 0.0; expected d"),
     ("train", ["--num_devices=1000"], "num_devices: got 1000; expected at most"),
     ("train", ["--batch_size=21", "--num_devices=2"], "batch_size: got 21 for 2 devices"),
     ("train", ["--width=100000000"], "width, latent_dim, batch_size: got 100000000, 50, 100, for"),
