@@ -30,6 +30,7 @@ those above it:
     objectives       the directions above, as a training step takes them
     two_player       the same with a critic that learns beside the generator
     ratio_selection  hyperparameters of density ratios, by held-out scores
+    kernel_learning  kernels learned by the power of their two-sample test
     chains           the Stein test of Markov chains
     critic           the second player: its network, its state, its steps
     steingan         a deep energy model whose generator follows SVGD

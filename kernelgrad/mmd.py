@@ -3,6 +3,8 @@ r"""Maximum mean discrepancy: estimates of MMD^2, its gradient in the samples, a
 .. math:: \mathrm{MMD}^2(P, Q) = E\,k(x, x') + E\,k(y, y') - 2 E\,k(x, y)
 """
 
+import functools
+import operator
 from typing import NamedTuple
 
 import jax
@@ -249,12 +251,14 @@ def two_sample_test(
     _checks.finite(x=x, y=y)
     _checks.at_least("num_permutations", num_permutations, 1)
     n, m = x.shape[0], y.shape[0]
-    pool = _embed(kernel, _distances.pool(x, y))
-    base = _traits.radial(kernel)
-    signed = jnp.concatenate([jnp.full(n, 1 / n, pool.dtype), jnp.full(m, -1 / m, pool.dtype)])
+    points = _distances.pool(x, y)
+    pools = [(_traits.radial(part), _embed(part, points)) for part in _traits.parts(kernel)]
+    dtype = pools[0][1].dtype
+    signed = jnp.concatenate([jnp.full(n, 1 / n, dtype), jnp.full(m, -1 / m, dtype)])
 
     def statistics(weights: Array) -> Array:
-        return jnp.sum(weights * pairwise.kernel_sum(base, pool, None, weights), axis=0)
+        sums = (pairwise.kernel_sum(base, pool, None, weights) for base, pool in pools)
+        return jnp.sum(weights * functools.reduce(operator.add, sums), axis=0)
 
     def permuted(key: Key) -> Array:
         keys = jax.random.split(key, _PERMUTATIONS_AT_ONCE)
@@ -264,10 +268,10 @@ def two_sample_test(
     batches = -(-num_permutations // _PERMUTATIONS_AT_ONCE)
     null = lax.map(permuted, jax.random.split(key, batches)).ravel()[:num_permutations]
     observed = statistics(signed[:, None])[0]
-    rounding = 32 * jnp.finfo(pool.dtype).eps * base.profile(jnp.zeros((), pool.dtype))
-    return _resampling.result(
-        observed, null, valid=jnp.all(jnp.isfinite(pool)), rounding=rounding * (1 / n + 1 / m)
-    )
+    peaks = [base.profile(jnp.zeros((), dtype)) for base, _ in pools]
+    rounding = 32 * jnp.finfo(dtype).eps * functools.reduce(operator.add, peaks)
+    valid = functools.reduce(operator.and_, (jnp.all(jnp.isfinite(pool)) for _, pool in pools))
+    return _resampling.result(observed, null, valid=valid, rounding=rounding * (1 / n + 1 / m))
 
 
 class _Samples(NamedTuple):

@@ -28,12 +28,20 @@ ROWS = [
         *{"score", "mmd", "ksd", "svgd", "ratio", "kale", "adversarial", "hmc", "langevin"},
         *{"metrics", "score_peers", "fssd", "kmm", "noise"},
     },
-    {"latent", "pullback", "objectives", "two_player", "chains", "ratio_selection"},
+    {
+        "latent",
+        "pullback",
+        "objectives",
+        "two_player",
+        "chains",
+        "ratio_selection",
+        "kernel_learning",
+    },
     {"critic", "steingan"},
     {"train"},
 ]
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}
-OPTAX = {"train", "critic", "svgd", "pullback"}
+OPTAX = {"train", "critic", "svgd", "pullback", "kernel_learning"}
 
 
 def imported(source):

@@ -18,6 +18,7 @@ from kernelgrad import (
     fssd,
     hmc,
     kale,
+    kernel_learning,
     kernels,
     kmm,
     ksd,
@@ -45,7 +46,7 @@ __all__ = ["ELSEWHERE", "TABLE", "public_functions"]
 ELSEWHERE = {
     **dict.fromkeys(
         [f"kernels.{make.__name__}" for make in kernels.FAMILIES.values()]
-        + ["kernels.feature_kernel", "score.default_ridge"],
+        + ["kernels.feature_kernel", "kernel_learning.deep_kernel", "score.default_ridge"],
         "takes numbers, no points",
     ),
     **dict.fromkeys(["critic", "train"], "trains networks"),
@@ -107,8 +108,13 @@ row(kernels.svgd_lengthscale, 1, spread="same", smooth=False, least=2)
 
 
 def _median_kernel(e, x, y):
-    """Its value at a unit of distance: its numbers have the dtype of all numbers, whatever x."""
-    kernel = kernels.median_mixture(kernels.imq_mixture, x, y, axis_name=e.axis_name)
+    return _at_a_unit(
+        e, kernels.median_mixture(kernels.imq_mixture, x, y, axis_name=e.axis_name), x
+    )
+
+
+def _at_a_unit(e, kernel, x):
+    """A kernel's value there: its numbers have the dtype of all numbers, whatever x."""
     dtype = jax.dtypes.canonicalize_dtype(x.dtype.newbyteorder("="))
     return kernel.profile(jnp.full(1, e.unit**2, dtype))
 
@@ -136,6 +142,17 @@ row(mmd.mmd_gradient, -1, spread="rows")
 row(mmd.mmd_value_and_gradient, (0, -1), spread=("same", "rows"))
 row(mmd.test_power, spread="same", least=2)
 row(mmd.two_sample_test, num_permutations=19, smooth=False)
+row(kernel_learning.halves, 1, least=4)
+LEARNING = {"optimizer": lambda e: optax.sgd(0.1), "num_steps": 2, "smooth": False}
+
+
+def _learned(e, x, y):
+    learned = kernel_learning.learn(e.key, x, y, e.kernel, optax.sgd(0.1), num_steps=2)
+    return _at_a_unit(e, learned.kernel, x), learned.powers
+
+
+row(kernel_learning.learn, 0, _learned, smooth=False, least=2)
+row(kernel_learning.learned_test, num_permutations=19, least=4, **LEARNING)
 row(ksd.stein_gram, -2)
 row(ksd.ksd_v_statistic, -2, spread="same")
 row(ksd.ksd_u_statistic, -2, spread="same", least=2)
