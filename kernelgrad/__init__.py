@@ -4,38 +4,39 @@ A method says, for each generated sample, which way it should move; the chain ru
 direction back through the generator. The rooms of the house by storey, each of which stands on
 those above it:
 
-    types            names for what crosses the borders of modules: arrays, functions, kernels
+    types             names for what crosses the borders of modules: arrays, functions, kernels
 
-    pairwise         the engine: sums over all pairs of points, on one device or many
-    median           the exact median of all pairwise squared distances
-    kernels          radial families, deep kernels, rules for lengthscales
+    pairwise          the engine: sums over all pairs of points, on one device or many
+    median            the exact median of all pairwise squared distances
+    kernels           radial families, deep kernels, rules for lengthscales
 
-    score            the score of a density from samples, by Stein's identity
-    score_peers      the same by other means: spectral, nu-method, kernel density
-    mmd              maximum mean discrepancy and its two-sample test
-    ksd              kernelized Stein discrepancy, its test of fit, thinning
-    fssd             finite-set Stein discrepancy: a test of fit in linear time
-    svgd             Stein variational gradient descent
-    ratio            density ratios from samples of both densities
-    kmm              kernel mean matching: weights of one sample for another
-    kale             the KALE bound on a divergence, and its log-normaliser
-    adversarial      losses, bounds and penalties of adversarial training
-    noise            instance noise, and the best discriminator under it
-    hmc              Hamiltonian Monte Carlo
-    langevin         Langevin steps: ULA, MALA, underdamped
-    metrics          how good samples are
+    score             the score of a density from samples, by Stein's identity
+    score_peers       the same by other means: spectral, nu-method, kernel density
+    mmd               maximum mean discrepancy and its two-sample test
+    ksd               kernelized Stein discrepancy, its test of fit, thinning
+    fssd              finite-set Stein discrepancy: a test of fit in linear time
+    svgd              Stein variational gradient descent
+    ratio             density ratios from samples of both densities
+    kmm               kernel mean matching: weights of one sample for another
+    kale              the KALE bound on a divergence, and its log-normaliser
+    adversarial       losses, bounds and penalties of adversarial training
+    noise             instance noise, and the best discriminator under it
+    hmc               Hamiltonian Monte Carlo
+    langevin          Langevin steps: ULA, MALA, underdamped
+    metrics           how good samples are
 
-    latent           a density seen through a generator
-    pullback         from a direction in sample space to an update of parameters
-    objectives       the directions above, as a training step takes them
-    two_player       the same with a critic that learns beside the generator
-    ratio_selection  hyperparameters of density ratios, by held-out scores
-    kernel_learning  kernels learned by the power of their two-sample test
-    chains           the Stein test of Markov chains
-    critic           the second player: its network, its state, its steps
-    steingan         a deep energy model whose generator follows SVGD
+    latent            a density seen through a generator
+    pullback          from a direction in sample space to an update of parameters
+    objectives        the directions above, as a training step takes them
+    ratio_selection   hyperparameters of density ratios, by held-out scores
+    kernel_learning   kernels learned by the power of their two-sample test
+    chains            the Stein test of Markov chains
+    learned_features  objectives under a kernel whose features learn against the generator
+    two_player        objectives with a critic that learns beside the generator
+    critic            the second player: its network, its state, its steps
+    steingan          a deep energy model whose generator follows SVGD
 
-    train            the training step, the ways to feed it, one device or many
+    train             the training step, the ways to feed it, one device or many
 
 Each is imported when first asked for, ``kernelgrad.mmd`` too, so that ``import kernelgrad`` alone
 loads no JAX.

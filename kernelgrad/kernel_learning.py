@@ -199,7 +199,7 @@ def learn(
     Cost: O(batch_size^2 d num_steps) time, O(n d) memory, besides phi's.
 
     References:
-      Liu et al. 2020 (deep kernels), algorithm 1; Sutherland et al. 2017, section 2.
+      Liu et al. 2020 (deep kernels), algorithm 1; Sutherland et al. 2017.
     """
     x, y = _checks.points(x=x, y=y)
     _checks.at_least("num_steps", num_steps, 1)
@@ -275,9 +275,7 @@ def learned_test(
 def _features(apply_fn: Callable[[PyTree, Array], Array], params: PyTree, x: Array) -> Array:
     """Returns phi(x) in floating point, a row a point."""
     features = _checks.call("apply_fn", _FEATURES, apply_fn, params, x)
-    (features,) = _checks.floating(features=features)
-    _checks.shape("features", features, (x.shape[0], "l"))
-    return features
+    return _checks.features(features, x.shape[0])
 
 
 def _check_inputs(x: Array, y: Array, kernel: Any) -> None:
@@ -285,10 +283,10 @@ def _check_inputs(x: Array, y: Array, kernel: Any) -> None:
     _checks.finite(x=x, y=y)
     if isinstance(kernel, RadialMixture):
         return
-    for name, points in {"x": x, "y": y}.items():
+    for points in (x, y):
+        _features(kernel.apply_fn, kernel.params, points)
         params = _devices.varying(kernel.params, points)
-        features, pull = jax.vjp(lambda p, v=points: _features(kernel.apply_fn, p, v), params)
-        _checks.finite(**{f"features of {name}": features})
+        features, pull = jax.vjp(lambda p, v=points: kernel.apply_fn(p, v), params)
         slopes = jax.tree.leaves(pull(jnp.cos(features)))
         known = not any(isinstance(slope, jax.core.Tracer) for slope in slopes)
         if known and slopes and not any(jnp.any(slope != 0) for slope in slopes):

@@ -198,7 +198,7 @@ def test_power(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None = No
     Cost: O(n^2 d) time, O(n d) memory.
 
     References:
-      Liu et al. 2020 (deep kernels), eqs. (4) and (5); Sutherland et al. 2017, section 2.
+      Liu et al. 2020 (deep kernels), eqs. (4) and (5); Sutherland et al. 2017.
     """
     x, y = _checks.points(x=x, y=y)
     if y.shape[0] != x.shape[0]:

@@ -50,7 +50,8 @@ ELSEWHERE = {
         "takes numbers, no points",
     ),
     **dict.fromkeys(["critic", "train"], "trains networks"),
-    "two_player.on_batches": "wraps a function of arrays",
+    "learned_features.adversarial_kernel": "makes its siblings",
+    "learned_features.unit_kernel": "looks at no points",
 }
 
 
@@ -143,11 +144,12 @@ row(mmd.mmd_value_and_gradient, (0, -1), spread=("same", "rows"))
 row(mmd.test_power, spread="same", least=2)
 row(mmd.two_sample_test, num_permutations=19, smooth=False)
 row(kernel_learning.halves, 1, least=4)
-LEARNING = {"optimizer": lambda e: optax.sgd(0.1), "num_steps": 2, "smooth": False}
+LEARNER = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))
+LEARNING = {"optimizer": lambda e: LEARNER, "num_steps": 2, "smooth": False}
 
 
 def _learned(e, x, y):
-    learned = kernel_learning.learn(e.key, x, y, e.kernel, optax.sgd(0.1), num_steps=2)
+    learned = kernel_learning.learn(e.key, x, y, e.kernel, LEARNER, num_steps=2)
     return _at_a_unit(e, learned.kernel, x), learned.powers
 
 
@@ -285,8 +287,15 @@ def _played(make_objective, critic_fn):
     return call
 
 
+def _feature_critic(e, x):
+    return jnp.asarray(jnp.sin(x / e.unit))
+
+
 for objective in makers(two_player, two_player.TwoPlayer):
-    row(objective, None, _played(objective, Setting.critic_fn), smooth=False)
+    if objective.__module__ == two_player.__name__:
+        row(objective, None, _played(objective, Setting.critic_fn), smooth=False)
+for objective in (two_player.mmd_gan, two_player.mmd_power, two_player.kl_adversarial):
+    row(objective, None, _played(objective, _feature_critic), smooth=False, least=2)
 row(steingan.half_median, 1, spread="same", smooth=False, least=2)
 row(steingan.half_svgd, 1, spread="same", smooth=False, least=2)
 row(steingan.row_normalized_direction, -1, spread="rows")

@@ -153,7 +153,7 @@ def test_few_points_of_any_dimension_are_taken_or_refused_in_one_line(name, shap
 
 
 CALLERS = {  # of functions of the row, which compute in the dtype of the points
-    *("hmc", "langevin", "latent", "pullback", "two_player", "steingan"),
+    *("hmc", "langevin", "latent", "pullback", "two_player", "steingan", "learned_features"),
     *("chains.stein_test", "ksd.ksd_gradient", "svgd.step"),
     *(name for name in TABLE if "penalty" in name),
 }
@@ -204,7 +204,7 @@ AT_A_PLACE = {
     ),
     *("noise.instance_noise", "noise.bounded_noise", "fssd.goodness_of_fit_test"),
     *("steingan.steingan", "chains.stein_block_length", "ratio_selection.select"),
-    *("metrics.frechet_distance", "objectives.noisy_jsd"),
+    *("metrics.frechet_distance", "objectives.noisy_jsd", "kernel_learning.halves"),
     *(name for name in TABLE if "penalty" in name or name.split(".")[0] in ("hmc", "langevin")),
 }
 
