@@ -40,7 +40,7 @@ OBJECTIVES = {
     "wgan_clip": _critic(two_player.wgan_clip(clip=0.5), 2),
     "wgan_gp": _critic(two_player.wgan_gp(), 2),
     "hinge": _critic(two_player.hinge()),
-}
+}  # learned features: learned_features_test.py
 
 
 def _generator(params, batch_stats, latents):

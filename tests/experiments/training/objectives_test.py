@@ -84,7 +84,9 @@ def test_rows_read_settings_that_exist():
     assert set().union(*(choice.settings for choice in OBJECTIVES.values())) <= known
     assert {"kl", "ratio_ulsif"} <= set(objectives.reading("ridge")) < set(OBJECTIVES)
     assert "steingan" in objectives.reading("discount")
-    assert objectives.reading("critic_steps") == [n for n, c in OBJECTIVES.items() if c.energy]
+    assert objectives.reading("critic_steps") == [
+        name for name, choice in OBJECTIVES.items() if choice.critic_steps
+    ]
 
 
 def test_settings_of_few_objectives_say_so():
@@ -111,4 +113,5 @@ def test_what_an_objective_needs_is_refused_at_0_alone(objective):
 
 def test_the_usual_value_of_critics_comes_last():
     steps = objectives.of_critics(lambda choice: choice.critic_steps)
-    assert steps == "5 for wgan_clip, 5 for wgan_gp, else 1"
+    learned = "5 for mmd_gan, 5 for mmd_power, 5 for kl_adversarial"
+    assert steps == f"5 for wgan_clip, 5 for wgan_gp, {learned}, else 1"
