@@ -8,6 +8,7 @@ latent_walk           films what a trained generator makes of a walk through its
 toy                   films a generator that follows any objective to a density in the plane
 gan_diagnostics       watches the gradients that a discriminator gives a frozen generator
 classification_score  trains classifiers on generated images and tests them on real ones
+two_sample            counts how often tests tell two laws apart, under learned kernels
 density_estimation    fits unnormalised densities by KALE and its rivals
 neural_sampler        trains networks to draw from a density, by amortized SVGD
 svgd_posterior        moves particles to the posterior of a logistic regression by SVGD
