@@ -193,7 +193,8 @@ def test_power(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None = No
       J, shape (); at least float32.
 
     Raises:
-      ValueError: wrong rank, dtype or mismatched shapes, or fewer than two samples.
+      ValueError: wrong rank, dtype or mismatched shapes, fewer than two samples, or a concrete
+        k(0) <= 0.
 
     Cost: O(n^2 d) time, O(n d) memory.
 
@@ -209,6 +210,7 @@ def test_power(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None = No
     _checks.at_least("number of samples in x", size, 2)
     parts = [_differences(x, y, part, axis_name) for part in _traits.parts(kernel)]
     rows, diagonal, peak = (sum(terms) for terms in zip(*parts, strict=True))
+    _checks.positive(**{"k(0) of kernel": peak})
     mean = _devices.mean(jnp.mean(rows), axis_name)
     variance = 4 * _devices.mean(jnp.mean(jnp.square(rows - mean)), axis_name)
     mean_diagonal = _devices.mean(jnp.mean(diagonal), axis_name)

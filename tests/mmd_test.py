@@ -196,6 +196,8 @@ def test_power_of_equal_clouds_is_zero_and_of_unequal_sizes_refused(rng):
     assert np.all(np.isfinite(gradient))
     with pytest.raises(ValueError, match="y: got 4 samples; expected 5, as many as in x"):
         mmd.test_power(x, x[:4], kernels.rbf_mixture(1.0))
+    with pytest.raises(ValueError, match=r"k\(0\) of kernel: got 0.*; expected values in \(0, inf"):
+        mmd.test_power(x, x, kernels.rbf_mixture(1.0, 0.0))
     with pytest.raises(ValueError, match="number of samples in x: got 1"):
         mmd.test_power(x[:1], x[:1], kernels.rbf_mixture(1.0))
 
