@@ -117,7 +117,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
     if config.sampler != "generator" and not latent_model.energy_of(stored):
         known = [name for name, choice in OBJECTIVES.items() if choice.energy]
         raise UsageError(
-            f"workdir: got {workdir}, a run of {stored.objective}, which has no critic; "
+            f"workdir: got {workdir}, a run of {stored.objective}, which has no energy; "
             f"expected one of {', '.join(known)}, or --sampler=generator"
         )
 

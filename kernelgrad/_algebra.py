@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from kernelgrad import _checks, _devices, _numeric
-from kernelgrad.two_player import CriticFn, PlayerFn, TwoPlayer
+from kernelgrad._players import CriticFn, PlayerFn, TwoPlayer
 from kernelgrad.types import Array, Info, Key, Objective
 
 Features = Callable[[Array], Array]

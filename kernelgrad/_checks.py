@@ -117,6 +117,14 @@ def batches(**arrays: ArrayLike) -> tuple[Array, ...]:
     return taken
 
 
+def features(value: Any, size: int) -> Array:
+    """Returns the features of `size` points, floating (n, l), concrete ones finite; or raises."""
+    (value,) = floating(features=value)
+    shape("features", value, (size, "l"))
+    finite(features=value)
+    return value
+
+
 def in_range(
     name: str,
     value: float | Sequence[float] | Array,

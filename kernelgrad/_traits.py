@@ -1,5 +1,7 @@
 """What a kernel may have besides its profile, and what stands in for it where it has not."""
 
+from typing import Any
+
 from kernelgrad.types import Array, Kernel
 
 
@@ -35,6 +37,15 @@ def radial(kernel: Kernel) -> Kernel:
       The base of a feature kernel, or the kernel itself.
     """
     return kernel.base if is_feature_kernel(kernel) else kernel  # type: ignore[attr-defined]
+
+
+def parts(kernel: Any) -> tuple[Kernel, ...]:
+    """Returns the kernels whose sum it is, each of one distance; itself for most kernels.
+
+    Args:
+      kernel: radial, with features, or with an attribute `parts`.
+    """
+    return getattr(kernel, "parts", (kernel,))
 
 
 def log_slope(kernel: Kernel) -> Array | None:

@@ -12,12 +12,22 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from kernelgrad import _checks, _devices, _numeric, adversarial, kernels, mmd, noise, ratio, score
+from kernelgrad import (
+    _batch,
+    _checks,
+    _devices,
+    _numeric,
+    adversarial,
+    kernels,
+    mmd,
+    noise,
+    ratio,
+    score,
+)
 from kernelgrad._algebra import from_loss as from_loss
 from kernelgrad._algebra import normalized as normalized
 from kernelgrad._algebra import through as through
 from kernelgrad._algebra import weighted as weighted
-from kernelgrad._batch import flat, kernel_of
 from kernelgrad._fields import F_DIVERGENCES as F_DIVERGENCES
 from kernelgrad._fields import conservative_drift as conservative_drift
 from kernelgrad._fields import drift as drift
@@ -91,8 +101,8 @@ def kl(make_kernel: MakeKernel, *, ridge: float | None = None) -> Objective:
         key: Key, samples: Array, data: Array, *, axis_name: str | None = None
     ) -> tuple[Array, Info]:
         del key
-        x, y = flat(samples, data)
-        kernel = kernel_of(make_kernel, x, y, axis_name)
+        x, y = _batch.flat(samples, data)
+        kernel = _batch.kernel_of(make_kernel, x, y, axis_name)
         size = x.shape[0] * _devices.num_devices(axis_name)
         eta = score.default_ridge(size, kernel) if ridge is None else ridge
         direction = kl_direction(x, y, kernel, ridge=eta, axis_name=axis_name)
@@ -119,8 +129,8 @@ def mmd_v(make_kernel: MakeKernel) -> Objective:
         key: Key, samples: Array, data: Array, *, axis_name: str | None = None
     ) -> tuple[Array, Info]:
         del key
-        x, y = flat(samples, data)
-        kernel = kernel_of(make_kernel, x, y, axis_name)
+        x, y = _batch.flat(samples, data)
+        kernel = _batch.kernel_of(make_kernel, x, y, axis_name)
         size = x.shape[0] * _devices.num_devices(axis_name)
         value, gradient = mmd.mmd_value_and_gradient(
             _numeric.wide(x), y, kernel, axis_name=axis_name
@@ -177,7 +187,7 @@ def noisy_jsd(*, variance: float) -> Objective:
     def objective(
         key: Key, samples: Array, data: Array, *, axis_name: str | None = None
     ) -> tuple[Array, Info]:
-        x, y = flat(samples, data)
+        x, y = _batch.flat(samples, data)
         noised_x, noised_y = (
             noise.instance_noise(one, points, variance=variance, axis_name=axis_name)
             for one, points in zip(jax.random.split(key), (x, y), strict=True)
@@ -255,8 +265,8 @@ def density_ratio(make_kernel: MakeKernel, fit: Callable[..., ratio.RatioModel])
         key: Key, samples: Array, data: Array, *, axis_name: str | None = None
     ) -> tuple[Array, Info]:
         del key
-        x, y = flat(samples, data)
-        kernel = kernel_of(make_kernel, x, y, axis_name)
+        x, y = _batch.flat(samples, data)
+        kernel = _batch.kernel_of(make_kernel, x, y, axis_name)
         form = "(p, q, kernel, *, axis_name) -> model"
         model = _checks.call("fit", form, fit, y, x, kernel, axis_name=axis_name)
 

@@ -1,6 +1,5 @@
 """Objectives of two players: a critic learns from samples and data, the generator follows it."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -11,32 +10,36 @@ from jax import lax
 
 from kernelgrad import _checks, _devices, _numeric, adversarial
 from kernelgrad import kale as kales
-from kernelgrad.types import Array, Info, Key, PyTree
+from kernelgrad._learned_features import (
+    adversarial_kernel,
+    kl_adversarial,
+    mmd_gan,
+    mmd_power,
+)
+from kernelgrad._players import CriticFn, PlayerFn, TwoPlayer, on_batches
+from kernelgrad.types import Array, Info, Key
 
-CriticFn = Callable[[Array], Any]
+__all__ = [
+    "CriticFn",
+    "PlayerFn",
+    "TrackFn",
+    "TwoPlayer",
+    "adversarial_kernel",
+    "gan_kl",
+    "gan_non_saturating",
+    "gan_saturating",
+    "hinge",
+    "kale",
+    "kl_adversarial",
+    "mmd_gan",
+    "mmd_power",
+    "on_batches",
+    "wgan_clip",
+    "wgan_gp",
+]
 
 _PENALTY = "(critic_fn, points) -> ()"
 _TRACK = "(log_normalizer, energy_base, *, axis_name) -> ()"
-
-
-class PlayerFn(Protocol):
-    """What one player follows, given the critic as a function of points.
-
-    The critic's is a loss to minimise, a mean over samples and data, so that it commutes with
-    pmean. The generator's is a direction per sample to descend, with the critic held still.
-    """
-
-    def __call__(
-        self,
-        critic_fn: CriticFn,
-        key: Key,
-        samples: Array,
-        data: Array,
-        *,
-        axis_name: str | None = None,
-    ) -> tuple[Array, Info]:
-        """Returns (this device's loss, or direction shaped like samples; info)."""
-        ...
 
 
 class TrackFn(Protocol):
@@ -47,51 +50,6 @@ class TrackFn(Protocol):
     ) -> Array:
         """Returns the next log-normaliser, shape ()."""
         ...
-
-
-def _unchanged(value: PyTree) -> PyTree:
-    return value
-
-
-@dataclasses.dataclass(frozen=True)
-class TwoPlayer:
-    """An objective whose direction follows a critic that learns beside the generator.
-
-    Attributes:
-      critic_loss: minimised by the critic.
-      direction: descended by the generator.
-      project: applied to the critic's parameters after each of its steps.
-      view: what the critic takes of samples and data, such as features of them.
-    """
-
-    critic_loss: PlayerFn
-    direction: PlayerFn
-    project: Callable[[PyTree], PyTree] = _unchanged
-    view: Callable[[Array], Array] = _unchanged
-
-
-def on_batches(player_fn: PlayerFn) -> PlayerFn:
-    """Returns the function with samples and data taken as arrays first, or refused by name.
-
-    Args:
-      player_fn: of JAX arrays.
-
-    Returns:
-      Function of JAX or NumPy arrays; raises ValueError for anything else.
-    """
-
-    def taken(
-        critic_fn: CriticFn,
-        key: Key,
-        samples: Array,
-        data: Array,
-        *,
-        axis_name: str | None = None,
-    ) -> tuple[Array, Info]:
-        samples, data = _checks.batches(samples=samples, data=data)
-        return player_fn(critic_fn, key, samples, data, axis_name=axis_name)
-
-    return taken
 
 
 def gan_saturating() -> TwoPlayer:

@@ -23,20 +23,23 @@ ROWS = [
     {"_tiles"},
     {"pairwise"},
     {"median", "_gram"},
-    {"_solve", "_markov", "_resampling"},
+    {"_solve", "_markov", "_resampling", "_players"},
     {"kernels", "_convex"},
     {
         *{"score", "mmd", "ksd", "svgd", "ratio", "kale", "adversarial", "hmc", "langevin"},
         *{"metrics", "score_peers", "fssd", "kmm", "noise", "certificate", "drift", "energy"},
     },
-    {"latent", "pullback", "two_player", "chains", "ratio_selection", "kale_rkhs"},
+    {"latent", "pullback", "chains", "ratio_selection", "kale_rkhs", "kernel_learning"},
     {"_algebra", "_fields", "_sinkhorn"},
-    {"objectives", "critic", "steingan"},
+    {"objectives"},
+    {"_learned_features"},
+    {"two_player"},
+    {"critic", "steingan"},
     {"train"},
 ]
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}
 EXTRAS = {"_sinkhorn": {"ott"}}  # imported where they are called for
-OPTAX = {"train", "critic", "svgd", "pullback"}
+OPTAX = {"train", "critic", "svgd", "pullback", "kernel_learning"}
 
 
 def imported(source):

@@ -123,6 +123,85 @@ def test_gradient_runs_through_a_feature_map(rng):
     chex.assert_trees_all_close(both, automatic, rtol=1e-9)
 
 
+# ------------------------------------------------------------------------------------ test power
+
+
+def _power_oracle(x, y, lengthscales, weights=None, family="imq_mixture"):
+    kernel_fn = functools.partial(
+        oracles.kernel, family, lengthscales=lengthscales, weights=weights
+    )
+    return oracles.test_power(lambda a, b: kernel_fn(a, b), x, y)[0]
+
+
+@pytest.mark.thorough(quick=1)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_power_is_the_papers(rng, family):
+    """MMD^2 over its own deviation, in whatever unit the kernel is."""
+    x, y = _samples(rng, n=8, m=8)
+    expected = _power_oracle(x, y, LENGTHSCALES, (0.3, 2.0), family)
+    with jax.enable_x64(True):
+        kernel = FAMILIES[family](jnp.array(LENGTHSCALES), jnp.array([0.3, 2.0]))
+        big = FAMILIES[family](jnp.array(LENGTHSCALES), 1e9 * jnp.array([0.3, 2.0]))
+        for same in (kernel, big):
+            got = mmd.test_power(jnp.asarray(x), jnp.asarray(y), same)
+            np.testing.assert_allclose(got, expected, rtol=1e-11)
+    kernel = FAMILIES[family](LENGTHSCALES, (0.3, 2.0))
+    narrow = mmd.test_power(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32), kernel)
+    np.testing.assert_allclose(narrow, expected, rtol=2e-5)
+
+
+def test_power_has_gradients_in_scales_weights_and_features(rng):
+    """Against differences of the loops; features are a matrix of weights times the points."""
+    x, y = _samples(rng, n=6, m=6, d=2)
+    values = {"lengthscales": np.array(LENGTHSCALES), "weights": np.array([0.3, 2.0])}
+    values["features"] = rng.normal(size=(2, 2))
+
+    def loops(v):
+        return _power_oracle(x @ v["features"], y @ v["features"], v["lengthscales"], v["weights"])
+
+    @jax.jit
+    def power(v):
+        base = kernels.imq_mixture(v["lengthscales"], v["weights"])
+        kernel = kernels.feature_kernel(base, lambda w, points: points @ w, v["features"])
+        return mmd.test_power(jnp.asarray(x), jnp.asarray(y), kernel)
+
+    with jax.enable_x64(True):
+        gradient = jax.grad(power)(jax.tree.map(jnp.asarray, values))
+    for name, value in values.items():
+        for entry in np.ndindex(value.shape):
+            bump = np.zeros_like(value)
+            bump[entry] = 1e-5
+            up, down = (loops({**values, name: value + s * bump}) for s in (1, -1))
+            np.testing.assert_allclose(gradient[name][entry], (up - down) / 2e-5, rtol=1e-5)
+
+
+def test_power_in_tiles_and_over_devices_is_that_of_one_matrix(rng, monkeypatch):
+    x, y = (jnp.asarray(s, jnp.float32) for s in _samples(rng, n=24, m=24, d=4))
+    kernel = kernels.imq_mixture(jnp.array([1.0, 2.0]))
+    alone = mmd.test_power(x, y, kernel)
+    monkeypatch.setattr(_tiles, "DENSE_PAIRS", 0)
+    monkeypatch.setattr(_tiles, "TILE_ROWS", 8)
+    monkeypatch.setattr(_tiles, "TILE_COLS", 8)
+    power = functools.partial(mmd.test_power, kernel=kernel)
+    spread = jax.pmap(lambda a, b: power(a, b, axis_name="i"), axis_name="i")(
+        x.reshape(2, 12, 4), y.reshape(2, 12, 4)
+    )
+    np.testing.assert_allclose([power(x, y), *spread], 3 * [alone], rtol=2e-5)
+
+
+def test_power_of_equal_clouds_is_zero_and_of_unequal_sizes_refused(rng):
+    x = jnp.asarray(rng.normal(size=(5, 3)), jnp.float32)
+    value, gradient = jax.value_and_grad(mmd.test_power)(x, x, kernels.rbf_mixture(1.0))
+    assert abs(float(value)) < 1e-2
+    assert np.all(np.isfinite(gradient))
+    with pytest.raises(ValueError, match="y: got 4 samples; expected 5, as many as in x"):
+        mmd.test_power(x, x[:4], kernels.rbf_mixture(1.0))
+    with pytest.raises(ValueError, match=r"k\(0\) of kernel: got 0.*; expected values in \(0, inf"):
+        mmd.test_power(x, x, kernels.rbf_mixture(1.0, 0.0))
+    with pytest.raises(ValueError, match="number of samples in x: got 1"):
+        mmd.test_power(x[:1], x[:1], kernels.rbf_mixture(1.0))
+
+
 @pytest.mark.thorough
 def test_identical_samples_have_no_discrepancy(rng):
     x = jnp.asarray(rng.normal(size=(40, 6)), jnp.float32)

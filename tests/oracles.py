@@ -134,6 +134,24 @@ def mmd_u(family, x, y, lengthscales, weights=None):
     return within_x + within_y - 2 * gram(family, x, y, lengthscales, weights).mean()
 
 
+def test_power(kernel_fn, x, y):
+    """Liu et al. 2020, eqs. (4) and (5), from H_ij, of any k(a, b): (J, MMD^2, variance)."""
+    n = len(x)
+    h = np.zeros((n, n))
+    for i in range(n):
+        for j in range(n):
+            h[i, j] = kernel_fn(x[i], x[j]) + kernel_fn(y[i], y[j])
+            h[i, j] -= kernel_fn(x[i], y[j]) + kernel_fn(x[j], y[i])
+    mmd_u = sum(h[i, j] for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    squares = sum(h[i].sum() ** 2 for i in range(n))
+    variance = 4 / n**3 * squares - 4 / n**4 * h.sum() ** 2
+    variance += 1e-8 * kernel_fn(x[0], x[0]) ** 2
+    return mmd_u / math.sqrt(variance), mmd_u, variance
+
+
+test_power.__test__ = False
+
+
 def stein_score(family, samples, lengthscales, ridge, weights=None):
     """Paper 000 eq. (2): G = -(K + eta I)^-1 <grad, K>."""
     k = gram(family, samples, samples, lengthscales, weights)

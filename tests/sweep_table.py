@@ -22,6 +22,7 @@ from kernelgrad import (
     hmc,
     kale,
     kale_rkhs,
+    kernel_learning,
     kernels,
     kmm,
     ksd,
@@ -50,24 +51,29 @@ ELSEWHERE = {
     **dict.fromkeys(
         [f"kernels.{make.__name__}" for make in kernels.FAMILIES.values()]
         + ["kernels.feature_kernel", "kernels.riesz", "score.default_ridge"]
-        + ["energy.random_directions"],
+        + ["kernel_learning.deep_kernel", "energy.random_directions"],
         "takes numbers, no points",
     ),
     **dict.fromkeys(["critic", "train"], "trains networks"),
-    "two_player.on_batches": "wraps a function of arrays",
+    "_learned_features.adversarial_kernel": "makes its siblings",
+    "_players.on_batches": "wraps a function of arrays",
+    "_algebra.weighted": "is in the row of through",
+    "_sinkhorn.sinkhorn": "needs the solver of an extra",
 }
 
 
 def public_functions():
-    """Yields module.function for every public function of the library."""
+    """Yields room.function for every public function of the library, its room private or not."""
     for info in pkgutil.iter_modules(kernelgrad.__path__):
         if info.name.startswith("_"):
             continue
         module = import_module(f"kernelgrad.{info.name}")
         for name, value in vars(module).items():
-            own = inspect.isfunction(value) and value.__module__ == module.__name__
-            if own and not name.startswith("_"):
-                yield f"{info.name}.{name}"
+            if not inspect.isfunction(value) or name.startswith("_"):
+                continue
+            room = value.__module__.removeprefix("kernelgrad.")
+            if room == info.name or room.startswith("_"):
+                yield f"{room}.{name}"
 
 
 def makers(module, kind):
@@ -112,8 +118,13 @@ row(kernels.svgd_lengthscale, 1, spread="same", smooth=False, least=2)
 
 
 def _median_kernel(e, x, y):
-    """Its value at a unit of distance: its numbers have the dtype of all numbers, whatever x."""
-    kernel = kernels.median_mixture(kernels.imq_mixture, x, y, axis_name=e.axis_name)
+    return _at_a_unit(
+        e, kernels.median_mixture(kernels.imq_mixture, x, y, axis_name=e.axis_name), x
+    )
+
+
+def _at_a_unit(e, kernel, x):
+    """A kernel's value there: its numbers have the dtype of all numbers, whatever x."""
     dtype = jax.dtypes.canonicalize_dtype(x.dtype.newbyteorder("="))
     return kernel.profile(jnp.full(1, e.unit**2, dtype))
 
@@ -140,7 +151,20 @@ row(mmd.mmd_u_statistic, spread="same", least=2)
 row(mmd.mmd_gradient, -1, spread="rows")
 row(mmd.witness_gradient, -1, spread="rows")
 row(mmd.mmd_value_and_gradient, (0, -1), spread=("same", "rows"))
+row(mmd.test_power, spread="same", least=2)
 row(mmd.two_sample_test, num_permutations=19, smooth=False)
+row(kernel_learning.halves, 1, least=4)
+LEARNER = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))
+LEARNING = {"optimizer": lambda e: LEARNER, "num_steps": 2, "smooth": False}
+
+
+def _learned(e, x, y):
+    learned = kernel_learning.learn(e.key, x, y, e.kernel, LEARNER, num_steps=2)
+    return _at_a_unit(e, learned.kernel, x), learned.powers
+
+
+row(kernel_learning.learn, 0, _learned, smooth=False, least=2)
+row(kernel_learning.learned_test, num_permutations=19, least=4, **LEARNING)
 row(ksd.stein_gram, -2)
 row(ksd.ksd_v_statistic, -2, spread="same")
 row(ksd.ksd_u_statistic, -2, spread="same", least=2)
@@ -290,8 +314,15 @@ def _played(make_objective, critic_fn):
     return call
 
 
+def _feature_critic(e, x):
+    return jnp.asarray(jnp.sin(x / e.unit))
+
+
 for objective in makers(two_player, two_player.TwoPlayer):
-    row(objective, None, _played(objective, Setting.critic_fn), smooth=False)
+    if objective.__module__ == two_player.__name__:
+        row(objective, None, _played(objective, Setting.critic_fn), smooth=False)
+for objective in (two_player.mmd_gan, two_player.mmd_power, two_player.kl_adversarial):
+    row(objective, None, _played(objective, _feature_critic), smooth=False, least=2)
 row(steingan.half_median, 1, spread="same", smooth=False, least=2)
 row(steingan.half_svgd, 1, spread="same", smooth=False, least=2)
 row(steingan.row_normalized_direction, -1, spread="rows")

@@ -154,6 +154,7 @@ def test_few_points_of_any_dimension_are_taken_or_refused_in_one_line(name, shap
 
 CALLERS = {  # of functions of the row, which compute in the dtype of the points
     *("hmc", "langevin", "latent", "pullback", "two_player", "steingan"),
+    "_learned_features",
     *("chains.stein_test", "ksd.ksd_gradient", "svgd.step"),
     *(name for name in TABLE if "penalty" in name),
 }
@@ -205,6 +206,7 @@ AT_A_PLACE = {
     *("noise.instance_noise", "noise.bounded_noise", "fssd.goodness_of_fit_test"),
     *("steingan.steingan", "chains.stein_block_length", "ratio_selection.select"),
     *("metrics.frechet_distance", "objectives.noisy_jsd", "_fields.noisy_mmd"),
+    "kernel_learning.halves",
     *(name for name in TABLE if "penalty" in name or name.split(".")[0] in ("hmc", "langevin")),
 }
 

@@ -1,4 +1,4 @@
-"""Critics of images and of points: one value each."""
+"""Critics of images and of points: one value each, or features."""
 
 from collections.abc import Sequence
 
@@ -12,11 +12,12 @@ class ConvCritic(nn.Module):
 
     Height and width are halved while both are even and above 4, u times, by convolutions of
     stride 2 to width, 2 width, ... 2^(u-1) width channels; leaky relu of slope 0.2 after each, and
-    a linear layer to one value. The mirror of :class:`experiments.networks.generators.DCGAN`.
+    a linear layer. The mirror of :class:`experiments.networks.generators.DCGAN`.
 
     Attributes:
       width: channels of the first convolution.
       spectral_norm: divide every layer by its largest singular value, by power iteration.
+      num_features: of the linear layer's outputs; None: one value.
 
     References:
       Radford, Metz & Chintala 2016, section 3; Miyato et al. 2018, section 2.
@@ -24,10 +25,11 @@ class ConvCritic(nn.Module):
 
     width: int
     spectral_norm: bool = False
+    num_features: int | None = None
 
     @nn.compact
     def __call__(self, images: Array, train: bool) -> Array:
-        """Returns values (n,) for images (n, h, w, c).
+        """Returns values (n,) or features (n, l) for images (n, h, w, c).
 
         Args:
           images: (n, h, w, c), floating.
@@ -40,7 +42,7 @@ class ConvCritic(nn.Module):
             hidden = nn.leaky_relu(_normed(layer, self.spectral_norm, hidden, train), 0.2)
             features *= 2
         flat = hidden.reshape(hidden.shape[0], -1)
-        return _normed(nn.Dense(1), self.spectral_norm, flat, train)[:, 0]
+        return _outputs(self.num_features, self.spectral_norm, flat, train)
 
 
 class MLPCritic(nn.Module):
@@ -50,20 +52,27 @@ class MLPCritic(nn.Module):
       width: units of each hidden layer.
       depth: number of hidden layers.
       spectral_norm: as in :class:`ConvCritic`.
+      num_features: as in :class:`ConvCritic`.
     """
 
     width: int
     depth: int = 3
     spectral_norm: bool = False
+    num_features: int | None = None
 
     @nn.compact
     def __call__(self, points: Array, train: bool) -> Array:
-        """Returns values (n,) for points (n, d); `train` as in :class:`ConvCritic`."""
+        """Returns values (n,) or features (n, l) for points (n, d); `train` as in ConvCritic."""
         hidden = points
         for _ in range(self.depth):
             layer = nn.Dense(self.width)
             hidden = nn.leaky_relu(_normed(layer, self.spectral_norm, hidden, train), 0.2)
-        return _normed(nn.Dense(1), self.spectral_norm, hidden, train)[:, 0]
+        return _outputs(self.num_features, self.spectral_norm, hidden, train)
+
+
+def _outputs(num_features: int | None, spectral_norm: bool, hidden: Array, train: bool) -> Array:
+    outputs = _normed(nn.Dense(num_features or 1), spectral_norm, hidden, train)
+    return outputs[:, 0] if num_features is None else outputs
 
 
 def _normed(layer: nn.Module, spectral_norm: bool, inputs: Array, train: bool) -> Array:
@@ -71,7 +80,10 @@ def _normed(layer: nn.Module, spectral_norm: bool, inputs: Array, train: bool) -
 
 
 def critic_for(
-    sample_shape: Sequence[int], width: int, spectral_norm: bool = False
+    sample_shape: Sequence[int],
+    width: int,
+    spectral_norm: bool = False,
+    num_features: int | None = None,
 ) -> ConvCritic | MLPCritic:
     """Returns the critic for images (h, w, c) or for points (d,).
 
@@ -80,9 +92,9 @@ def critic_for(
     """
     match tuple(sample_shape):
         case (_,):
-            return MLPCritic(width, spectral_norm=spectral_norm)
+            return MLPCritic(width, spectral_norm=spectral_norm, num_features=num_features)
         case (_, _, _):
-            return ConvCritic(width, spectral_norm)
+            return ConvCritic(width, spectral_norm, num_features)
     raise ValueError(f"sample_shape: got {tuple(sample_shape)}; expected (h, w, c) or (d,)")
 
 

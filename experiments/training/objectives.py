@@ -6,6 +6,7 @@ The functions of a row take what they need by keyword: settings of a run, fields
 
 import functools
 import inspect
+import math
 import operator
 import statistics
 from collections.abc import Callable, Mapping
@@ -129,6 +130,59 @@ def _steingan(
     )
 
 
+def _between_features(
+    make: Callable[..., TwoPlayer],
+    family: str,
+    scales: tuple[float, ...],
+    penalty: str | None,
+    **options: Any,
+) -> TwoPlayer:
+    """The features' unit is learned, and the scales are those of the kernel as it is."""
+    kernel = kernels.FAMILIES[family]([math.sqrt(scale) for scale in scales])
+    slopes = penalty and PENALTIES[penalty]
+    return make(make_kernel=lambda x, y, *, axis_name: kernel, **_given(penalty=slopes, **options))
+
+
+def _mmd_gan(
+    *,
+    kernel: str,
+    kernel_scales: tuple[float, ...],
+    penalty: str | None,
+    penalty_weight: float | None,
+) -> TwoPlayer:
+    make = two_player.mmd_gan
+    return _between_features(make, kernel, kernel_scales, penalty, penalty_weight=penalty_weight)
+
+
+def _mmd_power(
+    *,
+    kernel: str,
+    kernel_scales: tuple[float, ...],
+    penalty: str | None,
+    penalty_weight: float | None,
+) -> TwoPlayer:
+    make = two_player.mmd_power
+    return _between_features(make, kernel, kernel_scales, penalty, penalty_weight=penalty_weight)
+
+
+def _kl_adversarial(
+    *,
+    kernel: str,
+    kernel_scales: tuple[float, ...],
+    ridge: float | None,
+    penalty: str | None,
+    penalty_weight: float | None,
+) -> TwoPlayer:
+    return _between_features(
+        two_player.kl_adversarial,
+        kernel,
+        kernel_scales,
+        penalty,
+        penalty_weight=penalty_weight,
+        ridge=ridge,
+    )
+
+
 def _given(**options: Any) -> dict[str, Any]:
     """Returns what is not None; the library's own defaults stand in for the rest."""
     return {name: value for name, value in options.items() if value is not None}
@@ -142,6 +196,14 @@ def value_network(
 ) -> nn.Module:
     """Returns the critic of samples of a shape, of one value each."""
     network: nn.Module = critics.critic_for(shape, width, spectral_norm)
+    return ConditionalCritic(network, shape) if conditional else network
+
+
+def feature_network(
+    shape: tuple[int, ...], *, width: int, spectral_norm: bool, conditional: bool, num_features: int
+) -> nn.Module:
+    """Returns the critic of samples of a shape, of some features each."""
+    network: nn.Module = critics.critic_for(shape, width, spectral_norm, num_features)
     return ConditionalCritic(network, shape) if conditional else network
 
 
@@ -198,7 +260,8 @@ class Choice(NamedTuple):
       critic_rate: the critic's learning rate by default, in units of the generator's.
       network: shape of a sample -> the critic.
       optimizer: Adam of the critic -> its optimizer.
-      energy: output of the critic -> energies (n,), low where it sees data; None without a critic.
+      energy: output of the critic -> energies (n,), low where it sees data; None without a critic,
+        or with one of features.
       batchwise: whether the critic gives a point another direction among other points.
       gains: whether the energy is made to add likelihood to the generator's, a gain to report.
       needs: settings that have to be > 0, with their values for points in the plane.
@@ -316,6 +379,27 @@ OBJECTIVES = {
         energy=lambda output: output[0] if isinstance(output, tuple) else output,
         batchwise=True,
         gains=True,
+    ),
+    "mmd_gan": Choice(
+        "MMD^2 between features that are trained to raise it",
+        _mmd_gan,
+        critic_steps=1,
+        network=feature_network,
+        batchwise=True,
+    ),
+    "mmd_power": Choice(
+        "MMD^2 between features that are trained for the power of its test",
+        _mmd_power,
+        critic_steps=1,
+        network=feature_network,
+        batchwise=True,
+    ),
+    "kl_adversarial": Choice(
+        "KL[q || p] of features that are trained against it (paper 000, section 4)",
+        _kl_adversarial,
+        critic_steps=1,
+        network=feature_network,
+        batchwise=True,
     ),
     "noisy_jsd": Choice(
         "JSD of both clouds under noise, no network (paper 002, Theorem 3.2)",

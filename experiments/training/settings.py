@@ -64,12 +64,13 @@ class Config:
         1e-12,
         1e12,
         "Squared lengthscales in units of the batch's median squared distance; of the metric "
-        "test_mmd, in units of the test data's.",
+        "test_mmd, in units of the test data's; between learned features, as they are.",
         **_SPECIAL,
     )
     ridge: float | None = fields.positive(
         None,
-        "kl, f_divergence: eta of the Stein estimator, 0.1 sqrt(batch) k(0) by default; "
+        "kl, kl_adversarial, f_divergence: eta of the Stein estimator, 0.1 sqrt(batch) k(0) by "
+        "default; "
         "ratio_ulsif: lambda, 0.1.",
         **_SPECIAL,
     )
@@ -140,16 +141,18 @@ class Config:
         f"{objectives.of_critics(lambda choice: choice.spectral_norm)}.",
         **_CRITIC,
     )
+    num_features: int = fields.integer(
+        16, 1, fields.MAX_SIZE, "Features between which the kernel is learned.", **_CRITIC
+    )
     clip: float = fields.positive(0.01, "Bound of the critic's parameters.", **_CRITIC)
     penalty: str | None = fields.choice(
         None,
         objectives.PENALTIES,
-        "What the critic's slopes should be; two_sided for wgan_gp, zero_centred for kale by "
-        "default.",
+        "What the critic's slopes should be; by default zero_centred for kale, else two_sided.",
         **_CRITIC,
     )
     penalty_weight: float | None = fields.not_negative(
-        None, "Weight of the penalty; 10 for wgan_gp, 1 for kale by default.", **_CRITIC
+        None, "Weight of the penalty; by default 10 for wgan_gp, else 1.", **_CRITIC
     )
     noise_variance: float = fields.not_negative(
         0.0,

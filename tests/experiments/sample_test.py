@@ -327,7 +327,7 @@ def test_the_generator_alone_needs_no_critic(tmp_path, monkeypatch):
     expected = mmd_u_statistic(arrays["samples"], few.test, config.kernel_scales)
     assert rows == {"generator": {"test_mmd": pytest.approx(expected, rel=1e-3)}}
     assert (tmp_path / "samples_generator" / "samples.png").exists()
-    with pytest.raises(UsageError, match=r"a run of mmd, which has no critic; expected one of gan"):
+    with pytest.raises(UsageError, match=r"a run of mmd, which has no energy; expected one of gan"):
         sample.run(dataclasses.replace(asked, sampler="hmc"), workdir=str(tmp_path))
 
     monkeypatch.setattr(sample, "_make_score", unscored)

@@ -72,6 +72,14 @@ def test_a_tracked_normalizer_starts_at_0_beside_the_critic(key, rng):
     assert log_normalizer == 0
 
 
+@pytest.mark.parametrize("shape", [(3,), (8, 8, 1)])
+def test_features_are_as_many_as_asked_for(key, rng, shape):
+    network = critics.critic_for(shape, 4, num_features=5)
+    batch = jnp.asarray(rng.uniform(size=(2, *shape)), jnp.float32)
+    features, _ = network.init_with_output(key, batch, train=False)
+    assert features.shape == (2, 5)
+
+
 @pytest.mark.parametrize("make", [critics.critic_for, energies.energy_for])
 def test_judge_of_no_known_shape_is_named(make):
     with pytest.raises(ValueError, match=r"sample_shape: got \(4, 4\)"):

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.training import latent_model, settings
-from experiments.training.objectives import OBJECTIVES, energy_network
+from experiments.training.objectives import OBJECTIVES, energy_network, feature_network
 from experiments.training.settings import Config
 from kernelgrad.two_player import TwoPlayer
 
 
 @pytest.mark.thorough(quick=3)
 @pytest.mark.parametrize(
-    "objective", [name for name, choice in OBJECTIVES.items() if choice.critic_steps]
+    "objective", [name for name, choice in OBJECTIVES.items() if choice.energy]
 )
 def test_learning_lowers_the_energy_of_data_against_that_of_samples(key, objective):
     config = Config(objective=objective, penalty_weight=1e-6)
@@ -37,10 +37,12 @@ def test_learning_lowers_the_energy_of_data_against_that_of_samples(key, objecti
     assert gap(0.3 - 0.1 * jax.grad(loss)(0.3)) < gap(0.3)
 
 
-def test_objectives_without_a_critic_have_no_energy():
+def test_critics_of_features_and_objectives_without_one_have_no_energy():
     for choice in OBJECTIVES.values():
         has_critic = isinstance(choice.make(Config(noise_variance=0.1)), TwoPlayer)
-        assert has_critic == (choice.energy is not None)
+        assert has_critic == (choice.critic_steps > 0)
+        valued = has_critic and choice.network is not feature_network
+        assert valued == (choice.energy is not None)
 
 
 def test_every_prior_has_normal_latents():

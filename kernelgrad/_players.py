@@ -1,0 +1,76 @@
+"""What an objective of two players is made of."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from kernelgrad import _checks
+from kernelgrad.types import Array, Info, Key, PyTree
+
+CriticFn = Callable[[Array], Any]
+
+
+class PlayerFn(Protocol):
+    """What one player follows, given the critic as a function of points.
+
+    The critic's is a loss to minimise: on each device a mean over its samples and data, or a
+    statistic of the union, the same on all, so that the mean of the devices' gradients is that of
+    one device. The generator's is a direction per sample to descend, with the critic held still.
+    """
+
+    def __call__(
+        self,
+        critic_fn: CriticFn,
+        key: Key,
+        samples: Array,
+        data: Array,
+        *,
+        axis_name: str | None = None,
+    ) -> tuple[Array, Info]:
+        """Returns (this device's loss, or direction shaped like samples; info)."""
+        ...
+
+
+def _unchanged(value: PyTree) -> PyTree:
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoPlayer:
+    """An objective whose direction follows a critic that learns beside the generator.
+
+    Attributes:
+      critic_loss: minimised by the critic.
+      direction: descended by the generator.
+      project: applied to the critic's parameters after each of its steps.
+      view: what the critic takes of samples and data, such as features of them.
+    """
+
+    critic_loss: PlayerFn
+    direction: PlayerFn
+    project: Callable[[PyTree], PyTree] = _unchanged
+    view: Callable[[Array], Array] = _unchanged
+
+
+def on_batches(player_fn: PlayerFn) -> PlayerFn:
+    """Returns the function with samples and data taken as arrays first, or refused by name.
+
+    Args:
+      player_fn: of JAX arrays.
+
+    Returns:
+      Function of JAX or NumPy arrays; raises ValueError for anything else.
+    """
+
+    def taken(
+        critic_fn: CriticFn,
+        key: Key,
+        samples: Array,
+        data: Array,
+        *,
+        axis_name: str | None = None,
+    ) -> tuple[Array, Info]:
+        samples, data = _checks.batches(samples=samples, data=data)
+        return player_fn(critic_fn, key, samples, data, axis_name=axis_name)
+
+    return taken
