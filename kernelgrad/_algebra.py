@@ -12,7 +12,6 @@ from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from kernelgrad import _checks, _devices, _numeric
 from kernelgrad._players import CriticFn, PlayerFn, TwoPlayer
@@ -129,15 +128,8 @@ def normalized(objective: Objective | TwoPlayer) -> Objective | TwoPlayer:
         axis_name: str | None = None,
     ) -> tuple[Array, Info]:
         direction, info = _followed(follow, critic_fn, key, samples, data, axis_name)
-        wide = _numeric.wide(direction)
-        largest = jnp.max(jnp.abs(wide))
-        if axis_name is not None:
-            largest = lax.pmax(largest, axis_name)
-        unit = wide / jnp.where(largest > 0, largest, 1)  # whose squares are in range
-        mean_square = jnp.sum(jnp.square(unit)) / unit.shape[0]
-        rms = jnp.sqrt(_devices.mean(mean_square, axis_name))
-        unit_rms = unit / jnp.where(largest > 0, rms, 1)
-        return _numeric.like(unit_rms, direction), {"rms": largest * rms, **info}
+        unit, rms = _devices.over_rms(_numeric.wide(direction), axis_name)
+        return _numeric.like(unit, direction), {"rms": rms, **info}
 
     return _with_direction(objective, direction_fn)
 

@@ -81,6 +81,27 @@ def gather(array: Array | None, axis_name: str | None) -> Any:
     return lax.all_gather(array, axis_name, tiled=True)
 
 
+def over_rms(rows: Array, axis_name: str | None) -> tuple[Array, Array]:
+    r"""Returns rows over their root mean squared norm on the union of devices, and that norm.
+
+    .. math:: r_i / s, \quad s = \sqrt{\tfrac1n \textstyle\sum_j |r_j|^2}
+
+    Args:
+      rows: r_i, this device's; shape (n, ...), at least float32.
+      axis_name: of the devices; None: there is one.
+
+    Returns:
+      Rows, and s, shape (). By way of no square out of range; rows of zeros stay zeros, and a NaN
+      or an infinity makes them all NaN.
+    """
+    peak = jnp.max(jnp.abs(rows))
+    if axis_name is not None:
+        peak = lax.pmax(peak, axis_name)
+    unit = rows / jnp.where(peak == 0, 1, peak)
+    rms = jnp.sqrt(mean(jnp.sum(jnp.square(unit)) / rows.shape[0], axis_name))
+    return unit / jnp.where(peak == 0, 1, rms), peak * rms
+
+
 def varying(tree: PyTree, *inputs: PyTree) -> PyTree:
     """Returns the tree, varying over the mesh axes over which it or any of the inputs does.
 

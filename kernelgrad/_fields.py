@@ -168,6 +168,8 @@ def noisy_mmd(make_kernel: MakeKernel, *, noise_scale: float) -> Objective:
     return objective
 
 
+_RATIO_RIDGE = 1 / 160  # in units of k(0)^2: that of ratio_ulsif for the sum of four kernels
+
 # log r of r = q / p -> h''(r) r, for the divergence E_p h(r)
 F_DIVERGENCES: dict[str, Callable[[Array], Array]] = {
     "reverse_kl": jnp.ones_like,  # h = r log r
@@ -195,9 +197,9 @@ def f_divergence(
     ============== ============================ ==========================
 
     The scores are those of :func:`kl`, of which reverse_kl is the direction; 1 / r is fitted as
-    p / q by ``ratio.lsif``, whose values are positive, on the data's side. Every weight is positive
-    and finite: r counts as at least 1 / most and at most most, so that samples where the ratio is
-    beyond, or is unknown, keep their way but not their size.
+    p / q by ``ratio.lsif``, whose values are positive, on the data's side, with ridge k(0)^2 / 160.
+    Every weight is positive and finite: r counts as at least 1 / most and at most most, so that
+    samples where the ratio is beyond, or is unknown, keep their way but not their size.
 
     Args:
       name: of the divergence; a key of ``F_DIVERGENCES``.
@@ -229,14 +231,18 @@ def f_divergence(
         del key
         x, y = flat(samples, data)
         kernel = kernel_of(make_kernel, x, y, axis_name)
+        _traits.check_positive(kernel)
         size = x.shape[0] * _devices.num_devices(axis_name)
         eta = score.default_ridge(size, kernel) if ridge is None else ridge
         score_q = score.stein_score(x, kernel, ridge=eta, axis_name=axis_name)
         score_p = score.stein_score_at(x, y, kernel, ridge=eta, axis_name=axis_name)
-        model = ratio.lsif(y, x, kernel, ridge=0.1, axis_name=axis_name)
-        log_ratio = -ratio.log_density_ratio(model, x)
+        wide = _numeric.wide(x)
+        peak = kernel.profile(jnp.zeros((), wide.dtype))
+        of_ratio = _RATIO_RIDGE * jnp.square(peak)
+        model = ratio.lsif(y, x, kernel, ridge=of_ratio, axis_name=axis_name)
+        log_ratio = -ratio.log_density_ratio(model, wide)
         weights = F_DIVERGENCES[name](jnp.clip(log_ratio, -math.log(most), math.log(most)))
-        direction = weights[:, None] * (score_q - score_p)
+        direction = _numeric.like(weights[:, None] * _numeric.wide(score_q - score_p), x)
         info = {"log_ratio": _devices.mean(jnp.mean(log_ratio), axis_name)}
         return direction.reshape(samples.shape), info
 
@@ -246,7 +252,7 @@ def f_divergence(
 def kale_flow(make_kernel: MakeKernel, *, regularization: float = 0.1) -> Objective:
     r"""Returns the objective that descends KALE[q || p] in an RKHS.
 
-    .. math:: \phi_i = (1 + \lambda) \nabla h(x_i)
+    .. math:: \phi_i = (1 + \lambda) \nabla h(x_i), \quad \lambda = \rho\, k(0)
 
     with the function h of :func:`kale_rkhs.fit` between samples and data, held still: by the
     envelope theorem n times the gradient of KALE in x_i. A large lambda gives the direction of
@@ -254,7 +260,7 @@ def kale_flow(make_kernel: MakeKernel, *, regularization: float = 0.1) -> Object
 
     Args:
       make_kernel: chooses the kernel of a batch, positive definite.
-      regularization: lambda > 0, in units of k(0) of that kernel.
+      regularization: rho > 0, of which h does not change with the unit of k.
 
     Returns:
       Objective with info ``kale`` (its value, in nats).

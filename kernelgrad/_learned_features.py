@@ -231,6 +231,7 @@ def _critic_loss(
     form = "(samples, data, *, axis_name) -> kernel"
     kernel = _checks.call("make_kernel", form, make_kernel, x, y, axis_name=axis_name)
     value = _checks.call("criterion", _CRITERION, criterion, x, y, kernel, axis_name=axis_name)
+    _checks.shape("criterion", value, ())
 
     def witness(points: Array) -> Array:
         embedded = _numeric.wide(_features(critic_fn, points))
@@ -244,4 +245,5 @@ def _critic_loss(
 
     points = adversarial.interpolates(key, data, samples, axis_name=axis_name)
     slope = _checks.call("penalty", _PENALTY, penalty, witness, points)
+    _checks.shape("penalty", slope, ())
     return penalty_weight * slope - value, {"critic_loss": -value, "penalty": slope}

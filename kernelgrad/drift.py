@@ -2,9 +2,11 @@ r"""The drifting field: doubly normalised attraction to the data, less repulsion
 
 The kernel matrix between the samples and the union of samples and data is divided by the roots of
 its row and column sums. All of it happens in logarithms, block of rows by block of rows, so that
-neither an outlier nor a low temperature underflows, and no matrix of all pairs is ever held.
+neither an outlier nor a low temperature underflows, nor clouds that are far apart for their size;
+and no matrix of all pairs is ever held.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -52,7 +54,7 @@ def drift(
 
     Returns:
       V, shape (n, d), dtype of samples, without a unit and without a gradient: it is held still. A
-      field that is 0 at all samples, or underflows there, stays 0.
+      field that is 0 at all samples stays 0.
 
     Raises:
       ValueError: wrong rank, dtype or dimensions, fewer than two samples, or a temperature <= 0.
@@ -72,8 +74,8 @@ def drift(
     mean = pairs.mean_distance()
     scales = lax.stop_gradient(scales) * jnp.where(mean > 0, mean, 1)
     fields = pairs.fields(scales, pairs.log_column_sums(scales))
-    total = jnp.sum(jax.vmap(lambda field: _at_unit_rms(field, axis_name))(fields), axis=0)
-    return _numeric.like(total, samples)
+    units, _ = jax.vmap(lambda field: _devices.over_rms(field, axis_name))(fields)
+    return _numeric.like(math.sqrt(x.shape[1]) * jnp.sum(units, axis=0), samples)
 
 
 class _Block(NamedTuple):
@@ -135,21 +137,32 @@ class _Pairs(NamedTuple):
         return jax.nn.logsumexp(_devices.gather(sums[None], self.axis_name), axis=0)
 
     def fields(self, scales: Array, log_column_sums: Array) -> Array:
-        """Returns the field of each temperature before it is normalised, shape (t, n, d)."""
+        """Returns a multiple of the field of each temperature, shape (t, n, d).
+
+        It is e^a times the field, a such that the greatest product of two shares is about 1.
+        """
         fake, real = self.cols.centred[: self.size], self.cols.centred[self.size :]
 
-        def of(block: _Block) -> Array:
+        def of(block: _Block) -> tuple[Array, Array]:
             logits = _logits(*self.distances(block), scales)
             log_row_sums = jax.nn.logsumexp(logits, axis=2, keepdims=True)
             # of rows that pad the sum is 0
             log_row_sums = jnp.where(log_row_sums == -jnp.inf, 0, log_row_sums)
-            shares = jnp.exp(logits - (log_row_sums + log_column_sums[:, None]) / 2)
-            repel, attract = shares[..., : self.size], shares[..., self.size :]
+            log_shares = logits - (log_row_sums + log_column_sums[:, None]) / 2
+            repel, most_repel = _over_greatest(log_shares[..., : self.size])
+            attract, most_attract = _over_greatest(log_shares[..., self.size :])
             push, pull = (jnp.sum(each, axis=2, keepdims=True) for each in (repel, attract))
-            return push * _numeric.dot(attract, real) - pull * _numeric.dot(repel, fake)
+            field = push * _numeric.dot(attract, real) - pull * _numeric.dot(repel, fake)
+            return field, most_repel + most_attract
 
-        fields = jnp.moveaxis(lax.map(of, self.blocks()), 1, 0)
-        return fields.reshape(scales.shape[0], -1, fake.shape[1])[:, : self.rows.raw.shape[0]]
+        fields, log_sizes = (
+            jnp.moveaxis(each, 1, 0).reshape(scales.shape[0], -1, each.shape[-1])
+            for each in lax.map(of, self.blocks())
+        )
+        fields, log_sizes = (each[:, : self.rows.raw.shape[0]] for each in (fields, log_sizes))
+        most = jnp.max(log_sizes, axis=1, keepdims=True)
+        most = jnp.max(_devices.gather(most[None], self.axis_name), axis=0)
+        return fields * jnp.exp(log_sizes - most)
 
 
 def _logits(distance: Array, two: Array, scales: Array) -> Array:
@@ -157,12 +170,10 @@ def _logits(distance: Array, two: Array, scales: Array) -> Array:
     return jnp.where(two[None], -distance[None] / scales[:, None, None], -jnp.inf)
 
 
-def _at_unit_rms(field: Array, axis_name: str | None) -> Array:
-    """Returns the field over its rms on the union of devices, by way of no square too small."""
-    peak = jnp.max(_devices.gather(jnp.max(jnp.abs(field))[None], axis_name))
-    scaled = field / jnp.where(peak > 0, peak, 1)
-    square = _devices.mean(jnp.mean(jnp.square(scaled)), axis_name)
-    return scaled / jnp.where(square > 0, jnp.sqrt(square), 1)
+def _over_greatest(log_shares: Array) -> tuple[Array, Array]:
+    """Returns shares over the greatest of each row, 0 in rows that pad, and its logarithm."""
+    greatest = jnp.max(log_shares, axis=2, keepdims=True)
+    return jnp.exp(log_shares - jnp.where(greatest == -jnp.inf, 0, greatest)), greatest
 
 
 def _temperatures(temperatures: Any, like: Array) -> Array:

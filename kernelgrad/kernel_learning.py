@@ -207,6 +207,8 @@ def learn(
     _checks.at_least("batch_size", size, 2)
     if size > x.shape[0]:
         raise ValueError(f"batch_size: got {size}; expected at most {x.shape[0]}, the samples of x")
+    _checks.shape("y", y, x.shape)
+    free = _devices.varying(_free(kernel), x, y)
     _check_inputs(x, y, kernel)
 
     def batch(key: Key) -> tuple[Array, Array]:
@@ -224,7 +226,6 @@ def learn(
         updates, opt_state = optimizer.update(gradient, opt_state, free)
         return (optax.apply_updates(free, updates), opt_state), -loss
 
-    free = _devices.varying(_free(kernel), x, y)
     start = free, optimizer.init(free)
     (free, _), powers = lax.scan(step, start, jax.random.split(key, num_steps))
     return Learned(_bound(kernel, free), powers)

@@ -251,10 +251,11 @@ def test_power(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None = No
     parts = [_differences(x, y, part, axis_name) for part in _traits.parts(kernel)]
     rows, diagonal, peak = (sum(terms) for terms in zip(*parts, strict=True))
     _checks.positive(**{"k(0) of kernel": peak})
+    rows, diagonal = rows / peak, diagonal / peak  # whose squares are in range
     mean = _devices.mean(jnp.mean(rows), axis_name)
     variance = 4 * _devices.mean(jnp.mean(jnp.square(rows - mean)), axis_name)
     mean_diagonal = _devices.mean(jnp.mean(diagonal), axis_name)
-    deviation = jnp.sqrt(variance + _LEAST_VARIANCE * jnp.square(peak))
+    deviation = jnp.sqrt(variance + _LEAST_VARIANCE)
     return (size * mean - mean_diagonal) / (size - 1) / deviation
 
 

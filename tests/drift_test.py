@@ -91,6 +91,13 @@ def test_an_outlier_underflows_in_no_softmax(rng):
     np.testing.assert_allclose(got, _loops(x, y, (0.02,)), rtol=1e-3, atol=1e-3)
 
 
+def test_clouds_far_apart_for_their_size_underflow_in_no_field(rng):
+    """Of many samples close together every kernel with the data is e^-280 or less."""
+    x, y = rng.normal(scale=0.01, size=(60, 2)), rng.normal(2.0, 1.0, size=(3, 2))
+    got = field_of(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32), (0.05,))
+    np.testing.assert_allclose(got, _loops(x, y, (0.05,)), rtol=1e-3, atol=1e-3)
+
+
 def _mean_shift(x, y, weight):
     """Sums of weights times differences over sums of weights, as a drift with one softmax."""
     shift = np.zeros_like(x)

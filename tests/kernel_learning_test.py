@@ -198,6 +198,8 @@ def test_bad_input_is_named(key, rng):
         kernel_learning.learned_test(key, x[:3], y, kernel, sgd, num_steps=1)
     with pytest.raises(ValueError, match="batch_size: got 7; expected at most 6"):
         learn(kernel, batch_size=7)
+    with pytest.raises(ValueError, match=r"y: got shape \(6, 2\); expected \(5, 2\)"):
+        learn(kernel, x[:5], batch_size=2)
     with pytest.raises(ValueError, match="num_steps: got 0"):
         learn(kernel, num_steps=0)
     with pytest.raises(ValueError, match="x: got 1 non-finite"):
@@ -206,6 +208,8 @@ def test_bad_input_is_named(key, rng):
         learn(kernels.rbf_mixture(1.0, 0.0))
     with pytest.raises(ValueError, match="kernel: got _Odd; expected a mixture, a feature kernel"):
         learn(_Odd())
+    with pytest.raises(ValueError, match="kernel: got Riesz; expected a mixture, a feature kernel"):
+        learn(kernels.riesz())
     for share in (0.0, 1.0):
         with pytest.raises(ValueError, match="share: got"):
             kernel_learning.deep_kernel(phi, (), share=share)

@@ -211,5 +211,8 @@ def test_bad_input_is_named(key):
     bare = two_player.adversarial_kernel(objectives.mmd_v, lambda x, y: 0.0)
     with pytest.raises(ValueError, match=r"criterion: got .*; expected \(features, features of"):
         bare.critic_loss(lambda v: v, key, x, x)
+    for_each = two_player.adversarial_kernel(objectives.mmd_v, lambda x, *_, axis_name: x[:, 0])
+    with pytest.raises(ValueError, match=r"criterion: got shape \(4,\); expected \(\)"):
+        for_each.critic_loss(lambda v: v, key, x, x)
     with pytest.raises(ValueError, match="make_kernel: "):
         two_player.mmd_gan(make_kernel=mmd.mmd_gradient).critic_loss(lambda v: v, key, x, x)

@@ -189,6 +189,13 @@ def test_power_in_tiles_and_over_devices_is_that_of_one_matrix(rng, monkeypatch)
     np.testing.assert_allclose([power(x, y), *spread], 3 * [alone], rtol=2e-5)
 
 
+def test_power_does_not_change_with_the_unit_of_the_kernel(rng):
+    x, y = (jnp.asarray(rng.normal(size=(5, 2)), jnp.float32) for _ in range(2))
+    power = jax.jit(lambda weight: mmd.test_power(x, y, kernels.rbf_mixture(1.0, weight)))
+    one, *others = (power(weight) for weight in (1.0, 1e-20, 1e20))
+    np.testing.assert_allclose(others, one, rtol=1e-5)
+
+
 def test_power_of_equal_clouds_is_zero_and_of_unequal_sizes_refused(rng):
     x = jnp.asarray(rng.normal(size=(5, 3)), jnp.float32)
     value, gradient = jax.value_and_grad(mmd.test_power)(x, x, kernels.rbf_mixture(1.0))

@@ -228,7 +228,7 @@ def test_reverse_kl_is_kl_and_another_weighs_it_by_the_bounded_ratio(key, rng):
     def directions(x, y):
         names = "reverse_kl", "chi2"
         made = [objectives.f_divergence(name, make, most=1.5)(key, x, y)[0] for name in names]
-        model = ratio.lsif(y, x, kernel, ridge=0.1)
+        model = ratio.lsif(y, x, kernel, ridge=1 / 160)
         return objectives.kl(make)(key, x, y)[0], ratio.log_density_ratio(model, x), *made
 
     kl, log_ratio, reverse, chi2 = directions(x, y)
@@ -236,6 +236,17 @@ def test_reverse_kl_is_kl_and_another_weighs_it_by_the_bounded_ratio(key, rng):
     r = np.clip(np.exp(-log_ratio), 1 / 1.5, 1.5)[:, None]
     assert {r.min(), r.max()} & {np.float32(1.5), np.float32(1 / 1.5)}
     np.testing.assert_allclose(chi2, 2 * r * np.asarray(kl), rtol=1e-3, atol=1e-4)
+
+
+def test_an_f_divergence_does_not_change_with_the_unit_of_the_kernel(key, rng):
+    x, y = (jnp.asarray(s, jnp.float32) for s in _batch(rng))
+
+    @jax.jit
+    def direction(weight):
+        make = lambda *_, axis_name: kernels.imq_mixture(1.3, weight)  # noqa: E731
+        return objectives.f_divergence("forward_kl", make)(key, x, y)[0]
+
+    np.testing.assert_allclose(direction(1e-3), direction(1.0), rtol=1e-3, atol=1e-4)
 
 
 def test_bad_settings_of_fields_are_named():
