@@ -222,6 +222,17 @@ def test_float32_is_close_to_float64(family, rng):
     close(outside, kde_oracle(radial_case(family, scales, [1, 1]), queries, x))
 
 
+def test_queries_and_samples_may_differ_in_precision(rng):
+    x, y = rng.normal(size=(4, 2)), rng.normal(size=(5, 2))
+    with jax.enable_x64(True):
+        at = jax.jit(functools.partial(score.stein_score_at, ridge=0.3))
+        expected = at(x, y, kernels.imq_mixture(1.3))
+        for of_x, of_y in ((np.float32, np.float64), (np.float64, np.float32)):
+            got = at(x.astype(of_x), y.astype(of_y), kernels.imq_mixture(1.3))
+            assert got.dtype == of_x
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.thorough
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("family", ["imq_mixture", "feature"])
