@@ -41,7 +41,7 @@ _SHIFT = 1.0
 class Config:
     """Everything that decides the figures, but for where they are stored."""
 
-    dataset: str = fields.choice("swiss_roll", toys.TOYS, "Points in the plane.")
+    target: str = fields.choice("swiss_roll", toys.TOYS, "Points in the plane.")
     num_points: int = fields.integer(500, 2, 10_000, "Points of a cloud.")
     num_steps: int = fields.integer(300, 1, fields.MAX_COUNT, "Steps of the particles.")
     learning_rate: float = fields.positive(0.01, "Adam's, in sides of the square.")
@@ -96,7 +96,7 @@ def run(
 
 def particles(config: Config, key: Key) -> tuple[Array, Array, Array]:
     """Returns particles in the unit square before and after they descend KL, and the data."""
-    points = toys.load(config.dataset, config.seed).train
+    points = toys.load(config.target, config.seed).train
     low, high = points.min(axis=0), points.max(axis=0)
     data = jnp.asarray((points[: config.num_points] - low) / (high - low).max())
     before = jax.random.uniform(key, data.shape)

@@ -59,7 +59,7 @@ def test_a_slow_contestant_sits_out_and_a_fast_one_repeats():
     )
     assert calls["slow"] == 2 + 2
     np.testing.assert_array_equal(np.isnan(seconds["slow"]), [False, False, True, True])
-    assert calls["fast"] > 20
+    assert calls["fast"] > 8  # without repeats 5; more on quiet cores
     assert np.all(seconds["fast"] < 0.02)
     assert outputs == {"slow": "slow", "fast": "fast"}
 

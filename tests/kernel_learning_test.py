@@ -226,7 +226,7 @@ class _Odd:
 
 
 FEATURES = {
-    "features of x: got 6 non-finite": lambda w, x: x[:, :1] / 0 * jnp.sum(w),
+    "features: got 6 non-finite": lambda w, x: x[:, :1] / 0 * jnp.sum(w),
     "kernel: got features without a gradient in their parameters": lambda w, x: x,
     r"features: got shape \(6,\); expected \(6, l\)": lambda w, x: x[:, 0],
     "features: got dtype int32; expected floating": lambda w, x: x.astype(jnp.int32),
