@@ -263,7 +263,7 @@ class Choice(NamedTuple):
       energy: output of the critic -> energies (n,), low where it sees data; None without a critic,
         or with one of features.
       batchwise: whether the critic gives a point another direction among other points.
-      gains: whether the energy is made to add likelihood to the generator's, a gain to report.
+      fits_kale: whether the energy is fitted by KALE, whose value on test data is one to report.
       needs: settings that have to be > 0, with their values for points in the plane.
     """
 
@@ -276,7 +276,7 @@ class Choice(NamedTuple):
     optimizer: Callable[..., optax.GradientTransformation] = lambda optimizer: optimizer
     energy: Callable[[Any], Array] | None = None
     batchwise: bool = False
-    gains: bool = False
+    fits_kale: bool = False
     needs: Mapping[str, Any] = MappingProxyType({})
 
     @property
@@ -378,7 +378,7 @@ OBJECTIVES = {
         optimizer=_kale_optimizer,
         energy=lambda output: output[0] if isinstance(output, tuple) else output,
         batchwise=True,
-        gains=True,
+        fits_kale=True,
     ),
     "mmd_gan": Choice(
         "MMD^2 between features that are trained to raise it",
