@@ -18,8 +18,10 @@ A call that was cut off is taken up where it was when typed again.
 
 Leaves in samples_<sampler>/ of the run's folder: samples.npz (samples, latents, energies, labels),
 before_after.png (the same chains at their start, left, and at their end), curves.png (the scores
-along the chains) and results.json. --sampler=generator only draws from the prior and scores; it
-needs no critic.
+along the chains) and results.json. For a run of kale it also prints KALE on test data, test_kale in
+results.json: a lower bound of KL[data || generator], which grows as the generator gets worse; on
+images it is no likelihood. --sampler=generator only draws from the prior and scores; it needs no
+critic.
 """
 
 import dataclasses
@@ -133,15 +135,16 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
         score, scored_by = _make_score(stored, run.dataset)
         results = {"checkpoint": run.step, "request": asked, **scored_by}
         found = _sample(config, run, score, Unfinished(folder, config.sampler, results))
-        if OBJECTIVES[stored.objective].gains:
-            results["gain"] = latent_model.gain(run, found.first)
+        if OBJECTIVES[stored.objective].fits_kale:
+            results["test_kale"] = latent_model.kale_on_test_data(run, found.first)
         place = _write(folder, run, results, found)
     print(format_table(found.rows))
-    if "gain" in results:
-        gain = results["gain"]
+    if "test_kale" in results:
+        figures = results["test_kale"]
         print(
-            f"log-likelihood of test data, model over generator: {gain['nats']:.3f} ± "
-            f"{gain['standard_error']:.3f} nats ({gain['effective_draws']:.0f} effective draws)"
+            f"KALE on test data, the larger the worse the generator: {figures['nats']:.3f} ± "
+            f"{figures['standard_error']:.3f} nats ({figures['effective_draws']:.0f} effective "
+            "draws)"
         )
     print(f"{stored.objective} on {stored.dataset}, step {run.step}; written to {place}")
     return found.rows

@@ -95,7 +95,8 @@ def donsker_varadhan(
         \le \mathrm{KL}[P \| G]
 
     The energy maximises it, the generator minimises it. A constant added to E changes nothing. It
-    is the mean log-likelihood of the model at the data, relative to that of its base.
+    is the mean log-likelihood of the model at the data, relative to that of its base, where the
+    base has a density at the data; for a generator of images it is no likelihood.
 
     Args:
       energy_data: E(x_i) at draws of P; shape (n,), floating, in nats.

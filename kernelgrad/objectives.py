@@ -6,11 +6,7 @@ with a critic are in :mod:`kernelgrad.two_player`; both kinds are seen :func:`th
 :func:`normalized` and :func:`weighted`.
 """
 
-import functools
-from collections.abc import Callable
-
 import jax
-import jax.numpy as jnp
 
 from kernelgrad import (
     _batch,
@@ -21,7 +17,6 @@ from kernelgrad import (
     kernels,
     mmd,
     noise,
-    ratio,
     score,
 )
 from kernelgrad._algebra import from_loss as from_loss
@@ -35,6 +30,11 @@ from kernelgrad._fields import f_divergence as f_divergence
 from kernelgrad._fields import kale_flow as kale_flow
 from kernelgrad._fields import noisy_mmd as noisy_mmd
 from kernelgrad._fields import sliced_energy as sliced_energy
+from kernelgrad._ratios import density_ratio as density_ratio
+from kernelgrad._ratios import ratio_kliep as ratio_kliep
+from kernelgrad._ratios import ratio_logistic as ratio_logistic
+from kernelgrad._ratios import ratio_rulsif as ratio_rulsif
+from kernelgrad._ratios import ratio_ulsif as ratio_ulsif
 from kernelgrad._sinkhorn import sinkhorn as sinkhorn
 from kernelgrad.types import Array, Info, Kernel, Key
 from kernelgrad.types import MakeKernel as MakeKernel
@@ -200,82 +200,6 @@ def noisy_jsd(*, variance: float) -> Objective:
             noised_x, y, x, variance=variance, axis_name=axis_name
         )
         info = {"jsd": _devices.mean(jsd, axis_name)}
-        return direction.reshape(samples.shape), info
-
-    return objective
-
-
-def ratio_ulsif(make_kernel: MakeKernel, *, ridge: float = 0.1) -> Objective:
-    """Returns the objective that descends log q / p, with the ratio fitted by least squares.
-
-    The weights are kept from being negative (:func:`ratio.lsif`): while the clouds are apart, the
-    logarithm of an unconstrained fit has a gradient that is mostly noise.
-
-    Args:
-      make_kernel: chooses the kernel of a batch, centred on the batch's data; k > 0.
-      ridge: lambda of :func:`ratio.lsif`, > 0.
-
-    Returns:
-      Objective with info ``log_ratio`` (mean over the samples of log q / p, an estimate of
-      KL[q || p] in nats).
-
-    Raises:
-      ValueError: ridge <= 0.
-
-    References:
-      Huszar 2016 (an alternative update rule for GANs), alternative M-step #2; Kanamori, Hido &
-      Sugiyama 2009, section 3.1.
-    """
-    _checks.positive(ridge=ridge)
-    return density_ratio(make_kernel, functools.partial(ratio.lsif, ridge=ridge))
-
-
-def ratio_kliep(make_kernel: MakeKernel) -> Objective:
-    """Returns the objective that descends log q / p, with the ratio fitted by KLIEP.
-
-    Args:
-      make_kernel: chooses the kernel of a batch, centred on the batch's data; k > 0.
-
-    Returns:
-      Objective, infos of :func:`ratio_ulsif`.
-
-    References:
-      Huszar 2016 (an alternative update rule for GANs), alternative M-step #2; Sugiyama et al.
-      2008, section 2.2.
-    """
-    return density_ratio(make_kernel, ratio.kliep)
-
-
-def density_ratio(make_kernel: MakeKernel, fit: Callable[..., ratio.RatioModel]) -> Objective:
-    """Returns the objective that descends log q / p with any estimator of :mod:`kernelgrad.ratio`.
-
-    Args:
-      make_kernel: chooses the kernel of a batch.
-      fit: (p, q, kernel, axis_name=) -> model of p / q, such as ``ratio.logistic`` with its ridge
-        bound by ``functools.partial``.
-
-    Returns:
-      Objective, infos of :func:`ratio_ulsif`.
-
-    References:
-      Huszar 2016 (an alternative update rule for GANs), alternative M-step #2.
-    """
-
-    def objective(
-        key: Key, samples: Array, data: Array, *, axis_name: str | None = None
-    ) -> tuple[Array, Info]:
-        del key
-        x, y = _batch.flat(samples, data)
-        kernel = _batch.kernel_of(make_kernel, x, y, axis_name)
-        form = "(p, q, kernel, *, axis_name) -> model"
-        model = _checks.call("fit", form, fit, y, x, kernel, axis_name=axis_name)
-
-        def toll(points: Array) -> Array:
-            return -ratio.log_density_ratio(model, points)
-
-        log_ratio, pull = jax.vjp(toll, _devices.own_point(toll, x))
-        (direction,) = pull(jnp.ones_like(log_ratio))
-        info = {"log_ratio": _devices.mean(jnp.mean(log_ratio), axis_name)}
         return direction.reshape(samples.shape), info
 
     return objective

@@ -30,7 +30,7 @@ ROWS = [
         *{"metrics", "score_peers", "fssd", "kmm", "noise", "certificate", "drift", "energy"},
     },
     {"latent", "pullback", "chains", "ratio_selection", "kale_rkhs", "kernel_learning"},
-    {"_algebra", "_fields", "_sinkhorn"},
+    {"_algebra", "_fields", "_ratios", "_sinkhorn"},
     {"objectives"},
     {"_learned_features"},
     {"two_player"},

@@ -1,6 +1,7 @@
 """The objectives: agreement with the papers' formulas, signs, and independence of the devices."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,16 @@ import numpy as np
 import oracles
 import pytest
 
-from kernelgrad import kernels, mmd, noise, objectives, ratio, score
+from kernelgrad import (
+    adversarial,
+    kernels,
+    mmd,
+    noise,
+    objectives,
+    ratio,
+    ratio_selection,
+    score,
+)
 
 make_imq = functools.partial(kernels.median_mixture, kernels.imq_mixture)
 
@@ -18,10 +28,13 @@ OBJECTIVES = {
     "mmd": objectives.mmd_v(make_imq),
     "noisy_jsd": objectives.noisy_jsd(variance=0.5),
     "ratio_ulsif": objectives.ratio_ulsif(make_imq),
+    "ratio_rulsif": objectives.ratio_rulsif(make_imq),
     "ratio_kliep": objectives.ratio_kliep(make_imq),
-    "density_ratio": objectives.density_ratio(
-        make_imq, functools.partial(ratio.logistic, ridge=1e-2)
+    "ratio_logistic": objectives.ratio_logistic(make_imq),
+    "ratio_selected": objectives.ratio_ulsif(
+        make_imq, ridge=(0.01, 0.1), lengthscale_factors=(0.5, 1.0)
     ),
+    "density_ratio": objectives.density_ratio(make_imq, functools.partial(ratio.ulsif, ridge=0.1)),
     "drift": objectives.drift((0.1, 0.3, 1.0)),
     "conservative_drift": objectives.conservative_drift(make_imq),
     "energy_distance": objectives.energy_distance(),
@@ -137,6 +150,141 @@ def test_ratio_objectives_descend_the_fitted_log_ratio_of_samples_to_data(key, r
     expected = -jnp.mean(ratio.log_density_ratio(model, x))
     np.testing.assert_allclose(info["log_ratio"], expected, rtol=1e-3, atol=1e-5)
     assert info["log_ratio"] > 0
+
+
+def _always(kernel):
+    return lambda *_, axis_name: kernel
+
+
+def _loops(x, centers, weights, lengthscale):
+    """Returns sum_c w_c k(x, z_c) and its gradient in x, at every x."""
+    values = oracles.gram("imq_mixture", x, centers, lengthscale) @ weights
+    slopes = [
+        sum(
+            -w * oracles.kernel_gradient("imq_mixture", a, z, lengthscale)
+            for w, z in zip(weights, centers, strict=True)
+        )
+        for a in x
+    ]
+    return values, np.array(slopes)
+
+
+@pytest.mark.thorough(quick=1)
+@pytest.mark.parametrize("alpha", [0.97, 0.5])
+def test_relative_ratios_descend_what_they_leave_of_the_mixture(key, rng, alpha):
+    """The logarithm of 1 - alpha r, or its tangent; at 1/2 the saturating GAN's loss."""
+    x, y = _batch(rng, n=6, m=9, d=2)
+    with jax.enable_x64(True):
+        kernel, x, y = kernels.imq_mixture(0.7), jnp.asarray(x), jnp.asarray(y)
+        model = ratio.lsif(y, x, kernel, ridge=0.01, alpha=alpha)
+        objective = objectives.ratio_rulsif(_always(kernel), alpha=alpha, ridge=0.01)
+        direction, info = objective(key, x, y)
+
+        def gan(points):
+            share = ratio.density_ratio(model, points) / 2
+            return len(x) * adversarial.saturating_loss(jnp.log(share / (1 - share)))
+
+        of_gan = jax.grad(gan)(x)
+    values, slopes = _loops(np.asarray(x), np.asarray(y), np.exp(model.log_weights), 0.7)
+    left, floor = 1 - alpha * values, 1 / 3
+    assert np.any(left < floor) == (alpha > 0.9)
+    expected = -alpha * slopes / np.maximum(left, floor)[:, None]
+    np.testing.assert_allclose(direction, expected, rtol=1e-9)
+    logs = np.where(left > floor, np.log(np.maximum(left, floor)), np.log(floor) + left / floor - 1)
+    np.testing.assert_allclose(info["log_ratio"], np.mean(logs) - np.log(1 - alpha), rtol=1e-9)
+    if alpha == 0.5:
+        np.testing.assert_allclose(direction, of_gan, rtol=1e-9)
+
+
+@pytest.mark.thorough
+def test_logistic_ratios_descend_minus_the_log_odds(key, rng):
+    x, y = _batch(rng, n=5, m=7, d=2)
+    with jax.enable_x64(True):
+        kernel, x, y = kernels.imq_mixture(0.7), jnp.asarray(x), jnp.asarray(y)
+        model = ratio.logistic(y, x, kernel, ridge=0.02)
+        direction, info = objectives.ratio_logistic(_always(kernel), ridge=0.02)(key, x, y)
+    centers = np.concatenate([y, x])
+    values, slopes = _loops(np.asarray(x), centers, np.asarray(model.weights), 0.7)
+    np.testing.assert_allclose(direction, -slopes, rtol=1e-9)
+    np.testing.assert_allclose(
+        info["log_ratio"], -np.mean(values) - float(model.intercept), rtol=1e-9
+    )
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.5, 0.9])
+def test_the_exact_relative_ratio_leads_down_the_skewed_jensen_shannon(key, monkeypatch, alpha):
+    """Between two Gaussians of which one moves: twice JSD at 1/2."""
+    z = np.linspace(-12, 12, 20_001)
+
+    def density(mean):
+        return np.exp(-((z - mean) ** 2) / 2) / np.sqrt(2 * np.pi)
+
+    def divergence(mean):
+        q, p = density(mean), density(0.0)
+        m = alpha * p + (1 - alpha) * q
+        return np.trapezoid(q * np.log(q / m) + alpha / (1 - alpha) * p * np.log(p / m), z)
+
+    def exact(_, points):
+        odds = (1 - alpha) * jnp.exp(mean * points[:, 0] - mean**2 / 2)
+        return 1 / (alpha + odds)
+
+    mean, step = 0.8, 1e-4
+    unlimited = types.SimpleNamespace(centers=types.SimpleNamespace(shape=(10**24, 1)))
+    monkeypatch.setattr(ratio, "lsif", lambda *_, **options: unlimited)
+    monkeypatch.setattr(ratio, "density_ratio", exact)
+    with jax.enable_x64(True):
+        points = jnp.asarray(z)[:, None]
+        make = _always(kernels.rbf_mixture(1.0))
+        direction, _ = objectives.ratio_rulsif(make, alpha=alpha)(key, points, points)
+    got = np.trapezoid(density(mean) * np.asarray(direction)[:, 0], z)
+    expected = (divergence(mean + step) - divergence(mean - step)) / (2 * step)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+FACTORS, RIDGES = (0.4, 1.0, 2.5), (0.01, 0.1)
+SELECTED = {
+    "ulsif": (ratio_selection.rulsif_loo, RIDGES, {}),
+    "rulsif": (ratio_selection.rulsif_loo, RIDGES, {"alpha": 0.5}),
+    "kliep": (ratio_selection.kliep_cv, None, {}),
+    "logistic": (ratio_selection.logistic_cv, RIDGES, {}),
+}
+
+
+@pytest.mark.thorough(quick=1)
+@pytest.mark.parametrize("name", SELECTED)
+def test_lengthscale_and_ridge_are_those_of_ratio_selection(key, rng, name):
+    """Whatever the key, in one compilation for all batches; and the direction is by that pair."""
+    loss, ridges, options = SELECTED[name]
+    maker = getattr(objectives, f"ratio_{name}")
+    given = {} if ridges is None else {"ridge": ridges}
+    make, compiled = _always(kernels.imq_mixture(0.9)), []
+
+    @jax.jit
+    def run(key, x, y):
+        compiled.append(name)
+        return maker(make, lengthscale_factors=FACTORS, **given)(key, x, y)
+
+    for shift in (0.6, 3.0):
+        x, y = (jnp.asarray(s, jnp.float32) for s in _batch(rng, n=12, m=12, d=2))
+        y = y + shift
+        direction, info = run(key, x, y)
+
+        def score(factor, *ridge, x=x, y=y):
+            of_ridge = {"ridge": ridge[0]} if ridge else {}
+            return loss(y, x, kernels.imq_mixture(0.9 * factor), **of_ridge, **options)
+
+        grids = [jnp.asarray(grid) for grid in (FACTORS, ridges) if grid]
+        best = jax.jit(lambda score=score, grids=grids: ratio_selection.select(score, *grids))()
+        got = [info[one] for one in ("lengthscale_factor", "ridge") if one in info]
+        np.testing.assert_array_equal(got, best.values)
+        chosen = {} if ridges is None else {"ridge": float(got[1])}
+        alone = maker(_always(kernels.imq_mixture(0.9 * float(got[0]))), **chosen)
+        expected, _ = jax.jit(alone)(key, x, y)
+        scale = float(jnp.abs(expected).max())
+        np.testing.assert_allclose(direction, expected, atol=1e-3 * scale)
+        again = run(jax.random.fold_in(key, 1), x, y)
+        jax.tree.map(np.testing.assert_array_equal, again, (direction, info))
+    assert len(compiled) == 1
 
 
 @pytest.mark.slow
@@ -260,6 +408,17 @@ def test_bad_settings_of_fields_are_named():
         objectives.sliced_energy(0)
     with pytest.raises(ValueError, match=r"^exponent: got 2[.]; expected values in \(0, 2"):
         objectives.energy_distance(2.0)
+
+
+def test_bad_settings_of_ratios_are_named():
+    with pytest.raises(ValueError, match=r"^alpha: got 1[.]; expected values in \(0, 1\)"):
+        objectives.ratio_rulsif(make_imq, alpha=1.0)
+    with pytest.raises(
+        ValueError, match=r"^ridge: got \[0[.]1 0[.] \]; expected values in \(0, inf"
+    ):
+        objectives.ratio_logistic(make_imq, ridge=(0.1, 0.0))
+    with pytest.raises(ValueError, match=r"^lengthscale_factors: got shape \(0,\); expected"):
+        objectives.ratio_kliep(make_imq, lengthscale_factors=())
 
 
 def test_bad_ridge_is_named():

@@ -118,8 +118,12 @@ def log_density(
     return of_label
 
 
-def gain(run: Trained, prior: Draws) -> Scores:
-    """Returns how much likelier test data are under the model than under the generator, in nats.
+def kale_on_test_data(run: Trained, prior: Draws) -> Scores:
+    """Returns KALE between test data and generator under the run's energy, in nats.
+
+    It is -E_data[E] - log E_generator[exp(-E)], a lower bound of KL[data || generator]: it grows
+    as the generator gets worse, and is no likelihood. Where no sample of the generator is a datum,
+    as with images, the model has no density there, and KL is infinite.
 
     With the log-normaliser from the prior's draws, its standard error and effective draws.
     """

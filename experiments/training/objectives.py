@@ -39,6 +39,8 @@ FEATURE_LENGTHSCALES: dict[str, steingan.LengthscaleFn] = {
     "half_svgd": steingan.half_svgd,
 }
 
+SELECTED_RIDGES = (0.01, 0.1, 1.0)  # of which --select takes the best
+
 _OF_CRITICS = ("critic_steps", "critic_learning_rate")
 T = TypeVar("T")
 
@@ -62,14 +64,52 @@ def _noisy_jsd(*, noise_variance: float) -> Objective:
     return objectives.noisy_jsd(variance=noise_variance)
 
 
-def _ratio_ulsif(
-    *, kernel: str, kernel_scales: tuple[float, ...], ridge: float | None
+def _ratio(
+    make: Callable[..., Objective],
+    family: str,
+    scales: tuple[float, ...],
+    select: bool,
+    **options: Any,
 ) -> Objective:
-    return objectives.ratio_ulsif(_median(kernel, kernel_scales), **_given(ridge=ridge))
+    """A ratio of the mixture of all scales, or of the one of them that is best for the batch."""
+    if not select:
+        return make(_median(family, scales), **options)
+    factors = [math.sqrt(scale) for scale in scales]
+    return make(_median(family, (1.0,)), lengthscale_factors=factors, **options)
 
 
-def _ratio_kliep(*, kernel: str, kernel_scales: tuple[float, ...]) -> Objective:
-    return objectives.ratio_kliep(_median(kernel, kernel_scales))
+def _ridge(ridge: float | None, select: bool) -> dict[str, Any]:
+    return {"ridge": SELECTED_RIDGES} if select and ridge is None else _given(ridge=ridge)
+
+
+def _ratio_ulsif(
+    *, kernel: str, kernel_scales: tuple[float, ...], ridge: float | None, select: bool
+) -> Objective:
+    make = objectives.ratio_ulsif
+    return _ratio(make, kernel, kernel_scales, select, **_ridge(ridge, select))
+
+
+def _ratio_rulsif(
+    *,
+    kernel: str,
+    kernel_scales: tuple[float, ...],
+    ridge: float | None,
+    select: bool,
+    alpha: float,
+) -> Objective:
+    make = functools.partial(objectives.ratio_rulsif, alpha=alpha)
+    return _ratio(make, kernel, kernel_scales, select, **_ridge(ridge, select))
+
+
+def _ratio_kliep(*, kernel: str, kernel_scales: tuple[float, ...], select: bool) -> Objective:
+    return _ratio(objectives.ratio_kliep, kernel, kernel_scales, select)
+
+
+def _ratio_logistic(
+    *, kernel: str, kernel_scales: tuple[float, ...], ridge: float | None, select: bool
+) -> Objective:
+    make = objectives.ratio_logistic
+    return _ratio(make, kernel, kernel_scales, select, **_ridge(ridge, select))
 
 
 def _drift(*, temperatures: tuple[float, ...]) -> Objective:
@@ -263,7 +303,7 @@ class Choice(NamedTuple):
       energy: output of the critic -> energies (n,), low where it sees data; None without a critic,
         or with one of features.
       batchwise: whether the critic gives a point another direction among other points.
-      gains: whether the energy is made to add likelihood to the generator's, a gain to report.
+      fits_kale: whether the energy is fitted by KALE, whose value on test data is one to report.
       needs: settings that have to be > 0, with their values for points in the plane.
     """
 
@@ -276,7 +316,7 @@ class Choice(NamedTuple):
     optimizer: Callable[..., optax.GradientTransformation] = lambda optimizer: optimizer
     energy: Callable[[Any], Array] | None = None
     batchwise: bool = False
-    gains: bool = False
+    fits_kale: bool = False
     needs: Mapping[str, Any] = MappingProxyType({})
 
     @property
@@ -378,7 +418,7 @@ OBJECTIVES = {
         optimizer=_kale_optimizer,
         energy=lambda output: output[0] if isinstance(output, tuple) else output,
         batchwise=True,
-        gains=True,
+        fits_kale=True,
     ),
     "mmd_gan": Choice(
         "MMD^2 between features that are trained to raise it",
@@ -407,7 +447,14 @@ OBJECTIVES = {
         needs={"noise_variance": 0.01},
     ),
     "ratio_ulsif": Choice("log q / p, ratio by least squares (paper 001)", _ratio_ulsif),
+    "ratio_rulsif": Choice(
+        "log q / m, m a mixture of p and q, ratio by least squares: Jensen-Shannon (paper 001)",
+        _ratio_rulsif,
+    ),
     "ratio_kliep": Choice("log q / p, ratio by maximum likelihood (paper 001)", _ratio_kliep),
+    "ratio_logistic": Choice(
+        "log q / p, ratio by logistic regression (paper 001)", _ratio_logistic
+    ),
     "drift": Choice("the drifting field (Deng et al. 2026)", _drift),
     "conservative_drift": Choice(
         "log q / p, both sums of kernels: the drifting field that has a potential",

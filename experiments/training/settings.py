@@ -71,7 +71,21 @@ class Config:
         None,
         "kl, kl_adversarial, f_divergence: eta of the Stein estimator, 0.1 sqrt(batch) k(0) by "
         "default; "
-        "ratio_ulsif: lambda, 0.1.",
+        "ratio_ulsif, ratio_rulsif, ratio_logistic: lambda, 0.1.",
+        **_SPECIAL,
+    )
+    select: bool = fields.switch(
+        False,
+        "Fit each batch's ratio by the one of --kernel_scales, in place of their mixture, and the "
+        f"ridge, --ridge or one of {', '.join(map(str, objectives.SELECTED_RIDGES))}, whose "
+        "held-out loss is least.",
+        **_SPECIAL,
+    )
+    alpha: float = fields.number(
+        0.5,
+        1e-3,
+        1 - 1e-3,
+        "Share of the data in the mixture; 0.5 for the Jensen-Shannon divergence.",
         **_SPECIAL,
     )
     temperatures: tuple[float, ...] = fields.numbers(

@@ -4,6 +4,8 @@ import ast
 import dataclasses
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import experiments
@@ -94,6 +96,17 @@ def test_settings_of_few_objectives_say_so():
     shared = {"width", "noise_variance"}
     for name, rule in fields.rules(Config).items():
         assert bool(rule.of) == (bool(objectives.reading(name)) and name not in shared), name
+
+
+@pytest.mark.parametrize("ridge", [None, 0.3])
+def test_a_selected_ratio_has_one_of_the_scales_and_a_ridge_of_its_grid(key, ridge):
+    config = Config(objective="ratio_ulsif", select=True, kernel_scales=(0.25, 4.0), ridge=ridge)
+    objective = OBJECTIVES[config.objective].make(config)
+    x, y = jax.random.normal(key, (2, 6, 2))
+    info = jax.jit(objective)(key, x, y)[1]
+    assert float(info["lengthscale_factor"]) in (0.5, 2.0)
+    ridges = objectives.SELECTED_RIDGES if ridge is None else (ridge,)
+    assert any(info["ridge"] == jnp.float32(one) for one in ridges)
 
 
 def test_noise_is_the_objectives_own_where_it_reads_the_variance():
