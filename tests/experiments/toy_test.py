@@ -24,7 +24,8 @@ from experiments.run.errors import DivergenceError, Terminated, UsageError
 from experiments.run.workdirs import Workdir
 from experiments.targets import densities
 from experiments.training import presets
-from experiments.training.objectives import OBJECTIVES, Choice
+from experiments.training.choices import Choice
+from experiments.training.objectives import OBJECTIVES
 from experiments.training.settings import Config
 
 TINY = Config(

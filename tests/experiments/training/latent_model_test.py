@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.training import latent_model, settings
-from experiments.training.objectives import OBJECTIVES, energy_network, feature_network
+from experiments.training.choices import energy_network, feature_network
+from experiments.training.objectives import OBJECTIVES
 from experiments.training.settings import Config
 from kernelgrad.two_player import TwoPlayer
 

@@ -1,0 +1,115 @@
+"""What a row of the table of objectives says: how one is built, and all that is special about it.
+
+Functions of a row take what they need by keyword: settings of a run, fields of
+:class:`experiments.training.settings.Config`.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
+
+import flax.linen as nn
+import optax
+
+from experiments.networks import critics, energies
+from experiments.networks.conditional import ConditionalCritic, JointEnergy
+from kernelgrad.objectives import Objective
+from kernelgrad.two_player import TwoPlayer
+from kernelgrad.types import Array
+
+_OF_CRITICS = ("critic_steps", "critic_learning_rate")
+T = TypeVar("T")
+
+
+def value_network(
+    shape: tuple[int, ...], *, width: int, spectral_norm: bool, conditional: bool
+) -> nn.Module:
+    """Returns the critic of samples of a shape, of one value each."""
+    network: nn.Module = critics.critic_for(shape, width, spectral_norm)
+    return ConditionalCritic(network, shape) if conditional else network
+
+
+def feature_network(
+    shape: tuple[int, ...], *, width: int, spectral_norm: bool, conditional: bool, num_features: int
+) -> nn.Module:
+    """Returns the critic of samples of a shape, of some features each."""
+    network: nn.Module = critics.critic_for(shape, width, spectral_norm, num_features)
+    return ConditionalCritic(network, shape) if conditional else network
+
+
+def energy_network(
+    shape: tuple[int, ...], *, width: int, energy_norm: str, conditional: bool, margin: float
+) -> nn.Module:
+    """Returns the autoencoder's energy of samples of a shape, with its features."""
+    network: nn.Module = energies.energy_for(shape, width, energy_norm)
+    return JointEnergy(network, shape, margin) if conditional else network
+
+
+class Choice(NamedTuple):
+    """An objective as the flags name it. Functions take settings of a run by keyword.
+
+    Attributes:
+      summary: what the generator descends, in one line.
+      build: () -> the objective.
+      critic_steps: before each step of the generator, by default; 0 without a critic.
+      spectral_norm: whether the critic is normalised by default.
+      critic_rate: the critic's learning rate by default, in units of the generator's.
+      network: shape of a sample -> the critic.
+      optimizer: Adam of the critic -> its optimizer.
+      energy: output of the critic -> energies (n,), low where it sees data; None without a critic,
+        or with one of features.
+      batchwise: whether the critic gives a point another direction among other points.
+      fits_kale: whether the energy is fitted by KALE, whose value on test data is one to report.
+      needs: settings that have to be > 0, with their values for points in the plane.
+    """
+
+    summary: str
+    build: Callable[..., Objective | TwoPlayer]
+    critic_steps: int = 0
+    spectral_norm: bool = False
+    critic_rate: float = 1.0
+    network: Callable[..., nn.Module] = value_network
+    optimizer: Callable[..., optax.GradientTransformation] = lambda optimizer: optimizer
+    energy: Callable[[Any], Array] | None = None
+    batchwise: bool = False
+    fits_kale: bool = False
+    needs: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def settings(self) -> set[str]:
+        """The settings that the objective reads."""
+        if not self.critic_steps:
+            return set(_keywords(self.build))
+        of_functions = map(_keywords, (self.build, self.network, self.optimizer))
+        return {*_OF_CRITICS, *(name for names in of_functions for name in names)}
+
+    @property
+    def has_own_noise(self) -> bool:
+        """Whether the noise is the objective's, and none is put on samples and data for it."""
+        return "noise_variance" in self.settings
+
+    def make(self, config: Any) -> Objective | TwoPlayer:
+        """Returns the objective of a run's config."""
+        return self._called(self.build, config)
+
+    def critic_network(self, config: Any, shape: tuple[int, ...]) -> nn.Module:
+        """Returns the critic of a run's config for samples of a shape."""
+        return self._called(self.network, config, shape)
+
+    def critic_optimizer(self, config: Any) -> optax.GradientTransformation:
+        """Returns the critic's optimizer of a run's config."""
+        rate = config.critic_learning_rate or self.critic_rate * config.learning_rate
+        return self._called(self.optimizer, config, optax.adam(rate, b1=config.b1))
+
+    def _called(self, function: Callable[..., T], config: Any, *arguments: Any) -> T:
+        """Calls a function with the settings that it reads."""
+        settings = {name: getattr(config, name) for name in _keywords(function)}
+        if settings.get("spectral_norm", False) is None:
+            settings["spectral_norm"] = self.spectral_norm
+        return function(*arguments, **settings)
+
+
+def _keywords(function: Callable[..., Any]) -> list[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return [one.name for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY]
