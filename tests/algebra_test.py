@@ -300,6 +300,7 @@ def _sharded(objective, key, x, y):
     return jax.jit(spread)(x, y)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("spread", [_pmapped, _sharded])
 @pytest.mark.parametrize(
     "objective",

@@ -34,6 +34,7 @@ def _primal(x, y, regularization):
     return -(1 + regularization) * best.fun, gram @ best.x
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("regularization", [0.01, 0.3])
 def test_the_dual_reaches_the_maximum_of_the_primal(rng, regularization):
     x, y = _clouds(rng)

@@ -73,6 +73,7 @@ def test_power_of_a_deep_kernel_is_the_papers_with_its_gradients(rng):
     np.testing.assert_allclose(gradient["w"][1, 2], (up - down) / 2e-5, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_two_sample_statistic_of_a_deep_kernel_is_its_mmd(key, rng):
     x, y, w = rng.normal(size=(5, 2)), rng.normal(1.0, 1.0, size=(4, 2)), rng.normal(size=(2, 3))
     kernel_fn = _deep_loops(w)
@@ -101,7 +102,7 @@ STARTS = {
 }
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["mixture", "deep", "weighted", "features"])
 def test_learning_raises_the_power_of_what_it_returns(key, rng, name):
     """Everything that is positive stays so, and the powers are those of the kernels on the way."""

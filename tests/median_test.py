@@ -247,7 +247,7 @@ class CountedPairs:
         return tuple(jnp.stack(part) for part in zip(*counts, strict=True))
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("num_points", [3, 70_000, 100_000, 10_000_000])
 def test_ranks_beyond_int32_are_exact(num_points, rng):
     """Distances uniform on (0, 1000], up to 5e13 of them: the answer brackets the rank."""

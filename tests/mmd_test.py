@@ -175,6 +175,7 @@ def test_power_has_gradients_in_scales_weights_and_features(rng):
             np.testing.assert_allclose(gradient[name][entry], (up - down) / 2e-5, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_power_in_tiles_and_over_devices_is_that_of_one_matrix(rng, monkeypatch):
     x, y = (jnp.asarray(s, jnp.float32) for s in _samples(rng, n=24, m=24, d=4))
     kernel = kernels.imq_mixture(jnp.array([1.0, 2.0]))

@@ -543,6 +543,7 @@ def test_kde_in_blocks_is_kde_with_its_gradient(rng, monkeypatch):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_kde_of_fifty_thousand_points_takes_less_than_a_gibibyte():
     def scores(x, y):
         kernel = kernels.matern32(1.0)

@@ -13,6 +13,7 @@ _TINY = Config(
 )
 
 
+@pytest.mark.thorough
 def test_a_run_leaves_its_table_and_pictures(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(divergences, "_SIZES", divergences._SIZES[:2])
     monkeypatch.setattr(divergences, "_DISTANCES", divergences._DISTANCES[::16])

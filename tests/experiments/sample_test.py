@@ -203,6 +203,7 @@ def test_chains_of_a_conditional_run_keep_labels_and_follow_its_energy(
     np.testing.assert_allclose(kale["standard_error"], error, rtol=0.2)
 
 
+@pytest.mark.thorough
 def test_a_call_that_was_cut_off_is_taken_up(trained, tmp_path, monkeypatch):
     """And one of other settings is not."""
     scored = []

@@ -94,6 +94,7 @@ def pulled_to(centre):
     return Choice("", lambda: objective)
 
 
+@pytest.mark.thorough
 def test_arrows_at_the_samples_are_minus_the_direction(small, ruler, key, monkeypatch):
     monkeypatch.setitem(OBJECTIVES, "mmd", pulled_to(3.0))
     _, _, frame = looked("mmd", ruler, key)

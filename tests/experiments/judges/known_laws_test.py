@@ -50,6 +50,7 @@ def test_kale_of_bounded_slope_is_at_most_w1_and_kl(rng):
     assert max(tight) > 0.95
 
 
+@pytest.mark.thorough
 def test_jsd_under_noise_starts_at_0_and_ends_at_log_2(key):
     found = known_laws.noised_jsd(key, np.array([0.0, 0.5, 8.0]), 0.25)
     assert found[0] == pytest.approx(0, abs=1e-6)

@@ -43,7 +43,7 @@ def test_shifts_are_uniform_and_fill_with_zero(key):
     assert np.abs(np.array(counts) - num / 9).max() < 5 * np.sqrt(num * 8 / 81)
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", encoders.TRAINERS)
 def test_a_trainer_moves_every_layer_of_its_encoder(key, rng, name):
     trainer = encoders.TRAINERS[name](ENCODER, 3)

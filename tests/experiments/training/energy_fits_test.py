@@ -37,7 +37,7 @@ def base_draws(key, d):
     return WeightedDraws(jax.random.normal(key, (2000, d)), jnp.zeros(2000))
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("slope", [1.0, 6.0])
 def test_defensive_draws_find_mass_that_draws_of_the_base_miss(key, slope):
     n = 20_000

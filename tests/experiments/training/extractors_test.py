@@ -112,6 +112,7 @@ def test_an_extractor_of_another_data_set_is_refused_by_name(toy, tmp_path, trai
         train_or_load("vicreg", toy, tmp_path / "toy", recipe=QUICK)
 
 
+@pytest.mark.thorough
 def test_the_classifier_is_not_the_one_that_judges(toy, tmp_path, trainings, monkeypatch):
     def start(dataset, network, config, seed):
         images = jnp.zeros((1, *dataset.sample_shape))
@@ -218,6 +219,7 @@ def test_by_default_an_objective_is_as_it_was(toy, key, rng):
     )
 
 
+@pytest.mark.thorough
 def test_a_critic_sees_all_features_at_once(untrained, toy, key, rng):
     config = dataclasses.replace(TINY, objective="gan_kl", features=("pixels", "vicreg"))
     model = models.build(config, toy)
