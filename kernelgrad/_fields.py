@@ -24,7 +24,7 @@ from kernelgrad import (
 )
 from kernelgrad import drift as _drift
 from kernelgrad._batch import flat, kernel_of
-from kernelgrad.types import Array, Info, Key, MakeKernel, Objective
+from kernelgrad.types import Array, Info, KernelRule, Key, Objective
 
 
 def drift(temperatures: Sequence[float] = _drift.TEMPERATURES) -> Objective:
@@ -59,7 +59,7 @@ def drift(temperatures: Sequence[float] = _drift.TEMPERATURES) -> Objective:
     return objective
 
 
-def conservative_drift(make_kernel: MakeKernel) -> Objective:
+def conservative_drift(make_kernel: KernelRule) -> Objective:
     r"""Returns the objective that descends log q / p, with both densities sums of kernels.
 
     .. math:: \phi_i = \nabla_x \log \frac{\sum_j k(x, x_j)}{\sum_j k(x, y_j)} \Big|_{x = x_i}
@@ -70,7 +70,7 @@ def conservative_drift(make_kernel: MakeKernel) -> Objective:
     times minus the direction; the k of exp(-r / tau) is ``matern32(sqrt(3) * tau)``.
 
     Args:
-      make_kernel: chooses the kernel k of a batch; k > 0.
+      make_kernel: the kernel k of a batch, or what chooses it; k > 0.
 
     Returns:
       Objective with info ``mmd`` (the V-statistic of MMD^2 under k, a monitor).
@@ -129,7 +129,7 @@ def sliced_energy(num_projections: int = 64) -> Objective:
     return objective
 
 
-def noisy_mmd(make_kernel: MakeKernel, *, noise_scale: float) -> Objective:
+def noisy_mmd(make_kernel: KernelRule, *, noise_scale: float) -> Objective:
     r"""Returns the objective that descends MMD^2 with noise injected into the gradient.
 
     .. math:: \phi_i = 2 \nabla f(x_i + \beta u_i), \quad u_i \sim N(0, I)
@@ -139,7 +139,7 @@ def noisy_mmd(make_kernel: MakeKernel, *, noise_scale: float) -> Objective:
     instance noise, which blurs both clouds.
 
     Args:
-      make_kernel: chooses the kernel of a batch, without noise.
+      make_kernel: the kernel of a batch, or what chooses it, without noise.
       noise_scale: beta >= 0, in units of the samples.
 
     Returns:
@@ -180,7 +180,7 @@ F_DIVERGENCES: dict[str, Callable[[Array], Array]] = {
 
 
 def f_divergence(
-    name: str, make_kernel: MakeKernel, *, ridge: float | None = None, most: float = 100.0
+    name: str, make_kernel: KernelRule, *, ridge: float | None = None, most: float = 100.0
 ) -> Objective:
     r"""Returns the objective that descends an f-divergence, from scores and a density ratio.
 
@@ -203,8 +203,8 @@ def f_divergence(
 
     Args:
       name: of the divergence; a key of ``F_DIVERGENCES``.
-      make_kernel: chooses the kernel of a batch, of the scores and, centred on the data, of the
-        ratio; k > 0.
+      make_kernel: the kernel of a batch, or what chooses it, of the scores and, centred on the
+        data, of the ratio; k > 0.
       ridge: eta of the scores; None: as in :func:`kl`.
       most: bound of r and 1 / r, > 1.
 
@@ -249,7 +249,7 @@ def f_divergence(
     return objective
 
 
-def kale_flow(make_kernel: MakeKernel, *, regularization: float = 0.1) -> Objective:
+def kale_flow(make_kernel: KernelRule, *, regularization: float = 0.1) -> Objective:
     r"""Returns the objective that descends KALE[q || p] in an RKHS.
 
     .. math:: \phi_i = (1 + \lambda) \nabla h(x_i), \quad \lambda = \rho\, k(0)
@@ -259,7 +259,7 @@ def kale_flow(make_kernel: MakeKernel, *, regularization: float = 0.1) -> Object
     :func:`mmd_v`, but for a factor 2, a small one that of KL.
 
     Args:
-      make_kernel: chooses the kernel of a batch, positive definite.
+      make_kernel: the kernel of a batch, or what chooses it, positive definite.
       regularization: rho > 0, of which h does not change with the unit of k.
 
     Returns:

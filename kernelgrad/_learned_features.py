@@ -12,9 +12,19 @@ from typing import Protocol
 
 import jax.numpy as jnp
 
-from kernelgrad import _checks, _devices, _numeric, adversarial, kernels, mmd, objectives, pairwise
+from kernelgrad import (
+    _batch,
+    _checks,
+    _devices,
+    _numeric,
+    adversarial,
+    kernels,
+    mmd,
+    objectives,
+    pairwise,
+)
 from kernelgrad._players import CriticFn, TwoPlayer, on_batches
-from kernelgrad.objectives import MakeKernel, Objective
+from kernelgrad.objectives import KernelRule, Objective
 from kernelgrad.types import Array, Info, Kernel, Key
 
 PenaltyFn = Callable[[CriticFn, Array], Array]
@@ -56,10 +66,10 @@ def unit_kernel(samples: Array, data: Array, *, axis_name: str | None = None) ->
 
 
 def adversarial_kernel(
-    make_objective: Callable[[MakeKernel], Objective],
+    make_objective: Callable[[KernelRule], Objective],
     criterion: CriterionFn,
     *,
-    make_kernel: MakeKernel = unit_kernel,
+    make_kernel: KernelRule = unit_kernel,
     penalty_weight: float = 1.0,
     penalty: PenaltyFn = adversarial.gradient_penalty,
 ) -> TwoPlayer:
@@ -76,7 +86,7 @@ def adversarial_kernel(
     Args:
       make_objective: rule for the kernel -> objective, such as :func:`kernelgrad.objectives.kl`.
       criterion: (features, features of data, kernel, axis_name=) -> (), ascended by phi.
-      make_kernel: chooses the kernel between the features of a batch.
+      make_kernel: the kernel between the features of a batch, or what chooses it.
       penalty_weight: lambda >= 0.
       penalty: (critic_fn, points) -> (), one of :mod:`kernelgrad.adversarial`.
 
@@ -111,7 +121,7 @@ def adversarial_kernel(
 
 def mmd_gan(
     *,
-    make_kernel: MakeKernel = unit_kernel,
+    make_kernel: KernelRule = unit_kernel,
     penalty_weight: float = 1.0,
     penalty: PenaltyFn = adversarial.gradient_penalty,
 ) -> TwoPlayer:
@@ -145,7 +155,7 @@ def mmd_gan(
 
 def mmd_power(
     *,
-    make_kernel: MakeKernel = unit_kernel,
+    make_kernel: KernelRule = unit_kernel,
     penalty_weight: float = 1.0,
     penalty: PenaltyFn = adversarial.gradient_penalty,
 ) -> TwoPlayer:
@@ -178,7 +188,7 @@ def mmd_power(
 def kl_adversarial(
     *,
     ridge: float | None = None,
-    make_kernel: MakeKernel = unit_kernel,
+    make_kernel: KernelRule = unit_kernel,
     penalty_weight: float = 1.0,
     penalty: PenaltyFn = adversarial.gradient_penalty,
 ) -> TwoPlayer:
@@ -217,7 +227,7 @@ def _features(critic_fn: CriticFn, points: Array) -> Array:
 
 def _critic_loss(
     criterion: CriterionFn,
-    make_kernel: MakeKernel,
+    make_kernel: KernelRule,
     penalty_weight: float,
     penalty: PenaltyFn,
     critic_fn: CriticFn,
@@ -228,8 +238,7 @@ def _critic_loss(
     axis_name: str | None = None,
 ) -> tuple[Array, Info]:
     x, y = (_numeric.wide(_features(critic_fn, points)) for points in (samples, data))
-    form = "(samples, data, *, axis_name) -> kernel"
-    kernel = _checks.call("make_kernel", form, make_kernel, x, y, axis_name=axis_name)
+    kernel = _batch.kernel_of(make_kernel, x, y, axis_name)
     value = _checks.call("criterion", _CRITERION, criterion, x, y, kernel, axis_name=axis_name)
     _checks.shape("criterion", value, ())
 

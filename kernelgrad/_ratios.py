@@ -14,14 +14,14 @@ from jax import lax
 
 from kernelgrad import _checks, _devices, _numeric, ratio, ratio_selection
 from kernelgrad._batch import flat, kernel_of
-from kernelgrad.types import Array, Info, Kernel, Key, MakeKernel, Objective
+from kernelgrad.types import Array, Info, Kernel, KernelRule, Key, Objective
 
 Fit = Callable[..., ratio.RatioModel]
 Toll = Callable[[ratio.RatioModel, Array], Array]
 
 
 def ratio_ulsif(
-    make_kernel: MakeKernel,
+    make_kernel: KernelRule,
     *,
     ridge: float | Sequence[float] = 0.1,
     lengthscale_factors: Sequence[float] = (1.0,),
@@ -36,7 +36,7 @@ def ratio_ulsif(
     stands for the fit without the constraint. The key has no part in it.
 
     Args:
-      make_kernel: chooses the kernel of a batch, centred on the batch's data; k > 0.
+      make_kernel: the kernel of a batch, or what chooses it, centred on the batch's data; k > 0.
       ridge: lambda of :func:`ratio.lsif`, > 0; or a sequence to choose from.
       lengthscale_factors: of the kernel's lengthscales, > 0; several to choose from.
 
@@ -59,7 +59,7 @@ def ratio_ulsif(
 
 
 def ratio_rulsif(
-    make_kernel: MakeKernel,
+    make_kernel: KernelRule,
     *,
     alpha: float = 0.5,
     ridge: float | Sequence[float] = 0.1,
@@ -118,12 +118,12 @@ def ratio_rulsif(
 
 
 def ratio_kliep(
-    make_kernel: MakeKernel, *, lengthscale_factors: Sequence[float] = (1.0,)
+    make_kernel: KernelRule, *, lengthscale_factors: Sequence[float] = (1.0,)
 ) -> Objective:
     """Returns the objective that descends log q / p, with the ratio fitted by KLIEP.
 
     Args:
-      make_kernel: chooses the kernel of a batch, centred on the batch's data; k > 0.
+      make_kernel: the kernel of a batch, or what chooses it, centred on the batch's data; k > 0.
       lengthscale_factors: as in :func:`ratio_ulsif`, by :func:`ratio_selection.kliep_cv`.
 
     Returns:
@@ -141,7 +141,7 @@ def ratio_kliep(
 
 
 def ratio_logistic(
-    make_kernel: MakeKernel,
+    make_kernel: KernelRule,
     *,
     ridge: float | Sequence[float] = 0.1,
     lengthscale_factors: Sequence[float] = (1.0,),
@@ -151,7 +151,7 @@ def ratio_logistic(
     It is :func:`two_player.gan_kl` with a kernel's classifier, solved for in every batch.
 
     Args:
-      make_kernel: chooses the kernel of a batch, centred on the batch's samples and data.
+      make_kernel: the kernel of a batch, or what chooses it, centred on its samples and data.
       ridge: lambda of :func:`ratio.logistic`, > 0; or a sequence to choose from.
       lengthscale_factors: as in :func:`ratio_ulsif`, by :func:`ratio_selection.logistic_cv`.
 
@@ -168,11 +168,11 @@ def ratio_logistic(
     return _objective(make_kernel, _choosing(fit, loss, lengthscale_factors, ridge))
 
 
-def density_ratio(make_kernel: MakeKernel, fit: Fit) -> Objective:
+def density_ratio(make_kernel: KernelRule, fit: Fit) -> Objective:
     """Returns the objective that descends log q / p with any estimator of :mod:`kernelgrad.ratio`.
 
     Args:
-      make_kernel: chooses the kernel of a batch.
+      make_kernel: the kernel of a batch, or what chooses it.
       fit: (p, q, kernel, axis_name=) -> model of p / q, such as ``ratio.ulsif`` with its ridge
         bound by ``functools.partial``.
 
@@ -206,7 +206,7 @@ def _log_q_over_p(model: ratio.RatioModel, points: Array) -> Array:
 
 
 def _objective(
-    make_kernel: MakeKernel, fit: Callable[..., _Fitted], toll: Toll = _log_q_over_p
+    make_kernel: KernelRule, fit: Callable[..., _Fitted], toll: Toll = _log_q_over_p
 ) -> Objective:
     """Returns the objective that descends what a model fitted to the batch charges a point."""
 

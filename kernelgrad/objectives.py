@@ -37,6 +37,7 @@ from kernelgrad._ratios import ratio_rulsif as ratio_rulsif
 from kernelgrad._ratios import ratio_ulsif as ratio_ulsif
 from kernelgrad._sinkhorn import sinkhorn as sinkhorn
 from kernelgrad.types import Array, Info, Kernel, Key
+from kernelgrad.types import KernelRule as KernelRule
 from kernelgrad.types import MakeKernel as MakeKernel
 from kernelgrad.types import Objective as Objective
 
@@ -81,11 +82,11 @@ def kl_direction(
     return score_q - score_p
 
 
-def kl(make_kernel: MakeKernel, *, ridge: float | None = None) -> Objective:
+def kl(make_kernel: KernelRule, *, ridge: float | None = None) -> Objective:
     """Returns the objective that descends the Stein estimate of KL[q || p].
 
     Args:
-      make_kernel: chooses the kernel of a batch.
+      make_kernel: the kernel of a batch, or what chooses it.
       ridge: eta of :func:`kl_direction`; None: ``score.default_ridge`` of the whole batch.
 
     Returns:
@@ -112,14 +113,14 @@ def kl(make_kernel: MakeKernel, *, ridge: float | None = None) -> Objective:
     return objective
 
 
-def mmd_v(make_kernel: MakeKernel) -> Objective:
+def mmd_v(make_kernel: KernelRule) -> Objective:
     """Returns the objective that descends the V-statistic of MMD^2, with its closed-form gradient.
 
     The direction is n times ``mmd.mmd_gradient``: the pull-back takes a mean over samples where
     the gradient of the statistic asks for a sum.
 
     Args:
-      make_kernel: chooses the kernel of a batch.
+      make_kernel: the kernel of a batch, or what chooses it.
 
     Returns:
       Objective with info ``mmd`` (its value).
@@ -160,8 +161,7 @@ def energy_distance(exponent: float = 1.0) -> Objective:
     References:
       Szekely & Rizzo 2013; Hertrich et al. 2024 (generative sliced MMD flows with Riesz kernels).
     """
-    kernel = kernels.riesz(exponent)
-    return mmd_v(lambda samples, data, *, axis_name: kernel)
+    return mmd_v(kernels.riesz(exponent))
 
 
 def noisy_jsd(*, variance: float) -> Objective:

@@ -45,6 +45,11 @@ class MakeKernel(Protocol):
         ...
 
 
+# A kernel, or what chooses that of a batch: a rule that sees this device's share and the axis, or
+# one of samples and data alone, which sees the union over all devices.
+KernelRule = Kernel | MakeKernel | Callable[[Array, Array], Kernel]
+
+
 class Objective(Protocol):
     """A direction per sample, to be descended, and scalars worth logging."""
 

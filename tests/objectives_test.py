@@ -313,6 +313,19 @@ def test_two_devices_give_the_one_device_direction(key, rng, name):
         np.testing.assert_allclose(spread_info[label], np.full(2, value), rtol=1e-4, atol=1e-6)
 
 
+def test_a_kernel_may_be_given_as_it_is_or_by_a_rule_of_the_union(key, rng):
+    x, y = (jnp.asarray(s, jnp.float32) for s in _batch(rng, n=24, m=24, d=5))
+    kernel = make_imq(x, y)
+    alone, _ = jax.jit(objectives.mmd_v(make_imq))(key, x, y)
+    for given in (kernel, lambda a, b: kernels.median_mixture(kernels.imq_mixture, a, b)):
+        objective = objectives.mmd_v(given)
+        np.testing.assert_allclose(objective(key, x, y)[0], alone, atol=1e-6)
+        spread, _ = jax.pmap(lambda a, b, o=objective: o(key, a, b, axis_name="i"), axis_name="i")(
+            x.reshape(2, 12, 5), y.reshape(2, 12, 5)
+        )
+        np.testing.assert_allclose(spread.reshape(24, 5), alone, atol=1e-6)
+
+
 @pytest.mark.thorough
 def test_mmd_with_noise_of_no_size_is_mmd_and_else_its_gradient_at_noised_samples(key, rng):
     x, y = (jnp.asarray(s, jnp.float32) for s in _batch(rng))

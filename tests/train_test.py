@@ -405,7 +405,7 @@ WRONG = {
     ),
     "a rule of one": (
         {"objective": objectives.mmd_v(lambda x: kernels.imq_mixture(1.0))},
-        r"make_kernel: got \(x\).*\(samples, data, \*, axis_name\) -> kernel",
+        r"make_kernel: got \(x\).*\(samples, data\) or \(samples, data, \*, axis_name\) -> kernel",
     ),
     "a lengthscale": (
         {"objective": objectives.kl(lambda x, y, *, axis_name: 1.0)},
