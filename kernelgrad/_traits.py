@@ -76,15 +76,24 @@ def smooth_at_zero(kernel: Kernel) -> bool:
     return getattr(kernel, "smooth_at_zero", True)
 
 
-def check_positive(kernel: Kernel) -> None:
-    """Raises ValueError for a kernel that says that k(0) > 0 does not hold.
+def positive_at_zero(kernel: Kernel) -> bool:
+    """Returns whether k(0) > 0; it is unless the kernel says no.
 
     Args:
       kernel: radial or of features, with or without an attribute `positive_at_zero`.
     """
-    base = radial(kernel)
-    if not getattr(base, "positive_at_zero", True):
+    return getattr(radial(kernel), "positive_at_zero", True)
+
+
+def check_positive(kernel: Kernel) -> None:
+    """Raises ValueError for a kernel that says that k(0) > 0 does not hold.
+
+    Args:
+      kernel: radial or of features.
+    """
+    if not positive_at_zero(kernel):
+        name = type(radial(kernel)).__name__.lower()
         raise ValueError(
-            f"kernel: got {type(base).__name__.lower()}, whose k(0) is not positive; expected one "
+            f"kernel: got {name}, whose k(0) is not positive; expected one "
             "with k(0) > 0, such as imq_mixture, for a ridge or a density"
         )

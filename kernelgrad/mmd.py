@@ -319,7 +319,7 @@ def two_sample_test(
 
 def _size(kernel: Kernel, points: Array) -> Array:
     """Returns a size of k between the points: k(0), or where that is 0 the mean of |k|."""
-    if getattr(kernel, "positive_at_zero", True):
+    if _traits.positive_at_zero(kernel):
         return kernel.profile(jnp.zeros((), points.dtype))
     weights = jnp.full((points.shape[0], 1), 1 / points.shape[0], points.dtype)
     return jnp.abs(jnp.mean(pairwise.kernel_sum(kernel, points, None, weights)))

@@ -24,7 +24,7 @@ from jax import lax
 from tqdm import tqdm
 
 from experiments.data.dataset import Dataset
-from experiments.networks import encoders
+from experiments.networks import encoders, optimizers
 from experiments.run import files, store
 from experiments.run.errors import DataError, line
 from kernelgrad import _checks
@@ -213,13 +213,12 @@ class _Recipe(NamedTuple):
     num_steps: int
 
     def optimizer(self) -> optax.GradientTransformation:
-        schedule = optax.warmup_cosine_decay_schedule(
-            init_value=0.0,
-            peak_value=self.config.learning_rate,
-            warmup_steps=self.num_steps // 25,
-            decay_steps=self.num_steps,
+        return optimizers.cosine_adamw(
+            self.config.learning_rate,
+            self.num_steps,
+            num_warmup=self.num_steps // 25,
+            weight_decay=self.config.weight_decay,
         )
-        return optax.adamw(schedule, weight_decay=self.config.weight_decay)
 
     def loss(self, params: PyTree, images: Array, labels: Array, key: Key) -> Array:
         variables, rngs = {"params": params}, {"dropout": key}

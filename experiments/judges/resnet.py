@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
+from experiments.networks import optimizers
 from experiments.run.errors import DivergenceError
 from kernelgrad.train import as_unit_interval
 from kernelgrad.types import Array, Key, PyTree
@@ -49,13 +50,12 @@ class Recipe:
 
     def optimizer(self) -> optax.GradientTransformation:
         """Returns the optimizer with its schedule."""
-        schedule = optax.warmup_cosine_decay_schedule(
-            init_value=0.0,
-            peak_value=self.learning_rate,
-            warmup_steps=self.num_steps // 20,
-            decay_steps=self.num_steps,
+        return optimizers.cosine_adamw(
+            self.learning_rate,
+            self.num_steps,
+            num_warmup=self.num_steps // 20,
+            weight_decay=self.weight_decay,
         )
-        return optax.adamw(schedule, weight_decay=self.weight_decay)
 
 
 class ResidualBlock(nn.Module):

@@ -23,7 +23,7 @@ import optax
 from tqdm import tqdm
 
 from experiments.data.dataset import Dataset
-from experiments.networks import encoders
+from experiments.networks import encoders, optimizers
 from experiments.run import files, store
 from experiments.run.errors import DataError, UsageError, line
 from experiments.run.workdirs import Workdir
@@ -59,13 +59,12 @@ class Recipe:
 
     def optimizer(self) -> optax.GradientTransformation:
         """Returns the optimizer with its schedule."""
-        schedule = optax.warmup_cosine_decay_schedule(
-            init_value=0.0,
-            peak_value=self.learning_rate,
-            warmup_steps=self.num_steps // 20,
-            decay_steps=self.num_steps,
+        return optimizers.cosine_adamw(
+            self.learning_rate,
+            self.num_steps,
+            num_warmup=self.num_steps // 20,
+            weight_decay=self.weight_decay,
         )
-        return optax.adamw(schedule, weight_decay=self.weight_decay)
 
 
 DEFAULT = Recipe()
