@@ -1,6 +1,7 @@
 """Binaries built on kernelgrad; `python -m experiments.<name> --help` lists the flags of each.
 
 train                 trains a generator: any objective on any data set
+sweep                 trains a grid of runs, by one program or any scheduler
 evaluate              judges the images of a trained generator
 compare               trains one generator under several objectives, at equal steps and equal time
 sample                draws from a trained generator, or from the density that its critic adds
@@ -15,7 +16,7 @@ neural_sampler        trains networks to draw from a density, by amortized SVGD
 svgd_posterior        moves particles to the posterior of a logistic regression by SVGD
 rbm                   trains Boltzmann machines by amortized maximum likelihood
 
-Everything else is in a folder: run, pictures, data, networks, targets, judges, training, reports.
+Everything else: run, pictures, data, networks, targets, judges, training, reports, sweeps.
 """
 
 from experiments.run import places

@@ -127,7 +127,7 @@ def features(value: Any, size: int) -> Array:
 
 def in_range(
     name: str,
-    value: float | Sequence[float] | Array,
+    value: float | Sequence[float | Array] | Array,
     low: float,
     high: float,
     *,
@@ -165,7 +165,7 @@ def not_negative(**values: float | Sequence[float] | Array) -> None:
         in_range(name, value, 0.0, math.inf, closed="l")
 
 
-def positive(**values: float | Sequence[float] | Array) -> None:
+def positive(**values: float | Sequence[float | Array] | Array) -> None:
     """Raises ValueError for the first argument with a concrete entry that is not in (0, inf)."""
     for name, value in values.items():
         in_range(name, value, 0.0, math.inf)

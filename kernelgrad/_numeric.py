@@ -1,6 +1,7 @@
 """Arithmetic in floating point: full precision, at least single width, roots without NaN."""
 
 import functools
+import math
 
 import jax.numpy as jnp
 from jax import lax
@@ -24,3 +25,8 @@ def like(value: float | Array, other: Array) -> Array:
 def root(x: Array) -> Array:
     """Returns the square root, with derivative 0 at 0, and 0 below."""
     return jnp.where(x <= 0, 0, jnp.sqrt(jnp.where(x <= 0, 1, x)))
+
+
+def root_of(number: float | Array) -> float | Array:
+    """Returns the square root of a hyperparameter: in Python's precision, unless it is traced."""
+    return math.sqrt(number) if isinstance(number, int | float) else jnp.sqrt(number)

@@ -419,7 +419,7 @@ def median_mixture(
     x: Array,
     y: Array | None = None,
     *,
-    scales: Sequence[float] = (0.5, 1.0, 2.0, 4.0),
+    scales: Sequence[float | Array] = (0.5, 1.0, 2.0, 4.0),
     axis_name: str | None = None,
 ) -> RadialMixture:
     r"""Returns a mixture around the median distance: :math:`l_c^2 = s_c \cdot \mathrm{median}`.
@@ -428,7 +428,7 @@ def median_mixture(
       family: a factory of this module, such as those of ``FAMILIES``.
       x: points; shape (n, d), floating.
       y: points pooled with x; shape (m, d).
-      scales: s_c > 0, multiples of the median squared distance; shape (c,).
+      scales: s_c > 0, multiples of the median squared distance, each of which may be traced.
       axis_name: if set, the pool is the union over all devices.
 
     Returns:
@@ -443,7 +443,7 @@ def median_mixture(
     """
     _checks.positive(scales=scales)
     lengthscale = median_lengthscale(x, y, axis_name=axis_name)
-    roots = jnp.asarray([math.sqrt(scale) for scale in scales], lengthscale.dtype)
+    roots = jnp.asarray([_numeric.root_of(scale) for scale in scales], lengthscale.dtype)
     return _checks.call("family", "(lengthscales) -> kernel", family, roots * lengthscale)
 
 

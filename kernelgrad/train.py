@@ -256,13 +256,14 @@ def scan_batches(
 
 
 def pmap_train_step(
-    run: Callable[[TrainState, Key, Array], tuple[TrainState, Info]],
+    run: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, Info]],
     devices: Sequence[jax.Device] | None = None,
-) -> Callable[[TrainState, Key, Array], tuple[TrainState, Info]]:
+) -> Callable[[PyTree, PyTree, PyTree], tuple[PyTree, Info]]:
     """Returns the function mapped over devices under the axis name ``AXIS``.
 
     Args:
-      run: run(state, key, data), made with axis_name=AXIS.
+      run: run(state, key, data), made with axis_name=AXIS; or, with states that are
+        :func:`spread`, ``jax.vmap`` of one made without.
       devices: the devices to use; None: all of them.
 
     Returns:
@@ -284,17 +285,41 @@ def replicate(tree: PyTree, devices: Sequence[jax.Device] | None = None) -> PyTr
       its state, so that the first and the second step share one compilation.
     """
     devices = jax.local_devices() if devices is None else devices
+    return _laid_out(tree, devices, lambda leaf: np.broadcast_to(leaf, (len(devices), *leaf.shape)))
+
+
+def spread(tree: PyTree, devices: Sequence[jax.Device] | None = None) -> PyTree:
+    """Returns the tree with its leading axis dealt to the devices, a share each.
+
+    Such as many runs at once: a function of this device's share of states, under ``jax.vmap``, is
+    mapped by :func:`pmap_train_step` like one of a state.
+
+    Args:
+      tree: pytree of arrays, typed random keys among them; leaves (n, ...).
+      devices: this process's devices, whose number divides n; None: all of them.
+
+    Returns:
+      Pytree whose leaves have shape (devices, n / devices, ...), in device order, laid out as
+      :func:`replicate` does.
+    """
+    devices = jax.local_devices() if devices is None else devices
+    return _laid_out(tree, devices, lambda leaf: leaf.reshape(len(devices), -1, *leaf.shape[1:]))
+
+
+def _laid_out(
+    tree: PyTree, devices: Sequence[jax.Device], by_device: Callable[[np.ndarray], np.ndarray]
+) -> PyTree:
+    """Returns what each leaf becomes by device, each entry on its own one."""
     sharding = NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec(AXIS))
 
-    def copy(leaf: Any) -> Array:
+    def put(leaf: Any) -> Array:
         if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
             return jax.random.wrap_key_data(
-                copy(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf)
+                put(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf)
             )
-        leaf = np.asarray(leaf)
-        return jax.device_put(np.broadcast_to(leaf, (len(devices), *leaf.shape)), sharding)
+        return jax.device_put(by_device(np.asarray(leaf)), sharding)
 
-    return jax.tree.map(copy, tree)
+    return jax.tree.map(put, tree)
 
 
 def unreplicate(tree: PyTree) -> PyTree:

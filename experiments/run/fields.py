@@ -86,11 +86,7 @@ class Rule:
     @property
     def default_text(self) -> str:
         """The default as the flag would be given it; blank where there is none."""
-        if self.default in (dataclasses.MISSING, None):
-            return ""
-        if self.many:
-            return ",".join(map(str, self.default))
-        return str(self.default).lower() if self.kind is bool else str(self.default)
+        return "" if self.default is dataclasses.MISSING else self.text(self.default)
 
     def parse(self, name: str, text: str) -> Any:
         """Returns the value that a flag's text stands for.
@@ -101,13 +97,30 @@ class Rule:
         if self.kind is str and not (self.many or self.choices):
             return self.check(name, text)
         if not self.many:
-            return self.check(name, _scalar(self.kind, text.strip()))
-        items = [_scalar(self.kind, item.strip()) for item in text.split(",") if text.strip()]
+            return self.check(name, self.scalar(text))
+        items = [self.scalar(item) for item in text.split(",") if text.strip()]
         if items == ["all"] and self.choices:
             items = list(self.choices)
         if not items:
             raise self._error(name, items)
         return self.check(name, items)
+
+    def scalar(self, text: str) -> Any:
+        """Returns what a text stands for, or the text itself where it is nothing of that kind."""
+        if self.kind is bool:
+            return _SWITCHES.get(text.strip().lower(), text.strip())
+        try:
+            return self.kind(text.strip())
+        except ValueError:
+            return text.strip()
+
+    def text(self, value: Any) -> str:
+        """Returns the text that a flag would be given for a value; blank for None."""
+        if value is None:
+            return ""
+        if self.many:
+            return ",".join(map(str, value))
+        return str(value).lower() if self.kind is bool else str(value)
 
     def check(self, name: str, value: Any) -> Any:
         """Returns the value in its own type, a list as a tuple.
@@ -159,16 +172,6 @@ def shown(value: Any) -> str:
     if len(text) <= _SHOWN:
         return text
     return f"{text[:_SHOWN]}... ({len(text)} characters)"
-
-
-def _scalar(kind: type, text: str) -> Any:
-    """Returns what a text stands for, or the text itself where it is nothing of that kind."""
-    if kind is bool:
-        return _SWITCHES.get(text.lower(), text)
-    try:
-        return kind(text)
-    except ValueError:
-        return text
 
 
 # ----------------------------------------------------------------------------------- declarations

@@ -5,13 +5,16 @@ Nothing here waits for a fifo, follows a link below a run's folder, or reads mor
 
 import contextlib
 import errno
+import fcntl
 import io
 import json
 import math
 import os
 import pathlib
 import shutil
+import socket
 import stat
+import time
 import zipfile
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +23,7 @@ import numpy as np
 
 from experiments.run.errors import StorageError
 
+_LOCK_PATIENCE_SECONDS = 1.0  # a killed owner may take a moment to vanish
 _MOST_DEPTH = 32  # of JSON values within one another
 _KINDS = {
     stat.S_IFREG: "a regular file",
@@ -113,6 +117,33 @@ def own(path: pathlib.Path, flags: int) -> int:
     if os.fstat(descriptor).st_nlink > 1:
         os.close(descriptor)
         raise OSError(errno.EMLINK, "got a file with two names (hard links); expected one. Copy it")
+    return descriptor
+
+
+def lock(path: pathlib.Path) -> int:
+    """Returns a descriptor of the file "lock" in a folder, this process's until it is closed.
+
+    Raises:
+      StorageError: another process holds it, or it is no file of this folder's own.
+    """
+    with storage(str(path / "lock")):
+        descriptor = own(path / "lock", os.O_RDWR)
+    deadline = time.monotonic() + _LOCK_PATIENCE_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                owner = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+                os.close(descriptor)
+                raise StorageError(
+                    f"workdir {path}: got a folder in use by {owner}; "
+                    "expected a free one. Stop that process or use another workdir"
+                ) from None
+            time.sleep(0.05)
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     return descriptor
 
 

@@ -17,7 +17,6 @@ own files are refused by name.
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import math
@@ -26,9 +25,7 @@ import pathlib
 import re
 import secrets
 import shutil
-import socket
 import sys
-import time
 from collections.abc import Collection, Mapping
 from typing import Any, Self
 
@@ -47,7 +44,6 @@ _MIN_FREE_BYTES = 16 * 2**20
 _MOST_CONFIG_BYTES, _MOST_CONFIG_VALUES = 2**20, 10_000
 _RUN_ID = "run_id"
 _STEP = re.compile("0|[1-9][0-9]{0,17}")
-_LOCK_PATIENCE_SECONDS = 1.0  # a killed owner may take a moment to vanish
 
 
 def _warn(message: str) -> None:
@@ -141,12 +137,14 @@ class Workdir:
         Raises:
           StorageError: the record could not be written.
         """
+        self.log_all({step: metrics})
+
+    def log_all(self, by_step: Mapping[int, Mapping[str, float]]) -> None:
+        """Appends records of several steps, as :meth:`log` does one, at the cost of one."""
         if self._writes:
-            values = {name: float(value) for name, value in metrics.items()}
-            finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
-            record = json.dumps(dict(step=int(step), **finite), allow_nan=False) + "\n"
+            lines = "".join(_line(step, metrics) for step, metrics in by_step.items())
             with files.storage(str(self._metrics)):
-                files.append(self._metrics, record.encode())
+                files.append(self._metrics, lines.encode())
 
     def history(self) -> list[dict[str, float]]:
         """Returns every record of metrics.jsonl, oldest first; null becomes nan.
@@ -288,23 +286,7 @@ class Workdir:
                 f"workdir {self.path}: got {free / 1e6:.1f} MB of free space; "
                 f"expected at least {_MIN_FREE_BYTES / 1e6:.0f} MB"
             )
-        with files.storage(str(self.path / "lock")):
-            self._lock = files.own(self.path / "lock", os.O_RDWR)
-        deadline = time.monotonic() + _LOCK_PATIENCE_SECONDS
-        while True:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    owner = os.pread(self._lock, 200, 0).decode(errors="replace").strip()
-                    raise StorageError(
-                        f"workdir {self.path}: got a folder in use by {owner}; "
-                        "expected a free one. Stop that process or use another workdir"
-                    ) from None
-                time.sleep(0.05)
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        self._lock = files.lock(self.path)
         files.folder(self.path, self._checkpoints.name)
         for leftover in self._checkpoints.glob("tmp-*"):
             files.remove(leftover)
@@ -380,6 +362,12 @@ def stored_fields(file: pathlib.Path) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ValueError(f"a {type(fields).__name__}")
     return fields
+
+
+def _line(step: int, metrics: Mapping[str, float]) -> str:
+    values = {name: float(value) for name, value in metrics.items()}
+    finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
+    return json.dumps(dict(step=int(step), **finite), allow_nan=False) + "\n"
 
 
 def _shown(value: Any) -> str:

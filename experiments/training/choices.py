@@ -99,7 +99,9 @@ class Choice(NamedTuple):
 
     def critic_optimizer(self, config: Any) -> optax.GradientTransformation:
         """Returns the critic's optimizer of a run's config."""
-        rate = config.critic_learning_rate or self.critic_rate * config.learning_rate
+        rate = config.critic_learning_rate
+        if rate is None:
+            rate = self.critic_rate * config.learning_rate
         return self._called(self.optimizer, config, optax.adam(rate, b1=config.b1))
 
     def _called(self, function: Callable[..., T], config: Any, *arguments: Any) -> T:

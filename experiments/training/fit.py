@@ -27,9 +27,9 @@ from kernelgrad.types import Array, Key, PyTree
 
 ScoreFn = Callable[[Array], dict[str, float]]
 METRICS = ("test_mmd", *image_metrics.METRICS)  # of an evaluation; the first of every one
+EVALUATED_SAMPLES = 500  # of a generator, and as many of the test data at most
 
 _MAX_STEPS_PER_RECORD = 50
-_EVALUATED_SAMPLES = 500
 
 
 def run(
@@ -133,16 +133,7 @@ def make_advance(
     devices: list[jax.Device],
 ) -> Callable[[PyTree, Key], tuple[PyTree, PyTree]]:
     """Returns (state, key) -> (state, info), `per_call` steps on all devices."""
-    fall = config.noise_steps or config.num_steps
-    noise = optax.linear_schedule(config.noise_variance, 0.0, fall)
-    train_step = train.make_train_step(
-        model.generator,
-        model.objective,
-        model.optimizer,
-        sample_latents=model.sample_latents,
-        noise_variance=noise if settings.anneals(config) else None,
-        axis_name=train.AXIS,
-    )
+    train_step = make_train_step(config, model, train.AXIS, anneals=settings.anneals(config))
     batch, examples = settings.rows_per_step(config), models.training_rows(config, dataset)
     if examples.nbytes <= config.resident_gib * 2**30:
         scan = train.scan_resident(
@@ -157,6 +148,61 @@ def make_advance(
         feed.host_batches(examples, config.seed, batch, per_call, start, len(devices))
     )
     return lambda state, key: mapped(state, key, next(batches))
+
+
+def make_train_step(
+    config: Config, model: models.Model, axis_name: str | None, *, anneals: bool
+) -> train.TrainStep:
+    """Returns the training step of a config, whose numbers may be traced.
+
+    Args:
+      config: the settings.
+      model: built from them.
+      axis_name: mapped axis over devices.
+      anneals: whether samples and data get noise (`settings.anneals`).
+    """
+    fall = config.noise_steps or config.num_steps
+    noise = optax.linear_schedule(config.noise_variance, 0.0, fall)
+    return train.make_train_step(
+        model.generator,
+        model.objective,
+        model.optimizer,
+        sample_latents=model.sample_latents,
+        noise_variance=noise if anneals else None,
+        axis_name=axis_name,
+    )
+
+
+def make_judge(
+    config: Config, model: models.Model
+) -> Callable[[train.TrainState, Array, Array], tuple[Array, Array]]:
+    """Returns (state, latents, test points (n, d)) -> (samples, the metric test_mmd).
+
+    Args:
+      config: the settings, whose numbers may be traced.
+      model: built from them.
+    """
+
+    def judge(state: train.TrainState, latents: Array, test: Array) -> tuple[Array, Array]:
+        samples = model.generate(state.params, state.batch_stats, latents)
+        flat = samples.reshape(samples.shape[0], -1)
+        kernel = kernels.median_mixture(kernels.imq_mixture, test, scales=config.kernel_scales)
+        return samples, mmd.mmd_u_statistic(flat, test, kernel)
+
+    return judge
+
+
+def held_out(dataset: Dataset) -> Array:
+    """Returns the test data that samples are judged by, as points (n, d)."""
+    test = np.asarray(train.as_unit_interval(jnp.asarray(dataset.test[:EVALUATED_SAMPLES])))
+    return jnp.asarray(test.reshape(len(test), -1))
+
+
+def image_scores(dataset: Dataset) -> list[ScoreFn]:
+    """Returns what images are judged by without a classifier; nothing for others."""
+    if dataset.is_image and dataset.train_labels is not None:
+        return [image_metrics.neighbours(dataset)]
+    return []
 
 
 def timed(
@@ -194,25 +240,15 @@ def _make_evaluate(
     extra_scores: Sequence[ScoreFn],
 ) -> Callable[[int, train.TrainState], dict[str, float]]:
     """Returns a function that draws samples, writes their picture and returns their metrics."""
-    scores = list(extra_scores)
-    if dataset.is_image and dataset.train_labels is not None:
-        scores.insert(0, image_metrics.neighbours(dataset))
-    latents = model.sample_latents(key, _EVALUATED_SAMPLES)
+    scores = [*image_scores(dataset), *extra_scores]
+    latents = model.sample_latents(key, EVALUATED_SAMPLES)
     shown = np.arange(100)
     if config.conditional:
         shown = labelled.by_class(latents[:, config.latent_dim :], 10)
-    held_out = np.asarray(train.as_unit_interval(jnp.asarray(dataset.test[:_EVALUATED_SAMPLES])))
-    test = jnp.asarray(held_out.reshape(len(held_out), -1))
-
-    @jax.jit
-    def generate(state: train.TrainState, latents: Array, test: Array) -> tuple[Array, Array]:
-        samples = model.generate(state.params, state.batch_stats, latents)
-        flat = samples.reshape(samples.shape[0], -1)
-        kernel = kernels.median_mixture(kernels.imq_mixture, test, scales=config.kernel_scales)
-        return samples, mmd.mmd_u_statistic(flat, test, kernel)
+    test, judge = held_out(dataset), jax.jit(make_judge(config, model))
 
     def evaluate(step: int, state: train.TrainState) -> dict[str, float]:
-        samples, test_mmd = jax.device_get(generate(state, latents, test))
+        samples, test_mmd = jax.device_get(judge(state, latents, test))
         record = {METRICS[0]: float(test_mmd)}
         for score in scores:
             record |= score(samples)

@@ -44,15 +44,33 @@ class Model(NamedTuple):
     extractors: tuple[Extractor, ...] = ()
 
 
-def build(config: Config, dataset: Dataset, axis_name: str | None = None) -> Model:
-    """Returns the model of a config: networks, prior, objective and optimizer."""
-    network = generators.generator_for(dataset.sample_shape, config.width, axis_name)
-    optimizer = optax.adam(config.learning_rate, b1=config.b1)
-    networks = {
+def load_networks(config: Config, dataset: Dataset) -> dict[str, Extractor]:
+    """Returns the networks through which the objective looks, trained at first use."""
+    return {
         name: extractors.train_or_load(name, dataset, places.cache())
         for name in config.features
         if name != extractors.PIXELS
     }
+
+
+def build(
+    config: Config,
+    dataset: Dataset,
+    axis_name: str | None = None,
+    networks: Mapping[str, Extractor] | None = None,
+) -> Model:
+    """Returns the model of a config: networks, prior, objective and optimizer.
+
+    Args:
+      config: the settings, whose numbers may be traced.
+      dataset: what is trained on.
+      axis_name: mapped axis over devices.
+      networks: through which the objective looks; None: :func:`load_networks`, which does not work
+        where anything is traced.
+    """
+    network = generators.generator_for(dataset.sample_shape, config.width, axis_name)
+    optimizer = optax.adam(config.learning_rate, b1=config.b1)
+    networks = load_networks(config, dataset) if networks is None else networks
     views = {name: networks.get(name, _itself) for name in config.features}
     objective, init_critic = _build_objective(config, dataset, views)
 

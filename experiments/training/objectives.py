@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 import optax
 
 from experiments.networks import critics
@@ -69,7 +70,7 @@ def _ratio(
     """A ratio of the mixture of all scales, or of the one of them that is best for the batch."""
     if not select:
         return make(_median(family, scales), **options)
-    factors = [math.sqrt(scale) for scale in scales]
+    factors = _roots(scales)
     return make(_median(family, (1.0,)), lengthscale_factors=factors, **options)
 
 
@@ -173,7 +174,7 @@ def _between_features(
     **options: Any,
 ) -> TwoPlayer:
     """The features' unit is learned, and the scales are those of the kernel as it is."""
-    kernel = kernels.FAMILIES[family]([math.sqrt(scale) for scale in scales])
+    kernel = kernels.FAMILIES[family](_roots(scales))
     slopes = penalty and PENALTIES[penalty]
     return make(make_kernel=lambda x, y, *, axis_name: kernel, **_given(penalty=slopes, **options))
 
@@ -216,6 +217,11 @@ def _kl_adversarial(
         penalty_weight=penalty_weight,
         ridge=ridge,
     )
+
+
+def _roots(scales: tuple[float, ...]) -> list[Any]:
+    """Returns the roots of numbers, which a sweep may trace."""
+    return [math.sqrt(scale) if isinstance(scale, float) else jnp.sqrt(scale) for scale in scales]
 
 
 def _given(**options: Any) -> dict[str, Any]:

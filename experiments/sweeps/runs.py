@@ -1,0 +1,208 @@
+"""The runs of a sweep: their settings, their folders, and how far each of them has come.
+
+Every engine leaves the same: a run is a folder of experiments.train, whoever trained it, so that
+one engine goes on where another has stopped, and every binary reads it. A run that diverged has a
+file ``diverged`` that says at which step.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.data import catalog
+from experiments.data.dataset import Dataset
+from experiments.run import fields, files, records
+from experiments.run.errors import StorageError, UsageError
+from experiments.sweeps import grammar, shapes
+from experiments.sweeps.grammar import Grid
+from experiments.training import fit, models, settings
+from experiments.training.settings import Config
+
+Datasets = dict[tuple[str, int], Dataset]  # by name and seed
+
+DIVERGED = "diverged"
+_MOST_BYTES, _MOST_VALUES = 2**26, 10**7
+_STRANGE = re.compile(r"[^\w.+=,-]")
+
+
+class Run(NamedTuple):
+    """One run of a sweep.
+
+    Attributes:
+      name: of its folder: the settings that the sweep varies.
+      values: of these settings.
+      config: all its settings.
+    """
+
+    name: str
+    values: dict[str, Any]
+    config: Config
+
+
+class Progress(NamedTuple):
+    """How far a run has come.
+
+    Attributes:
+      step: of its last record; 0 without one.
+      record: that one, with the figures of the last evaluation.
+      diverged: what a run that diverged says; None: it did not.
+    """
+
+    step: int
+    record: dict[str, float]
+    diverged: str | None
+
+
+# ---------------------------------------------------------------------------------------- settings
+
+
+def expand(base: Config, grid: Grid) -> list[Run]:
+    """Returns a run for every combination of a grid's values, the last setting varying fastest."""
+    runs = []
+    for combination in itertools.product(*grid.values()):
+        values = dict(zip(grid, combination, strict=True))
+        name = ",".join(f"{key}={grammar.shown(value)}" for key, value in values.items())
+        config = dataclasses.replace(base, **values)
+        runs.append(Run(_STRANGE.sub("_", name), values, config))
+    return runs
+
+
+def validate(runs: Sequence[Run]) -> list[Run]:
+    """Returns the runs with each value in its own type.
+
+    Raises:
+      UsageError: a setting of one of them is out of its range, or does not go with the others.
+    """
+    checked = []
+    for number, run in enumerate(runs, start=1):
+        try:
+            config = fields.checked(Config, dataclasses.asdict(run.config))
+            settings.validate(config, 1)
+        except UsageError as error:
+            raise UsageError(f"sweep: run {number} of {len(runs)}: {error}") from error
+        values = {name: getattr(config, name) for name in run.values}
+        checked.append(run._replace(config=config, values=values))
+    return checked
+
+
+def load(runs: Sequence[Run], data_dir: str | None) -> Datasets:
+    """Returns the data of the runs by name and seed; what does not depend on the seed, once.
+
+    Raises:
+      UsageError: one of them does not fit its run.
+      DataError: one is unknown, missing or damaged.
+    """
+    found: Datasets = {}
+    first: dict[str, Dataset] = {}
+    fitting: set[Config] = set()
+    for number, run in enumerate(runs, start=1):
+        name, seed = key = run.config.dataset, run.config.seed
+        if key not in found:
+            loaded = catalog.load(name, data_dir, seed=seed)
+            known = first.setdefault(name, loaded)
+            found[key] = known if _same(known, loaded) else loaded
+        form = shapes.structure(run.config)
+        if form not in fitting:
+            try:
+                models.check(run.config, found[key])
+            except UsageError as error:
+                raise UsageError(f"sweep: run {number} of {len(runs)}: {error}") from error
+            fitting.add(form)
+    return found
+
+
+def _same(one: Dataset, other: Dataset) -> bool:
+    pairs = zip(one[1:], other[1:], strict=True)
+    return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs)
+
+
+# ---------------------------------------------------------------------------------------- on disk
+
+
+@contextlib.contextmanager
+def held(root: pathlib.Path, text: str, runs: Sequence[Run]) -> Iterator[None]:
+    """Keeps the folder of a sweep from other processes, and leaves sweep.json in it.
+
+    Raises:
+      StorageError: it cannot be written, or is in use.
+      UsageError: it holds runs with other settings.
+    """
+    with files.storage(f"workdir {root}"):
+        root.mkdir(parents=True, exist_ok=True)
+        lock = files.lock(root)
+    try:
+        _hold_to(root, text, runs)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _hold_to(root: pathlib.Path, text: str, runs: Sequence[Run]) -> None:
+    """Writes sweep.json, unless the one that is there has other settings."""
+    varied, config = runs[0].values, runs[0].config
+    fixed = {name: x for name, x in dataclasses.asdict(config).items() if name not in varied}
+    about = {"sweep": text, "settings": fixed, "runs": {run.name: run.values for run in runs}}
+    content = json.dumps(about, indent=2) + "\n"
+    path = root / "sweep.json"
+    with files.storage(str(path)):
+        if files.kind(path) is not None:
+            stored = _stored_settings(path)
+            free = {*settings.free_fields(config), *varied}
+            wanted = json.loads(content)["settings"]
+            changes = [
+                f"{name} was {json.dumps(stored.get(name))}, now {json.dumps(value)}"
+                for name, value in wanted.items()
+                if name not in free and name in stored and stored[name] != value
+            ]
+            if changes:
+                raise UsageError(
+                    f"workdir {root} holds a sweep with other settings: {'; '.join(changes)}. Use "
+                    "the same flags or another workdir"
+                )
+        files.replace(path, content.encode())
+
+
+def _stored_settings(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the settings that all runs of a sweep.json have."""
+    try:
+        stored = files.parse_json(files.read(path, _MOST_BYTES), _MOST_VALUES)
+        return dict(stored["settings"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise StorageError(f"{path}: got {error!r}; expected a sweep. Remove it") from error
+
+
+def progress_of(root: pathlib.Path, run: Run) -> Progress:
+    """Returns how far a run in the folder of its sweep has come.
+
+    Raises:
+      StorageError: its records are damaged.
+    """
+    folder = root / run.name
+    last: dict[str, float] = {"step": 0}
+    for record in records.parsed(folder / "metrics.jsonl"):
+        if fit.METRICS[0] in record:
+            last = record
+    diverged = None
+    if files.kind(folder / DIVERGED) is not None:
+        with files.storage(str(folder / DIVERGED)):
+            diverged = files.read(folder / DIVERGED, _MOST_BYTES).decode(errors="replace").strip()
+    step = int(last.pop("step"))
+    return Progress(step, last, diverged)
+
+
+def unfinished(root: pathlib.Path, runs: Sequence[Run]) -> list[Run]:
+    """Returns the runs that are neither at their last step nor diverged."""
+    left = []
+    for run in runs:
+        so_far = progress_of(root, run)
+        if so_far.diverged is None and so_far.step < run.config.num_steps:
+            left.append(run)
+    return left
