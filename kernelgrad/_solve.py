@@ -5,7 +5,7 @@ it depends on: the derivatives are solves again.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -39,11 +39,11 @@ def dense(gram: Array, ridge: Array) -> Solve:
     Cost: O(n^3) time once and O(n^2 p) a call, O(n^2) memory.
     """
     matrix = gram + ridge * jnp.eye(gram.shape[0], dtype=gram.dtype)
-    factor, _ = cho_factor(lax.stop_gradient(matrix), lower=True)
+    factor = _factor(lax.stop_gradient(matrix))
 
     def solve(b: Array) -> Array:
         ours, held, b = _devices.varying((matrix, factor, b))
-        return _linear(lambda x: _numeric.dot(ours, x), lambda c: cho_solve((held, True), c))(b)
+        return _linear(lambda x: _numeric.dot(ours, x), lambda c: _substitute(held, c))(b)
 
     return solve
 
@@ -85,6 +85,38 @@ def matrix_free(kernel: Kernel, points: Array, ridge: Array) -> Solve:
         return _linear(apply, functools.partial(_refined, apply, precondition, held))(b)
 
     return solve
+
+
+def _in_turn(fn: Callable[..., Array]) -> Callable[..., Array]:
+    """Returns a function of arrays that vmap, on CPUs, makes a loop of.
+
+    Two batches that LAPACK works off at the same time, in one program or on two devices of one
+    process, wait there for each other's threads for ever, and in turn they are as fast.
+    """
+    mapped = jax.custom_batching.custom_vmap(fn)
+
+    @mapped.def_vmap
+    def rule(size: int, is_batched: Sequence[bool], *args: Array) -> tuple[Array, bool]:
+        del size
+        axes = tuple(0 if batched else None for batched in is_batched)
+
+        def loop(*args: Array) -> Array:
+            varying = [x for x, axis in zip(args, axes, strict=True) if axis is not None]
+
+            def body(items: list[Array]) -> Array:
+                rest = iter(items)
+                pairs = zip(args, axes, strict=True)
+                return mapped(*(x if axis is None else next(rest) for x, axis in pairs))
+
+            return lax.map(body, varying)
+
+        return lax.platform_dependent(*args, cpu=loop, default=jax.vmap(fn, axes)), True
+
+    return mapped
+
+
+_factor = _in_turn(lambda matrix: cho_factor(matrix, lower=True)[0])
+_substitute = _in_turn(lambda factor, b: cho_solve((factor, True), b))
 
 
 def _linear(apply: Solve, solve: Solve) -> Solve:

@@ -2,6 +2,9 @@
 
 import functools
 import math
+import os
+import subprocess
+import sys
 
 import chex
 import jax
@@ -197,3 +200,70 @@ def test_nothing_made_has_a_size_of_all_pairs():
     assert memory.largest_buffer(at, queries, x) <= linear
     slope = jax.grad(lambda q, x: jnp.sum(at(q, x)), argnums=(0, 1))
     assert memory.largest_buffer(slope, queries, x) <= linear
+
+
+def stacked(rng, count=3, n=6):
+    points = jnp.asarray(rng.normal(size=(count, n, 2)), jnp.float32)
+    return jax.vmap(lambda x: kernels.gram(kernels.rbf_mixture(1.0), x))(points), points
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other devices solve batches at once")
+def test_lapack_never_works_off_a_batch(rng):
+    """Two batches at once wait for each other's threads for ever, on CPUs (jaxlib 0.10)."""
+    grams, b = stacked(rng)
+
+    def solve(gram, b):
+        return _solve.dense(gram, jnp.float32(1.0))(b)
+
+    program = jax.jit(jax.vmap(jax.grad(lambda gram, b: jnp.sum(solve(gram, b) ** 2))))
+    text = program.lower(grams, b).compile().as_text()
+    calls = [line for line in text.splitlines() if 'custom_call_target="lapack' in line]
+    assert len(calls) >= 2
+    assert not [line for line in calls if "f32[3," in line]
+
+
+def test_many_solves_are_each_on_its_own(rng):
+    """Whatever is mapped: the matrices, the right-hand sides, both, or both twice."""
+    grams, b = stacked(rng)
+
+    def solve(gram, b):
+        return _solve.dense(gram, jnp.float32(0.5))(b)
+
+    expected = np.stack([solve(gram, side) for gram, side in zip(grams, b, strict=True)])
+    np.testing.assert_allclose(jax.vmap(solve)(grams, b), expected, rtol=1e-6)
+    twice = jax.vmap(jax.vmap(solve))(grams[None], b[None])[0]
+    np.testing.assert_allclose(twice, expected, rtol=1e-6)
+    of_one = jax.vmap(solve, in_axes=(None, 0))(grams[1], b)
+    np.testing.assert_allclose(of_one[1], expected[1], rtol=1e-6)
+    by_matrix = jax.vmap(solve, in_axes=(0, None))(grams, b[1])
+    np.testing.assert_allclose(by_matrix[1], expected[1], rtol=1e-6)
+
+
+POPULATION = """
+import functools, jax, jax.numpy as jnp
+from kernelgrad import kernels, objectives
+rule = functools.partial(kernels.median_mixture, kernels.imq_mixture)
+def run(ridge, key, x, y):
+    def body(x, key):
+        direction, info = objectives.kl(rule, ridge=ridge)(key, x, y)
+        return x - 0.01 * direction, info["mmd"]
+    return jax.lax.scan(body, x, jax.random.split(key, 5))
+key, devices = jax.random.key(0), jax.device_count()
+x = jax.random.normal(key, (devices, 64 // devices, 64, 2))
+ridges = jnp.linspace(1.0, 9.0, 64).reshape(devices, -1)
+keys = jax.random.split(key, ridges.shape)
+jax.block_until_ready(jax.pmap(jax.vmap(run))(ridges, keys, x, x + 1))
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_population_of_kl_ends(devices):
+    """In a process of its own, for what waits for ever cannot be stopped in this one."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    subprocess.run(
+        [sys.executable, "-c", POPULATION],
+        env={**os.environ, "XLA_FLAGS": flags, "OPENBLAS_NUM_THREADS": "1"},
+        check=True,
+        timeout=300,
+    )

@@ -28,7 +28,7 @@ ROWS = [
     {"targets"},
     {"judges"},
     {"training"},
-    {"reports"},
+    {"reports", "sweeps"},
     {"a binary"},
 ]
 ROW = {folder: row for row, folders in enumerate(ROWS) for folder in folders}
