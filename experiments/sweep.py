@@ -15,10 +15,11 @@ import jax
 
 from experiments.run import command, fields, places
 from experiments.run.errors import UsageError
-from experiments.sweeps import commands, grammar, population, runs, table
+from experiments.sweeps import commands, grammar, population, runs, table, tune
+from experiments.sweeps.tune import Tuning
 from experiments.training import settings
 
-ENGINES = ("population", "commands")
+ENGINES = ("population", "ray", "commands")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,14 @@ class Options(command.Place):
     num_devices: int | None = fields.integer(
         None, 1, 10**6, "Devices of a population; all by default. A run is on one of them."
     )
+    address: str | None = fields.text(
+        None, "ray: that of a running cluster, such as auto; by default one is started here."
+    )
+    asha: str | None = fields.choice(
+        None, tune.GOALS, "ray: the metric by which ASHA stops the hopeless; by default none is."
+    )
+    cpus_per_run: int = fields.integer(1, 1, 10**4, "ray: processors that a run is given.")
+    gpus_per_run: int = fields.integer(0, 0, 10**3, "ray: accelerators that a run is given.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +59,7 @@ def run(
     engine: str = "population",
     max_runs: int = 256,
     num_devices: int | None = None,
+    tuning: Tuning = tune.HERE,
 ) -> str:
     """Trains what is missing, or writes its command lines; writes the table and the picture.
 
@@ -60,6 +70,7 @@ def run(
       engine: of ENGINES.
       max_runs: a larger grid is refused.
       num_devices: devices of a population; None: all.
+      tuning: how Ray goes about it.
 
     Returns:
       The table.
@@ -80,10 +91,14 @@ def run(
     data = runs.load(all_runs, data_dir)
     if engine == "population":
         population.check(all_runs, data)
+    if engine == "ray":
+        tune.check(all_runs, data, tuning)
     with runs.held(root, config.sweep, all_runs):
         left = runs.unfinished(root, all_runs)
         if engine == "population":
             population.run(root, left, data, devices)
+        elif engine == "ray":
+            tune.run(root, left, data_dir, tuning)
         else:
             print("\n".join(commands.write(root, left, data_dir)))
         text = table.report(root, all_runs)
@@ -109,6 +124,7 @@ def _start(given: command.Given) -> None:
         engine=options.engine,
         max_runs=options.max_runs,
         num_devices=options.num_devices,
+        tuning=Tuning(options.address, options.asha, options.cpus_per_run, options.gpus_per_run),
     )
 
 

@@ -251,6 +251,11 @@ def choices(
     return _field(default, str, text, choices=known, many=True, flag=flag, **options)
 
 
+def text(default: str | None, help_text: str) -> Any:
+    """Declares a text that is not blank, or nothing."""
+    return _field(default, str, help_text)
+
+
 def words(default: tuple[str, ...], text: str) -> Any:
     """Declares distinct texts."""
     return _field(default, str, text, many=True)

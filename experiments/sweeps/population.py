@@ -23,7 +23,7 @@ from experiments.run.errors import UsageError
 from experiments.run.signals import Signals, terminated
 from experiments.run.workdirs import Workdir
 from experiments.sweeps import shapes
-from experiments.sweeps.runs import DIVERGED, Datasets, Run
+from experiments.sweeps.runs import ENDED, Datasets, Run
 from experiments.training import extractors, fit, models, settings
 from experiments.training.extractors import Extractor
 from experiments.training.settings import Config
@@ -328,7 +328,7 @@ def _follow(
         step += cohort.per_record
         for bad in map(int, np.flatnonzero(~finite.all(axis=1))):
             first = step - finite.shape[1] + int(finite[bad].argmin()) + 1
-            diverged.setdefault(bad, f"step {first}: the state is not finite")
+            diverged.setdefault(bad, f"diverged: step {first}: the state is not finite")
         is_last = step == config.num_steps
         is_due = step % config.eval_every == 0 or is_last
         figures: list[dict[str, float]] = cohort.figures() if is_due else [{}] * count
@@ -358,6 +358,6 @@ def _save(
             folder.log_all(records[index])
             records[index] = {}
         if index in diverged:
-            folder.write_bytes(DIVERGED, f"{diverged[index]}\n".encode())
+            folder.write_bytes(ENDED, f"{diverged[index]}\n".encode())
         else:
             folder.save(step, state)

@@ -1,8 +1,8 @@
 """The runs of a sweep: their settings, their folders, and how far each of them has come.
 
 Every engine leaves the same: a run is a folder of experiments.train, whoever trained it, so that
-one engine goes on where another has stopped, and every binary reads it. A run that diverged has a
-file ``diverged`` that says at which step.
+one engine goes on where another has stopped, and every binary reads it. A run that diverged, or was
+stopped for good, has a file ``ended`` that says so.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from experiments.training.settings import Config
 
 Datasets = dict[tuple[str, int], Dataset]  # by name and seed
 
-DIVERGED = "diverged"
+ENDED = "ended"
 _MOST_BYTES, _MOST_VALUES = 2**26, 10**7
 _STRANGE = re.compile(r"[^\w.+=,-]")
 
@@ -53,12 +53,12 @@ class Progress(NamedTuple):
     Attributes:
       step: of its last record; 0 without one.
       record: that one, with the figures of the last evaluation.
-      diverged: what a run that diverged says; None: it did not.
+      ended: why it will not come to its last step, such as "diverged: step 3 ..."; None: it may.
     """
 
     step: int
     record: dict[str, float]
-    diverged: str | None
+    ended: str | None
 
 
 # ---------------------------------------------------------------------------------------- settings
@@ -186,23 +186,28 @@ def progress_of(root: pathlib.Path, run: Run) -> Progress:
       StorageError: its records are damaged.
     """
     folder = root / run.name
-    last: dict[str, float] = {"step": 0}
-    for record in records.parsed(folder / "metrics.jsonl"):
-        if fit.METRICS[0] in record:
-            last = record
-    diverged = None
-    if files.kind(folder / DIVERGED) is not None:
-        with files.storage(str(folder / DIVERGED)):
-            diverged = files.read(folder / DIVERGED, _MOST_BYTES).decode(errors="replace").strip()
-    step = int(last.pop("step"))
-    return Progress(step, last, diverged)
+    last = {"step": 0.0, **([*evaluations(folder)] or [{}])[-1]}
+    ended = None
+    if files.kind(folder / ENDED) is not None:
+        with files.storage(str(folder / ENDED)):
+            ended = files.read(folder / ENDED, _MOST_BYTES).decode(errors="replace").strip()
+    return Progress(int(last.pop("step")), last, ended)
+
+
+def evaluations(folder: pathlib.Path) -> list[dict[str, float]]:
+    """Returns the records of a run that hold the figures of an evaluation, oldest first.
+
+    Raises:
+      StorageError: its records are damaged.
+    """
+    return [one for one in records.parsed(folder / "metrics.jsonl") if fit.METRICS[0] in one]
 
 
 def unfinished(root: pathlib.Path, runs: Sequence[Run]) -> list[Run]:
-    """Returns the runs that are neither at their last step nor diverged."""
+    """Returns the runs that have neither come to their last step nor ended before."""
     left = []
     for run in runs:
         so_far = progress_of(root, run)
-        if so_far.diverged is None and so_far.step < run.config.num_steps:
+        if so_far.ended is None and so_far.step < run.config.num_steps:
             left.append(run)
     return left

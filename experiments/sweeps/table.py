@@ -1,5 +1,6 @@
 """What a sweep has come to: a row for each combination of settings, over its seeds."""
 
+import collections
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -71,7 +72,7 @@ def rows(
 
 def _is_finished(run: Run, progress: Mapping[str, Progress]) -> bool:
     so_far = progress[run.name]
-    return so_far.diverged is None and so_far.step >= run.config.num_steps
+    return so_far.ended is None and so_far.step >= run.config.num_steps
 
 
 def _figures(runs: Sequence[Run], progress: Mapping[str, Progress]) -> dict[str, Figure]:
@@ -85,10 +86,13 @@ def _figures(runs: Sequence[Run], progress: Mapping[str, Progress]) -> dict[str,
 
 
 def _account(runs: Sequence[Run], progress: Mapping[str, Progress]) -> str:
-    finished = sum(_is_finished(run, progress) for run in runs)
-    diverged = sum(progress[run.name].diverged is not None for run in runs)
-    others = {"diverged": diverged, "unfinished": len(runs) - finished - diverged}
-    return ", ".join([str(finished), *(f"{n} {what}" for what, n in others.items() if n)])
+    """Returns how many runs have finished, and how many have not, and why."""
+    others: collections.Counter[str] = collections.Counter()
+    for run in runs:
+        if not _is_finished(run, progress):
+            others[(progress[run.name].ended or "unfinished").partition(":")[0]] += 1
+    finished = len(runs) - others.total()
+    return ", ".join([str(finished), *(f"{n} {what}" for what, n in sorted(others.items()))])
 
 
 def report(root: pathlib.Path, runs: Sequence[Run]) -> str:

@@ -198,11 +198,14 @@ def held_out(dataset: Dataset) -> Array:
     return jnp.asarray(test.reshape(len(test), -1))
 
 
+def has_neighbours(dataset: Dataset) -> bool:
+    """Returns whether samples are judged by their neighbours too, as labelled images are."""
+    return dataset.is_image and dataset.train_labels is not None
+
+
 def image_scores(dataset: Dataset) -> list[ScoreFn]:
-    """Returns what images are judged by without a classifier; nothing for others."""
-    if dataset.is_image and dataset.train_labels is not None:
-        return [image_metrics.neighbours(dataset)]
-    return []
+    """Returns what labelled images are judged by without a classifier; nothing for others."""
+    return [image_metrics.neighbours(dataset)] if has_neighbours(dataset) else []
 
 
 def timed(

@@ -59,6 +59,7 @@ def assert_separate(root, run):
     assert fit.run(run.config, workdir=str(root / run.name), num_devices=1)["step"] == 4
 
 
+@pytest.mark.thorough
 def test_each_is_its_separate_run(tmp_path):
     base = dataclasses.replace(BASE, objective="sliced_energy", num_projections=4)
     found = train(tmp_path / "all", base, b1=(0.1, 0.9), seed=(0, 3))
@@ -114,8 +115,8 @@ def test_images_of_classes_are_those_of_the_separate_run(tmp_path):
 def test_a_run_that_diverges_stops_no_other(tmp_path):
     found = train(tmp_path / "all", learning_rate=(1e-3, 1e30))
     good, lost = (runs.progress_of(tmp_path / "all", run) for run in found)
-    assert (good.step, good.diverged) == (4, None)
-    assert lost.diverged in {f"step {step}: the state is not finite" for step in (1, 2)}
+    assert (good.step, good.ended) == (4, None)
+    assert lost.ended in {f"diverged: step {step}: the state is not finite" for step in (1, 2)}
     assert runs.unfinished(tmp_path / "all", found) == []
     assert_separate(tmp_path / "all", found[0])
 

@@ -98,12 +98,12 @@ def test_progress_is_the_last_evaluation(tmp_path):
         lines = [json.dumps({"step": step, "test_mmd": step / 2}) for step in steps]
         lines.append('{"step": 5, "mmd": 1.0}')
         (tmp_path / run.name / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    (tmp_path / lost.name / runs.DIVERGED).write_text("step 3: the state is not finite\n")
+    (tmp_path / lost.name / runs.ENDED).write_text("diverged: step 3: the state is not finite\n")
     found = [runs.progress_of(tmp_path, run) for run in (new, begun, done, lost)]
     assert found[:3] == [
         Progress(0, {}, None),
         Progress(2, {"test_mmd": 1.0}, None),
         Progress(4, {"test_mmd": 2.0}, None),
     ]
-    assert found[3].diverged == "step 3: the state is not finite"
+    assert found[3].ended == "diverged: step 3: the state is not finite"
     assert runs.unfinished(tmp_path, [new, begun, done, lost]) == [new, begun]

@@ -15,7 +15,7 @@ ENDS = [
     Progress(4, {"test_mmd": 3.0}, None),
     Progress(4, {"test_mmd": 5.0}, None),
     Progress(4, {"test_mmd": 0.5}, None),
-    Progress(2, {"test_mmd": 100.0}, "step 3: the state is not finite"),
+    Progress(2, {"test_mmd": 100.0}, "diverged: step 3: the state is not finite"),
     Progress(2, {"test_mmd": 100.0}, None),
 ]
 PROGRESS = dict(zip([run.name for run in RUNS], ENDS, strict=True))
