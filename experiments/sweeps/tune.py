@@ -166,10 +166,16 @@ def _bar(tune: Any, root: pathlib.Path, count: int) -> Any:
     with tqdm(total=count, desc=root.name, unit="run") as bar:
 
         class Callback(tune.Callback):
-            def on_trial_complete(self, *_: Any, **__: Any) -> None:
-                bar.update()
+            def __init__(self, bar: tqdm) -> None:
+                self.bar = bar
 
-        yield Callback()
+            def __getstate__(self) -> dict[str, Any]:  # Tune stores callbacks; a bar has a file
+                return {}
+
+            def on_trial_complete(self, *_: Any, **__: Any) -> None:
+                self.bar.update()
+
+        yield Callback(bar)
 
 
 def _note_if_stopped(trial: dict[str, Any]) -> None:
