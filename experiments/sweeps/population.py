@@ -9,12 +9,13 @@ import dataclasses
 import pathlib
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from tqdm import tqdm
 
 from experiments.data.dataset import Dataset
@@ -237,6 +238,7 @@ class _Cohort:
         devices = devices[: self._count]
         self.per_record = fit.steps_per_record(form.config, step)
         self._per_call = fit.steps_per_call(self.per_record, form.dataset, devices)
+        self._in_turn = form.dataset.is_image and devices[0].platform == "cpu"
         size = -(-self._count // len(devices)) * len(devices)
         filled = [min(index, self._count - 1) for index in range(size)]
         self._members = jax.tree.map(lambda leaf: leaf[np.array(filled)], members)
@@ -298,8 +300,7 @@ class _Cohort:
             good = jnp.all(info["finite"])
             return jax.tree.map(lambda now, before: jnp.where(good, now, before), new, state), info
 
-        axis = None if self._shared else 0
-        return jax.vmap(one, in_axes=(0, 0, axis))(states, *given)
+        return self._of_all(one)(states, *given)
 
     def _judge_all(
         self, states: train.TrainState, members: _Member, test: Array
@@ -311,7 +312,23 @@ class _Cohort:
             latents = model.sample_latents(member.eval_key, fit.EVALUATED_SAMPLES)
             return fit.make_judge(config, model)(state, latents, test)
 
-        return jax.vmap(one, in_axes=(0, 0, None if self._shared else 0))(states, members, test)
+        return self._of_all(one)(states, members, test)
+
+    def _of_all(self, one: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns a function of many runs, from one of a state, a member and its data.
+
+        On a CPU runs of images are made in turn: many convolutions at once, each with kernels of
+        its own, take twice as long there.
+        """
+        if not self._in_turn:
+            return jax.vmap(one, in_axes=(0, 0, None if self._shared else 0))
+
+        def in_turn(states: PyTree, members: _Member, data: Array) -> Any:
+            if self._shared:
+                return lax.map(lambda run: one(*run, data), (states, members))
+            return lax.map(lambda run: one(*run), (states, members, data))
+
+        return in_turn
 
 
 def _follow(

@@ -23,6 +23,7 @@ BASE = Config(
     batch_size=10,
     latent_dim=2,
     width=4,
+    num_projections=2,
 )
 
 
@@ -138,13 +139,13 @@ def cluster():
 @pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 def test_a_node_is_lost_and_nothing_else(tmp_path, cluster):
-    base = dataclasses.replace(BASE, num_steps=3000, eval_every=100)
+    base = dataclasses.replace(BASE, num_steps=600, eval_every=50)
     found, _ = expand(base, learning_rate=(1e-3, 1e-2), seed=(0, 1))
     root = tmp_path / "all"
     lost = []
 
     def lose():
-        while not lost and sum(1 for _ in root.glob("*/checkpoints/200")) < 2:
+        while not lost and sum(1 for _ in root.glob("*/checkpoints/50")) < 2:
             time.sleep(0.05)
         cluster.remove_node(cluster.second)
         lost.append({run.name: runs.progress_of(root, run).step for run in found})
@@ -166,13 +167,13 @@ def test_a_node_is_lost_and_nothing_else(tmp_path, cluster):
 @pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 def test_asha_stops_the_hopeless_for_good(tmp_path, cluster):
-    base = dataclasses.replace(BASE, num_steps=400, eval_every=20)
+    base = dataclasses.replace(BASE, num_steps=320, eval_every=20)
     rates = (1e-2, 3e-3, 1e-5, 1e-6, 1e-7, 1e-8)
     found, _ = expand(base, learning_rate=rates)
     tune.run(tmp_path, found, None, Tuning(asha="test_mmd"))
     ends = [runs.progress_of(tmp_path, run) for run in found]
     stopped = [end for end in ends if (end.ended or "").startswith("stopped: step ")]
     assert stopped
-    assert all(end.step < 400 for end in stopped)
-    assert max(end.step for end in ends) == 400
+    assert all(end.step < 320 for end in stopped)
+    assert max(end.step for end in ends) == 320
     assert runs.unfinished(tmp_path, found) == []
