@@ -546,3 +546,14 @@ def test_kernels_are_equal_by_value():
         assert one != other
         assert not operator.eq(one, other)
     jax.jit(lambda k: chex.assert_equal(k == k, True))(one)  # traced: the same as itself
+
+
+def test_scales_of_a_median_mixture_may_be_traced(rng):
+    x, scales = jnp.asarray(rng.normal(size=(9, 2)), jnp.float32), (0.5, 3.0)
+
+    @jax.jit
+    def lengthscales(scales):
+        return kernels.median_mixture(kernels.imq_mixture, x, scales=scales).lengthscales
+
+    expected = kernels.median_mixture(kernels.imq_mixture, x, scales=scales).lengthscales
+    np.testing.assert_allclose(lengthscales(scales), expected, rtol=1e-6)

@@ -337,3 +337,11 @@ X = np.zeros((3, 2), np.float32)
 def test_errors_name_the_argument(arguments, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         median.median_squared_distance(*arguments)
+
+
+@pytest.mark.parametrize("n", [6, 7])  # an odd number of pairs, and even ones
+def test_held_distances_have_the_median_that_is_searched(n, rng, monkeypatch):
+    x = jnp.asarray(np.round(rng.normal(size=(n, 5)), 1), jnp.float32)
+    held = median.median_squared_distance(x)
+    monkeypatch.setattr(median, "_TILE", 1)
+    assert held == median.median_squared_distance(x)

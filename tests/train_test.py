@@ -342,6 +342,35 @@ def test_a_state_with_typed_keys_is_replicated(key, rng):
     assert {leaf.shape[0] for leaf in jax.tree.leaves(both)} == {jax.device_count()}
 
 
+def test_states_that_are_spread_are_runs_of_their_own(key):
+    """pmap(vmap) over four runs on two devices: each is its separate run, compiled once."""
+    params = {"shift": jnp.arange(4.0)[:, None, None] * jnp.ones((1, 2))}
+    states = jax.vmap(lambda p: train.init(p, {}, optax.sgd(0.1)))(params)
+    step = train.make_train_step(
+        lambda params, stats, latents: (latents + params["shift"], stats),
+        lambda key, x, y, *, axis_name=None: (x - jnp.mean(y), {}),
+        optax.sgd(0.1),
+        sample_latents=lambda key, n: jax.random.normal(key, (n, 2)),
+    )
+    keys, data = jax.random.split(key, 4), jnp.ones((3, 2))
+    devices = jax.devices()[:2]
+
+    def share(states, _, given):
+        return jax.vmap(step, in_axes=(0, 0, None))(states, *given)
+
+    run = train.pmap_train_step(chex.assert_max_traces(share, 1), devices)
+    given = train.spread(keys, devices), train.replicate(data, devices)
+    spread, _ = run(train.spread(states, devices), None, given)
+    spread, _ = run(spread, None, given)
+    got = jax.tree.map(lambda leaf: np.concatenate(leaf), spread)
+    for index in range(4):
+        state = jax.tree.map(lambda leaf, index=index: leaf[index], states)
+        for _ in range(2):
+            state, _ = step(state, keys[index], data)
+        of_run = jax.tree.map(lambda leaf, index=index: leaf[index], got)
+        chex.assert_trees_all_close(of_run, state, rtol=1e-6)
+
+
 def _key_data(tree):
     def data(leaf):
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

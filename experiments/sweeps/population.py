@@ -19,7 +19,7 @@ from jax import lax
 from tqdm import tqdm
 
 from experiments.data.dataset import Dataset
-from experiments.run import threads
+from experiments.run import memory, threads
 from experiments.run.errors import UsageError
 from experiments.run.signals import Signals, terminated
 from experiments.run.workdirs import Workdir
@@ -32,6 +32,7 @@ from kernelgrad import train
 from kernelgrad.types import Array, Key, PyTree
 
 _MOST_AT_ONCE = 256  # runs of a program, each with an open folder
+_MARGIN = 4.0  # memory of a program over that which its runs are known to take
 _SAVE_SECONDS = 60.0  # between checkpoints of all runs
 
 
@@ -104,23 +105,27 @@ def run(
       Terminated: a signal came; all runs are saved.
     """
     with Signals() as signals, threads.one_for_blas(), _Bar(root, unfinished) as bar:
-        for group in _groups(unfinished, data):
+        for group in _groups(unfinished, data, devices):
             _train(root, group, data, devices, signals, bar)
 
 
-def _groups(runs: Sequence[Run], data: Datasets) -> list[list[Run]]:
-    """Returns the runs that share a program, a list each."""
+def _groups(runs: Sequence[Run], data: Datasets, devices: Sequence[jax.Device]) -> list[list[Run]]:
+    """Returns the runs that share a program, a list each, as many as the memory is sure to hold."""
     by_form = defaultdict(list)
     for one in runs:
         config = one.config
         bound = settings.sees_features(config) or config.conditional  # what the model has of data
         dataset = data[config.dataset, config.seed]
         by_form[shapes.structure(config), id(dataset) if bound else 0].append(one)
-    return [
-        group[start : start + _MOST_AT_ONCE]
-        for group in by_form.values()
-        for start in range(0, len(group), _MOST_AT_ONCE)
-    ]
+    memories = 1 if devices[0].platform == "cpu" else len(devices)
+    groups = []
+    for group in by_form.values():
+        config = group[0].config
+        needed = models.memory_needed(config, data[config.dataset, config.seed])
+        fitting = int(memories * memory.total() / (_MARGIN * needed))
+        most = max(len(devices), min(_MOST_AT_ONCE, fitting))
+        groups += [group[start : start + most] for start in range(0, len(group), most)]
+    return groups
 
 
 class _Bar(tqdm):

@@ -201,6 +201,16 @@ def check(config: Config, dataset: Dataset, num_devices: int = 1) -> None:
             f"batch_size: got {config.batch_size}, {rows} rows a step; expected at most the "
             f"{num_rows} training examples of {config.dataset}"
         )
+    needed = memory_needed(config, dataset, num_devices)
+    memory.require(config, ("width", "latent_dim", "batch_size"), needed)
+
+
+def memory_needed(config: Config, dataset: Dataset, num_devices: int = 1) -> float:
+    """Returns the bytes that training takes of a device, estimated from below.
+
+    Raises:
+      UsageError: no network takes such samples.
+    """
     classes = dataset.num_classes if config.conditional else 0
     share = config.batch_size // num_devices
     shape = (math.prod(dataset.sample_shape) + classes,) if classes else dataset.sample_shape
@@ -216,4 +226,4 @@ def check(config: Config, dataset: Dataset, num_devices: int = 1) -> None:
         raise UsageError(f"dataset: got {config.dataset}, for which no network is: {error}") from (
             error
         )
-    memory.require(config, ("width", "latent_dim", "batch_size"), needed)
+    return needed
