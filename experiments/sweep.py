@@ -95,13 +95,15 @@ def run(
         tune.check(all_runs, data, tuning)
     with runs.held(root, config.sweep, all_runs):
         left = runs.unfinished(root, all_runs)
-        if engine == "population":
-            population.run(root, left, data, devices)
-        elif engine == "ray":
-            tune.run(root, left, data_dir, tuning)
-        else:
-            print("\n".join(commands.write(root, left, data_dir)))
-        text = table.report(root, all_runs)
+        try:
+            if engine == "population":
+                population.run(root, left, data, devices)
+            elif engine == "ray":
+                tune.run(root, left, data_dir, tuning)
+            else:
+                print("\n".join(commands.write(root, left, data_dir)))
+        finally:
+            text = table.report(root, all_runs)
     print(text, end="")
     return text
 

@@ -93,27 +93,9 @@ def run(
     """
     if not unfinished:
         return
-    import ray
     from ray import tune
 
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the bar speaks for all of it
-    paths = os.pathsep.join(filter(None, [str(_CHECKOUT), os.environ.get("PYTHONPATH", "")]))
-    environment = {"env_vars": {"PYTHONPATH": paths}}
-    if not ray.is_initialized():
-        try:
-            options = {} if tuning.address else {"include_dashboard": False}
-            ray.init(
-                address=tuning.address,
-                runtime_env=environment,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **options,
-            )
-        except (ConnectionError, ValueError) as error:
-            raise UsageError(
-                f"address: got {tuning.address} ({error}); expected that of a running cluster"
-            ) from error
+    _connect(tuning.address)
     trials = [
         {
             "folder": str(root / one.name),
@@ -122,10 +104,9 @@ def run(
         }
         for one in unfinished
     ]
-    resources = {"cpu": tuning.cpus, "gpu": tuning.gpus}
     with _bar(tune, root, len(trials)) as callback:
         results = tune.Tuner(
-            tune.with_resources(_trial, resources),
+            tune.with_resources(_trial, {"cpu": tuning.cpus, "gpu": tuning.gpus}),
             param_space={"trial": tune.grid_search(trials)},
             tune_config=tune.TuneConfig(scheduler=_scheduler(unfinished, tuning)),
             run_config=tune.RunConfig(
@@ -142,6 +123,30 @@ def run(
     if results.errors:
         lines = str(results.errors[0]).strip().splitlines()
         raise StorageError(f"{root}: {len(results.errors)} runs failed, the first with {lines[-1]}")
+
+
+def _connect(address: str | None) -> None:
+    """Joins a cluster, or starts one here, whose workers import from this checkout."""
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the bar speaks for all of it
+    if ray.is_initialized():
+        return
+    paths = os.pathsep.join(filter(None, [str(_CHECKOUT), os.environ.get("PYTHONPATH", "")]))
+    options = {} if address else {"include_dashboard": False}
+    try:
+        ray.init(
+            address=address,
+            runtime_env={"env_vars": {"PYTHONPATH": paths}},
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **options,
+        )
+    except (ConnectionError, ValueError) as error:
+        raise UsageError(
+            f"address: got {address} ({error}); expected that of a running cluster"
+        ) from error
 
 
 def _scheduler(unfinished: Sequence[Run], tuning: Tuning) -> Any:

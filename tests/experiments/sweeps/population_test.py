@@ -130,7 +130,7 @@ def test_data_that_do_not_fit_on_the_device_are_refused():
 
 FLAGS = [
     "--sweep=learning_rate=1e-3,1e-2;seed=0..2", "--objective=mmd", "--dataset=ring",
-    "--batch_size=10", "--latent_dim=2", "--width=4", "--num_steps=4000", "--eval_every=500",
+    "--batch_size=10", "--latent_dim=2", "--width=4", "--num_steps=800", "--eval_every=100",
 ]  # fmt: skip
 
 
@@ -144,21 +144,17 @@ def test_a_sweep_killed_half_way_ends_in_the_same_table(tmp_path):
 
     def start(workdir):
         command = [sys.executable, "-c", code, "sweep", f"--workdir={workdir}", *FLAGS]
-        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+        return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
 
-    whole = start(tmp_path / "whole")
-    assert whole.wait() == 0, whole.stderr.read()
-    for step in (500, 2000):
+    assert start(tmp_path / "whole").wait() == 0
+    for step in (100, 400):
         cut = start(tmp_path / "cut")
         awaited = f"*/checkpoints/{step}"
         while cut.poll() is None and not any((tmp_path / "cut").glob(awaited)):
             time.sleep(0.01)
         cut.send_signal(signal.SIGKILL)
-        assert cut.wait() == -signal.SIGKILL, cut.stderr.read()
-    rest = start(tmp_path / "cut")
-    assert rest.wait() == 0, rest.stderr.read()
+        assert cut.wait() == -signal.SIGKILL
+    assert start(tmp_path / "cut").wait() == 0
     assert (tmp_path / "cut" / "table.md").read_text() == (
         (tmp_path / "whole" / "table.md").read_text()
     )
-    again = start(tmp_path / "cut")  # nothing is left to do
-    assert again.wait() == 0

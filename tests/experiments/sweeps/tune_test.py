@@ -139,13 +139,13 @@ def cluster():
 @pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 def test_a_node_is_lost_and_nothing_else(tmp_path, cluster):
-    base = dataclasses.replace(BASE, num_steps=600, eval_every=50)
-    found, _ = expand(base, learning_rate=(1e-3, 1e-2), seed=(0, 1))
+    base = dataclasses.replace(BASE, num_steps=400, eval_every=100)
+    found, _ = expand(base, learning_rate=(1e-3, 1e-2))
     root = tmp_path / "all"
     lost = []
 
     def lose():
-        while not lost and sum(1 for _ in root.glob("*/checkpoints/50")) < 2:
+        while not lost and sum(1 for _ in root.glob("*/checkpoints/100")) < 2:
             time.sleep(0.05)
         cluster.remove_node(cluster.second)
         lost.append({run.name: runs.progress_of(root, run).step for run in found})
