@@ -90,6 +90,7 @@ def stein_test(
     if block_length is not None:
         longest = vectors.shape[0] // num_chains
         _checks.in_range("block_length", block_length, 1, longest, closed="lr")
+    _check_draws(vectors.shape, num_chains, chain_axis)
     if kernel is None:
         kernel = kernels.imq_mixture(kernels.median_lengthscale(vectors))
     if block_length is None:
@@ -154,6 +155,7 @@ def stein_thinning(
       Riabiz et al. 2022 (Optimal thinning of MCMC output), Algorithm 1.
     """
     draws, vectors, score, num_chains = _scored(positions, log_density_fn, chain_axis)
+    _check_draws(vectors.shape, num_chains, chain_axis)
     if kernel is None:
         kernel = kernels.imq_mixture(kernels.median_lengthscale(vectors))
     indices = ksd.stein_thinning(vectors, score, kernel, num_points=num_points)
@@ -213,7 +215,6 @@ def _scored(
     draws, num_chains = _rows(positions, chain_axis)
     vectors = jax.vmap(_vector)(draws)
     _checks.finite(positions=vectors)
-    _check_draws(vectors.shape, num_chains, chain_axis)
 
     def score_of(position: PyTree) -> Array:
         return _vector(_markov.evaluate(position, log_density_fn)[1])
