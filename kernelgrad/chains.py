@@ -110,6 +110,9 @@ def stein_test(
 class Thinned(NamedTuple):
     """Draws that were chosen, in the order of choice; one may be chosen more than once.
 
+    Under jit a draw that is not finite is never chosen; where none is left, positions are NaN and
+    their places -1.
+
     Attributes:
       positions: the draws; leaves (num_points, ...).
       chains: of which chain each is; shape (num_points,), int32.
@@ -159,9 +162,13 @@ def stein_thinning(
     if kernel is None:
         kernel = kernels.imq_mixture(kernels.median_lengthscale(vectors))
     indices = ksd.stein_thinning(vectors, score, kernel, num_points=num_points)
-    length = vectors.shape[0] // num_chains
-    chosen = jax.tree.map(lambda leaf: leaf[indices], draws)
-    return Thinned(chosen, indices // length, indices % length)
+    length, found = vectors.shape[0] // num_chains, indices >= 0
+
+    def chosen(leaf: Array) -> Array:
+        return jnp.where(found.reshape(-1, *[1] * (leaf.ndim - 1)), leaf[indices], jnp.nan)
+
+    places = (jnp.where(found, place, -1) for place in (indices // length, indices % length))
+    return Thinned(jax.tree.map(chosen, draws), *places)
 
 
 def stein_block_length(particles: Array, score: Array, *, num_chains: int = 1) -> Array:
