@@ -80,7 +80,7 @@ class _Form(NamedTuple):
 def check(runs: Sequence[Run], data: Datasets) -> None:
     """Raises UsageError where the data of a run do not fit on the device, before anything."""
     for run in runs:
-        rows = models.training_rows(run.config, data[run.config.dataset, run.config.seed])
+        rows = models.training_rows(run.config, data[run.name])
         if rows.nbytes > run.config.resident_gib * 2**30:
             raise UsageError(
                 f"resident_gib: got {run.config.resident_gib} for {rows.nbytes / 2**30:.3g} GiB of "
@@ -115,13 +115,13 @@ def _groups(runs: Sequence[Run], data: Datasets, devices: Sequence[jax.Device]) 
     for one in runs:
         config = one.config
         bound = settings.sees_features(config) or config.conditional  # what the model has of data
-        dataset = data[config.dataset, config.seed]
+        dataset = data[one.name]
         by_form[shapes.structure(config), id(dataset) if bound else 0].append(one)
     memories = 1 if devices[0].platform == "cpu" else len(devices)
     groups = []
     for group in by_form.values():
         config = group[0].config
-        needed = models.memory_needed(config, data[config.dataset, config.seed])
+        needed = models.memory_needed(config, data[group[0].name])
         fitting = int(memories * memory.total() / (_MARGIN * needed))
         most = max(len(devices), min(_MOST_AT_ONCE, fitting))
         groups += [group[start : start + most] for start in range(0, len(group), most)]
@@ -151,7 +151,7 @@ def _train(
 ) -> None:
     """Trains runs of one form, those that stand at the same step together."""
     configs = [one.config for one in group]
-    datasets = [data[config.dataset, config.seed] for config in configs]
+    datasets = [data[one.name] for one in group]
     config = configs[0]
     networks = models.load_networks(config, datasets[0])
     form = _Form(config, datasets[0], networks, settings.anneals(config))

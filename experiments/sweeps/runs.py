@@ -7,6 +7,7 @@ stopped for good, has a file ``ended`` that says so.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -26,7 +27,7 @@ from experiments.sweeps.grammar import Grid
 from experiments.training import fit, models, settings
 from experiments.training.settings import Config
 
-Datasets = dict[tuple[str, int], Dataset]  # by name and seed
+Datasets = dict[str, Dataset]  # by the name of a run
 
 ENDED = "ended"
 _MOST_BYTES, _MOST_VALUES = 2**26, 10**7
@@ -94,29 +95,33 @@ def validate(runs: Sequence[Run]) -> list[Run]:
 
 
 def load(runs: Sequence[Run], data_dir: str | None) -> Datasets:
-    """Returns the data of the runs by name and seed; what does not depend on the seed, once.
+    """Returns the data of the runs; what does not depend on their seeds, once.
 
     Raises:
       UsageError: one of them does not fit its run.
       DataError: one is unknown, missing or damaged.
     """
-    found: Datasets = {}
-    first: dict[str, Dataset] = {}
+    first: dict[tuple[str, int | None], Dataset] = {}
     fitting: set[Config] = set()
+
+    @functools.cache
+    def loaded(name: str, image_size: int | None, seed: int) -> Dataset:
+        dataset = catalog.load(name, data_dir, seed=seed, image_size=image_size)
+        known = first.setdefault((name, image_size), dataset)
+        return known if _same(known, dataset) else dataset
+
+    data = {}
     for number, run in enumerate(runs, start=1):
-        name, seed = key = run.config.dataset, run.config.seed
-        if key not in found:
-            loaded = catalog.load(name, data_dir, seed=seed)
-            known = first.setdefault(name, loaded)
-            found[key] = known if _same(known, loaded) else loaded
-        form = shapes.structure(run.config)
+        config = run.config
+        data[run.name] = loaded(config.dataset, config.image_size, config.seed)
+        form = shapes.structure(config)
         if form not in fitting:
             try:
-                models.check(run.config, found[key])
+                models.check(config, data[run.name])
             except UsageError as error:
                 raise UsageError(f"sweep: run {number} of {len(runs)}: {error}") from error
             fitting.add(form)
-    return found
+    return data
 
 
 def _same(one: Dataset, other: Dataset) -> bool:

@@ -68,7 +68,7 @@ def check(all_runs: Sequence[Run], data: Datasets, tuning: Tuning) -> None:
     if tuning.asha in (None, fit.METRICS[0]):
         return
     for one in all_runs:
-        dataset = data[one.config.dataset, one.config.seed]
+        dataset = data[one.name]
         if not fit.has_neighbours(dataset):
             raise UsageError(
                 f"asha: got {tuning.asha} on {dataset.name}, whose runs have {fit.METRICS[0]} "
@@ -101,6 +101,7 @@ def run(
             "folder": str(root / one.name),
             "arguments": commands.arguments(one, root / one.name, data_dir),
             "num_steps": one.config.num_steps,
+            "here": os.getcwd(),
         }
         for one in unfinished
     ]
@@ -199,7 +200,7 @@ def _trial(config: dict[str, Any]) -> None:
 
     trial = config["trial"]
     folder = pathlib.Path(trial["folder"])
-    follow(trial["arguments"], folder, trial["num_steps"], tune.report)
+    follow(trial["arguments"], folder, trial["num_steps"], tune.report, here=trial["here"])
 
 
 def follow(
@@ -207,6 +208,8 @@ def follow(
     folder: pathlib.Path,
     num_steps: int,
     report: Callable[[dict[str, float]], Any],
+    *,
+    here: str | None = None,
 ) -> None:
     """Runs experiments.train to its end, and reports its evaluations; dies with its parent.
 
@@ -215,6 +218,7 @@ def follow(
       folder: of the run.
       num_steps: of the run, whose last evaluation is reported once it is saved.
       report: gets each evaluation of the run, from its first step on.
+      here: folder from which relative paths of the flags start; None: the present one.
 
     Raises:
       RuntimeError: the process failed, otherwise than by diverging, of which a note is left.
@@ -223,7 +227,7 @@ def follow(
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(  # noqa: S603
             command,
-            cwd=_CHECKOUT,
+            cwd=here,
             stdout=subprocess.DEVNULL,
             stderr=errors,
             preexec_fn=_die_with_parent,

@@ -58,9 +58,10 @@ def test_a_whole_number_becomes_the_type_of_its_setting():
 
 def test_data_that_no_seed_changes_are_held_once():
     data = runs.load(expand(dataset=("digits", "ring"), seed=(0, 1)), None)
-    assert data["digits", 0] is data["digits", 1]
-    assert not np.array_equal(data["ring", 0].train, data["ring", 1].train)
-    np.testing.assert_array_equal(data["ring", 1].train, catalog.load("ring", seed=1).train)
+    assert data["dataset=digits,seed=0"] is data["dataset=digits,seed=1"]
+    ring, other = data["dataset=ring,seed=0"], data["dataset=ring,seed=1"]
+    assert not np.array_equal(ring.train, other.train)
+    np.testing.assert_array_equal(other.train, catalog.load("ring", seed=1).train)
 
 
 def test_data_that_do_not_fit_a_run_are_refused():
