@@ -133,6 +133,7 @@ class _Pairs:
             lambda a: jnp.pad(a, [(0, size)] + [(0, 0)] * (a.ndim - 1)), self.points
         )
         borne = _RELATIVE * self.quantiles(_LOW)[0]
+        is_direct = self.points.raw.shape[1] <= _distances.DIRECT_DIMENSIONS
 
         def part(start):  # type: ignore[no-untyped-def]
             return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, start, size), padded)
@@ -152,7 +153,7 @@ class _Pairs:
                     return add(carry, jnp.where(inside, sq_dist, jnp.inf), rounding)
 
                 return _distances.choose(
-                    _distances.far_apart(rows, cols, borne),
+                    is_direct or _distances.far_apart(rows, cols, borne),
                     lambda: add_pairs(_exact_distances),
                     lambda: add_pairs(_rounded_distances),
                 )
@@ -171,8 +172,6 @@ def _exact_distances(rows: Points, cols: Points) -> tuple[Array, Array]:
 
 def _rounded_distances(rows: Points, cols: Points) -> tuple[Array, Array]:
     """Squared distances of one tile, 0 where rounding may have made them, and that rounding."""
-    if rows.raw.shape[1] <= _distances.DIRECT_DIMENSIONS:
-        return _exact_distances(rows, cols)
     sq_dist = _distances.products(rows, cols)
     unit = _ROUNDING * jnp.finfo(sq_dist.dtype).eps
     rounding = unit * (rows.sq_norms[:, None] + cols.sq_norms[None, :])

@@ -109,7 +109,10 @@ def run(
         results = tune.Tuner(
             tune.with_resources(_trial, {"cpu": tuning.cpus, "gpu": tuning.gpus}),
             param_space={"trial": tune.grid_search(trials)},
-            tune_config=tune.TuneConfig(scheduler=_scheduler(unfinished, tuning)),
+            tune_config=tune.TuneConfig(
+                scheduler=_scheduler(unfinished, tuning),
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
             run_config=tune.RunConfig(
                 name=time.strftime("%Y%m%d-%H%M%S"),
                 storage_path=str(root / "ray"),
