@@ -333,7 +333,7 @@ def _row_shares(
     here = jax.tree.map(lambda a: _devices.share(a, axis_name), everyone)
     tile = functools.partial(_row_tile, own, axis_name, n)
     rows = _tiles.stream(tile, kernel, here, everyone).rows
-    return lax.pmean(jnp.mean(rows) / jnp.square(unit), axis_name)
+    return _devices.statistic(jnp.mean(rows) / jnp.square(unit), axis_name)
 
 
 def _row_tile(

@@ -80,7 +80,7 @@ def mmd_u_statistic(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None
         size = points.shape[0] * _devices.num_devices(axis_name)
         _checks.at_least(f"number of samples in {name}", size, 2)
         diagonal = base.profile(jnp.zeros((), points.dtype))
-        diagonal -= 2 * _devices.mean(jnp.mean(offset), axis_name)
+        diagonal -= 2 * _devices.statistic(jnp.mean(offset), axis_name)
         mean = _mean(base, points, None, (offset, offset), axis_name)
         within.append((size * mean - diagonal) / (size - 1))
     return within[0] + within[1] - 2 * _mean(base, x, y, (a, b), axis_name)
@@ -205,7 +205,7 @@ def mmd_value_and_gradient(
             offsets=(a, offset),
             axis_name=axis_name,
         )
-        return _devices.mean(jnp.mean(values), axis_name), gradients
+        return _devices.statistic(jnp.mean(values), axis_name), gradients
 
     (k_xx, within), (k_xy, between) = means(None, a, n), means(targets, b, m)
     (gradient,) = pull(-2 / n * (within - between))
@@ -252,9 +252,9 @@ def test_power(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None = No
     rows, diagonal, peak = (sum(terms) for terms in zip(*parts, strict=True))
     _checks.positive(**{"k(0) of kernel": peak})
     rows, diagonal = rows / peak, diagonal / peak  # whose squares are in range
-    mean = _devices.mean(jnp.mean(rows), axis_name)
-    variance = 4 * _devices.mean(jnp.mean(jnp.square(rows - mean)), axis_name)
-    mean_diagonal = _devices.mean(jnp.mean(diagonal), axis_name)
+    mean, mean_diagonal = _devices.statistic((jnp.mean(rows), jnp.mean(diagonal)), axis_name)
+    squares = jnp.square(rows - _devices.copies(mean, axis_name))
+    variance = 4 * _devices.statistic(jnp.mean(squares), axis_name)
     deviation = jnp.sqrt(variance + _LEAST_VARIANCE)
     return (size * mean - mean_diagonal) / (size - 1) / deviation
 
@@ -372,7 +372,7 @@ def _mean(
     size = x.shape[0] if y is None else y.shape[0]
     weights = jnp.full((size, 1), 1 / (size * _devices.num_devices(axis_name)), x.dtype)
     sums = pairwise.kernel_sum(kernel, x, y, weights, offsets=offsets, axis_name=axis_name)
-    return _devices.mean(jnp.mean(sums), axis_name)
+    return _devices.statistic(jnp.mean(sums), axis_name)
 
 
 def _differences(

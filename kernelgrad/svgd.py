@@ -182,7 +182,7 @@ def step(
     particles = optax.apply_updates(particles, updates)
     mean_square = jnp.mean(jnp.sum(jnp.square(_numeric.wide(direction)), axis=1))
     finite = jnp.all(jnp.isfinite(direction) & jnp.isfinite(particles))
+    mean_square = _devices.statistic(mean_square, axis_name)
     if axis_name is not None:
-        mean_square = lax.pmean(mean_square, axis_name)
         finite = lax.pmin(finite.astype(jnp.int32), axis_name) == 1
     return SVGDState(particles, opt_state), SVGDInfo(_numeric.root(mean_square), finite)
