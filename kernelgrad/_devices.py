@@ -124,6 +124,44 @@ def gather(array: Array | None, axis_name: str | None) -> Any:
     return lax.all_gather(array, axis_name, tiled=True)
 
 
+def first(value: Array, axis_name: str | None) -> Array:
+    """Returns what the first device has, on all devices, without a gradient.
+
+    Args:
+      value: any shape.
+      axis_name: of the devices; None: there is one.
+    """
+    value = lax.stop_gradient(value)
+    return value if axis_name is None else lax.all_gather(value, axis_name)[0]
+
+
+def median(value: Array, axis_name: str) -> Array:
+    """Returns the upper median over devices of what each of them has, without a gradient.
+
+    Args:
+      value: any shape.
+      axis_name: of the devices.
+
+    Returns:
+      One of the values, the same on all devices, elementwise.
+    """
+    everyone = jnp.sort(lax.all_gather(lax.stop_gradient(value), axis_name), axis=0)
+    return everyone[everyone.shape[0] // 2]
+
+
+def passed_on(tree: PyTree, axis_name: str | None) -> PyTree:
+    """Returns what the device before this one has; the first takes the last one's.
+
+    Args:
+      tree: pytree of arrays.
+      axis_name: of the devices; None: there is one.
+    """
+    devices = num_devices(axis_name)
+    if axis_name is None or devices == 1:
+        return tree
+    return lax.ppermute(tree, axis_name, [(i, (i + 1) % devices) for i in range(devices)])
+
+
 def over_rms(rows: Array, axis_name: str | None) -> tuple[Array, Array]:
     r"""Returns rows over their root mean squared norm on the union of devices, and that norm.
 

@@ -11,7 +11,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _devices, _distances, _numeric, _resampling, _traits, pairwise
+from kernelgrad import (
+    _checks,
+    _devices,
+    _distances,
+    _numeric,
+    _resampling,
+    _tiles,
+    _traits,
+    pairwise,
+)
 from kernelgrad.types import Array, Kernel, Key, TestResult
 
 _PERMUTATIONS_AT_ONCE = 128
@@ -344,7 +353,8 @@ def _samples(x: Array, y: Array, kernel: Kernel, axis_name: str | None) -> _Samp
     """
     base = _traits.radial(kernel)
     x, y = _embed(kernel, x), _embed(kernel, y)
-    few = [points[:: -(-points.shape[0] // _OFFSET_POINTS)] for points in (x, y)]
+    devices = _devices.num_devices(axis_name)
+    few = [points[:: -(-points.shape[0] * devices // _OFFSET_POINTS)] for points in (x, y)]
     some = lax.stop_gradient(_devices.gather(jnp.concatenate(few), axis_name))
     base = lax.stop_gradient(base)
 
@@ -353,8 +363,14 @@ def _samples(x: Array, y: Array, kernel: Kernel, axis_name: str | None) -> _Samp
         sq_dist = _distances.products(rows, cols)
         return jnp.mean(base.profile(jnp.where(sq_dist > 0, sq_dist, 0)), axis=1)
 
+    def means(points: Array) -> Array:
+        if devices == 1:
+            return mean(points)
+        tiles = lax.map(mean, _tiles.split(points, _tiles.TILE_ROWS))  # a share of memory, too
+        return tiles.reshape(-1)[: points.shape[0]]
+
     level = jnp.mean(mean(some)) / 2
-    return _Samples(x, y, _traits.radial(kernel), mean(x) - level, mean(y) - level)
+    return _Samples(x, y, _traits.radial(kernel), means(x) - level, means(y) - level)
 
 
 def _embed(kernel: Kernel, points: Array) -> Array:
