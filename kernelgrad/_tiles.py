@@ -4,8 +4,9 @@ A tile function sees some rows and some columns and returns what their pairs con
 traversals below carry a custom VJP: the cotangents of a tile are again a tile, so that a gradient
 streams like the sum it belongs to. At most ``DENSE_PAIRS`` pairs are one tile, in plain JAX.
 
-Over devices the columns go round a ring: each device adds up the tiles of its rows and of the
-columns that it holds at the time, and passes these on together with what was added up at them.
+Over devices the columns go round a ring, a part of every share at a time: each device adds up the
+tiles of its rows and of the columns that it holds at the time, and passes these on together with
+what was added up at them.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from kernelgrad.types import Array, PyTree
 TILE_ROWS = 512
 TILE_COLS = 512
 DENSE_PAIRS = 1 << 18
+RING_PARTS = 4  # of a share, of which one at a time travels
 
 T = TypeVar("T")
 
@@ -235,18 +237,29 @@ _stream.defvjp(_stream_forward, _stream_backward)
 def _ring(fn: TileFn, axis_name: str, shared: PyTree, rows: PyTree, cols: PyTree) -> PairSums:
     n, m = _size(rows), _size(cols)
     devices, place = _devices.num_devices(axis_name), lax.axis_index(axis_name)
-
-    def meet(turn: Array, carry: tuple[PyTree, PairSums]) -> tuple[PyTree, PairSums]:
-        cols, sums = carry
-        first = place * n - (place - turn) % devices * m
-        sums = _add(sums, _swept(fn, first, shared, rows, cols))
-        cols, at_cols = _devices.passed_on((cols, sums.cols), axis_name)
-        return cols, sums._replace(cols=at_cols)
-
-    shapes = jax.eval_shape(functools.partial(_swept, fn), place, shared, rows, cols)
+    parts = split(cols, max(TILE_COLS, -(-m // RING_PARTS)))
+    part = jax.tree.map(lambda t: t[0], parts)
+    shapes = jax.eval_shape(functools.partial(_swept, fn), place, shared, rows, part)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     zeros = _devices.varying(zeros, shared, rows, cols)
-    return lax.fori_loop(0, devices, meet, (cols, zeros))[1]
+
+    def go_round(carry: PyTree, part: PyTree) -> tuple[PyTree, PyTree]:
+        first_col, row_sums, total = carry
+
+        def meet(turn: Array, carry: tuple[PyTree, PairSums]) -> tuple[PyTree, PairSums]:
+            part, sums = carry
+            first = place * n - ((place - turn) % devices * m + first_col)
+            sums = _add(sums, _swept(fn, first, shared, rows, part))
+            part, at_cols = _devices.passed_on((part, sums.cols), axis_name)
+            return part, sums._replace(cols=at_cols)
+
+        start = part, PairSums(row_sums, zeros.cols, total)
+        _, sums = lax.fori_loop(0, devices, meet, start)
+        return (first_col + _size(part), sums.rows, sums.total), sums.cols
+
+    start = jnp.int32(0), zeros.rows, zeros.total
+    (_, row_sums, total), col_sums = lax.scan(go_round, start, parts)
+    return PairSums(row_sums, _joined(col_sums, m), total)
 
 
 def _ring_forward(

@@ -5,7 +5,6 @@ Run as a script, under four forced devices, it compares the numbers and prints w
 
 import dataclasses
 import inspect
-import itertools
 import os
 import pathlib
 import subprocess
@@ -147,6 +146,24 @@ def test_arrays_sharded_over_explicit_axes_are_taken_whole(name):
         jax.eval_shape(function(name), arrays)
 
 
+SHARDED = ["svgd.svgd_direction", "median.median_squared_distance", "mmd.mmd_v_statistic"]
+SHARDED += ["ksd.ksd_v_statistic", "score.stein_score", "objectives.kl", "kale.donsker_varadhan"]
+
+
+@pytest.mark.thorough(quick=1)
+@pytest.mark.parametrize("how", ["in one tile", "in tiles"])
+@pytest.mark.parametrize("name", SHARDED)
+def test_jit_over_sharded_arrays_is_right_without_an_axis_name(name, how, request):
+    if how == "in tiles":
+        request.getfixturevalue("tiled")
+    arrays = data(name)
+    rows = NamedSharding(mesh(2), P("i"))
+    run = jax.jit(function(name))
+    got, want = run(jax.device_put(arrays, rows)), run(arrays)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5 * np.abs(b).max())
+
+
 def _run(*arguments):
     """This file as a script with four devices."""
     flags = os.environ.get("XLA_FLAGS", "") + (
@@ -162,12 +179,23 @@ def _run(*arguments):
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    "name", ["median.median_squared_distance", "mmd.mmd_v_statistic", "score.stein_score"]
-)
-def test_two_devices_give_the_values_and_gradients_of_one(name, tiled, capsys):
-    _compare(name, 2, ways=1)
+QUICK = ["kale.donsker_varadhan", "kale.optimal_log_normalizer", "adversarial.kl_estimate"]
+RINGED = ["mmd.mmd_v_statistic", "mmd.test_power", "ksd.ksd_u_statistic", "svgd.step"]
+RINGED += ["pairwise.kernel_and_gradient_sum", "kernels.median_mixture"]
+
+
+@pytest.mark.thorough(quick=len(QUICK))
+@pytest.mark.parametrize("name", [*QUICK, *(one for one in SPREAD if one not in QUICK)])
+def test_two_devices_give_the_values_and_gradients_of_one(name, capsys):
+    """Under pmap, and under shard_map with types of what varies and without."""
+    _compare(name, 2)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", RINGED)
+def test_four_devices_give_them_by_a_ring(name):
+    _run("4", name)
 
 
 @pytest.mark.slow
@@ -199,9 +227,9 @@ def _spread_out(name, count):
     yield "pmap", (leaves, joined)
 
 
-def _compare(name, count, ways=3):
+def _compare(name, count):
     want_values, want_gradients = jax.jit(function(name))(data(name))
-    for way, (values, gradients) in itertools.islice(_spread_out(name, count), ways):
+    for way, (values, gradients) in _spread_out(name, count):
         for kind, got, want in (
             ("value", values, want_values),
             ("gradient", gradients, want_gradients),
