@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from memory import needs_proc
 
@@ -134,9 +134,11 @@ def _peak():
 
 
 def _resident(fn):
-    """What running it adds to the process, with 8192 wide points."""
-    points = np.random.default_rng(0).normal(size=(2, 8192, 1024)).astype(np.float32)
-    arrays = [jax.device_put(one) for one in points]
+    """What running it adds to the process, with 8192 wide points, beside which tiles are small."""
+    _tiles.TILE_ROWS = _tiles.TILE_COLS = 64
+    points = np.random.default_rng(0).normal(size=(2, 8192, 512)).astype(np.float32)
+    rows = NamedSharding(Mesh(np.array(jax.devices()), ("i",)), P("i"))
+    arrays = [jax.device_put(one, rows) for one in points]
     compiled = fn.lower(*arrays).compile()
     before = _peak()
     jax.block_until_ready(compiled(*arrays))
