@@ -84,7 +84,7 @@ def test_a_loss_that_is_a_statistic_of_the_union_makes_the_one_device_step(key, 
 
     samples, data = _clouds(rng)
     one, state = _setup(two_player.TwoPlayer(loss, two_player.hinge().direction), optax.sgd(1.0))
-    alone, _ = critic.step(key, state, one, samples, data)
+    alone, _ = jax.jit(lambda a, b: critic.step(key, state, one, a, b))(samples, data)
     spec = jax.sharding.PartitionSpec
     mapped = jax.shard_map(
         lambda a, b: critic.step(key, state, one, a, b, axis_name="i")[0].params,
