@@ -193,6 +193,30 @@ def test_two_devices_give_the_values_and_gradients_of_one(name, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.thorough(quick=1)
+@pytest.mark.parametrize("check", [False, True])
+@pytest.mark.parametrize("name", ["kale.donsker_varadhan", "mmd.test_power"])
+def test_statistics_have_derivatives_of_both_modes_and_of_second_order(name, check):
+    def derivatives(arrays, axis_name=None):
+        def value(arrays):
+            return TABLE[name].call(Setting(axis_name=axis_name), **arrays)
+
+        def steepness(arrays):
+            return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(slope(arrays)))
+
+        slope = jax.grad(value)
+        _, forward = jax.jvp(value, (arrays,), (jax.tree.map(jnp.cos, arrays),))
+        two = jax.tree.map(lambda a: jnp.stack([a, 2 * a], axis=1), arrays)
+        return forward[None], (jax.grad(steepness)(arrays), jax.vmap(slope, 1, 1)(two))
+
+    arrays = jax.tree.map(jnp.asarray, data(name))
+    over = {"mesh": mesh(2), "in_specs": P("i"), "out_specs": (P(), P("i")), "check_vma": check}
+    mapped = jax.shard_map(lambda arrays: derivatives(arrays, "i"), **over)
+    got, want = jax.jit(mapped)(arrays), jax.jit(derivatives)(arrays)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", RINGED)
 def test_four_devices_give_them_by_a_ring(name):
