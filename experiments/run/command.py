@@ -15,10 +15,11 @@ from typing import Any, NoReturn
 import jax
 from absl import flags, logging
 
-from experiments.run import fields, places
+from experiments.run import cluster, fields, places
 from experiments.run.errors import (
     DataError,
     DivergenceError,
+    PeerError,
     StorageError,
     Terminated,
     UsageError,
@@ -61,8 +62,9 @@ def main(start: Callable[[Given], Any], *config_classes: type) -> NoReturn:
 
     Raises:
       SystemExit: 0 success; 1 StorageError or OSError; 2 UsageError, a bad flag or bad data;
-        3 DivergenceError; 129, 130 and 143 SIGHUP, SIGINT and SIGTERM. Where a run is not in a
-        loop that saves (:class:`experiments.run.signals.Signals`), a signal ends it at once.
+        3 DivergenceError; 75 PeerError; 129, 130 and 143 SIGHUP, SIGINT and SIGTERM. Where a run
+        is not in a loop that saves (:class:`experiments.run.signals.Signals`), a signal ends it at
+        once.
     """
     try:
         given = _parse(sys.argv, (*config_classes, Common))
@@ -72,14 +74,15 @@ def main(start: Callable[[Given], Any], *config_classes: type) -> NoReturn:
         print(_help(sys.modules[start.__module__].__doc__ or "", (*config_classes, Common)))
         sys.exit(0)
     debug = given.pop("debug", False)
-    try:
-        _check_environment()
-    except UsageError as error:
-        sys.exit(_report(error, 2))
     logging.use_absl_handler()
     if not debug:
         logging.set_verbosity(logging.FATAL)  # Orbax logs pages about errors that it also raises
-    sys.exit(_run(start, given, debug))
+    code = 1
+    try:
+        code = _run(start, given, debug)
+    finally:
+        cluster.leave(code)
+    sys.exit(code)
 
 
 def main_in_workdir(run: Callable[..., Any], config_class: type) -> NoReturn:
@@ -180,18 +183,21 @@ def _run(start: Callable[[Given], Any], given: Given, debug: bool) -> int:
         sys.excepthook = _of_main_thread
     try:
         with Signals(at_once=True), _printed():
+            cluster.join(fields.pick(cluster.Layout, given), debug=debug)
+            _check_environment()
             start(given)
     except Terminated as error:
         return _report(error, 128 + error.number)
     except KeyboardInterrupt:
         return _report("interrupted; run the same command again to resume", 130)
-    except Exception as error:
-        code = _exit_code(error)
+    except Exception as raised:
+        meant = cluster.explained(raised)
+        code = _exit_code(meant)
         if debug:
             traceback.print_exc()
         if code is None:
             raise
-        return _report(error, code)
+        return _report(meant, code)
     return 0
 
 
@@ -223,6 +229,7 @@ def _exit_code(error: Exception) -> int | None:
         ((UsageError, DataError), 2),
         ((StorageError, OSError), 1),
         (DivergenceError, 3),
+        (PeerError, cluster.LOST_CODE),
     ):
         if isinstance(error, kinds):
             return code

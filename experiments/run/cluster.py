@@ -1,0 +1,309 @@
+"""One run over many processes: how they meet, agree and part, and what ends them where one is lost.
+
+Every process runs the same program on devices of its own. Process 0 keeps the work folder, and the
+coordination service of JAX, by which all watch each other. Where a process is lost, or never comes,
+the service ends the others by SIGABRT; a handler in C is how they still say so in one line. On a
+CPU the sums over processes (gloo) tell of the loss first, by an error.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import functools
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import IO, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from experiments.run import checkpoints, fields, signals
+from experiments.run.errors import PeerError, UsageError
+from kernelgrad.types import PyTree
+
+LOST_CODE = 75  # EX_TEMPFAIL: try again
+_LOST = "another process of the run is gone; run the same commands to resume"
+_OF_JAX = b"JAX distributed service"  # in what its service says before it ends a process
+_PARTING_SECONDS = 10
+_LAST_BYTES = 2**16  # of what libraries said before they ended the process
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The processes of one run; by default there is one."""
+
+    coordinator: str | None = fields.word(
+        None, "Where process 0 is, host:port with a free port, for all processes to meet."
+    )
+    num_processes: int | None = fields.integer(None, 1, 10**6, "Processes in all.")
+    process_id: int | None = fields.integer(
+        None, 0, 10**6 - 1, "Which of them this one is; 0 keeps the work folder."
+    )
+    distributed: bool = fields.switch(
+        False, "This is a process of a TPU pod, of Slurm or of Open MPI, which says the rest."
+    )
+    patience: int = fields.integer(
+        100,
+        5,
+        10**5,
+        "Seconds to wait for the other processes: until all have come, and later for a sign of "
+        "life from each.",
+    )
+
+
+# ----------------------------------------------------------------------------------- meet and part
+
+
+def join(layout: Layout, *, debug: bool) -> None:
+    """Meets the other processes, where there are to be some; before JAX looks for devices.
+
+    From then on what libraries print is kept out of sight, unless `debug`.
+
+    Raises:
+      UsageError: flags that do not go together, or no cluster where JAX is to find it. Where not
+        all have come in time, the process ends with exit code 2 and one line.
+    """
+    given = layout.coordinator, layout.num_processes, layout.process_id
+    if not layout.distributed and given == (None, None, None):
+        return
+    _check(layout)
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away
+    _end_by_abort(
+        2,
+        f"coordinator: got {layout.coordinator or 'that of the cluster'}; expected all processes "
+        f"to meet there in {layout.patience} s, each with a --process_id of its own",
+    )
+    if not debug:
+        _keep_from_sight()
+    try:
+        jax.distributed.initialize(
+            *given,
+            cluster_detection_method=None if layout.distributed else "deactivate",
+            initialization_timeout=layout.patience,
+            heartbeat_timeout_seconds=layout.patience,
+            shutdown_timeout_seconds=_PARTING_SECONDS,
+        )
+    except (ValueError, RuntimeError, KeyError, OSError) as error:
+        name, expected = "coordinator", "a port that is free there"
+        if layout.distributed:
+            name, expected = "distributed", "a TPU pod, Slurm or Open MPI, whose variables JAX reads"
+        raise UsageError(
+            f"{name}: got no cluster ({fields.shown(str(error))}); expected {expected}"
+        ) from error
+    _end_by_abort(LOST_CODE, _LOST)
+
+
+def _check(layout: Layout) -> None:
+    """Raises UsageError for flags that do not go together."""
+    for name in ("coordinator", "num_processes", "process_id"):
+        if getattr(layout, name) is None and not layout.distributed:
+            raise UsageError(
+                f"{name}: got nothing; expected --coordinator, --num_processes and --process_id "
+                "together, or --distributed"
+            )
+    if layout.coordinator is not None:
+        host, _, port = layout.coordinator.rpartition(":")
+        if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
+            raise UsageError(
+                f"coordinator: got {fields.shown(layout.coordinator)}; expected host:port, with a "
+                "port in [1, 65535]"
+            )
+    count, index = layout.num_processes, layout.process_id
+    if count is not None and index is not None and index >= count:
+        raise UsageError(
+            f"process_id: got {index} of {count} process(es); expected an integer in "
+            f"[0, {count - 1}]"
+        )
+
+
+def leave(code: int) -> None:
+    """Parts from the others, before this process ends with an exit code.
+
+    Those that end well, or by the same error, come here together. Where some do not, within 10 s,
+    the service ends all that are left, and this process with its own code.
+    """
+    if not jax.distributed.is_initialized():
+        return
+    error = sys.exception()
+    if error is not None:
+        sys.excepthook(type(error), error, error.__traceback__)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    if code != LOST_CODE:
+        _end_by_abort(code, "")
+        with contextlib.suppress(RuntimeError):
+            jax.distributed.shutdown()
+    if code == LOST_CODE or error is not None:
+        os._exit(code)
+
+
+def explained(error: Exception) -> Exception:
+    """Returns what an error means: a sum over processes that failed, that one of them is gone."""
+    if jax.distributed.is_initialized() and "Gloo" in str(error):
+        return PeerError(_LOST)
+    return error
+
+
+# ------------------------------------------------------------------------------------------- agree
+
+
+def is_first() -> bool:
+    """Returns whether this process keeps the work folder; the only one does."""
+    return jax.process_index() == 0
+
+
+def devices(per_process: int | None = None) -> list[jax.Device]:
+    """Returns the devices of a run, in the order of the processes.
+
+    Args:
+      per_process: how many of each process; None: all.
+
+    Raises:
+      UsageError: a process has fewer, or without a number not as many as the others.
+    """
+    owned = [jax.local_devices(process_index=index) for index in range(jax.process_count())]
+    fewest = min(map(len, owned))
+    if per_process is not None and per_process > fewest:
+        raise UsageError(f"num_devices: got {per_process}; expected at most {fewest}")
+    if per_process is None and fewest < max(map(len, owned)):
+        raise UsageError(
+            f"num_devices: got processes of {fewest} and {max(map(len, owned))} devices; expected "
+            f"as many in each, by --num_devices={fewest}"
+        )
+    return [device for some in owned for device in some[:per_process]]
+
+
+def own(devices: list[jax.Device]) -> slice:
+    """Returns which of the devices of a run are those of this process."""
+    here = [i for i, device in enumerate(devices) if device.process_index == jax.process_index()]
+    return slice(here[0], here[-1] + 1)
+
+
+def largest(number: int) -> int:
+    """Returns the largest of the numbers of all processes, once all have come to ask."""
+    return number if jax.process_count() == 1 else int(_maximum(np.array([number], np.int32))[0])
+
+
+def of_first(tree: PyTree) -> PyTree:
+    """Returns process 0's tree, bit for bit.
+
+    Args:
+      tree: pytree of arrays, typed keys among them; of the same form in all processes.
+    """
+    if jax.process_count() == 1:
+        return tree
+    leaves, form = jax.tree.flatten(tree)
+    arrays = [checkpoints.to_host(leaf) for leaf in leaves]
+    content = np.frombuffer(b"".join(array.tobytes() for array in arrays), np.uint8)
+    received, end = _of_first(content), 0
+    for index, array in enumerate(arrays):
+        start, end = end, end + array.nbytes
+        array = np.frombuffer(received[start:end].tobytes(), array.dtype).reshape(array.shape)
+        leaves[index] = checkpoints.from_host(array, leaves[index])
+    return jax.tree.unflatten(form, leaves)
+
+
+def require_same(values: Mapping[str, Any]) -> None:
+    """Raises UsageError in every process where one has another value than process 0.
+
+    Args:
+      values: what JSON can hold, by the name that the error gives it.
+    """
+    if jax.process_count() == 1:
+        return
+    text = json.dumps(values, default=str)
+    size = largest(len(text.encode()))
+    padded = np.frombuffer(text.encode().ljust(size), np.uint8)
+    mine, first = json.loads(text), json.loads(_of_first(padded).tobytes())
+    other = [name for name in {**first, **mine} if first.get(name) != mine.get(name)]
+    odd = largest(jax.process_index() if other else 0)
+    if other:
+        name = other[0]
+        raise UsageError(
+            f"{name}: got {fields.shown(mine.get(name))} in process {jax.process_index()}; "
+            f"expected {fields.shown(first.get(name))}, as in process 0"
+        )
+    if odd:
+        raise UsageError(f"flags: got others in process {odd}; expected the same in all processes")
+
+
+def _of_first(content: np.ndarray) -> np.ndarray:
+    return _maximum(content if is_first() else np.zeros_like(content))
+
+
+def _maximum(integers: np.ndarray) -> np.ndarray:
+    """Returns the maximum over processes of each of some integers."""
+    sharding, over_devices = _over_devices()
+    shards = [jax.device_put(integers[None], device) for device in jax.local_devices()]
+    shape = (jax.device_count(), *integers.shape)
+    rows = jax.make_array_from_single_device_arrays(shape, sharding, shards)
+    return np.asarray(over_devices(rows).addressable_data(0))
+
+
+@functools.cache
+def _over_devices() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
+    """Returns how an array of a row a device is laid out, and its maximum over the rows.
+
+    All devices take part, as in a training step, so that the group of them, for which gloo waits 30
+    s at most, is there before anything is compiled that may take longer in one than in another.
+    """
+    mesh = Mesh(np.asarray(devices()), ("devices",))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    largest = jax.jit(functools.partial(jnp.max, axis=0), out_shardings=everywhere)
+    return NamedSharding(mesh, PartitionSpec("devices")), largest
+
+
+# -------------------------------------------------------------------------- what ends the process
+
+
+class _Ending(NamedTuple):
+    """What SIGABRT means at present: an exit code, and what is said; blank: nothing."""
+
+    code: int
+    words: str
+
+
+_ending = _Ending(LOST_CODE, _LOST)
+_log: IO[bytes] | None = None  # of what libraries print
+
+
+def _end_by_abort(code: int, words: str) -> None:
+    """From now on ends the process by this code, and these words, where SIGABRT is raised."""
+    global _ending
+    _ending = _Ending(code, words)
+    _signal(signal.SIGABRT, _HANDLER)
+
+
+def _aborted(_: int) -> None:
+    """Ends the process on the thread that aborts it; where JAX's service does, in words."""
+    if _log is not None:
+        end = os.fstat(_log.fileno()).st_size
+        said = os.pread(_log.fileno(), _LAST_BYTES, max(0, end - _LAST_BYTES))
+        if _OF_JAX not in said:
+            os.write(sys.stderr.fileno(), said)
+            os._exit(128 + signal.SIGABRT)
+    signals.end(_ending.words, _ending.code)
+
+
+_Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
+_HANDLER = _Handler(_aborted)
+_signal = ctypes.CDLL(None).signal
+_signal.argtypes, _signal.restype = [ctypes.c_int, _Handler], ctypes.c_void_p
+
+
+def _keep_from_sight() -> None:
+    """Sends what libraries print to a file without a name; Python prints where it did."""
+    global _log
+    _log = tempfile.TemporaryFile()  # noqa: SIM115 - until the process ends
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        getattr(sys, name).flush()
+        stream = os.fdopen(os.dup(descriptor), "w", buffering=1, errors="backslashreplace")
+        setattr(sys, name, stream)
+        os.dup2(_log.fileno(), descriptor)
