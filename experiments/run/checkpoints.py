@@ -197,6 +197,11 @@ def to_host(leaf: Any) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
+def stored_form(leaf: Any) -> Any:
+    """Returns dtype and shape of a leaf as it is stored."""
+    return jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+
+
 def from_host(array: np.ndarray, like: Any) -> Any:
     """Returns the leaf that is stored as an array: of numpy or of jax, as the one it is like."""
     if _is_key(like):

@@ -92,7 +92,10 @@ def join(layout: Layout, *, debug: bool) -> None:
     except (ValueError, RuntimeError, KeyError, OSError) as error:
         name, expected = "coordinator", "a port that is free there"
         if layout.distributed:
-            name, expected = "distributed", "a TPU pod, Slurm or Open MPI, whose variables JAX reads"
+            name, expected = (
+                "distributed",
+                "a TPU pod, Slurm or Open MPI, whose variables JAX reads",
+            )
         raise UsageError(
             f"{name}: got no cluster ({fields.shown(str(error))}); expected {expected}"
         ) from error
@@ -191,23 +194,27 @@ def largest(number: int) -> int:
     return number if jax.process_count() == 1 else int(_maximum(np.array([number], np.int32))[0])
 
 
-def of_first(tree: PyTree) -> PyTree:
-    """Returns process 0's tree, bit for bit.
+def of_first(make: Callable[[], PyTree], form: PyTree) -> PyTree:
+    """Returns what process 0 makes, bit for bit; the others make nothing.
 
     Args:
-      tree: pytree of arrays, typed keys among them; of the same form in all processes.
+      make: returns a pytree of arrays, typed keys among them.
+      form: of what it returns: arrays, or `jax.ShapeDtypeStruct` for jax arrays.
     """
     if jax.process_count() == 1:
-        return tree
-    leaves, form = jax.tree.flatten(tree)
-    arrays = [checkpoints.to_host(leaf) for leaf in leaves]
-    content = np.frombuffer(b"".join(array.tobytes() for array in arrays), np.uint8)
-    received, end = _of_first(content), 0
-    for index, array in enumerate(arrays):
-        start, end = end, end + array.nbytes
-        array = np.frombuffer(received[start:end].tobytes(), array.dtype).reshape(array.shape)
-        leaves[index] = checkpoints.from_host(array, leaves[index])
-    return jax.tree.unflatten(form, leaves)
+        return make()
+    likes, structure = jax.tree.flatten(form)
+    stored = [checkpoints.stored_form(like) for like in likes]
+    content = np.zeros(sum(one.size * one.dtype.itemsize for one in stored), np.uint8)
+    if is_first():
+        arrays = [checkpoints.to_host(leaf) for leaf in jax.tree.leaves(make())]
+        content = np.frombuffer(b"".join(array.tobytes() for array in arrays), np.uint8)
+    received, leaves, end = _of_first(content).tobytes(), [], 0
+    for like, one in zip(likes, stored, strict=True):
+        start, end = end, end + one.size * one.dtype.itemsize
+        array = np.frombuffer(received[start:end], one.dtype).reshape(one.shape)
+        leaves.append(checkpoints.from_host(array, like))
+    return jax.tree.unflatten(structure, leaves)
 
 
 def require_same(values: Mapping[str, Any]) -> None:

@@ -75,8 +75,13 @@ def begin(folder: Workdir, start: Callable[[], PyTree]) -> tuple[int, PyTree]:
       UsageError: the checkpoint is of another model.
       StorageError: no checkpoint verifies, or not with these metrics.
     """
-    step, state = folder.restore(jax.eval_shape(start)) or (0, start())
-    step, state = cluster.of_first((np.array(step), state))
+    form = jax.eval_shape(start)
+
+    def of_folder() -> tuple[np.ndarray, PyTree]:
+        step, state = folder.restore(form) or (0, start())
+        return np.array(step), state
+
+    step, state = cluster.of_first(of_folder, (np.array(0), form))
     return int(step), state
 
 
