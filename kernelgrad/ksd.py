@@ -25,18 +25,19 @@ from kernelgrad import (
     _traits,
 )
 from kernelgrad._distances import Points
-from kernelgrad.types import Array, Kernel, Key, ScoreFn, TestResult
+from kernelgrad.types import Array, Kernel, Key, PyTree, ScoreFn, TestResult
 
 _SIGNS_AT_ONCE = 256
 _FEWEST_PARTICLES = 6  # 2^5 sign patterns, up to a common sign: p may be as low as 1/32
 
 
-def stein_gram(particles: Array, score: Array, kernel: Kernel) -> Array:
+def stein_gram(particles: PyTree, score: PyTree, kernel: Kernel) -> Array:
     r"""Returns the Stein kernel :math:`u_p(x_i, x_j)` of all pairs.
 
     Args:
-      particles: x_i; shape (n, d), floating.
-      score: s_i = grad log p(x_i), in 1/units of particles; shape (n, d).
+      particles: x_i; shape (n, d), floating, or a pytree of such
+        arrays (n, ...).
+      score: s_i = grad log p(x_i), in 1/units of particles; shaped like particles.
       kernel: k, radial, twice differentiable at 0; its lengthscales are in units of particles.
 
     Returns:
@@ -56,7 +57,7 @@ def stein_gram(particles: Array, score: Array, kernel: Kernel) -> Array:
 
 
 def ksd_v_statistic(
-    particles: Array, score: Array, kernel: Kernel, *, axis_name: str | None = None
+    particles: PyTree, score: PyTree, kernel: Kernel, *, axis_name: str | None = None
 ) -> Array:
     r"""Returns the V-statistic of KSD^2.
 
@@ -66,8 +67,9 @@ def ksd_v_statistic(
     particles, score and the kernel's leaves, in linear memory.
 
     Args:
-      particles: x_i; shape (n, d), floating.
-      score: s_i = grad log p(x_i), in 1/units of particles; shape (n, d).
+      particles: x_i; shape (n, d), floating, or a pytree of such
+        arrays (n, ...).
+      score: s_i = grad log p(x_i), in 1/units of particles; shaped like particles.
       kernel: k, radial, twice differentiable at 0; its lengthscales are in units of particles.
       axis_name: if set, the particles are the union over all devices.
 
@@ -90,15 +92,16 @@ def ksd_v_statistic(
 
 
 def ksd_u_statistic(
-    particles: Array, score: Array, kernel: Kernel, *, axis_name: str | None = None
+    particles: PyTree, score: PyTree, kernel: Kernel, *, axis_name: str | None = None
 ) -> Array:
     r"""Returns the U-statistic of KSD^2, unbiased and therefore sometimes negative.
 
     .. math:: \frac1{n(n-1)} \sum_{i \ne j} u_p(x_i, x_j)
 
     Args:
-      particles: x_i; shape (n, d), n >= 2 over all devices, floating.
-      score: s_i = grad log p(x_i), in 1/units of particles; shape (n, d).
+      particles: x_i; shape (n, d), n >= 2 over all devices, floating, or a pytree of such
+        arrays (n, ...).
+      score: s_i = grad log p(x_i), in 1/units of particles; shaped like particles.
       kernel: k, radial, twice differentiable at 0; its lengthscales are in units of particles.
       axis_name: if set, the particles are the union over all devices.
 
@@ -121,7 +124,7 @@ def ksd_u_statistic(
     return shares / (n - 1)
 
 
-def ksd_gradient(particles: Array, score_fn: ScoreFn, kernel: Kernel) -> Array:
+def ksd_gradient(particles: PyTree, score_fn: ScoreFn, kernel: Kernel) -> PyTree:
     r"""Returns the gradient of :func:`ksd_v_statistic` in the particles, whose scores move along.
 
     .. math:: \nabla_{x_i} \frac1{n^2} \sum_{jk} u_p(x_j, x_k)
@@ -131,13 +134,15 @@ def ksd_gradient(particles: Array, score_fn: ScoreFn, kernel: Kernel) -> Array:
     scores held fixed, take ``jax.grad(ksd_v_statistic)`` instead.
 
     Args:
-      particles: x_i; shape (n, d), floating.
-      score_fn: maps particles (n, d) to grad log p at each of them, (n, d); differentiable.
+      particles: x_i; shape (n, d), floating, or a pytree of such
+        arrays (n, ...).
+      score_fn: maps all particles to grad log p at each of them, shaped like them; differentiable,
+        such as :func:`kernelgrad.score.score_from_log_density`.
       kernel: k, radial, three times differentiable (four for a gradient of this gradient); its
         lengthscales are in units of particles and held fixed.
 
     Returns:
-      Gradient, shape (n, d), dtype of particles, in 1/units of particles cubed.
+      Gradient, shaped and typed like particles, in 1/units of particles cubed.
 
     Raises:
       ValueError: as :func:`ksd_v_statistic`.
@@ -147,9 +152,10 @@ def ksd_gradient(particles: Array, score_fn: ScoreFn, kernel: Kernel) -> Array:
     References:
       Korba, Aubin-Frankowski, Majewski & Ablin 2021, section 3.
     """
-    (particles,) = _checks.points(particles=particles)
+    (rows,) = _checks.raveled(particles=particles)
+    particles = _checks.like_points(rows, particles)
 
-    def value(x: Array) -> Array:
+    def value(x: PyTree) -> Array:
         score = _checks.call("score_fn", "(particles) -> scores", score_fn, x)
         return ksd_v_statistic(x, score, kernel)
 
@@ -158,8 +164,8 @@ def ksd_gradient(particles: Array, score_fn: ScoreFn, kernel: Kernel) -> Array:
 
 def goodness_of_fit_test(
     key: Key,
-    particles: Array,
-    score: Array,
+    particles: PyTree,
+    score: PyTree,
     kernel: Kernel,
     *,
     num_bootstrap: int = 999,
@@ -178,8 +184,9 @@ def goodness_of_fit_test(
 
     Args:
       key: random key of the signs.
-      particles: x_i; shape (n, d), floating, in the order of the chain.
-      score: s_i = grad log p(x_i), in 1/units of particles; shape (n, d).
+      particles: x_i; shape (n, d), floating, or a pytree of such
+        arrays (n, ...), in the order of the chain.
+      score: s_i = grad log p(x_i), in 1/units of particles; shaped like particles.
       kernel: k, radial, twice differentiable at 0; its lengthscales are in units of particles.
       num_bootstrap: B >= 1, static.
       block_length: consecutive particles that share a sign, 1 to n / num_chains; may be traced.
@@ -224,7 +231,7 @@ def goodness_of_fit_test(
     return TestResult(statistic / jnp.square(unit), p_value)
 
 
-def stein_thinning(particles: Array, score: Array, kernel: Kernel, *, num_points: int) -> Array:
+def stein_thinning(particles: PyTree, score: PyTree, kernel: Kernel, *, num_points: int) -> Array:
     r"""Returns the particles that greedily keep the KSD of those chosen so far smallest.
 
     .. math:: \pi_m = \arg\min_i\; \tfrac12 u_p(x_i, x_i)
@@ -234,8 +241,9 @@ def stein_thinning(particles: Array, score: Array, kernel: Kernel, *, num_points
     kernel sees them. A particle may be chosen again; the first of equally good ones is taken.
 
     Args:
-      particles: x_i, for example all states of a chain; shape (n, d), floating.
-      score: s_i = grad log p(x_i), in 1/units of particles; shape (n, d).
+      particles: x_i, for example all states of a chain; shape (n, d), floating, or a pytree of such
+        arrays (n, ...).
+      score: s_i = grad log p(x_i), in 1/units of particles; shaped like particles.
       kernel: k, radial, twice differentiable at 0; its lengthscales are in units of particles.
       num_points: how many to choose, >= 1, static; it may exceed n.
 

@@ -55,6 +55,7 @@ ELSEWHERE = {
         "takes numbers, no points",
     ),
     **dict.fromkeys(["critic", "train"], "trains networks"),
+    "score.score_from_log_density": "takes a function, no points",
     "_learned_features.adversarial_kernel": "makes its siblings",
     "_players.on_batches": "wraps a function of arrays",
     "_algebra.weighted": "is in the row of through",
@@ -184,6 +185,7 @@ row(
     least=10,
 )
 row(chains.stein_test, (-2, 0, 0), num_bootstrap=19, smooth=False, least=10)
+row(chains.stein_thinning, (1, 0, 0), num_points=4, smooth=False, least=10)
 row(chains.stein_block_length, smooth=False)
 
 # ------------------------------------------------------------------------------------- particles

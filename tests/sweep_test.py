@@ -155,7 +155,7 @@ def test_few_points_of_any_dimension_are_taken_or_refused_in_one_line(name, shap
 CALLERS = {  # of functions of the row, which compute in the dtype of the points
     *("hmc", "langevin", "latent", "pullback", "two_player", "steingan"),
     "_learned_features",
-    *("chains.stein_test", "ksd.ksd_gradient", "svgd.step"),
+    *("chains.stein_test", "chains.stein_thinning", "ksd.ksd_gradient", "svgd.step"),
     *(name for name in TABLE if "penalty" in name),
 }
 
@@ -199,6 +199,7 @@ AT_A_PLACE = {
     *(
         "ksd.ksd_gradient",
         "chains.stein_test",
+        "chains.stein_thinning",
         "svgd.init",
         "svgd.step",
         "adversarial.interpolates",
@@ -210,7 +211,10 @@ AT_A_PLACE = {
     *(name for name in TABLE if "penalty" in name or name.split(".")[0] in ("hmc", "langevin")),
 }
 
-CHOICES = {"ksd.stein_thinning", "ratio_selection.select", "chains.stein_block_length"}
+CHOICES = {
+    *("ksd.stein_thinning", "chains.stein_thinning", "chains.stein_block_length"),
+    "ratio_selection.select",
+}
 
 
 def check_values(name):
