@@ -2,36 +2,31 @@
 
 Every process runs the same program on devices of its own. Process 0 keeps the work folder, and the
 coordination service of JAX, by which all watch each other. Where a process is lost, or never comes,
-the service ends the others by SIGABRT; a handler in C is how they still say so in one line. On a
-CPU the sums over processes (gloo) tell of the loss first, by an error.
+the service aborts the others (:mod:`experiments.run.aborts`); on a CPU the sums over processes
+(gloo) tell of the loss first, by an error.
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import functools
 import json
 import os
-import signal
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
-from typing import IO, Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.run import checkpoints, fields, signals
+from experiments.run import aborts, checkpoints, fields
 from experiments.run.errors import PeerError, UsageError
 from kernelgrad.types import PyTree
 
 LOST_CODE = 75  # EX_TEMPFAIL: try again
 _LOST = "another process of the run is gone; run the same commands to resume"
-_OF_JAX = b"JAX distributed service"  # in what its service says before it ends a process
 _PARTING_SECONDS = 10
-_LAST_BYTES = 2**16  # of what libraries said before they ended the process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +69,13 @@ def join(layout: Layout, *, debug: bool) -> None:
         return
     _check(layout)
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away
-    _end_by_abort(
+    aborts.mean(
         2,
         f"coordinator: got {layout.coordinator or 'that of the cluster'}; expected all processes "
         f"to meet there in {layout.patience} s, each with a --process_id of its own",
     )
     if not debug:
-        _keep_from_sight()
+        aborts.keep_from_sight()
     try:
         jax.distributed.initialize(
             *given,
@@ -99,7 +94,7 @@ def join(layout: Layout, *, debug: bool) -> None:
         raise UsageError(
             f"{name}: got no cluster ({fields.shown(str(error))}); expected {expected}"
         ) from error
-    _end_by_abort(LOST_CODE, _LOST)
+    aborts.mean(LOST_CODE, _LOST)
 
 
 def _check(layout: Layout) -> None:
@@ -140,7 +135,7 @@ def leave(code: int) -> None:
         with contextlib.suppress(OSError):
             stream.flush()
     if code != LOST_CODE:
-        _end_by_abort(code, "")
+        aborts.mean(code, "")
         with contextlib.suppress(RuntimeError):
             jax.distributed.shutdown()
     if code == LOST_CODE or error is not None:
@@ -169,17 +164,16 @@ def devices(per_process: int | None = None) -> list[jax.Device]:
       per_process: how many of each process; None: all.
 
     Raises:
-      UsageError: a process has fewer, or without a number not as many as the others.
+      UsageError: they have fewer, or not all as many, which pmap does not take.
     """
     owned = [jax.local_devices(process_index=index) for index in range(jax.process_count())]
-    fewest = min(map(len, owned))
+    fewest, most = (limit(map(len, owned)) for limit in (min, max))
+    if fewest < most:
+        raise UsageError(
+            f"num_devices: got processes of {fewest} and {most} devices; expected as many in each"
+        )
     if per_process is not None and per_process > fewest:
         raise UsageError(f"num_devices: got {per_process}; expected at most {fewest}")
-    if per_process is None and fewest < max(map(len, owned)):
-        raise UsageError(
-            f"num_devices: got processes of {fewest} and {max(map(len, owned))} devices; expected "
-            f"as many in each, by --num_devices={fewest}"
-        )
     return [device for some in owned for device in some[:per_process]]
 
 
@@ -265,52 +259,3 @@ def _over_devices() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
     everywhere = NamedSharding(mesh, PartitionSpec())
     largest = jax.jit(functools.partial(jnp.max, axis=0), out_shardings=everywhere)
     return NamedSharding(mesh, PartitionSpec("devices")), largest
-
-
-# -------------------------------------------------------------------------- what ends the process
-
-
-class _Ending(NamedTuple):
-    """What SIGABRT means at present: an exit code, and what is said; blank: nothing."""
-
-    code: int
-    words: str
-
-
-_ending = _Ending(LOST_CODE, _LOST)
-_log: IO[bytes] | None = None  # of what libraries print
-
-
-def _end_by_abort(code: int, words: str) -> None:
-    """From now on ends the process by this code, and these words, where SIGABRT is raised."""
-    global _ending
-    _ending = _Ending(code, words)
-    _signal(signal.SIGABRT, _HANDLER)
-
-
-def _aborted(_: int) -> None:
-    """Ends the process on the thread that aborts it; where JAX's service does, in words."""
-    if _log is not None:
-        end = os.fstat(_log.fileno()).st_size
-        said = os.pread(_log.fileno(), _LAST_BYTES, max(0, end - _LAST_BYTES))
-        if _OF_JAX not in said:
-            os.write(sys.stderr.fileno(), said)
-            os._exit(128 + signal.SIGABRT)
-    signals.end(_ending.words, _ending.code)
-
-
-_Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
-_HANDLER = _Handler(_aborted)
-_signal = ctypes.CDLL(None).signal
-_signal.argtypes, _signal.restype = [ctypes.c_int, _Handler], ctypes.c_void_p
-
-
-def _keep_from_sight() -> None:
-    """Sends what libraries print to a file without a name; Python prints where it did."""
-    global _log
-    _log = tempfile.TemporaryFile()  # noqa: SIM115 - until the process ends
-    for name, descriptor in (("stdout", 1), ("stderr", 2)):
-        getattr(sys, name).flush()
-        stream = os.fdopen(os.dup(descriptor), "w", buffering=1, errors="backslashreplace")
-        setattr(sys, name, stream)
-        os.dup2(_log.fileno(), descriptor)

@@ -210,7 +210,8 @@ def _printed() -> Iterator[None]:
         try:
             sys.stdout.flush()
         except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # lest Python tries, and fails, at its end
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, sys.stdout.fileno())  # lest Python tries, and fails, at its end
             raise StorageError(f"stdout: {error.strerror}") from error
 
 

@@ -55,12 +55,11 @@ def _warn(message: str) -> None:
 class Workdir:
     """The folder of one run, owned by one process from creation to `close`.
 
-    Of several processes the first owns it. In the others nothing is read or written there: nothing
-    is restored, there is no history, and what would be written is dropped.
+    Of several processes the first owns it; in the others nothing is read or written there.
 
     Attributes:
       path: the folder, absolute.
-      is_mine: whether this process is the one.
+      is_mine: whether this process owns it; else there is no history and nothing to restore.
     """
 
     def __init__(
@@ -278,10 +277,8 @@ class Workdir:
 
     def divergence(self, step: int, reason: str) -> DivergenceError:
         """Returns the error that stops a run, with the step and the last good checkpoint."""
-        if not self.is_mine:
-            return DivergenceError(f"step {step}: {reason}. Process 0 names the last checkpoint")
-        newest = max(self._steps(), default=None)
-        last = "none" if newest is None else self._checkpoints / str(newest)
+        newest = max(self._steps(), default="none") if self.is_mine else "that of process 0"
+        last = newest if isinstance(newest, str) else self._checkpoints / str(newest)
         return DivergenceError(f"step {step}: {reason}. Last good checkpoint: {last}")
 
     def _take_over(self) -> None:
