@@ -20,12 +20,14 @@ FORKS.set_forkserver_preload(["experiments.train"])
 PATIENCE = 600.0  # seconds, on a machine that others use
 
 
-def _life(main: Callable[[], Any], arguments: list[str], num_devices: int, output: str) -> None:
+def _life(
+    main: Callable[[], Any], arguments: list[str], environment: dict[str, str], output: str
+) -> None:
     """The child: calls `main` with flags; what it prints goes to a file."""
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={num_devices}"
+    os.environ.update(environment)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     sys.argv = ["train", *arguments]
     main()
@@ -52,9 +54,10 @@ class Fleet:
         num_processes: int = 2,
         num_devices: int = 2,
         also: Sequence[Sequence[str]] = ((), ()),
+        slurm: bool = False,
         patience: int = 60,
     ):
-        """Starts them; process i gets the flags also[i] besides."""
+        """Starts them; process i gets the flags also[i] besides, Slurm's variables or who it is."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -65,10 +68,21 @@ class Fleet:
                 f"--coordinator=127.0.0.1:{port}",
                 f"--num_processes={num_processes}",
                 f"--process_id={index}",
-                f"--patience={patience}",
             ]
-            arguments = [*flags, *(meeting if num_processes > 1 else ()), *also[index]]
-            args = (main, arguments, num_devices, str(output))
+            environment = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}"}
+            if slurm:
+                meeting = ["--distributed"]
+                environment |= {
+                    "JAX_COORDINATOR_PORT": str(port),
+                    "SLURM_JOB_ID": "1",
+                    "SLURM_STEP_NODELIST": "127.0.0.1",
+                    "SLURM_NTASKS": str(num_processes),
+                    "SLURM_PROCID": str(index),
+                    "SLURM_LOCALID": str(index),
+                }
+            meeting = meeting if num_processes > 1 else []
+            arguments = [*flags, *meeting, f"--patience={patience}", *also[index]]
+            args = (main, arguments, environment, str(output))
             self.processes.append(FORKS.Process(target=_life, args=args))
             self._outputs.append(output)
         for process in self.processes:

@@ -14,9 +14,9 @@ import pytest
 from experiments.run import cluster
 from tests.experiments.processes import PATIENCE, Fleet
 
-_KILLS = 20
+_KILLS, _KILLS_OF_A_RUN = 20, 5
 _FLAGS = (
-    "--objective=mmd", "--dataset=swiss_roll", "--num_steps=40", "--eval_every=2",
+    "--objective=mmd", "--dataset=swiss_roll", "--num_steps=20", "--eval_every=2",
     "--batch_size=20", "--latent_dim=2", "--width=4",
 )  # fmt: skip
 _LOST = "kernelgrad: error: another process of the run is gone; run the same commands to resume"
@@ -57,10 +57,10 @@ def test_a_kill_of_either_process_ends_both_and_changes_nothing(tmp_path, rng):
     while counts.total() < _KILLS:
         runs += 1
         workdir = tmp_path / f"run{runs}"
-        codes = None
+        codes, before = None, counts.total()
         while codes != [0, 0]:
             fleet = Fleet(tmp_path, (*_FLAGS, f"--workdir={workdir}"))
-            if counts.total() < _KILLS:
+            if counts.total() < min(before + _KILLS_OF_A_RUN, _KILLS):
                 victim, seconds = _kill_one(fleet, workdir, rng)
             codes = fleet.end()
             if codes != [0, 0]:
@@ -71,6 +71,7 @@ def test_a_kill_of_either_process_ends_both_and_changes_nothing(tmp_path, rng):
                 counts[victim] += 1
                 waits.append(seconds)
         assert (workdir / "metrics.jsonl").read_bytes() == expected
+        print(f"\nrun {runs}: {counts.total() - before} kills", end="", flush=True)
     print(
         f"\nkills of process 0 and 1: {counts[0]}, {counts[1]} in {runs} runs, all as "
         f"uninterrupted; the other ended after {sorted(waits)[len(waits) // 2]:.2f} s, at most "

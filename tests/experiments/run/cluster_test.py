@@ -104,9 +104,10 @@ def test_a_checkpoint_goes_on_over_other_devices_to_rounding(whole, alone, tmp_p
     assert_close(records(resumed), records(alone))
 
 
-def test_flags_that_differ_are_named_in_every_process(tmp_path):
+@pytest.mark.parametrize("slurm", [False, True])
+def test_flags_that_differ_are_named_in_every_process(tmp_path, slurm):
     command = flags(tmp_path / "run", **SMALL)
-    fleet = Fleet(tmp_path, command, also=[["--ridge=1"], ["--ridge=2"]])
+    fleet = Fleet(tmp_path, command, also=[["--ridge=1"], ["--ridge=2"]], slurm=slurm)
     assert fleet.end() == [2, 2]
     assert fleet.errors() == [
         ["kernelgrad: error: flags: got others in process 1; expected the same in all processes"],
