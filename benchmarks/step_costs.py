@@ -8,6 +8,7 @@ devices. Collectives are counted once, those of the median's passes too, which a
 
 import functools
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +36,9 @@ def collectives(program: str) -> dict[str, int]:
     return sizes
 
 
-def _compiled(objective: objectives.Objective, num_devices: int) -> jax.stages.Compiled:
-    def generator(params: PyTree, stats: PyTree, latents: Array) -> tuple[Array, PyTree]:
-        return jnp.tanh(latents @ params["in"]) @ params["out"], stats
+def _compiled(objective: objectives.Objective, num_devices: int) -> Any:
+    def generator(params: PyTree, batch_stats: PyTree, latents: Array) -> tuple[Array, PyTree]:
+        return jnp.tanh(latents @ params["in"]) @ params["out"], batch_stats
 
     def sample_latents(key: Key, n: int) -> Array:
         return jax.random.normal(key, (n, _LATENT_DIM))
@@ -49,7 +50,8 @@ def _compiled(objective: objectives.Objective, num_devices: int) -> jax.stages.C
         generator, objective, optimizer, sample_latents=sample_latents, axis_name=train.AXIS
     )
     data = np.zeros((num_devices, _SAMPLES // num_devices, _DIM), np.float32)
-    return train.pmap_train_step(step, devices).lower(state, jax.random.key(0), data).compile()
+    mapped: Any = train.pmap_train_step(step, devices)
+    return mapped.lower(state, jax.random.key(0), data).compile()
 
 
 def main() -> None:

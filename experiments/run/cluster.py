@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.run import aborts, checkpoints, fields
-from experiments.run.errors import PeerError, UsageError
+from experiments.run import aborts, checkpoints, fields, signals
+from experiments.run.errors import UsageError
 from kernelgrad.types import PyTree
 
 LOST_CODE = 75  # EX_TEMPFAIL: try again
@@ -87,10 +87,7 @@ def join(layout: Layout, *, debug: bool) -> None:
     except (ValueError, RuntimeError, KeyError, OSError) as error:
         name, expected = "coordinator", "a port that is free there"
         if layout.distributed:
-            name, expected = (
-                "distributed",
-                "a TPU pod, Slurm or Open MPI, whose variables JAX reads",
-            )
+            name, expected = "distributed", "a TPU pod, Slurm or Open MPI that JAX finds"
         raise UsageError(
             f"{name}: got no cluster ({fields.shown(str(error))}); expected {expected}"
         ) from error
@@ -134,19 +131,17 @@ def leave(code: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
-    if code != LOST_CODE:
-        aborts.mean(code, "")
-        with contextlib.suppress(RuntimeError):
-            jax.distributed.shutdown()
-    if code == LOST_CODE or error is not None:
+    aborts.mean(code, "")
+    with contextlib.suppress(RuntimeError):
+        jax.distributed.shutdown()
+    if error is not None:
         os._exit(code)
 
 
-def explained(error: Exception) -> Exception:
-    """Returns what an error means: a sum over processes that failed, that one of them is gone."""
+def end_if_lost(error: Exception) -> None:
+    """Ends the process where an error is that of a sum over processes, of which one is gone."""
     if jax.distributed.is_initialized() and "Gloo" in str(error):
-        return PeerError(_LOST)
-    return error
+        signals.end(_LOST, LOST_CODE)
 
 
 # ------------------------------------------------------------------------------------------- agree

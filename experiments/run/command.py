@@ -19,7 +19,6 @@ from experiments.run import cluster, fields, places
 from experiments.run.errors import (
     DataError,
     DivergenceError,
-    PeerError,
     StorageError,
     Terminated,
     UsageError,
@@ -62,9 +61,9 @@ def main(start: Callable[[Given], Any], *config_classes: type) -> NoReturn:
 
     Raises:
       SystemExit: 0 success; 1 StorageError or OSError; 2 UsageError, a bad flag or bad data;
-        3 DivergenceError; 75 PeerError; 129, 130 and 143 SIGHUP, SIGINT and SIGTERM. Where a run
-        is not in a loop that saves (:class:`experiments.run.signals.Signals`), a signal ends it at
-        once.
+        3 DivergenceError; 75 another process of the run is lost; 129, 130 and 143 SIGHUP, SIGINT
+        and SIGTERM. Where a run is not in a loop that saves
+        (:class:`experiments.run.signals.Signals`), a signal ends it at once.
     """
     try:
         given = _parse(sys.argv, (*config_classes, Common))
@@ -190,14 +189,14 @@ def _run(start: Callable[[Given], Any], given: Given, debug: bool) -> int:
         return _report(error, 128 + error.number)
     except KeyboardInterrupt:
         return _report("interrupted; run the same command again to resume", 130)
-    except Exception as raised:
-        meant = cluster.explained(raised)
-        code = _exit_code(meant)
+    except Exception as error:
+        code = _exit_code(error)
         if debug:
             traceback.print_exc()
         if code is None:
+            cluster.end_if_lost(error)
             raise
-        return _report(meant, code)
+        return _report(error, code)
     return 0
 
 
@@ -230,7 +229,6 @@ def _exit_code(error: Exception) -> int | None:
         ((UsageError, DataError), 2),
         ((StorageError, OSError), 1),
         (DivergenceError, 3),
-        (PeerError, cluster.LOST_CODE),
     ):
         if isinstance(error, kinds):
             return code

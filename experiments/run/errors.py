@@ -19,10 +19,6 @@ class DivergenceError(Exception):
     """A state that is not finite; exit code 3."""
 
 
-class PeerError(Exception):
-    """Another process of the run is gone; exit code 75."""
-
-
 class Terminated(BaseException):
     """A signal arrived and what could be saved was; exit code 128 + its number.
 

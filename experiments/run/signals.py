@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from experiments.run.errors import Terminated, line
 
+_END = threading.Lock()  # for good
 _OBEYED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -24,7 +25,11 @@ def terminated(number: int, what: str) -> Terminated:
 
 
 def end(words: str, code: int) -> NoReturn:
-    """Ends the process at once, on whatever thread, with an error in words; blank: without."""
+    """Ends the process at once, on whatever thread, with an error in words; blank: without.
+
+    Of several threads the first is heard.
+    """
+    _END.acquire()
     if words:
         below = "\n" if getattr(tqdm, "_instances", ()) else ""  # below progress bars
         os.write(sys.stderr.fileno(), f"{below}{line('error', words)}\n".encode())

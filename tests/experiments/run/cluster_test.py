@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from experiments.pictures import charts
-from experiments.run import cluster, command
+from experiments.run import cluster, command, signals
 from experiments.run.cluster import Layout
-from experiments.run.errors import PeerError, UsageError
+from experiments.run.errors import UsageError
 from experiments.training import fit
 from experiments.training.objectives import OBJECTIVES
 from experiments.training.settings import Config
@@ -143,15 +143,18 @@ def test_one_process_agrees_with_itself():
     cluster.require_same({"seed": 1})
     assert cluster.devices() == jax.local_devices()
     assert cluster.own(cluster.devices()) == slice(0, len(jax.local_devices()))
-    error = ValueError("Gloo all-reduce failed")
-    assert cluster.explained(error) is error
+    cluster.end_if_lost(ValueError("Gloo all-reduce failed"))
+    cluster.leave(1)
 
 
 def test_a_sum_over_processes_that_fails_means_a_loss(monkeypatch):
+    ends = []
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
-    assert isinstance(cluster.explained(RuntimeError("INTERNAL: Gloo all-reduce")), PeerError)
-    bug = RuntimeError("INTERNAL: something else")
-    assert cluster.explained(bug) is bug
+    monkeypatch.setattr(signals, "end", lambda words, code: ends.append((words, code)))
+    cluster.end_if_lost(RuntimeError("INTERNAL: something else"))
+    assert ends == []
+    cluster.end_if_lost(RuntimeError("INTERNAL: Gloo all-reduce failed"))
+    assert ends == [(LOST.removeprefix("kernelgrad: error: "), 75)]
 
 
 @pytest.mark.thorough
