@@ -72,7 +72,7 @@ def comparison(
                 axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2)
         for axes, label in zip(column, ("step", "training time (s)"), strict=True):
             if metric in reference:
-                axes.axhline(reference[metric], color="0.4", linestyle="--", label="real images")
+                axes.axhline(reference[metric], color="0.4", linestyle="--", label="real samples")
             axes.set(title=metric, xlabel=label)
             axes.grid(alpha=0.3)
     # The first panel speaks for all of them, also where it has no reference itself.
