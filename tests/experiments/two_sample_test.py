@@ -83,6 +83,7 @@ def test_images_are_of_their_digits_and_no_two_are_one(key):
     assert len(both) == 2 * pair.most <= (dataset.train_labels == 3).sum()
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("size", [1.0, 0.3])
 def test_a_shift_blurs_by_a_box_and_darkens(key, size):
     dataset = catalog.load("digits")

@@ -78,6 +78,7 @@ def test_laws_on_a_line_are_densities_with_their_draws(key, law):
             assert abs(np.mean(draws**power) - mean) < 5 * error + 1e-3
 
 
+@pytest.mark.thorough
 def test_kale_over_an_rkhs_nears_kl_where_the_log_ratio_is_in_it(key):
     law = known_laws.two_bumps()
     of_few, of_many = (
