@@ -184,12 +184,11 @@ def _sample(
     labels = latent_model.draw_labels(label_key, run, config.num_samples)
     look = latent_model.make_look(run, labels)
 
-    def draw(normal: Array) -> tuple[Draws, Scores]:
-        draws = look(normal)
+    def scored(draws: Draws) -> tuple[Draws, Scores]:
         mean = {} if draws.energies is None else {"mean_energy": float(draws.energies.mean())}
         return draws, score(draws.samples) | mean
 
-    first, scores = draw(starts)
+    first, scores = scored(look(starts))
     rows, history = {"generator": scores}, [{"step": 0.0, **scores}]
     if config.sampler in SELECTORS:
         num_candidates = config.candidates * config.num_samples
@@ -201,8 +200,7 @@ def _sample(
             num_candidates,
             config.inverse_temperature,
         )
-        look = latent_model.make_look(run, chosen.labels)
-        last, scores = draw(chosen.normal)
+        last, scores = scored(latent_model.make_look(run, chosen.labels)(chosen.normal))
         rows[f"{config.sampler} from {num_candidates}"] = {**scores, **chosen.figures}
         return Found(rows, history, first, last)
     if config.sampler == "generator" or config.steps == 0:
@@ -214,7 +212,7 @@ def _sample(
     history = earlier or history
 
     def visit(step: int, normal: Array, monitor: float, progress: Progress) -> None:
-        history.append({"step": float(step), **draw(normal)[1], sampler.monitor: monitor})
+        history.append({"step": float(step), **scored(look(normal))[1], sampler.monitor: monitor})
         unfinished.write(history, progress)
 
     walk = latent_chains.walk(
@@ -230,7 +228,7 @@ def _sample(
         keep=lambda progress: unfinished.write(history, progress),
         progress=progress,
     )
-    last, scores = draw(walk.latents)
+    last, scores = scored(look(walk.latents))
     settled = float(walk.monitor[config.steps // 2 :].mean())
     chain = {sampler.monitor: settled, "step_size": walk.step_size}
     rows[f"{config.sampler}, {config.steps} steps"] = {**scores, **chain}
