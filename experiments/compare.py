@@ -76,7 +76,9 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
     fields.validate(Options(workdir, objectives=config.objectives, seeds=config.seeds))
     _check_meanings(config)
     configs = {name: _for_objective(config.base, name) for name in config.objectives}
-    dataset = catalog.load(config.base.dataset, data_dir, seed=config.base.seed)
+    dataset = catalog.load(
+        config.base.dataset, data_dir, seed=config.base.seed, image_size=config.base.image_size
+    )
     for one in configs.values():
         models.check(one, dataset)
     scores: list[fit.ScoreFn] = []

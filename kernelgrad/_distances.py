@@ -278,22 +278,43 @@ def lost(kernel: Kernel | None, rows: Points, cols: Points, shift: Any = None) -
     if _few(rows.raw, cols.raw):
         return True
     rows, cols, kernel, shift = _devices.varying(lax.stop_gradient((rows, cols, kernel, shift)))
-    unit = jnp.finfo(rows.raw.dtype).eps
-
-    def moves(rounding: Array) -> Array:
-        if kernel is None:
-            return rounding > 0
-        peak = kernel.profile(jnp.zeros((), rounding.dtype))
-        return jnp.abs(peak - kernel.profile(rounding)) > _BORNE * unit * jnp.abs(peak)
 
     def look() -> Array:
+        unit = jnp.finfo(rows.raw.dtype).eps
         rounding = unit * (rows.sq_norms[:, None] + cols.sq_norms[None, :])
-        bad = moves(rounding) & ~(products(rows, cols) >= rounding / _RELATIVE)
+        bad = _moves(kernel, rounding) & ~(products(rows, cols) >= rounding / _RELATIVE)
         return _any(jnp.any(at_same_point(bad, shift, False)).astype(jnp.int32))
 
-    farthest = unit * (jnp.max(rows.sq_norms) + jnp.max(cols.sq_norms))
-    possible = _any(moves(farthest).astype(jnp.int32))
+    possible = may_lose(kernel, rows, cols)
     return choose(possible, look, lambda: possible)
+
+
+def may_lose(kernel: Kernel | None, rows: Points, cols: Points) -> Array:
+    """Returns whether :func:`lost` may be true of any tile of these points.
+
+    Args:
+      kernel: radial, what the distances are for. None: they are to be exact in themselves.
+      rows: from :func:`prepare`; shape (n, d).
+      cols: its other side; shape (m, d).
+
+    Returns:
+      int32, shape (), 0 or 1, the same over a vmap.
+
+    Cost: O(n + m).
+    """
+    rows, cols, kernel = _devices.varying(lax.stop_gradient((rows, cols, kernel)))
+    unit = jnp.finfo(rows.raw.dtype).eps
+    farthest = unit * (jnp.max(rows.sq_norms) + jnp.max(cols.sq_norms))
+    return _any(_moves(kernel, farthest).astype(jnp.int32))
+
+
+def _moves(kernel: Kernel | None, rounding: Array) -> Array:
+    """Returns whether an error of a squared distance moves the kernel by more than it bears."""
+    if kernel is None:
+        return rounding > 0
+    unit = jnp.finfo(rounding.dtype).eps
+    peak = kernel.profile(jnp.zeros((), rounding.dtype))
+    return jnp.abs(peak - kernel.profile(rounding)) > _BORNE * unit * jnp.abs(peak)
 
 
 def far_apart(rows: Points, cols: Points, borne: Array) -> Array:

@@ -39,11 +39,14 @@ class Either:
     """A tile function that is one of two, and whose transpose is one of their transposes.
 
     Attributes:
-      condition: what tells them apart, of the arguments of both; for :func:`_distances.choose`.
+      possible: whether the condition may hold in any tile, of (shared, rows, columns), all of them;
+        for :func:`_distances.choose`. Where it may not, no tile is asked.
+      condition: what tells them apart, of the arguments of both; likewise.
       if_true: the rare one; what it computes is computed again for a gradient.
       if_false: the other.
     """
 
+    possible: Callable[[PyTree, PyTree, PyTree], bool | Array]
     condition: Callable[[PyTree, Any, PyTree, PyTree], bool | Array]
     if_true: TileFn
     if_false: TileFn
@@ -132,6 +135,10 @@ def split(tree: PyTree, largest: int) -> PyTree:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _stream(fn: TileFn, shared: PyTree, rows: PyTree, cols: PyTree) -> PairSums:
+    return _asked(fn, lambda one: _stream_tiles(one, shared, rows, cols), shared, rows, cols)
+
+
+def _stream_tiles(fn: TileFn, shared: PyTree, rows: PyTree, cols: PyTree) -> PairSums:
     n, m = _size(rows), _size(cols)
     row_tiles, col_tiles = split(rows, TILE_ROWS), split(cols, TILE_COLS)
     height, width = (jax.tree.leaves(tiles)[0].shape[1] for tiles in (row_tiles, col_tiles))
@@ -182,6 +189,10 @@ _stream.defvjp(_stream_forward, _stream_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _stream_symmetric(fn: TileFn, shared: PyTree, points: PyTree) -> PairSums:
+    return _asked(fn, lambda one: _symmetric_tiles(one, shared, points), shared, points, points)
+
+
+def _symmetric_tiles(fn: TileFn, shared: PyTree, points: PyTree) -> PairSums:
     tiles = split(points, TILE_ROWS)
     num_tiles = jax.tree.leaves(tiles)[0].shape[0]
     zeros = _zero_sums(fn, shared, tiles, tiles)
@@ -225,6 +236,17 @@ _stream_symmetric.defvjp(_symmetric_forward, _symmetric_backward)
 # ----------------------------------------------------------------------------------------- both
 
 
+def _asked(
+    fn: TileFn, of: Callable[[TileFn], PairSums], shared: PyTree, rows: PyTree, cols: PyTree
+) -> PairSums:
+    """Returns `of` a tile function, which is the other of two at once where the rare one is not."""
+    if not isinstance(fn, Either):
+        return of(fn)
+    either = fn
+    possible = either.possible(shared, rows, cols)
+    return _distances.choose(possible, lambda: of(either), lambda: of(either.if_false))
+
+
 def _transposed(fn: TileFn) -> TileFn:
     """The cotangents of one tile of `fn`: again a tile, so that the gradient streams as well."""
     if isinstance(fn, Either):
@@ -233,7 +255,11 @@ def _transposed(fn: TileFn) -> TileFn:
         def condition(shared: PyTree, shift: Any, rows: PyTree, cols: PyTree) -> bool | Array:
             return either.condition(shared[0], shift, rows[0], cols[0])
 
-        return Either(condition, _transposed(fn.if_true), _transposed(fn.if_false))
+        def possible(shared: PyTree, rows: PyTree, cols: PyTree) -> bool | Array:
+            return either.possible(shared[0], rows[0], cols[0])
+
+        if_true, if_false = _transposed(fn.if_true), _transposed(fn.if_false)
+        return Either(possible, condition, if_true, if_false)
 
     def transposed(shared: PyTree, shift: Any, rows: PyTree, cols: PyTree) -> PairSums:
         (shared, total_bar), (rows, rows_bar), (cols, cols_bar) = shared, rows, cols

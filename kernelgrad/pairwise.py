@@ -314,10 +314,14 @@ def _either(shift_of: Callable[[Any], Any], tile: Callable[..., _tiles.PairSums]
         own = shift_of(shift) if cols.gradient_weights is None else None
         return _distances.lost(kernel, rows.points, cols.points, own)
 
+    def may_lose(kernel: Kernel, rows: _Side, cols: _Side) -> bool | Array:
+        return _distances.may_lose(kernel, rows.points, cols.points)
+
     def by(exact: bool, kernel: Kernel, shift: Any, rows: _Side, cols: _Side) -> _tiles.PairSums:
         return tile(exact, kernel, shift_of(shift), rows, cols)
 
-    return _tiles.Either(lost, functools.partial(by, True), functools.partial(by, False))
+    by_differences, by_products = (functools.partial(by, exact) for exact in (True, False))
+    return _tiles.Either(may_lose, lost, by_differences, by_products)
 
 
 def _tile(

@@ -318,7 +318,7 @@ LONG = ["svgd-5000x784", "svgd-20000x50", "svgd-20000x2", "mmd-5000x50", "mmd-50
 LONG += ["ksd-50000x50", "stein-8000x50"]
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name", [*SHORT, *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)]
 )

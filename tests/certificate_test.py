@@ -27,6 +27,7 @@ def _cheapest_plan(p, q, costs):
     return linprog(costs.ravel(), A_eq=np.concatenate([rows, cols]), b_eq=margins).fun
 
 
+@pytest.mark.thorough
 def test_random_laws_keep_both_bounds(key):
     laws = []
     for one in jax.random.split(key, 40):

@@ -104,7 +104,7 @@ def slow_block_length(particles, score, num_chains):
     return min(max(length, 1), n // num_chains, n // 8)
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("coefficient", [0.0, 0.5, 0.95])
 def test_block_length_matches_the_sums(key, coefficient):
     x = autoregressive(key, coefficient, 3, 200, 2).reshape(600, 2)
@@ -210,7 +210,7 @@ def test_bad_input_is_named(key, positions, options, message):
         chains.stein_test(key, positions, lambda x: -jnp.sum(x**2), KERNEL, **options)
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("shape", "chain_axis"),
     [

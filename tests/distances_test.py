@@ -109,6 +109,7 @@ def test_far_clusters_keep_their_digits(d, rng, layout):
                 assert error < BOUND, (geometry, far, name, error)
 
 
+@pytest.mark.thorough
 def test_neighbours_far_from_the_middle():
     """Two pairs of neighbours two thousand lengthscales apart, and on a line."""
     x = np.array(
@@ -165,7 +166,7 @@ def test_one_choice_for_a_batch(rng, many):
     np.testing.assert_array_equal(nested(x[None])[0], gram(x))
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("share", [0.6, 0.9])
 def test_median_within_far_clusters(share, rng):
     """Most pairs are within a cluster: the median is a distance between neighbours."""
@@ -190,7 +191,7 @@ def test_solves_hold_above_the_documented_ridge(multiple, rng):
     assert np.max(np.abs(got - expected)) < 1e-2 * np.max(np.abs(expected))
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", [kernels.rbf_mixture, kernels.imq_mixture])
 def test_kernel_noise_is_finite_on_far_clusters(family, key, rng):
     draw = jax.jit(lambda x: svgd.kernel_noise(key, x, family(10**0.5)))

@@ -132,7 +132,10 @@ def beginning(monkeypatch, tmp_path):
     def begin(*_, **__):
         raise Begun
 
-    def load(name, data_dir=None, *, seed=0, whole=catalog.load):
+    def load(name, data_dir=None, *, seed=0, image_size=None, whole=catalog.load):
+        if name.startswith("./"):  # a folder of one's own
+            images = np.zeros((200, image_size, image_size, 3), np.uint8)
+            return Dataset(name, images, images, None, None, 0)
         if name not in STORED:
             return whole(name, data_dir, seed=seed)
         assert data_dir is not None

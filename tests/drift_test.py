@@ -48,6 +48,7 @@ def test_it_is_the_algorithm_of_the_paper(rng, monkeypatch):
         np.testing.assert_allclose(got, _loops(x, y, TEMPERATURES), rtol=1e-8)
 
 
+@pytest.mark.thorough
 def test_it_is_four_sums_of_the_laplace_kernel(rng):
     """With weights c_j^-1/2 and 1/r_i, as A is the kernel over the roots of r_i c_j."""
     x, y = (jnp.asarray(points, jnp.float32) for points in _clouds(rng))
@@ -116,6 +117,7 @@ def _sharp(x, y, weight, sharp):
     return field
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("family", ["gaussian", "laplace"])
 def test_the_conservative_drift_is_a_difference_of_kde_scores(key, rng, family):
     """Of matern32(sqrt(3) tau) for exp(-r / tau); a Gaussian's drift is l^2 times it."""
@@ -140,6 +142,7 @@ def test_points_in_one_place_have_no_field():
     np.testing.assert_array_equal(field_of(jnp.ones((7, 3)), jnp.ones((5, 3)), (0.3,)), 0)
 
 
+@pytest.mark.thorough
 def test_fifty_thousand_points_take_less_than_a_gibibyte():
     assert compiled_megabytes(drift.drift, (50_000, 64), (50_000, 64)) < 1024
 

@@ -153,7 +153,7 @@ def test_one_gradient_per_leapfrog_step(key):
 # Stationarity: start from exact samples, move, and look for a change. E exp(-energy error) is 1.
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("covariance", "step_size", "num_leapfrog_steps", "inverse_mass"),
     [
@@ -197,6 +197,7 @@ def test_overdispersed_start_mixes(key, rng):
     assert np.abs(oracles.moments_z(states.position[-1], CORRELATED)).max() < 5
 
 
+@pytest.mark.thorough
 def test_exact_start_stays_exact_on_a_pytree(key, rng):
     deviation = {"a": np.float32(0.5), "b": np.float32(2)}
     start = {name: jnp.asarray(rng.normal(size=(CHAINS, 2)), jnp.float32) for name in "ab"}
@@ -249,6 +250,7 @@ def test_energy_error_is_the_difference_of_hamiltonians(key, rng):
     )
 
 
+@pytest.mark.thorough
 def test_inverse_mass_is_a_change_of_units(key, rng):
     start, scale = rng.normal(size=(200, 2)), np.array([0.3, 5.0])
     with jax.enable_x64(True):
@@ -273,7 +275,7 @@ def test_a_rejected_step_keeps_everything(key, rng):
     )
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("outside", [np.nan, np.inf, -np.inf])
 def test_a_broken_energy_is_rejected_and_the_chain_lives_on(key, rng, outside):
     num_chains = CHAINS // 5
@@ -421,6 +423,7 @@ def test_jit_equals_eager_and_compiles_once(key):
         chex.assert_trees_all_close(compiled(key, state, step_size, length), eager, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_vmapped_chains_of_different_lengths_equal_single_chains(key, rng):
     starts = jnp.asarray(rng.normal(size=(4, 2)), jnp.float32)
     keys = jax.random.split(key, 4)

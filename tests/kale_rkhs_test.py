@@ -34,7 +34,7 @@ def _primal(x, y, regularization):
     return -(1 + regularization) * best.fun, gram @ best.x
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("regularization", [0.01, 0.3])
 def test_the_dual_reaches_the_maximum_of_the_primal(rng, regularization):
     x, y = _clouds(rng)
@@ -90,6 +90,7 @@ def test_the_flow_descends_kale_and_with_much_regularization_half_of_mmd(key, rn
     np.testing.assert_allclose(calm, descent / 2, rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_two_clouds_far_apart_stop_with_the_gap_they_say(rng):
     x, y = (jnp.asarray(points, jnp.float32) for points in _clouds(rng))
     found = fit(x + 30, y, kernels.rbf_mixture(1.0), regularization=1e-3)

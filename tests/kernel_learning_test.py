@@ -47,6 +47,7 @@ def _deep_loops(w, feature_lengthscale=0.6, lengthscale=1.7, share=0.2):
     return kernel_fn
 
 
+@pytest.mark.thorough
 def test_power_of_a_deep_kernel_is_the_papers_with_its_gradients(rng):
     x, y = rng.normal(size=(6, 2)), rng.normal(0.5, 1.3, size=(6, 2))
     w = rng.normal(size=(2, 3))
@@ -128,6 +129,7 @@ def test_halves_deal_every_sample_once(key, rng):
     assert [len(half) for half in (*train, *held_out)] == [3, 5, 4, 5]
 
 
+@pytest.mark.thorough
 def test_batches_are_distinct_samples_of_either_kind(key, rng):
     """No two batches alike, and about the power of the whole in the mean."""
     x, y = _shifted(rng)

@@ -406,6 +406,7 @@ jitted_rules = jax.jit(rules)
 median_lengthscale = jax.jit(kernels.median_lengthscale)
 
 
+@pytest.mark.thorough
 def test_rules_are_the_papers_multiples_of_the_median(rng):
     """svgd: l^2 = median / (2 log(n + 1)), so that k is 1 / (n + 1) at the median distance.
 

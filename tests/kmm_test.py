@@ -128,6 +128,7 @@ def test_equal_samples_keep_weight_one(rng):
     np.testing.assert_allclose(weights, 1, atol=1e-3)
 
 
+@pytest.mark.thorough
 def test_weighted_moments_are_those_of_p(rng):
     p, q = rng.normal(0.5, 0.8, size=(500, 1)), rng.normal(size=(400, 1))
     weights = matched(*(x.astype(np.float32) for x in (p, q)), 1.0, max_weight=20.0, tolerance=0.05)

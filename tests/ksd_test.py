@@ -98,6 +98,7 @@ def test_unbiased_for_gaussians(rng, mean, variance, expected):
     assert abs(values.mean() - expected) < 5 * values.std() / math.sqrt(len(values))
 
 
+@pytest.mark.thorough
 def test_float32_at_the_benchmarked_size(rng):
     x = rng.normal(size=(1000, 50)).astype(np.float32)
     scale = 7.0
@@ -143,7 +144,7 @@ def curved_score(x):
     return -x - 0.7 * jnp.roll(x, 1, axis=1) * jnp.cos(x)
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("tiled", [False, True])
 def test_gradient_is_the_finite_difference_with_the_scores_moving_along(rng, monkeypatch, tiled):
     if tiled:
@@ -261,6 +262,7 @@ def test_p_values_are_uniform_for_the_right_density_and_small_for_another(key):
     assert np.mean(np.asarray(p_values(jax.random.split(key, repeats), 0.8)) <= 0.05) > 0.9
 
 
+@pytest.mark.thorough
 def test_a_traced_score_that_is_not_finite_gives_nan(key, rng):
     x = jnp.asarray(rng.normal(size=(20, 2)), jnp.float32)
     kernel = kernels.imq_mixture(1.0)
@@ -297,6 +299,7 @@ def test_low_precision_is_tested_in_float32(key, rng):
 # Stein thinning.
 
 
+@pytest.mark.thorough
 def test_thinning_is_greedy(rng):
     """Each choice minimises the V-statistic of all chosen points, by trying every particle."""
     with jax.enable_x64(True):

@@ -206,7 +206,7 @@ def test_first_velocity_has_the_inverse_mass_as_variance(key):
 # MALA is exact.
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize(
     ("covariance", "step_size", "inverse_mass"),
     [
@@ -235,7 +235,7 @@ def test_mala_exact_start_stays_exact(key, rng, covariance, step_size, inverse_m
     assert abs(weights.mean() - 1) < 5 * weights.std() / np.sqrt(CHAINS)
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "step_size"), [("mala", 0.5), ("underdamped", 0.8)])
 def test_positions_stay_exact_on_a_pytree(key, rng, name, step_size):
     """Ten steps are enough for velocities to forget that they began at N(0, M^-1)."""
@@ -284,6 +284,7 @@ def test_inverse_mass_is_a_change_of_units(key, rng, name):
     chex.assert_trees_all_close(scaled_infos, plain_infos, atol=1e-9)
 
 
+@pytest.mark.thorough
 def test_mala_energy_error_is_the_ratio_of_densities(key, rng):
     """The definition: pi(x) q(x' | x) / (pi(x') q(x | x')) with both Gaussians written out."""
     states, infos = _quartic_run(key, rng.normal(size=(200, 2)), "mala")
@@ -360,7 +361,7 @@ def test_overdispersed_start_mixes(key, rng, name, step_size):
 # Broken proposals.
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("outside", [np.nan, np.inf, -np.inf])
 def test_mala_rejects_a_broken_energy_and_lives_on(key, rng, outside):
     num_chains = CHAINS // 5

@@ -104,6 +104,7 @@ def test_samplers_go_from_the_prior_to_the_posterior(key, rng, name, num_steps):
     assert np.abs(oracles.moments_z(z, np.eye(LATENTS))).max() > 30
 
 
+@pytest.mark.thorough
 def test_ula_comes_within_its_bias(key, rng):
     """Its law is N(mean, S (I - h S^-1 / 2)^-1): that, and not the posterior."""
     law, step_size = _posterior(BETA), SAMPLERS["ula"].keywords["step_size"]

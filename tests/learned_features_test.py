@@ -109,6 +109,7 @@ def test_critic_loss_is_the_criterion_and_the_slope_of_the_witness(key, rng, nam
     np.testing.assert_allclose(loss, float(info["critic_loss"]) + 0.7 * penalty, rtol=1e-7)
 
 
+@pytest.mark.thorough
 def test_any_kernel_objective_and_any_criterion_make_one(key, rng):
     """The rule for the kernel sees features, and both get what it returns."""
     samples, data = (jnp.asarray(points, jnp.float32) for points in _clouds(rng))
@@ -176,6 +177,7 @@ def test_two_devices_learn_and_point_like_one(key, rng, name, kind):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_steps_of_the_critic_raise_the_criterion(key, rng):
     x, y = (jnp.asarray(points, jnp.float32) for points in _clouds(rng, 8))
     player = critic.Critic(

@@ -90,6 +90,7 @@ def test_small_grids_are_exact(n, rng):
     assert halves > 0 or n < 4
 
 
+@pytest.mark.thorough
 def test_copies_are_at_distance_zero_to_rounding(rng):
     """Where the matmul form of a distance would leave about eps |x|^2 between most copies."""
     for _ in range(10):
@@ -291,7 +292,7 @@ ADVERSARIES = {
 }
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("name", ADVERSARIES)
 def test_no_data_takes_more_passes_than_promised(name, rng):
     values = np.asarray(ADVERSARIES[name], np.float32).astype(np.float64)

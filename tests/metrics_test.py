@@ -554,6 +554,7 @@ def test_errors_name_the_argument(fn, args, message):
         fn(*args)
 
 
+@pytest.mark.thorough
 def test_labels_of_a_narrow_dtype_take_any_number_of_classes():
     labels = jnp.arange(100, dtype=jnp.int8)
     np.testing.assert_allclose(metrics.label_entropy(labels, 200), np.log(100), rtol=1e-6)

@@ -46,7 +46,7 @@ def test_statistics_match_the_loops(rng, family):
     np.testing.assert_allclose(u, oracles.mmd_u(family, x, y, LENGTHSCALES), rtol=1e-11)
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradient_is_the_finite_difference_of_the_loops(rng, family):
     x, y = _samples(rng, n=5, m=4, d=2)
@@ -150,6 +150,7 @@ def test_power_is_the_papers(rng, family):
     np.testing.assert_allclose(narrow, expected, rtol=2e-5)
 
 
+@pytest.mark.thorough
 def test_power_has_gradients_in_scales_weights_and_features(rng):
     """Against differences of the loops; features are a matrix of weights times the points."""
     x, y = _samples(rng, n=6, m=6, d=2)
@@ -197,6 +198,7 @@ def test_power_does_not_change_with_the_unit_of_the_kernel(rng):
     np.testing.assert_allclose(others, one, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_power_of_equal_clouds_is_zero_and_of_unequal_sizes_refused(rng):
     x = jnp.asarray(rng.normal(size=(5, 3)), jnp.float32)
     value, gradient = jax.value_and_grad(mmd.test_power)(x, x, kernels.rbf_mixture(1.0))
@@ -312,6 +314,7 @@ def test_bad_input_is_named(key):
         mmd.two_sample_test(key, x, x, kernel, num_permutations=0)
 
 
+@pytest.mark.thorough
 def test_samples_that_are_not_finite_have_no_p_value(key, rng):
     x, y = (jnp.asarray(s, jnp.float32) for s in _samples(rng, d=4))
     kernel = kernels.imq_mixture(1.0)

@@ -172,6 +172,7 @@ def test_the_mean_over_noise_is_the_gradient_of_twice_the_jsd(rng):
             np.testing.assert_allclose(masses @ directions[:, 0] / 3, expected, atol=1e-7)
 
 
+@pytest.mark.thorough
 def test_logits_of_noised_points_estimate_the_jsd(key, rng):
     """Over many noises of two points, the estimate is that of two Gaussians, golden G10."""
     size = 40_000

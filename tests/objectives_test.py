@@ -10,6 +10,7 @@ import oracles
 import pytest
 
 from kernelgrad import (
+    _devices,
     adversarial,
     kernels,
     mmd,
@@ -169,7 +170,7 @@ def _loops(x, centers, weights, lengthscale):
     return values, np.array(slopes)
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("alpha", [0.97, 0.5])
 def test_relative_ratios_descend_what_they_leave_of_the_mixture(key, rng, alpha):
     """The logarithm of 1 - alpha r, or its tangent; at 1/2 the saturating GAN's loss."""
@@ -250,7 +251,7 @@ SELECTED = {
 }
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", SELECTED)
 def test_lengthscale_and_ridge_are_those_of_ratio_selection(key, rng, name):
     """Whatever the key, in one compilation for all batches; and the direction is by that pair."""
@@ -315,11 +316,17 @@ def test_two_devices_give_the_one_device_direction(key, rng, name):
 
 def test_a_kernel_may_be_given_as_it_is_or_by_a_rule_of_the_union(key, rng):
     x, y = (jnp.asarray(s, jnp.float32) for s in _batch(rng, n=24, m=24, d=5))
-    kernel = make_imq(x, y)
-    alone, _ = jax.jit(objectives.mmd_v(make_imq))(key, x, y)
-    for given in (kernel, lambda a, b: kernels.median_mixture(kernels.imq_mixture, a, b)):
+
+    def of_all(a, b):
+        return kernels.imq_mixture(jnp.abs(a).mean() + jnp.abs(b).mean())
+
+    def of_a_share(a, b, *, axis_name):
+        return of_all(*(_devices.gather(z, axis_name) for z in (a, b)))
+
+    alone, _ = jax.jit(objectives.mmd_v(of_a_share))(key, x, y)
+    for given in (of_all(x, y), of_all):
         objective = objectives.mmd_v(given)
-        np.testing.assert_allclose(objective(key, x, y)[0], alone, atol=1e-6)
+        np.testing.assert_allclose(jax.jit(objective)(key, x, y)[0], alone, atol=1e-6)
         spread, _ = jax.pmap(lambda a, b, o=objective: o(key, a, b, axis_name="i"), axis_name="i")(
             x.reshape(2, 12, 5), y.reshape(2, 12, 5)
         )

@@ -284,6 +284,7 @@ def test_fuzz_against_float64(shape, rng, small_tiles):
         assert_sums_match(sums, *arguments, value=2e-6, gradient=1e-4)
 
 
+@pytest.mark.thorough
 def test_float64_sums_are_exact_to_1e_12(rng, small_tiles):
     small_tiles()
     every_family.clear_cache()
@@ -332,6 +333,7 @@ def test_gradient_sum_pushes_away_from_the_others():
         np.testing.assert_allclose(step, [[expected, 0]], rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.thorough
 def test_the_three_sums_agree(rng):
     x, y, weights, force = (
         jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((9, 4), (7, 4), (7, 2), (7,))
@@ -442,6 +444,7 @@ fn = jax.grad(lambda x, y, w: pairwise.kernel_sum(kernel, x, y, w).sum(), argnum
     assert peak < one_gram / 4
 
 
+@pytest.mark.thorough
 def test_one_compilation_a_shape_and_jit_is_eager(rng):
     x, y = (jnp.asarray(rng.normal(size=(n, 3)), jnp.float32) for n in (9, 7))
     weights, force = jnp.ones((7, 2)), jnp.ones(7)
@@ -457,6 +460,7 @@ def test_one_compilation_a_shape_and_jit_is_eager(rng):
         chex.assert_trees_all_close(sums(*arguments), eager, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_vmap_is_a_loop(rng, small_tiles):
     small_tiles(4, 3)
     x, y, weights = (
@@ -531,7 +535,7 @@ def test_two_devices_are_their_union(others, rng, small_tiles):
     chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("features", [3, 20])
 @pytest.mark.parametrize("others", ["y", None])
 def test_feature_sums_of_two_devices_are_those_of_their_union(others, features, rng, small_tiles):

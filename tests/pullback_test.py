@@ -187,6 +187,7 @@ def test_regression_runs_the_optimizer_by_hand(rng):
     np.testing.assert_allclose(_flat(gradient), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_regression_approaches_gauss_newton_to_first_order(rng):
     """Many inner steps of (8): the distance to (9) falls with epsilon, and so does the update."""
     with jax.enable_x64(True):
@@ -264,6 +265,7 @@ def test_gauss_newton_of_a_linear_generator_is_a_regression_on_its_latents(rng):
     np.testing.assert_allclose(step, expected, atol=1e-12)
 
 
+@pytest.mark.thorough
 def test_a_wide_network_follows_the_direction_to_first_order(rng):
     params, latents, direction = _problem(rng, n=8, width=200)
 
@@ -294,6 +296,7 @@ def test_one_iteration_of_gauss_newton_is_the_chain_rule_at_the_best_length(rng)
     np.testing.assert_allclose(step, best * downhill, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_gauss_newton_does_not_depend_on_the_parametrisation(rng):
     """Undamped and overdetermined, the samples' first-order motion is that of eta in any scale."""
     with jax.enable_x64(True):

@@ -244,7 +244,7 @@ def log_gaussians(x, mean, scale):
     return quadratic / 2 - x.shape[1] * math.log(scale)
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough(quick=1)
 @every_fit
 def test_known_ratio_of_gaussians(rng, name):
     p, q = rng.normal(0.5, 0.8, size=(300, 2)), rng.normal(size=(300, 2))
@@ -420,6 +420,7 @@ def test_finite_where_a_kernel_underflows(rng, kind):
     chex.assert_tree_all_finite((value, slope))
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("name", ["lsif", "kliep"])
 def test_positive_mixture_draws_to_the_nearest_centers(rng, name):
     """Clouds 60 lengthscales apart, where every k underflows, and a fit of them."""
@@ -475,7 +476,7 @@ def test_failed_fit_is_visible(rng, name):
 # ------------------------------------------------------------------------------------ transforms
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["rulsif", "kliep"])
 def test_vmap_over_lengthscales_is_one_by_one(rng, name):
     p, q = floats(*clouds(rng))

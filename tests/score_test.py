@@ -491,6 +491,7 @@ def test_normal_score_from_256_samples(key):
         assert cosine - 4 * noise > 0.95, name
 
 
+@pytest.mark.thorough
 def test_kde_points_the_right_way_with_the_smoothing_bias_of_its_lengthscale(key):
     def estimate(x, queries):
         return {"kde": (queries, score_peers.kde_score_at(queries, x, kernels.rbf_mixture(0.6)))}
@@ -611,6 +612,7 @@ def test_a_failed_solve_is_nan_and_the_documented_floor_prevents_it(name, rng):
         assert np.all(np.isnan(result))
 
 
+@pytest.mark.thorough
 def test_kernel_that_is_not_positive_definite_is_nan_out_of_sample():
     class Growing(NamedTuple):
         def profile(self, sq_dist):
@@ -637,7 +639,7 @@ def test_eager_agrees_with_jit_and_reads_numpy_float64(name, rng):
     chex.assert_trees_all_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough(quick=1)
 @every_estimator
 def test_vmap_agrees_with_one_by_one(name, rng):
     x, queries = (rng.normal(size=(2, n, 4)).astype(np.float32) for n in (14, 3))

@@ -106,6 +106,7 @@ def test_what_did_not_converge_is_nan(rng, monkeypatch):
     np.testing.assert_array_equal(got[:, 1], 0)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("without_gram")
 def test_a_sample_that_is_nan_makes_all_scores_nan(rng):
     x, _ = clouds(rng)

@@ -175,6 +175,7 @@ def test_stein_identity(rng):
     assert np.all(np.abs(z) < 5)
 
 
+@pytest.mark.thorough
 def test_the_rate_at_which_kl_falls_is_the_squared_ksd():
     """For p = N(0, 1), q = N(1, 1) and lengthscale 1: KSD^2 = 1 / sqrt(3)."""
     n, mean = 1500, 1.0
@@ -302,6 +303,7 @@ def test_a_step_is_the_optimizer_on_the_negated_direction(rng):
 # ------------------------------------------------------------------------------------ variants
 
 
+@pytest.mark.thorough
 def test_minibatch_scores_reach_the_full_posterior(key, rng):
     """Means of 200 observations with unit variance, flat prior: N(mean, 1 / 200)."""
     data = jnp.float32(rng.normal(1.5, 1.0, size=(200, 1)))
@@ -338,6 +340,7 @@ def test_annealed_scores_leave_the_repulsion_unscaled(rng):
     np.testing.assert_allclose(parts[1], 0.75 * parts[0] + 0.25 * parts[2], atol=1e-12)
 
 
+@pytest.mark.thorough
 def test_annealing_by_the_optimizer_count_spreads_over_two_modes(rng):
     """From one mode's side, weak scores first let the particles cross over."""
 
@@ -389,6 +392,7 @@ def test_noise_is_finite_where_the_gram_is_singular(key, rng, lengthscale):
     assert np.all(np.isfinite(noise))
 
 
+@pytest.mark.thorough
 def test_stochastic_svgd_samples_without_the_bias_of_few_particles(key):
     """Two particles, which SVGD leaves at +-.741, become independent draws up to O(epsilon)."""
     chains, epsilon, kernel = 500, 0.05, kernels.rbf_mixture(1.0)
@@ -411,6 +415,7 @@ def test_stochastic_svgd_samples_without_the_bias_of_few_particles(key):
     assert abs(products.mean()) < epsilon + 5 * products.std() / math.sqrt(chains)
 
 
+@pytest.mark.thorough
 def test_a_matrix_kernel_is_a_change_of_variables(rng):
     particles, scores = _particles(rng, n=7, d=2)
     q = np.array([[2.0, 0.7], [0.7, 1.0]])

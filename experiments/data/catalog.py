@@ -1,4 +1,4 @@
-"""Data sets as plain arrays: embedded digits, 2-D toys, UCI tables, image sets.
+"""Data sets as plain arrays: embedded digits, 2-D toys, UCI tables, image sets, a user's own.
 
 Image sets are MNIST, CIFAR-10 as JPEG files, and anything TensorFlow Datasets has prepared in the
 array_record format; TensorFlow itself is never imported. What has to be decoded or converted is
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.data import cifar10, image_sets, toys, uci
+from experiments.data import cifar10, image_sets, own, toys, uci
 from experiments.data.dataset import Dataset
 from experiments.run import places
 from experiments.run.errors import DataError
@@ -21,7 +21,9 @@ def names() -> tuple[str, ...]:
     return ("digits", "mnist", "cifar10_jpeg", *toys.TOYS, *uci.TABLES)
 
 
-def load(name: str, data_dir: str | None = None, *, seed: int = 0) -> Dataset:
+def load(
+    name: str, data_dir: str | None = None, *, seed: int = 0, image_size: int | None = None
+) -> Dataset:
     """Returns the data set `name`.
 
     ===================  ======================================================================
@@ -37,13 +39,17 @@ def load(name: str, data_dir: str | None = None, *, seed: int = 0) -> Dataset:
     parkinsons
     any other name       "set" or "set/config": an image set that TFDS has prepared as array_record
                          in data_dir or in the cache folder's tfds/
+    a path               a folder of images, an .npy or an .npz file, as :mod:`experiments.data.own`
+                         reads them; ./digits is one, digits is not
     ===================  ======================================================================
 
     Args:
-      name: one of `names()` or the name of a prepared image set.
+      name: one of `names()`, the name of a prepared image set, or a path.
       data_dir: folder that holds the files; not needed for digits and the 2-D toys.
-      seed: draws the 2-D points, the split of a table, and the tenth that is held out of a prepared
-        set without test split. The splits of digits, mnist and cifar10_jpeg are fixed.
+      seed: draws the 2-D points, the split of a table, and the tenth that is held out of a set
+        without test split. The splits of digits, mnist and cifar10_jpeg are fixed.
+      image_size: side to which the images of a user's folder are cropped and resized; None: they
+        have one size.
 
     Raises:
       DataError: unknown name, or the files are missing, damaged or not what they should be.
@@ -68,6 +74,10 @@ def load(name: str, data_dir: str | None = None, *, seed: int = 0) -> Dataset:
         directory = image_sets.find_prepared(name, place)
         if directory is not None:
             return _images(name, image_sets.read_prepared(directory, places.cache()), seed)
+    if name.strip():
+        path = places.folder("dataset", name)
+        if path.exists():
+            return _images(path.stem, own.read(path, image_size, places.cache()), seed)
     raise DataError(_unknown(name, root))
 
 
@@ -77,7 +87,8 @@ def _unknown(name: str, root: Path | None) -> str:
     where = "--data_dir" if root is None else root
     return (
         f"dataset: got {name!r}{hint}; expected one of {', '.join(names())}, "
-        f"or an image set that TFDS has prepared in {where}"
+        f"an image set that TFDS has prepared in {where}, or the path of a folder of images, an "
+        ".npy or an .npz file"
     )
 
 

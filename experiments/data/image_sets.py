@@ -9,9 +9,9 @@ import io
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -49,18 +49,40 @@ def decode(encoded: bytes, shape: _Shape) -> np.ndarray:
       DataError: no image, damaged, or of another size, which is refused before it is decoded.
     """
     height, width, channels = shape
+    with _image_of(io.BytesIO(encoded)) as image:
+        if height not in (None, image.height) or width not in (None, image.width):
+            raise DataError(
+                f"got an image of {image.height} x {image.width}; expected {height} x {width}"
+            )
+        converted = image.convert(_MODES[channels])
+    return np.asarray(converted).reshape(converted.height, converted.width, channels)
+
+
+@contextlib.contextmanager
+def opened(path: Path, most_bytes: int) -> Iterator[Image.Image]:
+    """Yields a PNG or JPEG file, of which only the head has been read.
+
+    Raises:
+      DataError: no image, or damaged, also where it is decoded within; the message names the file.
+    """
     try:
-        with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
-            if height not in (None, image.height) or width not in (None, image.width):
-                raise DataError(
-                    f"got an image of {image.height} x {image.width}; expected {height} x {width}"
-                )
-            converted = image.convert(_MODES[channels])
+        with files.opened(path, most_bytes, follow=True) as file, _image_of(file) as image:
+            yield image
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from error
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+@contextlib.contextmanager
+def _image_of(file: IO[bytes]) -> Iterator[Image.Image]:
+    try:
+        with Image.open(file, formats=("PNG", "JPEG")) as image:
+            yield image
     except DataError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"not a PNG or JPEG image: {error}") from error
-    return np.asarray(converted).reshape(converted.height, converted.width, channels)
 
 
 def cached(path: Path, build: Callable[[], ImageSet]) -> ImageSet:

@@ -14,7 +14,7 @@ import shutil
 import stat
 import zipfile
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -205,12 +205,18 @@ def _inner(value: Any) -> list[Any]:
 
 def parse_arrays(content: bytes, most_bytes: int) -> dict[str, np.ndarray]:
     """Returns the arrays of an .npz; ValueError for what is none, holds objects or is large."""
+    return load_arrays(io.BytesIO(content), most_bytes)
+
+
+def load_arrays(file: IO[bytes], most_bytes: int) -> dict[str, np.ndarray]:
+    """Returns the arrays of an .npz that is open; errors as for :func:`parse_arrays`."""
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        with zipfile.ZipFile(file) as archive:
             size = sum(member.file_size for member in archive.infolist())
         if size > most_bytes:
             raise ValueError(f"{size} bytes unpacked, more than {most_bytes}")
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
     except Exception as error:  # a flipped bit makes zipfile and numpy raise a dozen types
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -66,7 +66,7 @@ def run(
     if num_devices is not None and num_devices > len(devices):
         raise UsageError(f"num_devices: got {num_devices}; expected at most {len(devices)}")
     settings.validate(config, len(devices))
-    dataset = catalog.load(config.dataset, data_dir, seed=config.seed)
+    dataset = catalog.load(config.dataset, data_dir, seed=config.seed, image_size=config.image_size)
     models.check(config, dataset, len(devices))
     with (
         Workdir(

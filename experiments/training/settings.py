@@ -43,7 +43,14 @@ class Config:
     )
     dataset: str = fields.word(
         "digits",
-        f"One of {', '.join(catalog.names())}, or an image set prepared by TFDS in --data_dir.",
+        f"One of {', '.join(catalog.names())}, an image set prepared by TFDS in --data_dir, or the "
+        "path of a folder of PNG or JPEG images (sub-folders: classes), an .npy or an .npz file.",
+    )
+    image_size: int | None = fields.integer(
+        None,
+        1,
+        4096,
+        "Side to which the images of a folder are cropped and resized; by default all have one.",
     )
     num_steps: int = fields.integer(2000, 1, fields.MAX_COUNT, "Updates in all.", group=_LEARNING)
     batch_size: int = fields.integer(

@@ -89,7 +89,7 @@ def opened(
     """
     config = stored_config(workdir)
     require_checkpoint(workdir)
-    dataset = catalog.load(config.dataset, data_dir, seed=config.seed)
+    dataset = catalog.load(config.dataset, data_dir, seed=config.seed, image_size=config.image_size)
     models.check(config, dataset)
     check(config, dataset)
     with Workdir(workdir, config) as folder:

@@ -35,6 +35,7 @@ class Mirror:
         return jax.random.normal(key, (n, 14))
 
 
+@pytest.mark.thorough
 def test_latents_take_uniform_steps_and_keep_their_labels():
     dataset = catalog.load("digits")
     found = Trained(CONFIG, dataset, Mirror(), 0, TrainState(0, {}, {}, ()))

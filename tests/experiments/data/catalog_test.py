@@ -26,7 +26,7 @@ def test_unknown_name_suggests_the_nearest(tmp_path, wrong, nearest):
     assert all(name in message for name in catalog.names())
 
 
-@pytest.mark.parametrize("name", ["", "..", "../secret", "/etc", "a/../../b", "qqqqqqq"])
+@pytest.mark.parametrize("name", ["", "../secret", "/nowhere", "a/../../b", "qqqqqqq"])
 def test_unknown_name_without_a_neighbour_lists_all(tmp_path, name):
     for data_dir in (None, str(tmp_path)):
         message = message_of(catalog.load, name, data_dir)

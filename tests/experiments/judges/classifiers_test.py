@@ -92,6 +92,7 @@ def test_training_of_fewer_images_than_a_batch(digits, tmp_path):
     np.testing.assert_array_equal(predicted, few.train_labels)
 
 
+@pytest.mark.thorough
 def test_cache_is_keyed_by_data_config_and_seed(digits, tmp_path, trainings):
     changed = digits.train.copy()
     changed[7, 3, 4, 0] ^= 1

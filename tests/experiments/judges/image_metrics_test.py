@@ -75,6 +75,7 @@ def test_the_inception_score_is_that_of_the_classifiers_probabilities(classifier
     assert 1.01 < expected < CLASSES
 
 
+@pytest.mark.thorough
 def test_distances_are_those_of_features_to_those_of_the_first_test_images(
     dataset, classifier, samples, monkeypatch
 ):

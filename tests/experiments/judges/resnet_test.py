@@ -127,6 +127,7 @@ def test_every_image_is_taken_once_a_pass():
     assert any(passes[0] != passes[1])
 
 
+@pytest.mark.thorough
 def test_a_loss_that_is_not_finite_ends_training(toy, monkeypatch):
     monkeypatch.setattr(resnet, "_step", lambda state, *_: (state, jnp.nan))
     with pytest.raises(DivergenceError, match=r"ResNet: step \d+: the loss is nan"):

@@ -117,7 +117,7 @@ def test_the_generator_takes_labels_as_the_data_have_them(key):
     assert model.generate(state.params, state.batch_stats, latents).shape == (6, 8, 8, 1)
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("objective", ["gan_kl", "steingan"])
 def test_a_direction_holds_the_labels_still(key, objective):
     """Exactly, though the critic's values depend on them."""

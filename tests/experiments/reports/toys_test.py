@@ -37,6 +37,7 @@ def measured(target, samples, bandwidth, columns=80, rows=70):
     return {name: float(value) for name, value in figures.items()}
 
 
+@pytest.mark.thorough
 def test_figures_are_those_of_the_loops(rng):
     samples = rng.normal((0.8, -0.3), (0.5, 1.1), (20, 2))
     x, y = np.linspace(-6, 6, 80), np.linspace(-5, 5, 70)
@@ -57,6 +58,7 @@ def test_figures_are_those_of_the_loops(rng):
     assert got == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.thorough
 def test_on_data_is_the_share_in_the_region_of_highest_density():
     """99% of a standard normal in the plane lies within 3.035 of its mean."""
     angle = np.linspace(0, 6, 100)
@@ -100,7 +102,7 @@ def test_modes_are_those_with_a_fifth_of_their_share():
     assert "modes" not in measured(gaussian_target(), samples, 0.1)
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "num_modes"), [("grid", 25), ("mixture", 8), ("ring", None)])
 def test_exact_draws_reach_everything(name, num_modes, key):
     ruler = toys.make_ruler(key, densities.load(name))

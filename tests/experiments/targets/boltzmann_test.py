@@ -75,6 +75,7 @@ def test_density_and_score_are_those_of_the_product(rng):
     np.testing.assert_allclose(score, np.transpose(slopes), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_samples_have_the_moments_of_the_density(key, rng):
     params = random_params(rng, 2, 3)
     _, mean, second = quadrature(params)

@@ -76,6 +76,7 @@ def folder(path, name):
     return Workdir(path / name, Config())
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("loss", ["saturating", "non_saturating"])
 def test_gradients_are_those_of_the_chain_rule_by_hand(lab, frozen, key, loss):
     state = lab.fresh_critic(key)
@@ -175,6 +176,7 @@ def test_stopped_training_resumes_to_the_same_records_and_state(
     jax.tree.map(np.testing.assert_array_equal, again, state)
 
 
+@pytest.mark.thorough
 def test_figures_that_are_not_finite_are_an_error(lab, frozen, images, key, tmp_path):
     with folder(tmp_path, "one") as own, Signals() as signals:
         broken = frozen._replace(params=frozen.params | {"bias": jnp.full(_DIMENSION, jnp.nan)})
@@ -182,6 +184,7 @@ def test_figures_that_are_not_finite_are_an_error(lab, frozen, images, key, tmp_
             discriminators.train_discriminator(lab, trial(), broken, images, key, own, signals)
 
 
+@pytest.mark.thorough
 def test_training_goes_on_from_the_state(lab, frozen, images, key):
     state = lab.fresh_critic(key)
     states = list(discriminators.keep_training(lab, frozen, state, jnp.asarray(images[0]), key, 3))

@@ -166,6 +166,7 @@ def test_looks_on_few_effective_draws_choose_nothing(key, monkeypatch):
         fit([500.0] * 4, [29.0] * 4)
 
 
+@pytest.mark.thorough
 def test_a_likelihood_that_is_not_finite_ends_the_fit(key):
     valid, draws = jnp.ones((50, 1)), base_draws(key, 1)
     arguments = (

@@ -71,6 +71,7 @@ def trainings(monkeypatch):
     return calls
 
 
+@pytest.mark.thorough
 def test_name_data_recipe_and_seed_have_a_file_each(toy, tmp_path, trainings):
     relabelled = toy.train_labels.copy()
     relabelled[0] += 1
@@ -156,6 +157,7 @@ def test_data_without_what_a_network_needs_are_refused(toy, names, changes, expe
     extractors.check(["pixels"], toy._replace(**changes))
 
 
+@pytest.mark.thorough
 def test_images_of_another_shape_are_refused(untrained):
     one = untrained("vicreg", None, None)
     features = jax.eval_shape(jax.jit(one), jnp.zeros((2, 8, 8, 1)))

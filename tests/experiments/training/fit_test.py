@@ -99,6 +99,7 @@ def test_more_devices_than_there_are_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.thorough
 def test_an_evaluation_measures_the_samples_that_it_draws(monkeypatch, key):
     """The MMD is that of loops over all pairs; extra scores see the samples in the picture."""
     seen, drawn, files = [], [], {}

@@ -86,6 +86,7 @@ def fake_model():
     return models.Model(generate, None, None, None, sample_latents, initial_state)
 
 
+@pytest.mark.thorough
 def test_generated_images_come_with_their_labels(judged, tmp_path, monkeypatch):
     model = fake_model()
     monkeypatch.setattr(models, "build", lambda config, dataset: model)

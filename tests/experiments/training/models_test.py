@@ -102,7 +102,7 @@ def test_settings_reach_the_objective(key, rng, name, changes, expected):
 # ------------------------------------------------------------------------------------- the critic
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("norm", ["euclidean", "root_sum"])
 def test_the_norm_reaches_the_energy(key, rng, norm):
     one, state = build(dataclasses.replace(STEINGAN, energy_norm=norm), key)
@@ -124,7 +124,7 @@ def test_the_margin_reaches_the_joint_energy(key, rng):
     np.testing.assert_allclose(gap, 3, rtol=1e-4)
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("threshold", [1e-3, math.inf])
 def test_steingans_controller_scales_what_adam_returns(key, rng, threshold):
     """A first step of Adam is its learning rate; the second one has momentum to be held back."""

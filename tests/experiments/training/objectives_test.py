@@ -98,6 +98,7 @@ def test_settings_of_few_objectives_say_so():
         assert bool(rule.of) == (bool(objectives.reading(name)) and name not in shared), name
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("ridge", [None, 0.3])
 def test_a_selected_ratio_has_one_of_the_scales_and_a_ridge_of_its_grid(key, ridge):
     config = Config(objective="ratio_ulsif", select=True, kernel_scales=(0.25, 4.0), ridge=ridge)

@@ -1,0 +1,203 @@
+"""A user's own data: folders of images, arrays, and what is refused by name."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.data import catalog
+from tests.experiments.data.conftest import message_of
+
+
+def picture(rng, height=6, width=6, channels=3):
+    return rng.integers(0, 256, (height, width, channels), np.uint8)
+
+
+def write(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.squeeze()).save(path)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_folder_of_images_is_a_data_set(tmp_path, rng, channels):
+    pixels = np.stack([picture(rng, channels=channels) for _ in range(20)])
+    for index, each in enumerate(pixels):
+        write(tmp_path / "mine" / f"{index:02d}.PNG", each)
+    (tmp_path / "mine" / ".DS_Store").write_text("not an image")
+    for _ in range(2):  # decoded, then from the cache
+        found = catalog.load(str(tmp_path / "mine"), seed=1)
+        assert (found.name, found.num_classes, found.train_labels) == ("mine", 0, None)
+        assert (len(found.train), len(found.test)) == (18, 2)
+        both = np.concatenate([found.train, found.test])
+        np.testing.assert_array_equal(np.sort(both, axis=0), np.sort(pixels, axis=0))
+
+
+def test_sub_folders_are_classes_and_splits_are_taken_as_they_are(tmp_path, rng):
+    for split, count in (("train", 3), ("test", 2)):
+        for label in ("cat", "dog"):
+            for index in range(count):
+                image = np.full((4, 4, 3), 100 * (label == "dog") + index, np.uint8)
+                write(tmp_path / "pets" / split / label / f"{index}.png", image)
+    found = catalog.load(str(tmp_path / "pets"))
+    assert found.num_classes == 2
+    np.testing.assert_array_equal(found.train_labels, [0, 0, 0, 1, 1, 1])
+    np.testing.assert_array_equal(found.train[:, 0, 0, 0], [0, 1, 2, 100, 101, 102])
+    np.testing.assert_array_equal(found.test_labels, [0, 0, 1, 1])
+
+
+def test_mixed_sizes_are_cut_in_the_middle_and_resized(tmp_path):
+    wide = np.zeros((8, 16, 3), np.uint8)
+    wide[:, 4:12] = 200  # the middle square
+    write(tmp_path / "mine" / "a.png", wide)
+    for index in range(10):
+        write(tmp_path / "mine" / f"b{index}.png", np.full((4, 4, 3), 200, np.uint8))
+    message = message_of(catalog.load, str(tmp_path / "mine"))
+    assert "b0.png: got 4 x 4; expected 8 x 16" in message
+    assert "--image_size" in message
+    found = catalog.load(str(tmp_path / "mine"), image_size=4)
+    assert found.sample_shape == (4, 4, 3)
+    np.testing.assert_allclose(found.train.astype(float), 200, atol=12)  # the filter rings
+
+
+def test_a_photograph_stands_upright(tmp_path):
+    image = np.zeros((4, 4, 3), np.uint8)
+    image[0] = 255
+    exif = Image.Exif()
+    (tmp_path / "mine").mkdir()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    for index in range(10):
+        Image.fromarray(image).save(tmp_path / "mine" / f"{index}.png", exif=exif)
+    found = catalog.load(str(tmp_path / "mine"))
+    np.testing.assert_array_equal(found.train[0, :, 3], 255)
+    np.testing.assert_array_equal(found.train[0, :, 0], 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("000.png", b"\x89PNG\r\n\x1a\n and then nothing"),
+        ("notes.txt", b"text"),
+        ("cut.png", None),
+        ("empty.jpg", b""),
+    ],
+)
+def test_the_wrong_file_is_named(tmp_path, rng, name, content):
+    for index in range(12):
+        write(tmp_path / "mine" / f"{index}.png", picture(rng))
+    if content is None:
+        content = (tmp_path / "mine" / "0.png").read_bytes()[:60]
+    (tmp_path / "mine" / name).write_bytes(content)
+    message = message_of(catalog.load, str(tmp_path / "mine"))
+    assert str(tmp_path / "mine" / name) in message
+
+
+def test_folders_that_mean_nothing_are_refused(tmp_path, rng):
+    (tmp_path / "mine").mkdir()
+    assert "got no files" in message_of(catalog.load, str(tmp_path / "mine"))
+    write(tmp_path / "mine" / "a" / "0.png", picture(rng))
+    write(tmp_path / "mine" / "0.png", picture(rng))
+    assert "beside folders" in message_of(catalog.load, str(tmp_path / "mine"))
+    (tmp_path / "mine" / "0.png").unlink()
+    (tmp_path / "mine" / "b").mkdir()
+    assert "b: got no files" in message_of(catalog.load, str(tmp_path / "mine"))
+
+
+@pytest.mark.parametrize("shape", [(20, 5, 5), (20, 5, 5, 3)])
+def test_an_array_of_images(tmp_path, rng, shape):
+    pixels = rng.integers(0, 256, shape, np.uint8)
+    np.save(tmp_path / "x.npy", pixels)
+    found = catalog.load(str(tmp_path / "x.npy"))
+    assert found.sample_shape == (5, 5, 1 if len(shape) == 3 else 3)
+    assert found.train.dtype == np.uint8
+    assert len(found.train) == 18
+
+
+def test_arrays_by_name_with_their_labels(tmp_path, rng):
+    points, labels = rng.normal(size=(30, 3)), np.arange(30) % 4
+    np.savez(
+        tmp_path / "x.npz",
+        train=points[:20],
+        test=points[20:],
+        train_labels=labels[:20],
+        test_labels=labels[20:],
+    )
+    found = catalog.load(str(tmp_path / "x.npz"))
+    assert found.train.dtype == np.float32
+    assert found.num_classes == 4
+    np.testing.assert_allclose(found.test, points[20:], rtol=1e-6)
+    np.testing.assert_array_equal(found.train_labels, labels[:20])
+    np.savez_compressed(tmp_path / "one.npz", points)
+    assert len(catalog.load(str(tmp_path / "one.npz")).train) == 27
+
+
+IMAGES = np.zeros((20, 4, 4, 3), np.uint8)
+WRONG = {
+    "integers (4": (dict(train=np.zeros((20, 4), np.int64)), "got int64 of shape (20, 4)"),
+    "five channels": (dict(train=np.zeros((20, 4, 4, 5), np.uint8)), "1, 3 or 4 channels"),
+    "floating images": (dict(train=np.zeros((20, 4, 4, 3))), "got float64 of shape"),
+    "empty": (dict(train=np.zeros((0, 3))), "of shape (0, 3)"),
+    "not finite": (dict(train=np.full((20, 2), np.inf)), "row 0 is not finite"),
+    "unknown name": (dict(train=IMAGES, y=IMAGES), "got the arrays train, y"),
+    "other shape": (dict(train=IMAGES, test=IMAGES[:, :3]), "expected uint8 and (4, 4, 3)"),
+    "labels of one": (
+        dict(train=IMAGES, test=IMAGES, train_labels=np.zeros(20, int)),
+        "got labels of one split",
+    ),
+    "too few labels": (dict(train=IMAGES, train_labels=np.zeros(19, int)), "shape (20,)"),
+    "negative label": (dict(train=IMAGES, train_labels=-np.ones(20, int)), "each in 0..19"),
+    "floating labels": (dict(train=IMAGES, train_labels=np.zeros(20)), "expected integers"),
+    "new label": (
+        dict(
+            train=IMAGES,
+            test=IMAGES,
+            train_labels=np.zeros(20, int),
+            test_labels=np.ones(20, int),
+        ),
+        "got 1 in test_labels",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_arrays_that_are_no_data_are_refused_in_one_line(tmp_path, case):
+    arrays, expected = WRONG[case]
+    np.savez(tmp_path / "x.npz", **arrays)
+    message = message_of(catalog.load, str(tmp_path / "x.npz"))
+    assert expected in message
+    assert str(tmp_path / "x.npz") in message
+
+
+class Harmful:
+    """What a pickle would run."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was opened",))
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+@pytest.mark.parametrize("content", ["pickle", "objects", "noise", "fifo"])
+def test_hostile_files_are_refused(tmp_path, rng, suffix, content):
+    path = tmp_path / f"x{suffix}"
+    if content == "pickle":
+        path.write_bytes(pickle.dumps(Harmful()))
+    elif content == "objects":
+        objects = np.array([Harmful()], object)
+        if suffix == ".npy":
+            np.save(path, objects, allow_pickle=True)
+        else:
+            np.savez(path, train=objects)
+    elif content == "noise":
+        path.write_bytes(rng.bytes(300))
+    else:
+        os.mkfifo(path)
+    message = message_of(catalog.load, str(path))
+    assert str(path) in message
+
+
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "x.csv").write_text("1,2")
+    assert "expected a folder, an .npy or an .npz" in message_of(
+        catalog.load, str(tmp_path / "x.csv")
+    )
