@@ -468,6 +468,8 @@ row(
     )(latent),
 )
 row(latents.uniform_latents, None)
+row(latents.reject, None, num_kept=3, inverse_temperature=2.0, smooth=False, least=4)
+row(latents.resample, None, num_draws=3, inverse_temperature=2.0, smooth=False)
 
 # ------------------------------------------------------------------------ pull-backs and objectives
 
