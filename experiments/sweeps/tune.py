@@ -6,12 +6,10 @@ then: Tune starts its trials elsewhere.
 """
 
 import contextlib
-import ctypes
 import importlib.util
 import logging
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,7 +19,6 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-import experiments
 from experiments.run import files
 from experiments.run.errors import StorageError, UsageError
 from experiments.sweeps import commands, runs
@@ -30,13 +27,18 @@ from experiments.training import fit
 
 GOALS = {"test_mmd": "min", "label_entropy": "max", "nearest_l1": "min"}  # of stopping early
 
-_CHECKOUT = pathlib.Path(experiments.__file__).parents[1]
+_CHECKOUT = pathlib.Path(__file__).parents[2]
 _MOST_FAILURES = 8  # of a trial: nodes lost, processes killed
 _REDUCTION = 4  # of the trials at a rung, the share that goes on is one in so many
 _DIVERGED = 3  # exit code
+_PROGRAM = """# experiments.train, which is killed when the process that started it ends
+import ctypes, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
+from experiments import train
+train.main()
+"""
 _PAUSE = 0.5  # seconds between two looks at a trial's metrics
-_LIBC = ctypes.CDLL(None)  # before any fork, after which nothing should be loaded
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 class Tuning(NamedTuple):
@@ -226,14 +228,13 @@ def follow(
     Raises:
       RuntimeError: the process failed, otherwise than by diverging, of which a note is left.
     """
-    command, reported = [sys.executable, "-m", "experiments.train", *arguments], 0
+    command, reported = [sys.executable, "-c", _PROGRAM, *arguments], 0
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(  # noqa: S603
             command,
             cwd=here,
             stdout=subprocess.DEVNULL,
             stderr=errors,
-            preexec_fn=_die_with_parent,
         )
         try:
             while process.poll() is None:
@@ -256,9 +257,3 @@ def follow(
         raise RuntimeError(f"exit code {process.returncode}: {last}")
     for record in runs.evaluations(folder)[reported:]:
         report(record)
-
-
-def _die_with_parent() -> None:
-    """Has this process killed when the one that started it ends; on Linux, which can."""
-    if sys.platform == "linux":
-        _LIBC.prctl(_DIE_WITH_PARENT, signal.SIGKILL)
