@@ -4,7 +4,8 @@
 
 Every run lives in workdir/<objective>/seed<k> and resumes like one of experiments.train. The table
 (comparison.md) gives each metric at equal steps and at equal training time, with the milliseconds
-per step measured in turns in one process; comparison.png shows the metrics along the way.
+per step measured in turns in one process; comparison.png shows the metrics along the way, dashed
+what real samples have. Points are also judged by W1, by assignment.
 """
 
 import dataclasses
@@ -12,10 +13,11 @@ import pathlib
 import sys
 
 import jax
+import jax.numpy as jnp
 
 from experiments.data import catalog
 from experiments.data.dataset import Dataset
-from experiments.judges import classifiers, image_metrics
+from experiments.judges import certificates, classifiers, image_metrics
 from experiments.pictures import charts
 from experiments.reports import comparisons
 from experiments.reports.comparisons import Curves
@@ -25,6 +27,9 @@ from experiments.run.tables import format_table
 from experiments.training import fit, models, objectives, settings
 from experiments.training.objectives import OBJECTIVES
 from kernelgrad import train
+from kernelgrad.types import Array
+
+_W1_POINTS = 500  # of which the cheapest assignment takes a moment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +82,15 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
     for one in configs.values():
         models.check(one, dataset)
     scores: list[fit.ScoreFn] = []
-    reference: dict[str, float] = {}
+    reference: dict[str, float] = {}  # held-out images; training points, for W1 is to test points
     if dataset.is_image and dataset.train_labels is not None:
         classifier = classifiers.train_or_load(dataset, places.cache())
         scores.append(image_metrics.inception(classifier))
         test = image_metrics.as_images(dataset.test)
         reference = {**scores[0](test), **image_metrics.neighbours(dataset)(test[:500])}
+    elif not dataset.is_image:
+        scores.append(_w1(dataset))
+        reference = scores[0](jnp.asarray(dataset.train))
 
     times = time_steps(configs, dataset)
     _warn(*comparisons.too_slow(times, config.base.num_steps, config.base.eval_every))
@@ -160,12 +168,23 @@ def time_steps(configs: dict[str, settings.Config], dataset: Dataset) -> dict[st
     return timing.time_in_turns(runs)
 
 
+def _w1(dataset: Dataset) -> fit.ScoreFn:
+    """Returns points (n, d) -> W1 of the first of them and as many test points."""
+    test = dataset.test[:_W1_POINTS]
+
+    def score(points: Array) -> dict[str, float]:
+        size = min(len(points), len(test))
+        return {"test_w1": certificates.assignment_distance(points[:size], test[:size])}
+
+    return score
+
+
 def _report(
     root: pathlib.Path, config: Config, curves: dict[str, Curves], reference: dict[str, float]
 ) -> None:
     rows = comparisons.rows(curves)
     if reference:
-        rows["real test images"] = dict(reference)
+        rows["real samples"] = dict(reference)
     table = format_table(rows)
     title = f"{config.base.dataset}, width {config.base.width}, {len(config.seeds)} seed(s)"
     picture = charts.comparison(

@@ -2,16 +2,19 @@
 
     python -m experiments.divergences --workdir=runs/divergences
 
-Three pictures come out, and a table (table.md):
+Four pictures come out, and a table (table.md):
 
     point_masses.png  two point masses: W1 and KALE over energies of bounded slope grow with their
                       distance, JSD jumps, KL is infinite; under noise JSD is smooth
     certificate.png   bounds on W1 of data in the unit square and of particles that descend KL
                       towards them, before and after, over the noise: where they fall below the
                       diameter, they say something
-    rate.png          the error of KALE over linear energies between two Gaussians, over draws
+    rate.png          the error of KALE over draws: linear energies between two Gaussians; an RKHS
+                      in which the log-ratio is, and the same where it is not
+    manifolds.png     data on segments or on a curve, told from the same moved a little: JSD goes to
+                      log 2 and the gradient in the shift vanishes, and under noise neither
 
-Nothing is stored on the way; it takes about a minute.
+Only the discriminators of the last one resume; it takes some minutes.
 """
 
 import dataclasses
@@ -26,15 +29,18 @@ from tqdm import tqdm
 from experiments.data import toys
 from experiments.judges import certificates, known_laws
 from experiments.reports import divergences
-from experiments.reports.divergences import Bounds, Course
+from experiments.reports.divergences import Bounds, Course, Rate, Told
 from experiments.run import command, fields, places
 from experiments.run.workdirs import Workdir
+from experiments.training import manifolds
 from kernelgrad import kernels, objectives
 from kernelgrad.types import Array, Key
 
 _DISTANCES = np.linspace(0, 4, 33)
 _SIZES = 4 ** np.arange(3, 8)
+_RKHS_SIZES = 4 ** np.arange(2, 6)  # a fit is cubic in them
 _SHIFT = 1.0
+_MANIFOLDS = ("segments", "curve")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +60,16 @@ class Config:
     lipschitz: float = fields.positive(0.5, "Largest slope of KALE's energies.")
     jsd_variance: float = fields.positive(0.25, "Of the noise on the point masses.")
     num_repeats: int = fields.integer(20, 2, fields.MAX_SIZE, "Samples behind an error of KALE.")
+    num_seeds: int = fields.integer(
+        3, 1, fields.MAX_SIZE, "Slopes of that error, and discriminators of data on a manifold."
+    )
+    shift: float = fields.positive(0.25, "How far the data on a manifold are moved.")
+    num_iterations: int = fields.integer(
+        2000, 1, fields.MAX_COUNT, "Steps of a discriminator of theirs."
+    )
+    instance_noise: float = fields.positive(
+        0.05, "Variance of the noise that brings the gradient back, in each coordinate."
+    )
     seed: int = fields.seed()
 
 
@@ -77,7 +93,7 @@ def run(
     del data_dir
     root = places.workdir(workdir)
     fields.validate(config)
-    keys = jax.random.split(jax.random.key(config.seed), 4)
+    keys = jax.random.split(jax.random.key(config.seed), 5)
     with Workdir(root, config) as folder:
         course = Course(
             _DISTANCES,
@@ -89,9 +105,45 @@ def run(
             name: certify(config, keys[2], data, cloud)
             for name, cloud in (("start", before), ("end", after))
         }
-        errors = known_laws.linear_errors(keys[3], _SIZES, _SHIFT, config.num_repeats)
         slopes = {"lipschitz": config.lipschitz, "noise_variance": config.jsd_variance}
-        return divergences.write(folder, course, slopes, bounds, (_SIZES, errors))
+        told = {name: tell(config, keys[4], name, folder) for name in _MANIFOLDS}
+        return divergences.write(folder, course, slopes, bounds, rates(config, keys[3]), told)
+
+
+def rates(config: Config, key: Key) -> dict[str, Rate]:
+    """Returns the errors of KALE over draws, by the family of its energies and the laws."""
+    gaussians = known_laws.gaussian_shift(_SHIFT)
+    cases = {
+        "linear energies": (known_laws.linear_kale, gaussians, _SIZES),
+        "RKHS, log-ratio in it": (known_laws.rkhs_kale, known_laws.two_bumps(), _RKHS_SIZES),
+        "RKHS, log-ratio linear": (known_laws.rkhs_kale, gaussians, _RKHS_SIZES),
+    }
+    found = {}
+    for name, (estimate, law, sizes) in cases.items():
+        keys = jax.random.split(key, config.num_seeds)
+        errors = [
+            known_laws.errors(one, estimate, law, sizes, config.num_repeats)
+            for one in tqdm(keys, desc=name)
+        ]
+        found[name] = Rate(sizes, np.array(errors))
+    return found
+
+
+def tell(config: Config, key: Key, name: str, folder: Workdir) -> Told:
+    """Returns what discriminators come to that tell a toy from the same moved, by trial."""
+    dataset = toys.load(name, config.seed)
+    lab = manifolds.make_lab(dataset)
+    found: Told = {}
+    for trial in manifolds.trials(config.instance_noise, config.num_iterations):
+        found[trial.name] = []
+        for seed, one in enumerate(jax.random.split(key, config.num_seeds)):
+            place = folder.below(f"{name}/{trial.name.replace(' ', '_')}/seed{seed}")
+            titled = trial._replace(name=f"{name}, {trial.name}")
+            with Workdir(place, config) as own:
+                found[trial.name].append(
+                    manifolds.examine(one, lab, titled, dataset, config.shift, own)
+                )
+    return found
 
 
 def particles(config: Config, key: Key) -> tuple[Array, Array, Array]:

@@ -12,16 +12,19 @@ Wasserstein or hinge critic. At inverse temperature 1 the samples are those of K
 a discriminator's, whose logit is the log of a density ratio. SteinGAN's model is exp(-E(x)) on
 pixels: there, as with the other critics, chains sharpen the generator. Every chain starts at a draw
 of the prior, where its sample is the generator's, and keeps its label in a conditional run.
-The first half of the steps adapts the step size of hmc and mala.
+The first half of the steps adapts the step size of hmc and mala. --sampler=rejection and resampling
+walk no chains: they choose among --candidates draws of the prior for each sample, by weights
+exp(-inverse_temperature E), without and with replacement. --sampler=generator only draws from the
+prior and scores; it needs no critic.
 
 A call that was cut off is taken up where it was when typed again.
 
 Leaves in samples_<sampler>/ of the run's folder: samples.npz (samples, latents, energies, labels),
-before_after.png (the same chains at their start, left, and at their end), curves.png (the scores
-along the chains) and results.json. For a run of kale it also prints KALE on test data, test_kale in
-results.json: a lower bound of KL[data || generator], which grows as the generator gets worse; on
-images it is no likelihood. --sampler=generator only draws from the prior and scores; it needs no
-critic.
+before_after.png (the same chains at their start, left, and at their end; or draws of the prior and
+the chosen), curves.png (the scores along the chains) and results.json. The table has as many real
+samples as a last row: what the scores of a perfect model would be. For a run of kale it also prints
+KALE on test data, test_kale in results.json: a lower bound of KL[data || generator], which grows as
+the generator gets worse; on images it is no likelihood.
 """
 
 import dataclasses
@@ -48,7 +51,7 @@ from experiments.run.workdirs import Workdir
 from experiments.targets import latent_chains
 from experiments.targets.latent_chains import SAMPLERS, Progress, Unfinished
 from experiments.training import latent_model, settings, trained
-from experiments.training.latent_model import Draws
+from experiments.training.latent_model import SELECTORS, Draws
 from experiments.training.objectives import OBJECTIVES
 from experiments.training.trained import Trained
 from kernelgrad import kernels, mmd
@@ -65,12 +68,27 @@ _GRID = 120  # points along each axis, of the energy's contours
 class Config:
     """What to draw."""
 
-    sampler: str = fields.choice("hmc", ("generator", *SAMPLERS), "The chains, or none.")
+    sampler: str = fields.choice(
+        "hmc",
+        ("generator", *SELECTORS, *SAMPLERS),
+        "The chains; or what chooses among the prior's draws; or neither.",
+    )
     num_samples: int = fields.integer(
         1000, _MIN_SAMPLES, fields.MAX_SIZE, "Samples, one chain each."
     )
     steps: int = fields.integer(500, 0, 10**7, "Steps of every chain.")
+    candidates: int = fields.integer(
+        20,
+        2,
+        10**6,
+        "Draws of the prior for each sample, among which rejection and resampling choose.",
+    )
     inverse_temperature: float = fields.positive(1.0, "Factor of the energy.")
+    recalibrate: bool = fields.switch(
+        False,
+        "Take the generator's BatchNorm statistics anew over many large batches, in place of the "
+        "running averages of training.",
+    )
     step_size: float | None = fields.positive(
         None,
         "Of the sampler, the first guess where it is adapted (hmc and mala); by default "
@@ -87,7 +105,7 @@ class Found(NamedTuple):
       rows: the table.
       history: scores along the chains, the first of their start.
       first: draws of the prior.
-      last: draws at the end of the chains; those of the prior where there are none.
+      last: draws at the end of the chains, or the chosen; those of the prior where there are none.
     """
 
     rows: dict[str, Scores]
@@ -105,7 +123,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
       data_dir: where the data set's files are.
 
     Returns:
-      Scores by row: "generator" and, with a latent sampler, the end of its chains.
+      Scores by row: "generator"; with another sampler, what it gave; and real samples.
 
     Raises:
       UsageError: a setting out of its range, no run with a checkpoint there, or one without a
@@ -126,15 +144,19 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
     def check(stored: settings.Config, dataset: Dataset) -> None:
         if dataset.is_image:
             classifiers.check(dataset)
-        size = 4 * config.num_samples * (math.prod(dataset.sample_shape) + stored.latent_dim)
-        memory.require(config, ("num_samples",), size)
+        candidates = config.candidates if config.sampler in SELECTORS else 0
+        floats = math.prod(dataset.sample_shape) + (1 + candidates) * stored.latent_dim
+        memory.require(config, ("num_samples", "candidates"), 4 * config.num_samples * floats)
 
     asked = {"workdir": workdir, "data_dir": data_dir, **dataclasses.asdict(config)}
     opened = trained.opened(workdir, data_dir, check=check)
     with opened as (folder, run), threads.one_for_blas():
         score, scored_by = _make_score(stored, run.dataset)
         results = {"checkpoint": run.step, "request": asked, **scored_by}
+        if config.recalibrate:
+            run = latent_model.recalibrated(jax.random.key(config.seed), run)
         found = _sample(config, run, score, Unfinished(folder, config.sampler, results))
+        found.rows["real samples"] = _score_real(score, run.dataset, config.num_samples)
         if OBJECTIVES[stored.objective].fits_kale:
             results["test_kale"] = latent_model.kale_on_test_data(run, found.first)
         place = _write(folder, run, results, found)
@@ -156,29 +178,41 @@ def _sample(
     score: Callable[[np.ndarray], Scores],
     unfinished: Unfinished,
 ) -> Found:
-    """Draws from the prior, and from the posterior if asked to."""
+    """Draws from the prior, and from the model if asked to."""
     start_key, walk_key, label_key = jax.random.split(jax.random.key(config.seed), 3)
     starts = jax.random.normal(start_key, (config.num_samples, run.config.latent_dim))
     labels = latent_model.draw_labels(label_key, run, config.num_samples)
     look = latent_model.make_look(run, labels)
 
-    def draw(normal: Array) -> tuple[Draws, Scores]:
-        draws = look(normal)
+    def scored(draws: Draws) -> tuple[Draws, Scores]:
         mean = {} if draws.energies is None else {"mean_energy": float(draws.energies.mean())}
         return draws, score(draws.samples) | mean
 
-    first, scores = draw(starts)
-    rows = {"generator": scores}
+    first, scores = scored(look(starts))
+    rows, history = {"generator": scores}, [{"step": 0.0, **scores}]
+    if config.sampler in SELECTORS:
+        num_candidates = config.candidates * config.num_samples
+        chosen = latent_model.select(
+            walk_key,
+            run,
+            config.sampler,
+            config.num_samples,
+            num_candidates,
+            config.inverse_temperature,
+        )
+        last, scores = scored(latent_model.make_look(run, chosen.labels)(chosen.normal))
+        rows[f"{config.sampler} from {num_candidates}"] = {**scores, **chosen.figures}
+        return Found(rows, history, first, last)
     if config.sampler == "generator" or config.steps == 0:
-        return Found(rows, [{"step": 0.0, **scores}], first, first)
+        return Found(rows, history, first, first)
     sampler = SAMPLERS[config.sampler]
     log_density = latent_model.log_density(run, config.inverse_temperature)
     form = latent_chains.form(starts, log_density, run.state, labels, sampler)
     earlier, progress = unfinished.read(form)
-    history = earlier or [{"step": 0.0, **scores}]
+    history = earlier or history
 
     def visit(step: int, normal: Array, monitor: float, progress: Progress) -> None:
-        history.append({"step": float(step), **draw(normal)[1], sampler.monitor: monitor})
+        history.append({"step": float(step), **scored(look(normal))[1], sampler.monitor: monitor})
         unfinished.write(history, progress)
 
     walk = latent_chains.walk(
@@ -194,7 +228,7 @@ def _sample(
         keep=lambda progress: unfinished.write(history, progress),
         progress=progress,
     )
-    last, scores = draw(walk.latents)
+    last, scores = scored(look(walk.latents))
     settled = float(walk.monitor[config.steps // 2 :].mean())
     chain = {sampler.monitor: settled, "step_size": walk.step_size}
     rows[f"{config.sampler}, {config.steps} steps"] = {**scores, **chain}
@@ -224,6 +258,26 @@ def _make_score(
     return score, {**accuracy, "classifier_sha256": classifier.sha256}
 
 
+def _score_real(
+    score: Callable[[np.ndarray], Scores], dataset: Dataset, num_samples: int
+) -> Scores:
+    """Returns the scores of as many real samples, of each score those that it has not seen.
+
+    Neighbours are among the training images, whose labels the classifier knows, so that these
+    scores take test images; distances are to the test data.
+    """
+    if not dataset.is_image:
+        return score(dataset.train[:num_samples])
+    known, held_out = (
+        score(np.asarray(image_metrics.as_images(images[:num_samples])))
+        for images in (dataset.train, dataset.test)
+    )
+    return {
+        **known,
+        **{name: held_out[name] for name in image_metrics.OF_HELD_OUT & held_out.keys()},
+    }
+
+
 def _write(folder: Workdir, run: Trained, results: dict[str, Any], found: Found) -> pathlib.Path:
     """Writes samples, scores and pictures, and returns where."""
     rows, history, first, last = found
@@ -232,12 +286,13 @@ def _write(folder: Workdir, run: Trained, results: dict[str, Any], found: Found)
     np.savez(content, **arrays)
     text = json.dumps({**results, "rows": rows, "history": history}, indent=2)
     files = {"samples.npz": content.getvalue(), "results.json": f"{text}\n".encode()}
-    if len(rows) == 1:
+    if last is first:
         files["samples.png"] = _picture(run, {"generator": first.samples})
     else:
-        ends = zip(rows, (first, last), strict=True)
+        ends = zip(rows, (first, last), strict=False)  # the real ones are not drawn
         files["before_after.png"] = _picture(run, {name: end.samples for name, end in ends})
-        files["curves.png"] = charts.learning_curves(history)
+    if len(history) > 1:
+        files["curves.png"] = charts.learning_curves(history, rows["real samples"])
     for name, file in files.items():
         path = folder.write_bytes(f"samples_{results['request']['sampler']}/{name}", file)
     Unfinished(folder, results["request"]["sampler"], results).clear()

@@ -32,10 +32,11 @@ from experiments.run.workdirs import Workdir
 from kernelgrad import kernel_learning, kernels, mmd
 from kernelgrad.types import Array, Key
 
+_SHIFT = "shift"
 PROBLEMS: dict[str, Callable[[Dataset], Pair]] = {
     "blobs": lambda _: pairs.blobs(),
     "digits_3_8": pairs.threes_and_eights,
-    "shift": pairs.shifted_images,
+    _SHIFT: pairs.shifted_images,
 }
 _LEVEL = 0.05
 _SCALES = (0.01, 0.1, 1.0)  # at the start, squared, in units of the median: from fine to coarse
@@ -53,6 +54,9 @@ class Config:
         "Pairs of laws: two grids of blobs, or two sets of images.",
     )
     dataset: str = fields.word("digits", "Where the images are from.")
+    shifts: tuple[float, ...] = fields.numbers(
+        (1.0,), 0.01, 2.0, "Sizes of the shift; at 2 every pixel is the mean of those around."
+    )
     num_samples: tuple[int, ...] = fields.integers(
         (10, 20, 40), 4, 10_000, "Samples of either law; of blobs, for each of the nine."
     )
@@ -86,7 +90,10 @@ def run(
     places.workdir(workdir)
     fields.validate(config)
     dataset = catalog.load(config.dataset, data_dir, seed=config.seed)
-    problems = {name: PROBLEMS[name](dataset) for name in config.problems}
+    problems = {name: PROBLEMS[name](dataset) for name in config.problems if name != _SHIFT}
+    if _SHIFT in config.problems:
+        shifted = {size: pairs.shifted_images(dataset, size) for size in config.shifts}
+        problems |= {f"{_SHIFT} {size:g}": pair for size, pair in shifted.items()}
     sizes = {
         name: [n * (pairs.NUM_BLOBS if pair.most is None else 1) for n in config.num_samples]
         for name, pair in problems.items()

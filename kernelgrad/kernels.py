@@ -384,10 +384,12 @@ def median_lengthscale(
     (x,), y = _checks.raveled(x=x), None if y is None else _checks.raveled(y=y)[0]
     median = median_squared_distance(x, y, axis_name=axis_name)
     pool = lax.stop_gradient(x if y is None else _distances.pool(x, y))
-    pool = _devices.gather(pool, axis_name).astype(median.dtype)
-    size = pool.shape[0]
-    mean = 2 * size / (size - 1) * jnp.sum(jnp.var(pool - pool[:1], axis=0))
-    mean = _devices.agreed(mean, axis_name)
+    pool = pool.astype(median.dtype)
+    size = pool.shape[0] * _devices.num_devices(axis_name)
+    moved = pool - _devices.first(pool[:1], axis_name)
+    moved -= _devices.mean(jnp.mean(moved, axis=0, keepdims=True), axis_name)
+    variance = _devices.mean(jnp.mean(jnp.square(moved), axis=0), axis_name)
+    mean = 2 * size / (size - 1) * jnp.sum(variance)
     fallback = jnp.where(mean > 0, mean, 1)
     return jnp.sqrt(jnp.where(median == 0, fallback, median))
 

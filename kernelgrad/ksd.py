@@ -24,7 +24,7 @@ from kernelgrad import (
     _tiles,
     _traits,
 )
-from kernelgrad._distances import Points
+from kernelgrad._distances import Bare, Points
 from kernelgrad.types import Array, Kernel, Key, PyTree, ScoreFn, TestResult
 
 _SIGNS_AT_ONCE = 256
@@ -80,7 +80,7 @@ def ksd_v_statistic(
       ValueError: wrong rank, dtype or mismatched shapes, a feature kernel, or laplace.
 
     Cost: O(n^2 d) time over the upper triangle of tiles, O(n d) memory; with axis_name over all
-      tiles of this device's rows.
+      tiles of this device's rows, in memory of its share.
 
     References:
       Liu, Lee & Jordan 2016, eq. (6) and section 3.
@@ -295,8 +295,14 @@ class _Side(NamedTuple):
     weight: Array
 
 
-def _side(particles: Array, score: Array, kernel: Kernel) -> tuple[_Side, Kernel, Array]:
-    """Returns the particles, and the kernel, in a unit of length of their own, and that unit."""
+class _Bare(NamedTuple):
+    """Particles in their unit of length, as they travel between devices."""
+
+    points: Bare
+    score: Array
+
+
+def _check(kernel: Kernel) -> None:
     if _traits.is_feature_kernel(kernel):
         raise ValueError("kernel: got a feature kernel; expected a radial kernel of the particles")
     if not _traits.smooth_at_zero(kernel):
@@ -304,19 +310,28 @@ def _side(particles: Array, score: Array, kernel: Kernel) -> tuple[_Side, Kernel
             "kernel: got laplace or another that is not differentiable at 0; "
             "expected matern32 or IMQ"
         )
+
+
+def _side(particles: Array, score: Array, kernel: Kernel) -> tuple[_Side, Kernel, Array]:
+    """Returns the particles, and the kernel, in a unit of length of their own, and that unit."""
+    _check(kernel)
     as_given, _ = _distances.prepare(particles)
     unit = as_given.unit()
     points, _ = _distances.prepare(as_given.raw / unit)
     score = score.astype(unit.dtype) * unit
     root = _balance(points.sq_norms, _distances.sq_norms(score))
+    side = _balanced(points, score, root)
+    return side, _distances.InUnits(kernel, jnp.square(unit)), unit
+
+
+def _balanced(points: Points, score: Array, root: Array) -> _Side:
     score = score / root
     mixed = root * points.centred + score
     excess = _distances.sq_norms(score) - _distances.sq_norms(mixed) - score.shape[1]
     ones = jnp.ones_like(excess)
     left = jnp.concatenate([2 * mixed, excess[:, None], ones[:, None]], axis=1)
     right = jnp.concatenate([mixed, ones[:, None], excess[:, None]], axis=1)
-    side = _Side(points, score, left, right, root**2 * ones, ones)
-    return side, _distances.InUnits(kernel, jnp.square(unit)), unit
+    return _Side(points, score, left, right, root**2 * ones, ones)
 
 
 def _balance(point_norms: Array, score_norms: Array) -> Array:
@@ -330,25 +345,34 @@ def _row_shares(
     particles: Array, score: Array, kernel: Kernel, axis_name: str | None, *, own: bool
 ) -> Array:
     """Mean over i of sums over j, in which a pair counts for both of its points."""
-    if axis_name is None:
+    if axis_name is None or _devices.num_devices(axis_name) == 1:
         side, kernel, unit = _side(particles, score, kernel)
         tile = functools.partial(_share_tile, own)
         mean = jnp.mean(_tiles.stream_symmetric(tile, kernel, side).rows)
-        return mean / jnp.square(unit)
-    n = particles.shape[0]
-    particles, score = (_devices.gather(a, axis_name) for a in (particles, score))
-    everyone, kernel, unit = _side(particles, score, kernel)
-    here = jax.tree.map(lambda a: _devices.share(a, axis_name), everyone)
-    tile = functools.partial(_row_tile, own, axis_name, n)
-    rows = _tiles.stream(tile, kernel, here, everyone).rows
-    return lax.pmean(jnp.mean(rows) / jnp.square(unit), axis_name)
+        return _devices.statistic(mean / jnp.square(unit), axis_name)
+    _check(kernel)
+    as_given, _ = _distances.prepare(particles)
+    unit = _devices.median(as_given.unit(), axis_name)
+    points, _ = _distances.bare(as_given.raw / unit)
+    score = score.astype(unit.dtype) * unit
+    centre = _distances.middle(points.raw, axis_name)
+    norms = _distances.moved(points, centre).sq_norms
+    root = _devices.median(_balance(norms, _distances.sq_norms(score)), axis_name)
+    shared = _distances.InUnits(kernel, jnp.square(unit)), centre, root
+    travelling = _tiles.viewed(functools.partial(_row_tile, own), _dressed)
+    here = _Bare(points, score)
+    rows = _tiles.stream(travelling, shared, here, here, axis_name).rows
+    return _devices.statistic(jnp.mean(rows) / jnp.square(unit), axis_name)
 
 
-def _row_tile(
-    own: bool, axis_name: str, share: int, kernel: Kernel, shift: Array, rows: _Side, cols: _Side
-) -> _tiles.PairSums:
-    """Sums over some of the columns; a device's first row is its index times the share."""
-    shift = shift + lax.axis_index(axis_name) * share
+def _dressed(shared: tuple[Kernel, Array, Array], bare: _Bare) -> tuple[Kernel, _Side]:
+    """Returns the kernel, and what its pairs need of particles that travelled."""
+    kernel, centre, root = shared
+    side = _balanced(_distances.moved(bare.points, centre), bare.score, root)
+    return kernel, side._replace(weight=bare.points.real)
+
+
+def _row_tile(own: bool, kernel: Kernel, shift: Array, rows: _Side, cols: _Side) -> _tiles.PairSums:
     gram = _stein_tile(kernel, shift, rows, cols)
     if not own:
         gram = _distances.at_same_point(gram, shift, 0)

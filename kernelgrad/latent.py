@@ -2,17 +2,33 @@ r"""A target density seen through a generator: the model's samples are found in 
 
 The energy-based model :math:`e^{-E(x)}\, G(dx)` on top of a generator G is drawn from by drawing
 latents from their posterior and generating from them. That needs no density of G, and any sampler
-of :mod:`kernelgrad.hmc` and :mod:`kernelgrad.langevin` will do.
+of :mod:`kernelgrad.hmc` and :mod:`kernelgrad.langevin` will do. Where few draws of the generator
+are far from the model, choosing among them does as well: :func:`reject`, :func:`resample`.
 """
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from kernelgrad import _checks, _numeric
-from kernelgrad.types import Array, LogDensityFn
+from kernelgrad.types import Array, Key, LogDensityFn
+
+
+class Kept(NamedTuple):
+    """Draws that rejection kept.
+
+    Attributes:
+      indices: of the draws, no two alike; shape (k,), int32.
+      num_capped: how many weigh more than the bound and were kept for certain; shape (), int32.
+        The kept are draws of the model where it is 0.
+    """
+
+    indices: Array
+    num_capped: Array
 
 
 def latent_log_density(
@@ -94,3 +110,90 @@ def uniform_latents(normal_latents: Array) -> Array:
     """
     (normal_latents,) = _checks.floating(normal_latents=normal_latents)
     return lax.erf(normal_latents / math.sqrt(2))
+
+
+# ----------------------------------------------------------------------------- choosing among draws
+
+
+def reject(
+    key: Key, energy_base: Array, *, num_kept: int, inverse_temperature: float | Array = 1.0
+) -> Kept:
+    r"""Returns draws of the base that rejection keeps under the energy-based model.
+
+    .. math:: P(\text{keep } j) = \min(1, w_j / b), \qquad w_j = e^{-\beta E(x_j)}
+
+    The bound b is the largest under which num_kept draws are kept: with u_j uniform on (0, 1], the
+    num_kept largest of w_j / u_j stay, and b is the largest of the others. Where no weight is
+    above b, that is rejection sampling, and the kept follow the model; else b cuts the weights, as
+    the shift of discriminator rejection sampling does, and the kept lie between base and model.
+
+    Args:
+      key: of the draws u_j.
+      energy_base: E at i.i.d. draws x_j of the base; shape (m,), floating, in nats.
+      num_kept: k, at least 1 and less than m; static.
+      inverse_temperature: beta > 0, the factor of the energy; shape ().
+
+    Returns:
+      The indices that are kept, from the largest w_j / u_j to the least. A draw whose energy is
+      infinite or NaN weighs nothing.
+
+    Raises:
+      ValueError: wrong rank or dtype, num_kept out of its range, or a concrete inverse temperature
+        that is not positive.
+
+    Cost: O(m log k) time.
+
+    References:
+      Azadi et al. 2019 (discriminator rejection sampling), section 3.
+    """
+    log_weights = _log_weights(energy_base, inverse_temperature)
+    _checks.at_least("num_kept", num_kept, 1)
+    _checks.at_least("draws of energy_base", log_weights.shape[0], num_kept + 1)
+    uniform = jax.random.exponential(key, log_weights.shape, log_weights.dtype)  # -log u_j
+    ratios, indices = lax.top_k(log_weights + uniform, num_kept + 1)
+    num_capped = jnp.sum(log_weights > ratios[-1], dtype=jnp.int32)
+    return Kept(indices[:-1], num_capped)
+
+
+def resample(
+    key: Key, energy_base: Array, *, num_draws: int, inverse_temperature: float | Array = 1.0
+) -> Array:
+    r"""Returns draws of the base, drawn again with weights :math:`e^{-\beta E(x_j)}`.
+
+    Sampling by importance and resampling: what comes out follows the model as m grows, but holds
+    the same draw again and again where few weigh much;
+    :func:`kernelgrad.kale.log_normalizer_estimate` has the effective number of draws.
+
+    Args:
+      key: of the choice.
+      energy_base: E at i.i.d. draws x_j of the base; shape (m,), floating, in nats.
+      num_draws: how many to draw, at least 1; static.
+      inverse_temperature: beta > 0, the factor of the energy; shape ().
+
+    Returns:
+      Indices of the draws, with replacement; shape (num_draws,), int32. A draw whose energy is
+      infinite or NaN weighs nothing.
+
+    Raises:
+      ValueError: wrong rank or dtype, num_draws below 1, or a concrete inverse temperature that is
+        not positive.
+
+    Cost: O(m + num_draws log m) time.
+
+    References:
+      Grover et al. 2019 (likelihood-free importance weighting), section 4; Rubin 1988.
+    """
+    log_weights = _log_weights(energy_base, inverse_temperature)
+    _checks.at_least("num_draws", num_draws, 1)
+    steps = jnp.cumsum(jax.nn.softmax(log_weights))
+    places = steps[-1] * jax.random.uniform(key, (num_draws,), steps.dtype)
+    return jnp.searchsorted(steps, places, side="right").astype(jnp.int32)
+
+
+def _log_weights(energy_base: Array, inverse_temperature: float | Array) -> Array:
+    (energy_base,) = _checks.vectors(energy_base=energy_base)
+    _checks.shape("inverse_temperature", inverse_temperature, ())
+    _checks.positive(inverse_temperature=inverse_temperature)
+    wide = _numeric.wide(energy_base)
+    known = jnp.where(jnp.isfinite(wide), wide, jnp.inf)
+    return lax.stop_gradient(-_numeric.like(inverse_temperature, wide) * known)

@@ -187,8 +187,8 @@ def step(
     particles = optax.apply_updates(particles, updates)
     steps, places = _checks.raveled(direction=direction, particles=particles)
     mean_square = jnp.mean(jnp.sum(jnp.square(_numeric.wide(steps)), axis=1))
+    mean_square = _devices.statistic(mean_square, axis_name)
     finite = jnp.all(jnp.isfinite(steps) & jnp.isfinite(places))
     if axis_name is not None:
-        mean_square = lax.pmean(mean_square, axis_name)
         finite = lax.pmin(finite.astype(jnp.int32), axis_name) == 1
     return SVGDState(particles, opt_state), SVGDInfo(_numeric.root(mean_square), finite)

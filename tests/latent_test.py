@@ -224,6 +224,66 @@ def test_densities_of_low_precision_latents_are_summed_in_float32():
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
+# ---------------------------------------------------------------------------- choosing among draws
+
+
+def _chosen(key, choose, num_draws):
+    """The first choice of each of many lots of draws of N(0, 1), under the energy (x - 1)^2 / 2."""
+
+    def one(key):
+        draw_key, choice_key = jax.random.split(key)
+        draws = jax.random.normal(draw_key, (num_draws,))
+        return draws[choose(choice_key, jnp.square(draws - 1) / 2)]
+
+    return jax.jit(jax.vmap(one))(jax.random.split(key, 4000))
+
+
+@pytest.mark.thorough(quick=1)
+@pytest.mark.parametrize("beta", [1.0, 3.0])
+def test_what_is_chosen_follows_the_model(key, beta):
+    """N(0, 1) under that energy is N(beta / (1 + beta), 1 / (1 + beta)); a few of 200 are kept."""
+    mean, variance = beta / (1 + beta), 1 / (1 + beta)
+    for choose in (
+        lambda k, e: latent.reject(k, e, num_kept=5, inverse_temperature=beta).indices[-1],
+        lambda k, e: latent.resample(k, e, num_draws=1, inverse_temperature=beta)[0],
+    ):
+        found = np.asarray(_chosen(key, choose, 200), np.float64)
+        z = (found.mean() - mean) / math.sqrt(variance / len(found))
+        spread = (found.var() / variance - 1) / math.sqrt(2 / len(found))
+        assert max(abs(z), abs(spread)) < 5
+
+
+def test_rejection_keeps_each_draw_as_often_as_its_weight_over_the_bound_says(key):
+    """Under a bound that is known: the least kept ratio, found anew from the same uniforms."""
+    energy = jnp.log(jnp.array([1.0, 2.0, 4.0, 8.0, 1e3, jnp.inf, jnp.nan]))
+    kept = jax.vmap(lambda k: latent.reject(k, energy, num_kept=4))(jax.random.split(key, 2000))
+    assert not np.isin(kept.indices, [5, 6]).any()
+    assert all(len(set(row)) == 4 for row in np.asarray(kept.indices).tolist())
+    inverse = 1 / np.array([1.0, 2.0, 4.0, 8.0, 1e3])
+    left_out = 10 - np.asarray(kept.indices).sum(axis=1)  # of 0, ..., 4
+    exact = _left_out(inverse)
+    shares = np.bincount(left_out, minlength=5) / 2000
+    assert (np.abs(shares - exact) < 5 * np.sqrt(exact * (1 - exact) / 2000) + 1e-3).all()
+
+
+def _left_out(weights):
+    """The chance of each to have the least of w / u, u uniform: by a fine grid of the least."""
+    edges = np.geomspace(weights.min(), 1e6, 200_001)  # w / u has the density w / x^2 above w
+    x = np.sqrt(edges[:-1] * edges[1:])
+    above = np.minimum(1, weights[:, None] / x)  # P(ratio > x)
+    density = np.where(x >= weights[:, None], weights[:, None] / x**2, 0) * np.diff(edges)
+    others = np.stack([np.delete(above, i, 0).prod(axis=0) for i in range(len(weights))])
+    return (density * others).sum(axis=1)
+
+
+def test_rejection_says_how_many_weights_the_bound_cuts(key):
+    few = jnp.concatenate([jnp.full(2, -20.0), jnp.zeros(98)])
+    cut = latent.reject(key, few, num_kept=10)
+    assert cut.num_capped == 2
+    assert set(np.asarray(cut.indices[:2]).tolist()) == {0, 1}
+    assert latent.reject(key, jnp.zeros(100), num_kept=10).num_capped == 0
+
+
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
 def test_a_bad_temperature_is_named(bad):
     with pytest.raises(
@@ -246,6 +306,14 @@ def test_a_bad_temperature_is_named(bad):
             r"^inverse_temperature: got shape \(2,\)",
         ),
         (lambda: latent.uniform_latents(jnp.zeros(2, int)), r"^normal_latents: got dtype int32"),
+        (
+            lambda: latent.reject(jax.random.key(0), jnp.zeros(5), num_kept=5),
+            r"^draws of energy_base: got 5; expected an integer >= 6",
+        ),
+        (
+            lambda: latent.resample(jax.random.key(0), jnp.zeros(5), num_draws=0),
+            r"^num_draws: got 0; expected an integer >= 1",
+        ),
     ],
 )
 def test_bad_input_is_named(call, message):

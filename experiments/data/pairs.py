@@ -15,7 +15,7 @@ _SIDE = 3  # blobs along an edge of the grid
 NUM_BLOBS = _SIDE**2
 _SPACING = 10.0  # between their centres, in standard deviations of one
 _RATIO = 6.0  # of the variances along the two axes of a blob of Q
-_SHIFT_BLUR, _SHIFT_GAIN = 0.5, 0.95  # of the shifted images
+_SHIFT_BLUR, _SHIFT_LOSS = 0.5, 0.05  # of sharpness and of light, at a shift of size 1
 
 
 class Pair(NamedTuple):
@@ -78,10 +78,12 @@ def threes_and_eights(dataset: Dataset) -> Pair:
     return Pair(draw, _halved(threes), min(len(threes) // 2, len(eights)))
 
 
-def shifted_images(dataset: Dataset) -> Pair:
+def shifted_images(dataset: Dataset, size: float = 1.0) -> Pair:
     """Returns the images of a set against others of it, a little blurred and darkened.
 
-    A shift that leaves what is seen as it is, as between two collections by one recipe.
+    A shift that leaves what is seen as it is, as between two collections by one recipe. Half of an
+    image is replaced by the mean over the pixels around, and a twentieth of the light is taken, at
+    size 1; at others in proportion.
 
     Raises:
       UsageError: the set has no images.
@@ -95,8 +97,9 @@ def shifted_images(dataset: Dataset) -> Pair:
         edges = jnp.pad(square, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
         height, width = dataset.sample_shape[:2]
         near = [edges[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
-        blurred = (1 - _SHIFT_BLUR) * square + _SHIFT_BLUR * sum(near) / 9
-        return _SHIFT_GAIN * blurred.reshape(flat.shape)
+        blur = _SHIFT_BLUR * size
+        blurred = (1 - blur) * square + blur * sum(near) / 9
+        return (1 - _SHIFT_LOSS * size) * blurred.reshape(flat.shape)
 
     def draw(key: Key, n: int) -> tuple[Array, Array]:
         x, y = _halved(images)(key, n)

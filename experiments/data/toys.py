@@ -45,12 +45,26 @@ def _eight_gaussians(rng: np.random.Generator, n: int) -> _Toy:
     return centres + 0.1 * rng.standard_normal((n, 2)), labels
 
 
+def _curve(rng: np.random.Generator, n: int) -> _Toy:
+    """Points x = (u, sin(pi u)), u ~ U(-1, 1): on a curve, which has no area."""
+    u = 2 * rng.random(n) - 1
+    return np.stack([u, np.sin(np.pi * u)], axis=1), None
+
+
+def _segments(rng: np.random.Generator, n: int) -> _Toy:
+    """Points x = (label - 1/2, u), u ~ U(-1, 1): on two parallel segments, which have no area."""
+    labels = rng.integers(2, size=n)
+    return np.stack([labels - 0.5, 2 * rng.random(n) - 1], axis=1), labels
+
+
 TOYS: dict[str, tuple[Callable[[np.random.Generator, int], _Toy], int]] = {
     "swiss_roll": (_swiss_roll, 0),
     "ring": (_ring, 0),
     "grid": (_grid, 25),
     "banana": (_banana, 0),
     "eight_gaussians": (_eight_gaussians, 8),
+    "curve": (_curve, 0),
+    "segments": (_segments, 2),
 }
 
 

@@ -24,6 +24,7 @@ METRICS = (
     "density",
     "coverage",
 )
+OF_HELD_OUT = frozenset(METRICS[:3])  # which training images would do too well in
 _REFERENCE_IMAGES = 10_000
 _NEIGHBOURHOOD = 5
 

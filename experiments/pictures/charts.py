@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -12,11 +13,14 @@ _MOST_INSIDE = 6  # curves whose legend fits into a panel
 _NUM_COLORS = 10  # of Matplotlib's cycle
 
 
-def learning_curves(history: Sequence[Mapping[str, float]]) -> bytes:
+def learning_curves(
+    history: Sequence[Mapping[str, float]], reference: Mapping[str, float] = MappingProxyType({})
+) -> bytes:
     """Draws every metric over the steps, one panel a metric.
 
     Args:
       history: records with a "step" and metrics by name; a record need not hold them all.
+      reference: values of real data by metric, drawn as a dashed line.
 
     Returns:
       PNG bytes.
@@ -33,6 +37,8 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> bytes:
         positive = [value for value in values if value > 0]
         if len(positive) == len(values) and max(positive) > 20 * min(positive):
             axes.set_yscale("log")
+        if name in reference:
+            axes.axhline(reference[name], color="0.4", linestyle="--")
         axes.set(title=name, xlabel="step")
         axes.grid(alpha=0.3)
     return canvas.png(figure)
@@ -66,7 +72,7 @@ def comparison(
                 axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2)
         for axes, label in zip(column, ("step", "training time (s)"), strict=True):
             if metric in reference:
-                axes.axhline(reference[metric], color="0.4", linestyle="--", label="real images")
+                axes.axhline(reference[metric], color="0.4", linestyle="--", label="real samples")
             axes.set(title=metric, xlabel=label)
             axes.grid(alpha=0.3)
     # The first panel speaks for all of them, also where it has no reference itself.

@@ -28,7 +28,7 @@ from kernelgrad import kernels, mmd, train
 from kernelgrad.types import Array, Key, PyTree
 
 ScoreFn = Callable[[Array], dict[str, float]]
-METRICS = ("test_mmd", *image_metrics.METRICS)  # of an evaluation; the first of every one
+METRICS = ("test_mmd", "test_w1", *image_metrics.METRICS)  # of an evaluation; the first of all
 
 _MAX_STEPS_PER_RECORD = 50
 _EVALUATED_SAMPLES = 500

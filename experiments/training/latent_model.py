@@ -20,9 +20,10 @@ from experiments.training.trained import Trained
 from kernelgrad import critic, kale, latent
 from kernelgrad.critic import Critic
 from kernelgrad.train import TrainState, as_unit_interval
-from kernelgrad.types import Array, Key, LogDensityFn
+from kernelgrad.types import Array, Key, LogDensityFn, PyTree
 
-_BATCH = 1000  # of test data
+_BATCH = 1000  # of test data, of draws to choose among, and behind statistics taken anew
+_STATISTICS_BATCHES = 100  # the running averages forget all but the last twenty or so
 
 FROM_NORMAL: dict[str, Callable[[Array], Array]] = {
     "normal": lambda latents: latents,
@@ -100,6 +101,87 @@ def make_look(run: Trained, labels: Array) -> Callable[[Array], Draws]:
         return Draws(samples, latents, energies, codes)
 
     return draws
+
+
+class Selection(NamedTuple):
+    """Some of the prior's draws, chosen by their energies.
+
+    Attributes:
+      normal: latents, shape (n, l).
+      labels: codes (n, k); (n, 0) without labels.
+      figures: effective_draws, those of the model that all of them are worth; capped, the share of
+        the chosen whose weights were cut, where rejection chose.
+    """
+
+    normal: Array
+    labels: Array
+    figures: Scores
+
+
+SELECTORS = ("rejection", "resampling")
+
+
+def select(
+    key: Key,
+    run: Trained,
+    selector: str,
+    num_samples: int,
+    num_candidates: int,
+    inverse_temperature: float,
+) -> Selection:
+    """Chooses among draws of the prior, and of labels in a conditional run.
+
+    Args:
+      key: random key.
+      run: with a critic.
+      selector: of SELECTORS.
+      num_samples: how many to choose.
+      num_candidates: among how many.
+      inverse_temperature: the factor of the energy.
+    """
+    draw_key, label_key, choice_key = jax.random.split(key, 3)
+    normal = jax.random.normal(draw_key, (num_candidates, run.config.latent_dim))
+    labels = draw_labels(label_key, run, num_candidates)
+
+    @jax.jit
+    def energies(state: TrainState, normal: Array, labels: Array) -> Array:
+        generate, energy = generator_and_energy(run, state)
+        of_points = cast(Callable[[Array], Array], energy)
+        each = lambda pair: of_points(generate(*(part[None] for part in pair)))[0]  # noqa: E731
+        return lax.map(each, (normal, labels), batch_size=_BATCH)
+
+    base = energies(run.state, normal, labels)
+    worth = kale.log_normalizer_estimate(inverse_temperature * base).effective_sample_size
+    figures = {"effective_draws": float(worth)}
+    if selector == "rejection":
+        kept = latent.reject(
+            choice_key, base, num_kept=num_samples, inverse_temperature=inverse_temperature
+        )
+        chosen, figures["capped"] = kept.indices, float(kept.num_capped) / num_samples
+    else:
+        chosen = latent.resample(
+            choice_key, base, num_draws=num_samples, inverse_temperature=inverse_temperature
+        )
+    return Selection(normal[chosen], labels[chosen], figures)
+
+
+def recalibrated(key: Key, run: Trained) -> Trained:
+    """Returns the run with the generator's statistics of batches taken anew, at its last weights.
+
+    The running averages of training lag behind the weights; these are averages over the last of
+    many large batches of latents.
+    """
+
+    @jax.jit
+    def statistics(state: TrainState) -> PyTree:
+        def visit(stats: PyTree, key: Key) -> tuple[PyTree, None]:
+            latents = run.model.sample_latents(key, _BATCH)
+            return run.model.generator(state.params, stats, latents)[1], None
+
+        keys = jax.random.split(key, _STATISTICS_BATCHES)
+        return lax.scan(visit, state.batch_stats, keys)[0]
+
+    return run._replace(state=run.state._replace(batch_stats=statistics(run.state)))
 
 
 def log_density(

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.optimize
 
 from experiments import compare
 from experiments.data import catalog
@@ -41,7 +42,7 @@ def test_curves_are_those_of_the_runs(tmp_path, monkeypatch, capsys):
     assert list(curves) == ["kl", "mmd"]
     for name, curve in curves.items():
         np.testing.assert_array_equal(curve.steps, [2, 4])
-        assert list(curve.metrics) == ["test_mmd"]
+        assert list(curve.metrics) == ["test_mmd", "test_w1"]
         folder = tmp_path / name / "seed3"
         evaluated = [r["test_mmd"] for r in records(folder) if "test_mmd" in r]
         np.testing.assert_array_equal(curve.metrics["test_mmd"], [evaluated])
@@ -54,6 +55,10 @@ def test_curves_are_those_of_the_runs(tmp_path, monkeypatch, capsys):
     table = (tmp_path / "comparison.md").read_text()
     assert "ring, width 8, 1 seed(s)" in table
     assert all(f"{name}, step 4" in table for name in curves)
+    data = catalog.load("ring")
+    costs = np.linalg.norm(data.train[:500, None] - data.test[None, :500], axis=2)
+    floor = costs[scipy.optimize.linear_sum_assignment(costs)].mean()
+    assert f"{floor:.4g}" in next(line for line in table.splitlines() if "real samples" in line)
     assert table.split("\n", 2)[2].strip() in capsys.readouterr().out
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 

@@ -20,6 +20,7 @@ from experiments.run.errors import UsageError
 from experiments.run.workdirs import Workdir
 from experiments.targets.latent_chains import SAMPLERS
 from experiments.training import fit, models
+from experiments.training.latent_model import SELECTORS
 from experiments.training.settings import Config
 
 DIGITS = Config(objective="kale", num_steps=10, eval_every=10, batch_size=20, latent_dim=4, width=4)
@@ -145,6 +146,33 @@ def test_energies_are_those_of_the_posterior(
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize("sampler", SELECTORS)
+def test_energies_of_the_chosen_are_those_of_the_model(trained, tmp_path, monkeypatch, sampler):
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    state = restored(workdir, POINTS)
+    monkeypatch.setattr(sample, "_make_score", unscored)
+    asked = sample.Config(
+        sampler=sampler, num_samples=400, candidates=30, inverse_temperature=INVERSE_TEMPERATURE
+    )
+    rows = sample.run(asked, workdir=str(workdir))
+    arrays, _ = load(workdir, sampler)
+    mean, variance = quadrature(POINTS, state, INVERSE_TEMPERATURE)
+    before, _ = quadrature(POINTS, state, 0.0)
+    chosen = rows[f"{sampler} from 12000"]
+    error = math.sqrt(variance * (1 / 400 + 1 / chosen["effective_draws"]))
+    assert before - mean > 10 * error
+    assert abs(arrays["energies"].mean() - mean) < 5 * error
+    assert 400 < chosen["effective_draws"] < 12_000
+    assert chosen.get("capped") == (0 if sampler == "rejection" else None)
+    distinct = len(np.unique(arrays["latents"], axis=0))
+    assert distinct == 400 if sampler == "rejection" else distinct < 400
+    folder = workdir / f"samples_{sampler}"
+    assert {path.name for path in folder.iterdir()} == {
+        "samples.npz", "results.json", "before_after.png"
+    }  # fmt: skip
+
+
+@pytest.mark.thorough
 def test_chains_of_a_conditional_run_keep_labels_and_follow_its_energy(
     tmp_path, monkeypatch, capsys
 ):
@@ -231,7 +259,7 @@ def test_a_call_that_was_cut_off_is_taken_up(trained, tmp_path, monkeypatch):
     scored.extend([0] * 2)
     before = len(scored)
     sample.run(asked, workdir=folders[1])
-    assert len(scored) - before == 1 + 7 + 1
+    assert len(scored) - before == 1 + 7 + 1 + 1  # and real samples
     assert not unfinished.exists()
     (arrays, results), (others, others_results) = (
         load(tmp_path / name, "ula") for name in ("whole", "cut")
@@ -241,7 +269,7 @@ def test_a_call_that_was_cut_off_is_taken_up(trained, tmp_path, monkeypatch):
     unfinished.write_bytes(kept)
     before = len(scored)
     sample.run(dataclasses.replace(asked, seed=1), workdir=folders[1])
-    assert len(scored) - before == 1 + 10 + 1
+    assert len(scored) - before == 1 + 10 + 1 + 1
 
 
 def untrained(dataset, network, config, seed):
@@ -287,6 +315,24 @@ def test_images_are_scored_along_the_chains(tmp_path, scores):
         assert (workdir / "samples_mala" / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_real_samples_are_scored_by_what_they_have_not_seen():
+    digits = catalog.load("digits")
+    names = ("label_entropy", "nearest_l1", "inception_score", "classifier_kid")
+
+    def score(images):
+        first = images[0].mean()
+        return dict.fromkeys(names, first) | {"count": len(images)}
+
+    found = sample._score_real(score, digits, 7)
+    of_train, of_test = (part[0].mean() / 255 for part in (digits.train, digits.test))
+    expected = dict.fromkeys(names[:3], of_test) | {"classifier_kid": of_train, "count": 7}
+    assert found == pytest.approx(expected)
+    points = catalog.load("ring")
+    assert (
+        sample._score_real(lambda x: {"sum": x.sum()}, points, 9)["sum"] == points.train[:9].sum()
+    )
+
+
 def test_before_and_after_are_side_by_side(monkeypatch):
     drawn = []
     monkeypatch.setattr(mosaics, "image_grid", lambda images: drawn.append(images) or b"")
@@ -330,7 +376,11 @@ def test_the_generator_alone_needs_no_critic(tmp_path, monkeypatch):
     samples = generated(config, restored(tmp_path, config), arrays["latents"])
     np.testing.assert_allclose(arrays["samples"], samples, rtol=1e-4, atol=1e-5)
     expected = mmd_u_statistic(arrays["samples"], few.test, config.kernel_scales)
-    assert rows == {"generator": {"test_mmd": pytest.approx(expected, rel=1e-3)}}
+    floor = mmd_u_statistic(few.train[:100], few.test, config.kernel_scales)
+    assert rows == {
+        "generator": {"test_mmd": pytest.approx(expected, rel=1e-3)},
+        "real samples": {"test_mmd": pytest.approx(floor, rel=1e-2, abs=1e-5)},
+    }
     assert (tmp_path / "samples_generator" / "samples.png").exists()
     with pytest.raises(UsageError, match=r"a run of mmd, which has no energy; expected one of gan"):
         sample.run(dataclasses.replace(asked, sampler="hmc"), workdir=str(tmp_path))

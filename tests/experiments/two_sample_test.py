@@ -63,6 +63,13 @@ def test_blobs_differ_in_their_covariance_alone(key):
             np.testing.assert_allclose(covariance, [[1, expected], [expected, 1]], atol=0.06)
 
 
+def test_every_size_of_a_shift_is_a_problem(tmp_path, monkeypatch):
+    monkeypatch.setattr(two_sample, "_shares", lambda *_: {"median, power": 1.0})
+    config = dataclasses.replace(TINY, problems=("shift", "blobs"), shifts=(0.5, 2.0))
+    rows = two_sample.run(config, workdir=str(tmp_path))
+    assert set(rows) == {"blobs, n = 36", "shift 0.5, n = 4", "shift 2, n = 4"}
+
+
 def test_images_are_of_their_digits_and_no_two_are_one(key):
     dataset = catalog.load("digits")
     pair = pairs.threes_and_eights(dataset)
@@ -76,15 +83,18 @@ def test_images_are_of_their_digits_and_no_two_are_one(key):
     assert len(both) == 2 * pair.most <= (dataset.train_labels == 3).sum()
 
 
-def test_a_shift_blurs_by_a_box_and_darkens(key):
+@pytest.mark.thorough(quick=1)
+@pytest.mark.parametrize("size", [1.0, 0.3])
+def test_a_shift_blurs_by_a_box_and_darkens(key, size):
     dataset = catalog.load("digits")
-    pair = pairs.shifted_images(dataset)
+    pair = pairs.shifted_images(dataset, size)
     (x, y), (plain_x, plain_y) = pair.draw(key, 5), pair.null(key, 5)
     np.testing.assert_array_equal(x, plain_x)
     image = np.asarray(plain_y, np.float64)[2].reshape(8, 8)
     edges = np.pad(image, 1, mode="edge")
     means = [[edges[i : i + 3, j : j + 3].mean() for j in range(8)] for i in range(8)]
-    expected = 0.95 * (0.5 * image + 0.5 * np.array(means))
+    blurred = (1 - 0.5 * size) * image + 0.5 * size * np.array(means)
+    expected = (1 - 0.05 * size) * blurred
     np.testing.assert_allclose(np.asarray(y)[2].reshape(8, 8), expected, atol=1e-6)
 
 

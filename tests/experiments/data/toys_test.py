@@ -34,8 +34,8 @@ def test_toys_have_their_shapes_and_follow_the_seed(name):
     assert (dataset.train_labels is None) == (dataset.test_labels is None)
     assert (dataset.num_classes == 0) == (dataset.train_labels is None)
     np.testing.assert_array_equal(dataset.train, catalog.load(name, seed=3).train)
-    assert not np.isin(dataset.train[:, 0], catalog.load(name, seed=4).train[:, 0]).mean() > 0.01
-    assert not np.isin(dataset.test[:, 0], dataset.train[:, 0]).mean() > 0.01
+    assert not np.isin(dataset.train[:, 1], catalog.load(name, seed=4).train[:, 1]).mean() > 0.01
+    assert not np.isin(dataset.test[:, 1], dataset.train[:, 1]).mean() > 0.01
 
 
 def test_ring_radius_and_angle():
@@ -116,3 +116,16 @@ def test_swiss_roll_has_the_moments_of_its_spiral():
     nearest = sq_dist.argmin(1)
     inside = (nearest > 50) & (nearest < len(spiral) - 50)
     assert_moment(sq_dist.min(1)[inside], variance)
+
+
+def test_curve_and_segments_have_no_area():
+    points, _ = toy("curve")
+    assert_moment(points[:, 0], 0)
+    assert_moment(points[:, 0] ** 2, 1 / 3)
+    np.testing.assert_allclose(points[:, 1], np.sin(np.pi * points[:, 0]), atol=1e-6)
+    points, labels = toy("segments")
+    np.testing.assert_array_equal(points[:, 0], np.array([-0.5, 0.5])[labels])
+    assert_moment(labels, 1 / 2)
+    for label in (0, 1):
+        assert_moment(points[labels == label, 1], 0)
+        assert_moment(points[labels == label, 1] ** 2, 1 / 3)

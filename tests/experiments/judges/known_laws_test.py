@@ -59,8 +59,33 @@ def test_jsd_under_noise_starts_at_0_and_ends_at_log_2(key):
 
 
 def test_kale_over_linear_energies_nears_kl(key):
-    values = [known_laws.linear_kale(k, 4000, 1.0) for k in jax.random.split(key, 3)]
+    law = known_laws.gaussian_shift(1.0)
+    values = [known_laws.linear_kale(k, 4000, law) for k in jax.random.split(key, 3)]
     np.testing.assert_allclose(values, 0.5, atol=5 * 1.3 / math.sqrt(4000))
+
+
+@pytest.mark.parametrize("law", [known_laws.gaussian_shift(0.7), known_laws.two_bumps()])
+def test_laws_on_a_line_are_densities_with_their_draws(key, law):
+    x = np.linspace(-9, 9, 20_001)
+    mass = np.exp(-(x**2) / 2 + law.log_ratio(x)) * (x[1] - x[0]) / math.sqrt(2 * math.pi)
+    assert mass.sum() == pytest.approx(1, abs=1e-4)
+    assert mass @ law.log_ratio(x) == pytest.approx(law.kl, abs=1e-4)
+    data, base = law.draw(key, 10_000)
+    for draws, weights in ((data, mass), (base, np.exp(-(x**2) / 2) / np.exp(-(x**2) / 2).sum())):
+        for power in (1, 2, 3):
+            mean, square = weights @ x**power, weights @ x ** (2 * power)
+            error = math.sqrt((square - mean**2) / 10_000)
+            assert abs(np.mean(draws**power) - mean) < 5 * error + 1e-3
+
+
+@pytest.mark.thorough
+def test_kale_over_an_rkhs_nears_kl_where_the_log_ratio_is_in_it(key):
+    law = known_laws.two_bumps()
+    of_few, of_many = (
+        known_laws.errors(key, known_laws.rkhs_kale, law, [n], 6)[0] for n in (16, 256)
+    )
+    assert law.kl > 0.2
+    assert of_many < min(of_few, 0.2 * law.kl)
 
 
 def test_rate_is_the_exponent():

@@ -100,7 +100,7 @@ def test_a_comparison_has_the_floor_of_real_images_and_says_so(compared):
         floor = axes.lines[2]
         assert set(floor.get_ydata()) == {18.0}
         assert floor.get_linestyle() == "--"
-    assert legend(panels[0]) == ["kl", "mmd", "real images"]
+    assert legend(panels[0]) == ["kl", "mmd", "real samples"]
 
 
 def test_a_comparison_without_a_floor_names_none(figures):

@@ -4,12 +4,15 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from experiments.training import latent_model, settings
+from experiments.data import catalog
+from experiments.training import latent_model, models, settings
 from experiments.training.choices import energy_network, feature_network
 from experiments.training.objectives import OBJECTIVES
 from experiments.training.settings import Config
+from experiments.training.trained import Trained
 from kernelgrad.two_player import TwoPlayer
 
 
@@ -48,3 +51,23 @@ def test_critics_of_features_and_objectives_without_one_have_no_energy():
 
 def test_every_prior_has_normal_latents():
     assert set(latent_model.FROM_NORMAL) == set(settings.PRIORS)
+
+
+@pytest.mark.thorough
+def test_statistics_taken_anew_are_those_of_the_layers_inputs(key):
+    """Of the first BatchNorm, whose inputs are linear in N(0, I): 0 and |w|^2 for each unit."""
+    config, digits = Config(objective="mmd", width=4, latent_dim=8), catalog.load("digits")
+    model = models.build(config, digits)
+    run = Trained(config, digits, model, 0, model.initial_state(key))
+    anew = latent_model.recalibrated(key, run)
+    weights = np.asarray(run.state.params["Dense_0"]["kernel"])
+    found = anew.state.batch_stats["BatchNorm_0"]
+    expected = np.square(weights).sum(axis=0).reshape(-1, 4).mean(axis=0)  # by channel
+    np.testing.assert_allclose(found["var"], expected, rtol=0.05)
+    assert np.abs(found["mean"]).max() < 0.02 * np.sqrt(expected.max())
+    assert run.state.batch_stats["BatchNorm_0"]["var"].max() == 1  # as at the start
+    again = latent_model.recalibrated(jax.random.fold_in(key, 1), anew)
+    for old, new in zip(
+        *(jax.tree.leaves(one.state.batch_stats) for one in (anew, again)), strict=True
+    ):
+        np.testing.assert_allclose(new, old, rtol=0.1, atol=1e-2)
