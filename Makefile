@@ -34,7 +34,7 @@ test-statistical: $(VENV)/.installed-dev ## calibration and invariance figures a
 	KERNELGRAD_SLOW_TESTS=1 $(BIN)/python -m pytest -svv tests/statistical_test.py
 	$(BIN)/python -m pytest -svv tests/hmc_test.py tests/langevin_test.py -k "exact or law or mixes"
 
-test-faults: $(VENV)/.installed-dev ## 300 kills, 1000 damages, 462 hostile files, about an hour
+test-faults: $(VENV)/.installed-dev ## 320 kills, 1000 damages, 462 hostile files, about an hour
 	KERNELGRAD_SLOW_TESTS=1 $(BIN)/python -m pytest -svv tests/experiments/faults
 
 check: $(VENV)/.installed-dev ## ruff, mypy, and what a release would hold

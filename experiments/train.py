@@ -4,12 +4,15 @@
 
 The work folder holds config.json, metrics.jsonl, checkpoints/, samples/*.png and curves.png. Run
 the same command again to resume: the newest intact checkpoint is taken up, and the metrics from
-there on are those of an uninterrupted run.
+there on are those of an uninterrupted run. Over many processes each gets the same command, and
+which of them it is:
+
+    python -m experiments.train ... --coordinator=host:port --num_processes=2 --process_id=0
 """
 
 import dataclasses
 
-from experiments.run import command, fields
+from experiments.run import cluster, command, fields
 from experiments.training import settings
 from experiments.training.fit import run
 from experiments.training.settings import Config
@@ -20,7 +23,9 @@ class Options(command.Place):
     """How and where to run."""
 
     preset: str | None = settings.preset()
-    num_devices: int | None = fields.integer(None, 1, 10**6, "Devices to use; all by default.")
+    num_devices: int | None = fields.integer(
+        None, 1, 10**6, "Devices to use, of each process; all by default."
+    )
     allow_config_change: bool = fields.switch(
         False, "Resume although settings differ from the run's config.json."
     )
@@ -39,7 +44,7 @@ def _start(given: command.Given) -> None:
 
 def main() -> None:
     """Parses the flags and trains."""
-    command.main(_start, Config, Options)
+    command.main(_start, Config, Options, cluster.Layout)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 They are also the one way in for arrays: those that say they return take JAX and NumPy arrays alike.
 """
 
+import functools
 import inspect
 import math
 import operator
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernelgrad import _devices
+from kernelgrad import _devices, _numeric
 from kernelgrad.types import Array, PyTree
 
 ArrayLike = Array | np.ndarray | np.generic | complex
@@ -89,16 +90,71 @@ def points(**arrays: ArrayLike) -> tuple[Array, ...]:
     return taken
 
 
+def raveled(**trees: PyTree) -> tuple[Array, ...]:
+    """Returns arrays or pytrees of points as floating (n, d) arrays, or raises ValueError.
+
+    A tree's leaves are arrays of shape (n, ...), one n for all; a point is what it has in each of
+    them, raveled, side by side in the order of the leaves, in the widest of their dtypes, and at
+    least float32 where they differ.
+    """
+    return points(**{name: _joined(name, value) for name, value in trees.items()})
+
+
+def _joined(name: str, tree: PyTree) -> Any:
+    """Returns a pytree of points as one array (n, d); what is none as it is."""
+    if not _is_tree(tree):
+        return tree
+    paths = [
+        (name + jax.tree_util.keystr(path), leaf)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    ]
+    leaves = [batches(**{path: leaf})[0] for path, leaf in paths]
+    for (path, _), leaf in zip(paths, leaves, strict=True):
+        shape(path, leaf, (leaves[0].shape[0], *leaf.shape[1:]))
+    if len({leaf.dtype for leaf in leaves}) > 1:
+        leaves = [_numeric.wide(leaf) for leaf in leaves]
+    dtype = functools.reduce(np.promote_types, [leaf.dtype for leaf in leaves])
+    flat = [leaf.reshape(leaf.shape[0], -1).astype(dtype) for leaf in leaves]
+    return jnp.concatenate(flat, axis=1)
+
+
+def _is_tree(value: Any) -> bool:
+    """Returns whether a value is a pytree of arrays, and neither one array nor a list of them."""
+    leaves = jax.tree.leaves(value)
+    arrays = all(isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves)
+    return bool(leaves) and arrays and not isinstance(value, (jax.Array, np.ndarray, list))
+
+
+def like_points(rows: Array, particles: PyTree) -> PyTree:
+    """Returns an array (n, d) in the form of the points that :func:`raveled` made of n points."""
+    if not _is_tree(particles):
+        return rows
+    leaves, form = jax.tree.flatten(particles)
+    ends = np.cumsum([math.prod(leaf.shape[1:]) for leaf in leaves])
+    parts = jnp.split(rows, ends[:-1], axis=1)
+    shaped = [
+        part.reshape(rows.shape[0], *leaf.shape[1:]).astype(jnp.result_type(leaf))
+        for part, leaf in zip(parts, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(form, shaped)
+
+
 def pair(x: ArrayLike, y: ArrayLike | None) -> tuple[Array, Array | None]:
     """Returns x and, unless it is None, y as points of one dimension, or raises ValueError."""
     return (*points(x=x), None) if y is None else points(x=x, y=y)  # type: ignore[return-value]
 
 
-def scored(particles: ArrayLike, score: ArrayLike) -> tuple[Array, Array]:
-    """Returns points and a floating array of their shape, or raises ValueError."""
-    ((particles,), (score,)) = points(particles=particles), floating(score=score)
-    shape("score", score, particles.shape)
-    return particles, score
+def scored(particles: PyTree, score: PyTree) -> tuple[Array, Array]:
+    """Returns points and a floating array of their shape, or raises ValueError.
+
+    Either may be a pytree of points, as of :func:`raveled`; both of one form.
+    """
+    form, other = (str(jax.tree.structure(tree)) for tree in (particles, score))
+    if _is_tree(particles) and other != form:
+        raise ValueError(f"score: got {other}; expected the form of particles, {form}")
+    ((points_,), (scores,)) = raveled(particles=particles), floating(score=_joined("score", score))
+    shape("score", scores, points_.shape)
+    return points_, scores
 
 
 def vectors(**arrays: ArrayLike) -> tuple[Array, ...]:

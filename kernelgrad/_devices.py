@@ -1,4 +1,11 @@
-"""Values over devices: unions and shares, what varies over a mesh, and what is whole on it."""
+"""Values over devices: unions and shares, what varies over a mesh, and what is whole on it.
+
+Under ``jax.shard_map`` JAX's types say what is one value of all devices and what each has for
+itself, and a derivative counts the former once. Under ``jax.pmap`` and with ``check_vma=False``
+there are no such types, and JAX differentiates the sum over the devices' copies of everything.
+There :func:`statistic` is what makes a value one, and :func:`copies` what undoes it; the transposes
+of both are those that the types would have chosen.
+"""
 
 import functools
 from collections.abc import Callable
@@ -41,7 +48,23 @@ def share(everything: Array, axis_name: str | None) -> Array:
 
 
 def mean(tree: PyTree, axis_name: str | None) -> PyTree:
-    """Returns the mean over devices of what each of them has, the same on all.
+    """Returns the mean over devices of what each of them has, for each of them to go on with.
+
+    Args:
+      tree: pytree of floating arrays.
+      axis_name: of the devices; None: there is one.
+
+    Returns:
+      The means, the same on all devices, or the tree itself.
+    """
+    return tree if axis_name is None else lax.pmean(tree, axis_name)
+
+
+def statistic(tree: PyTree, axis_name: str | None) -> PyTree:
+    """Returns the mean over devices of what each of them has, as one value of the union.
+
+    Its cotangent counts once, on whatever mapping: what reaches a device's own points is the
+    derivative of the value in them.
 
     Args:
       tree: pytree of floating arrays.
@@ -50,7 +73,27 @@ def mean(tree: PyTree, axis_name: str | None) -> PyTree:
     Returns:
       The means, or the tree itself.
     """
-    return tree if axis_name is None else lax.pmean(tree, axis_name)
+    if axis_name is None or _typed(axis_name):
+        return mean(tree, axis_name)
+    size = num_devices(axis_name)
+    return _linear(lambda a: lax.pmean(a, axis_name), lambda a: a / size, tree)
+
+
+def copies(tree: PyTree, axis_name: str | None) -> PyTree:
+    """Returns a :func:`statistic` as a value of each device's own, to be used beside its points.
+
+    Args:
+      tree: pytree of floating arrays.
+      axis_name: of the devices; None: there is one.
+
+    Returns:
+      The tree; its cotangents add up over devices.
+    """
+    if axis_name is None:
+        return tree
+    if _typed(axis_name):
+        return varying(tree, lax.axis_index(axis_name))
+    return _linear(lambda a: a, lambda a: lax.psum(a, axis_name), tree)
 
 
 def agreed(value: PyTree, axis_name: str | None) -> PyTree:
@@ -79,6 +122,44 @@ def gather(array: Array | None, axis_name: str | None) -> Any:
     if array is None or axis_name is None:
         return array
     return lax.all_gather(array, axis_name, tiled=True)
+
+
+def first(value: Array, axis_name: str | None) -> Array:
+    """Returns what the first device has, on all devices, without a gradient.
+
+    Args:
+      value: any shape.
+      axis_name: of the devices; None: there is one.
+    """
+    value = lax.stop_gradient(value)
+    return value if axis_name is None else lax.all_gather(value, axis_name)[0]
+
+
+def median(value: Array, axis_name: str) -> Array:
+    """Returns the upper median over devices of what each of them has, without a gradient.
+
+    Args:
+      value: any shape.
+      axis_name: of the devices.
+
+    Returns:
+      One of the values, the same on all devices, elementwise.
+    """
+    everyone = jnp.sort(lax.all_gather(lax.stop_gradient(value), axis_name), axis=0)
+    return everyone[everyone.shape[0] // 2]
+
+
+def passed_on(tree: PyTree, axis_name: str | None) -> PyTree:
+    """Returns what the device before this one has; the first takes the last one's.
+
+    Args:
+      tree: pytree of arrays.
+      axis_name: of the devices; None: there is one.
+    """
+    devices = num_devices(axis_name)
+    if axis_name is None or devices == 1:
+        return tree
+    return lax.ppermute(tree, axis_name, [(i, (i + 1) % devices) for i in range(devices)])
 
 
 def over_rms(rows: Array, axis_name: str | None) -> tuple[Array, Array]:
@@ -151,3 +232,23 @@ def whole(array: Array) -> Array:
         return array
     mesh = sharding.mesh if isinstance(array, jax.core.Tracer) else array.sharding.mesh  # type: ignore[attr-defined]
     return jax.sharding.reshard(array, NamedSharding(mesh, PartitionSpec()))
+
+
+def _typed(axis_name: str) -> bool:
+    """Returns whether types say what varies over the axis."""
+    index = lax.axis_index(axis_name)
+    return bool(jax.typeof(index) != jax.typeof(jnp.zeros((), index.dtype)))
+
+
+def _linear(fn: Callable[[Array], Array], transpose: Callable[[Array], Array], tree: PyTree) -> Any:
+    """Returns a linear map of each leaf whose transpose is given, and has `fn` for its own.
+
+    A linear solve is what JAX lets have both, under jvp, vmap and gradients of any order.
+    """
+
+    def of(leaf: Array) -> Array:
+        return lax.custom_linear_solve(
+            lambda x: x, leaf, lambda _, b: fn(b), lambda _, b: transpose(b)
+        )
+
+    return jax.tree.map(of, tree)

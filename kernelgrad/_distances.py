@@ -27,6 +27,18 @@ _RELATIVE = 1e-5  # error of a squared distance that no radial kernel feels
 T = TypeVar("T")
 
 
+class Bare(NamedTuple):
+    """Points as they travel between devices; :func:`moved` makes of them what pairs need.
+
+    Attributes:
+      raw: as they came, in at least float32; shape (n, d).
+      real: 1, and 0 in rows that pad a tile; shape (n,).
+    """
+
+    raw: Array
+    real: Array
+
+
 class Points(NamedTuple):
     """Points as pairs need them.
 
@@ -68,16 +80,54 @@ def prepare(
     """
     x = _numeric.wide(x)
     others = x if y is None else _numeric.like(y, x)
-    centre = lax.stop_gradient(_middle(others))
-    if axis_name is not None:
-        centre = lax.all_gather(centre, axis_name)[0]
+    centre = middle(others, axis_name)
+    rows = moved(x, centre)
+    return rows, rows if y is None else moved(others, centre)
 
-    def moved(points: Array) -> Points:
-        centred = points - centre
-        return Points(points, centred, sq_norms(centred))
 
-    rows = moved(x)
-    return rows, rows if y is None else moved(others)
+def bare(x: Array, y: Array | None = None) -> tuple[Bare, Bare]:
+    """Returns both sides of the pairs of :func:`prepare`, before they are moved.
+
+    Args:
+      x: points; shape (n, d), floating.
+      y: points; shape (m, d). None: x.
+
+    Returns:
+      x and y.
+    """
+    x = _numeric.wide(x)
+    rows = Bare(x, jnp.ones_like(x[:, 0]))
+    if y is None:
+        return rows, rows
+    y = _numeric.like(y, x)
+    return rows, Bare(y, jnp.ones_like(y[:, 0]))
+
+
+def middle(points: Array, axis_name: str | None = None) -> Array:
+    """Returns a middle of the points, of the first device's if they are of many.
+
+    Args:
+      points: shape (n, d).
+      axis_name: of the devices; None: there is one.
+
+    Returns:
+      Middle, shape (1, d), without a gradient.
+    """
+    return _devices.first(_middle(points), axis_name)
+
+
+def moved(points: Array | Bare, centre: Array) -> Points:
+    """Returns the points as pairs need them.
+
+    Args:
+      points: shape (n, d), at least float32.
+      centre: what is to be 0; shape (1, d).
+    """
+    raw = points.raw if isinstance(points, Bare) else points
+    centred = raw - centre
+    if isinstance(points, Bare):
+        centred *= points.real[:, None]
+    return Points(raw, centred, sq_norms(centred))
 
 
 def pool(x: Array, y: Array) -> Array:

@@ -23,7 +23,7 @@ from kernelgrad import (
     objectives,
     pairwise,
 )
-from kernelgrad._players import CriticFn, TwoPlayer, on_batches
+from kernelgrad._players import CriticFn, TwoPlayer, of_union, on_batches
 from kernelgrad.objectives import KernelRule, Objective
 from kernelgrad.types import Array, Info, Kernel, Key
 
@@ -45,7 +45,8 @@ class CriterionFn(Protocol):
           x: features of the samples.
           y: features of the data.
           kernel: between features.
-          axis_name: if set, both are the union over all devices.
+          axis_name: if set, both are the union over all devices, and the criterion is made of
+            statistics of this library.
         """
         ...
 
@@ -241,6 +242,7 @@ def _critic_loss(
     kernel = _batch.kernel_of(make_kernel, x, y, axis_name)
     value = _checks.call("criterion", _CRITERION, criterion, x, y, kernel, axis_name=axis_name)
     _checks.shape("criterion", value, ())
+    value = of_union(value, axis_name=axis_name)
 
     def witness(points: Array) -> Array:
         embedded = _numeric.wide(_features(critic_fn, points))

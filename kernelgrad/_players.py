@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from kernelgrad import _checks
+from kernelgrad import _checks, _devices
 from kernelgrad.types import Array, Info, Key, PyTree
 
 CriticFn = Callable[[Array], Any]
@@ -13,9 +13,10 @@ CriticFn = Callable[[Array], Any]
 class PlayerFn(Protocol):
     """What one player follows, given the critic as a function of points.
 
-    The critic's is a loss to minimise: on each device a mean over its samples and data, or a
-    statistic of the union, the same on all, so that the mean of the devices' gradients is that of
-    one device. The generator's is a direction per sample to descend, with the critic held still.
+    The critic's is a loss to minimise: on each device a mean over its samples and data, in which a
+    statistic of the union is a term by way of :func:`of_union`; the mean of the devices' gradients
+    is then that of one device. The generator's is a direction per sample to descend, with the
+    critic held still.
     """
 
     def __call__(
@@ -50,6 +51,22 @@ class TwoPlayer:
     direction: PlayerFn
     project: Callable[[PyTree], PyTree] = _unchanged
     view: Callable[[Array], Array] = _unchanged
+
+
+def of_union(statistic: Array, *, axis_name: str | None = None) -> Array:
+    """Returns a statistic of the union of devices as a term of the loss that each has of its own.
+
+    A statistic's own derivative counts once, wherever its points are. In a loss that is averaged
+    over devices, as a critic's is, it stands once on each of them.
+
+    Args:
+      statistic: of this library, with the same axis_name; shape ().
+      axis_name: mapped axis over devices.
+
+    Returns:
+      The statistic.
+    """
+    return _devices.copies(statistic, axis_name)
 
 
 def on_batches(player_fn: PlayerFn) -> PlayerFn:

@@ -1,14 +1,18 @@
 r"""Adding up tiles of pairs: memory linear in the points, differentiable to any order.
 
-A tile function sees some rows and some columns and returns what their pairs contribute. Both
+A tile function sees some rows and some columns and returns what their pairs contribute. All
 traversals below carry a custom VJP: the cotangents of a tile are again a tile, so that a gradient
 streams like the sum it belongs to. At most ``DENSE_PAIRS`` pairs are one tile, in plain JAX.
+
+Over devices the columns go round a ring, a part of every share at a time: each device adds up the
+tiles of its rows and of the columns that it holds at the time, and passes these on together with
+what was added up at them.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +24,9 @@ from kernelgrad.types import Array, PyTree
 TILE_ROWS = 512
 TILE_COLS = 512
 DENSE_PAIRS = 1 << 18
+RING_PARTS = 4  # of a share, of which one at a time travels
+
+T = TypeVar("T")
 
 
 class PairSums(NamedTuple):
@@ -60,7 +67,38 @@ class Either:
         return _distances.choose(condition, lambda: if_true(*tile), lambda: self.if_false(*tile))
 
 
-def stream(fn: TileFn, shared: PyTree, rows: PyTree, cols: PyTree) -> PairSums:
+def viewed(fn: TileFn, view: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]) -> TileFn:
+    """Returns a tile function of what makes, for each tile, the arguments of another.
+
+    Args:
+      fn: the other tile function.
+      view: (shared, side of a tile) -> (shared, side) as `fn` takes them.
+
+    Returns:
+      Tile function, one of two where `fn` is.
+    """
+
+    def through(part: Callable[..., T]) -> Callable[..., T]:
+        def seen(shared: PyTree, shift: Any, rows: PyTree, cols: PyTree) -> T:
+            own, seen_rows = view(shared, rows)
+            return part(own, shift, seen_rows, view(shared, cols)[1])
+
+        return seen
+
+    if not isinstance(fn, Either):
+        return through(fn)
+    either = fn
+
+    def possible(shared: PyTree, rows: PyTree, cols: PyTree) -> bool | Array:
+        own, seen_rows = view(shared, rows)
+        return either.possible(own, seen_rows, view(shared, cols)[1])
+
+    return Either(possible, *map(through, (fn.condition, fn.if_true, fn.if_false)))  # type: ignore[arg-type]
+
+
+def stream(
+    fn: TileFn, shared: PyTree, rows: PyTree, cols: PyTree, axis_name: str | None = None
+) -> PairSums:
     """Adds up `fn` over all tiles of rows x columns.
 
     Tiles at the edge are padded with zeros: `fn` must give zero where all row inputs or all
@@ -72,14 +110,23 @@ def stream(fn: TileFn, shared: PyTree, rows: PyTree, cols: PyTree) -> PairSums:
       shared: what every tile needs, such as a kernel; a pytree.
       rows: what belongs to the rows; a pytree of arrays of shape (n, ...).
       cols: what belongs to the columns; a pytree of arrays of shape (m, ...).
+      axis_name: if set, the columns are the union over all devices, and indices run over it.
 
     Returns:
-      Row sums of shape (n, ...), column sums of shape (m, ...) and totals.
+      Row sums of shape (n, ...), column sums of shape (m, ...) and totals; over devices the first
+      alone, of this device's rows.
 
     Cost: that of `fn` on all pairs, thrice for a gradient; memory of rows, columns, sums and some
-      tiles.
+      tiles. Over devices few columns are gathered, and of many each device holds its share.
     """
-    n, m = _size(rows), _size(cols)
+    n, m, devices = _size(rows), _size(cols), _devices.num_devices(axis_name)
+    if axis_name is not None and devices > 1:
+        place = lax.axis_index(axis_name)
+        if n * m * devices <= DENSE_PAIRS:
+            part = fn(shared, place * n, rows, _gathered(cols, axis_name))
+        else:
+            part = _ring(fn, axis_name, *_devices.varying((shared, rows, cols), place))
+        return PairSums(rows=part.rows)
     if n * m <= DENSE_PAIRS:
         return fn(shared, 0, rows, cols)
     shared, rows, cols = _devices.varying((shared, rows, cols))
@@ -135,10 +182,15 @@ def split(tree: PyTree, largest: int) -> PyTree:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _stream(fn: TileFn, shared: PyTree, rows: PyTree, cols: PyTree) -> PairSums:
-    return _asked(fn, lambda one: _stream_tiles(one, shared, rows, cols), shared, rows, cols)
+    return _swept(fn, jnp.int32(0), shared, rows, cols)
 
 
-def _stream_tiles(fn: TileFn, shared: PyTree, rows: PyTree, cols: PyTree) -> PairSums:
+def _swept(fn: TileFn, first: Array, shared: PyTree, rows: PyTree, cols: PyTree) -> PairSums:
+    """Adds up the tiles; `first` is the index of the first row minus that of the first column."""
+    return _asked(fn, lambda one: _tile_by_tile(one, first, shared, rows, cols), shared, rows, cols)
+
+
+def _tile_by_tile(fn: TileFn, first: Array, shared: PyTree, rows: PyTree, cols: PyTree) -> PairSums:
     n, m = _size(rows), _size(cols)
     row_tiles, col_tiles = split(rows, TILE_ROWS), split(cols, TILE_COLS)
     height, width = (jax.tree.leaves(tiles)[0].shape[1] for tiles in (row_tiles, col_tiles))
@@ -159,7 +211,7 @@ def _stream_tiles(fn: TileFn, shared: PyTree, rows: PyTree, cols: PyTree) -> Pai
 
     num_col_tiles = jax.tree.leaves(col_tiles)[0].shape[0]
     col_zeros = jax.tree.map(lambda z: jnp.broadcast_to(z, (num_col_tiles, *z.shape)), zeros.cols)
-    start = (jnp.int32(0), col_zeros, zeros.total)
+    start = (first, col_zeros, zeros.total)
     (_, col_sums, total), row_sums = lax.scan(add_row, start, row_tiles)
     return PairSums(_joined(row_sums, n), _joined(col_sums, m), total)
 
@@ -171,17 +223,57 @@ def _stream_forward(
 
 
 def _stream_backward(fn: TileFn, residuals: PyTree, cotangent: PairSums) -> PyTree:
-    shared, rows, cols = residuals
-    back = _stream(
-        _transposed(fn),
-        (shared, cotangent.total),
-        (rows, cotangent.rows),
-        (cols, cotangent.cols),
-    )
+    back = _stream(_transposed(fn), *_with_cotangents(residuals, cotangent))
     return back.total[0], back.rows[0], back.cols[0]
 
 
 _stream.defvjp(_stream_forward, _stream_backward)
+
+
+# ----------------------------------------------------------------- rows x columns of many devices
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _ring(fn: TileFn, axis_name: str, shared: PyTree, rows: PyTree, cols: PyTree) -> PairSums:
+    n, m = _size(rows), _size(cols)
+    devices, place = _devices.num_devices(axis_name), lax.axis_index(axis_name)
+    parts = split(cols, max(TILE_COLS, -(-m // RING_PARTS)))
+    part = jax.tree.map(lambda t: t[0], parts)
+    shapes = jax.eval_shape(functools.partial(_swept, fn), place, shared, rows, part)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    zeros = _devices.varying(zeros, shared, rows, cols)
+
+    def go_round(carry: PyTree, part: PyTree) -> tuple[PyTree, PyTree]:
+        first_col, row_sums, total = carry
+
+        def meet(turn: Array, carry: tuple[PyTree, PairSums]) -> tuple[PyTree, PairSums]:
+            part, sums = carry
+            first = place * n - ((place - turn) % devices * m + first_col)
+            sums = _add(sums, _swept(fn, first, shared, rows, part))
+            part, at_cols = _devices.passed_on((part, sums.cols), axis_name)
+            return part, sums._replace(cols=at_cols)
+
+        start = part, PairSums(row_sums, zeros.cols, total)
+        _, sums = lax.fori_loop(0, devices, meet, start)
+        return (first_col + _size(part), sums.rows, sums.total), sums.cols
+
+    start = jnp.int32(0), zeros.rows, zeros.total
+    (_, row_sums, total), col_sums = lax.scan(go_round, start, parts)
+    return PairSums(row_sums, _joined(col_sums, m), total)
+
+
+def _ring_forward(
+    fn: TileFn, axis_name: str, shared: PyTree, rows: PyTree, cols: PyTree
+) -> tuple[PairSums, PyTree]:
+    return _ring(fn, axis_name, shared, rows, cols), (shared, rows, cols)
+
+
+def _ring_backward(fn: TileFn, axis_name: str, residuals: PyTree, cotangent: PairSums) -> PyTree:
+    back = _ring(_transposed(fn), axis_name, *_with_cotangents(residuals, cotangent))
+    return back.total[0], back.rows[0], back.cols[0]
+
+
+_ring.defvjp(_ring_forward, _ring_backward)
 
 
 # ------------------------------------------------------------------------------- points x points
@@ -268,6 +360,16 @@ def _transposed(fn: TileFn) -> TileFn:
         return PairSums(rows=(rows_bar,), cols=(cols_bar,), total=(shared_bar,))
 
     return transposed
+
+
+def _with_cotangents(residuals: PyTree, cotangent: PairSums) -> PyTree:
+    """The arguments of the transposed tile function."""
+    shared, rows, cols = residuals
+    return (shared, cotangent.total), (rows, cotangent.rows), (cols, cotangent.cols)
+
+
+def _gathered(cols: PyTree, axis_name: str) -> PyTree:
+    return jax.tree.map(lambda array: _devices.gather(array, axis_name), cols)
 
 
 def _zero_sums(fn: TileFn, shared: PyTree, row_tiles: PyTree, col_tiles: PyTree) -> PairSums:

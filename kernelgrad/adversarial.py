@@ -198,7 +198,7 @@ def kl_estimate(real_logits: Array, fake_logits: Array, *, axis_name: str | None
     real_logits, fake_logits = _wide(real_logits=real_logits, fake_logits=fake_logits)
     real, fake = (_devices.gather(logits, axis_name) for logits in (real_logits, fake_logits))
     bound = math.log(real.shape[0]) - jax.nn.logsumexp(-real) - jnp.mean(fake)
-    return _devices.agreed(bound, axis_name)
+    return _devices.statistic(bound, axis_name)
 
 
 def wasserstein_bound(

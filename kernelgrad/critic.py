@@ -126,9 +126,10 @@ def step(
         critic_fn = bind(state._replace(params=params), critic)
         args = critic_fn, key, samples, data
         form, fn = _CRITIC_LOSS, critic.objective.critic_loss
-        return _checks.two_returned(
+        value, info = _checks.two_returned(
             "critic_loss", form, _checks.call("critic_loss", form, fn, *args, axis_name=axis_name)
         )
+        return _devices.varying(value, own), info
 
     own = _devices.varying(state.params, samples, data)  # whose gradient is this device's
     gradient, info = jax.grad(loss, has_aux=True)(own)

@@ -116,7 +116,7 @@ def donsker_varadhan(
     energy_data, energy_base = _checks.vectors(energy_data=energy_data, energy_base=energy_base)
     log_normalizer = optimal_log_normalizer(energy_base, axis_name=axis_name)
     energies = _numeric.wide(_devices.gather(energy_data, axis_name))
-    return _devices.agreed(-jnp.mean(energies + log_normalizer), axis_name)
+    return _devices.statistic(-jnp.mean(energies + log_normalizer), axis_name)
 
 
 def generator_weights(energy_base: Array, log_normalizer: float | Array) -> Array:
@@ -194,7 +194,8 @@ def optimal_log_normalizer(energy_base: Array, *, axis_name: str | None = None) 
       axis_name: if set, they are the union over all devices.
 
     Returns:
-      Log-normaliser, shape (), in nats; differentiable.
+      Log-normaliser, shape (), in nats; differentiable, with axis_name in what each device's own
+      energies make of it.
 
     Raises:
       ValueError: wrong rank or dtype.
@@ -301,7 +302,7 @@ def log_normalizer_estimate(
     weights = energy.size * jax.nn.softmax(-energy)
     standard_error = _numeric.root(jnp.var(weights, ddof=1) / weights.size)
     effective = weights.size / jnp.mean(jnp.square(weights))
-    return NormalizerEstimate(value, *_devices.agreed((standard_error, effective), axis_name))
+    return NormalizerEstimate(*_devices.statistic((value, standard_error, effective), axis_name))
 
 
 def log_density(energy: Array, log_base: Array, log_normalizer: float | Array) -> Array:

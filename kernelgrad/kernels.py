@@ -360,15 +360,17 @@ def gram(kernel: Kernel, x: Array, y: Array | None = None) -> Array:
     return kernel.profile(_distances.between(_traits.radial(kernel), rows, cols, shift))
 
 
-def median_lengthscale(x: Array, y: Array | None = None, *, axis_name: str | None = None) -> Array:
+def median_lengthscale(
+    x: PyTree, y: PyTree | None = None, *, axis_name: str | None = None
+) -> Array:
     r"""Returns :math:`\sqrt{\mathrm{median}_{i<j} |u_i - u_j|^2}` over x pooled with y.
 
     The median is exact. Where it is 0, because more than half of the pairs coincide, the root mean
     squared distance stands in for it, and 1 where all points coincide. Carries no gradient.
 
     Args:
-      x: points; shape (n, d), floating.
-      y: points pooled with x; shape (m, d).
+      x: points; shape (n, d), floating, or a pytree of such arrays (n, ...).
+      y: points pooled with x; shape (m, d), or a pytree likewise.
       axis_name: if set, the pool is the union over all devices.
 
     Returns:
@@ -379,25 +381,27 @@ def median_lengthscale(x: Array, y: Array | None = None, *, axis_name: str | Non
 
     Cost: see :func:`kernelgrad.median.median_squared_distance`.
     """
-    x, y = _checks.pair(x, y)
+    (x,), y = _checks.raveled(x=x), None if y is None else _checks.raveled(y=y)[0]
     median = median_squared_distance(x, y, axis_name=axis_name)
     pool = lax.stop_gradient(x if y is None else _distances.pool(x, y))
-    pool = _devices.gather(pool, axis_name).astype(median.dtype)
-    size = pool.shape[0]
-    mean = 2 * size / (size - 1) * jnp.sum(jnp.var(pool - pool[:1], axis=0))
-    mean = _devices.agreed(mean, axis_name)
+    pool = pool.astype(median.dtype)
+    size = pool.shape[0] * _devices.num_devices(axis_name)
+    moved = pool - _devices.first(pool[:1], axis_name)
+    moved -= _devices.mean(jnp.mean(moved, axis=0, keepdims=True), axis_name)
+    variance = _devices.mean(jnp.mean(jnp.square(moved), axis=0), axis_name)
+    mean = 2 * size / (size - 1) * jnp.sum(variance)
     fallback = jnp.where(mean > 0, mean, 1)
     return jnp.sqrt(jnp.where(median == 0, fallback, median))
 
 
-def svgd_lengthscale(x: Array, *, axis_name: str | None = None) -> Array:
+def svgd_lengthscale(x: PyTree, *, axis_name: str | None = None) -> Array:
     r"""Returns :math:`\sqrt{\mathrm{median} / (2 \log(n + 1))}`, the SVGD rule for RBF kernels.
 
     It makes :math:`\sum_j k(x_i, x_j) \approx 1`: right for repulsion between particles, too
     short for score estimates and tests.
 
     Args:
-      x: particles; shape (n, d), floating.
+      x: particles; shape (n, d), floating, or a pytree of such arrays (n, ...).
       axis_name: if set, the particles are the union over all devices.
 
     Returns:
@@ -409,15 +413,15 @@ def svgd_lengthscale(x: Array, *, axis_name: str | None = None) -> Array:
     References:
       Liu & Wang 2016, section 5: h = median^2 / log n, with exp(-|x - y|^2 / h).
     """
-    (x,) = _checks.points(x=x)
+    (x,) = _checks.raveled(x=x)
     size = x.shape[0] * _devices.num_devices(axis_name)
     return median_lengthscale(x, axis_name=axis_name) / math.sqrt(2 * math.log(size + 1))
 
 
 def median_mixture(
     family: Callable[[Array], RadialMixture],
-    x: Array,
-    y: Array | None = None,
+    x: PyTree,
+    y: PyTree | None = None,
     *,
     scales: Sequence[float] = (0.5, 1.0, 2.0, 4.0),
     axis_name: str | None = None,
@@ -426,8 +430,8 @@ def median_mixture(
 
     Args:
       family: a factory of this module, such as those of ``FAMILIES``.
-      x: points; shape (n, d), floating.
-      y: points pooled with x; shape (m, d).
+      x: points; shape (n, d), floating, or a pytree of such arrays (n, ...).
+      y: points pooled with x; shape (m, d), or a pytree likewise.
       scales: s_c > 0, multiples of the median squared distance; shape (c,).
       axis_name: if set, the pool is the union over all devices.
 

@@ -24,19 +24,20 @@ from kernelgrad import (
     _tiles,
     _traits,
 )
-from kernelgrad._distances import Points
-from kernelgrad.types import Array, Kernel, Key, ScoreFn, TestResult
+from kernelgrad._distances import Bare, Points
+from kernelgrad.types import Array, Kernel, Key, PyTree, ScoreFn, TestResult
 
 _SIGNS_AT_ONCE = 256
 _FEWEST_PARTICLES = 6  # 2^5 sign patterns, up to a common sign: p may be as low as 1/32
 
 
-def stein_gram(particles: Array, score: Array, kernel: Kernel) -> Array:
+def stein_gram(particles: PyTree, score: PyTree, kernel: Kernel) -> Array:
     r"""Returns the Stein kernel :math:`u_p(x_i, x_j)` of all pairs.
 
     Args:
-      particles: x_i; shape (n, d), floating.
-      score: s_i = grad log p(x_i), in 1/units of particles; shape (n, d).
+      particles: x_i; shape (n, d), floating, or a pytree of such
+        arrays (n, ...).
+      score: s_i = grad log p(x_i), in 1/units of particles; shaped like particles.
       kernel: k, radial, twice differentiable at 0; its lengthscales are in units of particles.
 
     Returns:
@@ -56,7 +57,7 @@ def stein_gram(particles: Array, score: Array, kernel: Kernel) -> Array:
 
 
 def ksd_v_statistic(
-    particles: Array, score: Array, kernel: Kernel, *, axis_name: str | None = None
+    particles: PyTree, score: PyTree, kernel: Kernel, *, axis_name: str | None = None
 ) -> Array:
     r"""Returns the V-statistic of KSD^2.
 
@@ -66,8 +67,9 @@ def ksd_v_statistic(
     particles, score and the kernel's leaves, in linear memory.
 
     Args:
-      particles: x_i; shape (n, d), floating.
-      score: s_i = grad log p(x_i), in 1/units of particles; shape (n, d).
+      particles: x_i; shape (n, d), floating, or a pytree of such
+        arrays (n, ...).
+      score: s_i = grad log p(x_i), in 1/units of particles; shaped like particles.
       kernel: k, radial, twice differentiable at 0; its lengthscales are in units of particles.
       axis_name: if set, the particles are the union over all devices.
 
@@ -78,7 +80,7 @@ def ksd_v_statistic(
       ValueError: wrong rank, dtype or mismatched shapes, a feature kernel, or laplace.
 
     Cost: O(n^2 d) time over the upper triangle of tiles, O(n d) memory; with axis_name over all
-      tiles of this device's rows.
+      tiles of this device's rows, in memory of its share.
 
     References:
       Liu, Lee & Jordan 2016, eq. (6) and section 3.
@@ -90,15 +92,16 @@ def ksd_v_statistic(
 
 
 def ksd_u_statistic(
-    particles: Array, score: Array, kernel: Kernel, *, axis_name: str | None = None
+    particles: PyTree, score: PyTree, kernel: Kernel, *, axis_name: str | None = None
 ) -> Array:
     r"""Returns the U-statistic of KSD^2, unbiased and therefore sometimes negative.
 
     .. math:: \frac1{n(n-1)} \sum_{i \ne j} u_p(x_i, x_j)
 
     Args:
-      particles: x_i; shape (n, d), n >= 2 over all devices, floating.
-      score: s_i = grad log p(x_i), in 1/units of particles; shape (n, d).
+      particles: x_i; shape (n, d), n >= 2 over all devices, floating, or a pytree of such
+        arrays (n, ...).
+      score: s_i = grad log p(x_i), in 1/units of particles; shaped like particles.
       kernel: k, radial, twice differentiable at 0; its lengthscales are in units of particles.
       axis_name: if set, the particles are the union over all devices.
 
@@ -121,7 +124,7 @@ def ksd_u_statistic(
     return shares / (n - 1)
 
 
-def ksd_gradient(particles: Array, score_fn: ScoreFn, kernel: Kernel) -> Array:
+def ksd_gradient(particles: PyTree, score_fn: ScoreFn, kernel: Kernel) -> PyTree:
     r"""Returns the gradient of :func:`ksd_v_statistic` in the particles, whose scores move along.
 
     .. math:: \nabla_{x_i} \frac1{n^2} \sum_{jk} u_p(x_j, x_k)
@@ -131,13 +134,15 @@ def ksd_gradient(particles: Array, score_fn: ScoreFn, kernel: Kernel) -> Array:
     scores held fixed, take ``jax.grad(ksd_v_statistic)`` instead.
 
     Args:
-      particles: x_i; shape (n, d), floating.
-      score_fn: maps particles (n, d) to grad log p at each of them, (n, d); differentiable.
+      particles: x_i; shape (n, d), floating, or a pytree of such
+        arrays (n, ...).
+      score_fn: maps all particles to grad log p at each of them, shaped like them; differentiable,
+        such as :func:`kernelgrad.score.score_from_log_density`.
       kernel: k, radial, three times differentiable (four for a gradient of this gradient); its
         lengthscales are in units of particles and held fixed.
 
     Returns:
-      Gradient, shape (n, d), dtype of particles, in 1/units of particles cubed.
+      Gradient, shaped and typed like particles, in 1/units of particles cubed.
 
     Raises:
       ValueError: as :func:`ksd_v_statistic`.
@@ -147,9 +152,10 @@ def ksd_gradient(particles: Array, score_fn: ScoreFn, kernel: Kernel) -> Array:
     References:
       Korba, Aubin-Frankowski, Majewski & Ablin 2021, section 3.
     """
-    (particles,) = _checks.points(particles=particles)
+    (rows,) = _checks.raveled(particles=particles)
+    particles = _checks.like_points(rows, particles)
 
-    def value(x: Array) -> Array:
+    def value(x: PyTree) -> Array:
         score = _checks.call("score_fn", "(particles) -> scores", score_fn, x)
         return ksd_v_statistic(x, score, kernel)
 
@@ -158,8 +164,8 @@ def ksd_gradient(particles: Array, score_fn: ScoreFn, kernel: Kernel) -> Array:
 
 def goodness_of_fit_test(
     key: Key,
-    particles: Array,
-    score: Array,
+    particles: PyTree,
+    score: PyTree,
     kernel: Kernel,
     *,
     num_bootstrap: int = 999,
@@ -178,8 +184,9 @@ def goodness_of_fit_test(
 
     Args:
       key: random key of the signs.
-      particles: x_i; shape (n, d), floating, in the order of the chain.
-      score: s_i = grad log p(x_i), in 1/units of particles; shape (n, d).
+      particles: x_i; shape (n, d), floating, or a pytree of such
+        arrays (n, ...), in the order of the chain.
+      score: s_i = grad log p(x_i), in 1/units of particles; shaped like particles.
       kernel: k, radial, twice differentiable at 0; its lengthscales are in units of particles.
       num_bootstrap: B >= 1, static.
       block_length: consecutive particles that share a sign, 1 to n / num_chains; may be traced.
@@ -224,7 +231,7 @@ def goodness_of_fit_test(
     return TestResult(statistic / jnp.square(unit), p_value)
 
 
-def stein_thinning(particles: Array, score: Array, kernel: Kernel, *, num_points: int) -> Array:
+def stein_thinning(particles: PyTree, score: PyTree, kernel: Kernel, *, num_points: int) -> Array:
     r"""Returns the particles that greedily keep the KSD of those chosen so far smallest.
 
     .. math:: \pi_m = \arg\min_i\; \tfrac12 u_p(x_i, x_i)
@@ -234,8 +241,9 @@ def stein_thinning(particles: Array, score: Array, kernel: Kernel, *, num_points
     kernel sees them. A particle may be chosen again; the first of equally good ones is taken.
 
     Args:
-      particles: x_i, for example all states of a chain; shape (n, d), floating.
-      score: s_i = grad log p(x_i), in 1/units of particles; shape (n, d).
+      particles: x_i, for example all states of a chain; shape (n, d), floating, or a pytree of such
+        arrays (n, ...).
+      score: s_i = grad log p(x_i), in 1/units of particles; shaped like particles.
       kernel: k, radial, twice differentiable at 0; its lengthscales are in units of particles.
       num_points: how many to choose, >= 1, static; it may exceed n.
 
@@ -287,8 +295,14 @@ class _Side(NamedTuple):
     weight: Array
 
 
-def _side(particles: Array, score: Array, kernel: Kernel) -> tuple[_Side, Kernel, Array]:
-    """Returns the particles, and the kernel, in a unit of length of their own, and that unit."""
+class _Bare(NamedTuple):
+    """Particles in their unit of length, as they travel between devices."""
+
+    points: Bare
+    score: Array
+
+
+def _check(kernel: Kernel) -> None:
     if _traits.is_feature_kernel(kernel):
         raise ValueError("kernel: got a feature kernel; expected a radial kernel of the particles")
     if not _traits.smooth_at_zero(kernel):
@@ -296,19 +310,28 @@ def _side(particles: Array, score: Array, kernel: Kernel) -> tuple[_Side, Kernel
             "kernel: got laplace or another that is not differentiable at 0; "
             "expected matern32 or IMQ"
         )
+
+
+def _side(particles: Array, score: Array, kernel: Kernel) -> tuple[_Side, Kernel, Array]:
+    """Returns the particles, and the kernel, in a unit of length of their own, and that unit."""
+    _check(kernel)
     as_given, _ = _distances.prepare(particles)
     unit = as_given.unit()
     points, _ = _distances.prepare(as_given.raw / unit)
     score = score.astype(unit.dtype) * unit
     root = _balance(points.sq_norms, _distances.sq_norms(score))
+    side = _balanced(points, score, root)
+    return side, _distances.InUnits(kernel, jnp.square(unit)), unit
+
+
+def _balanced(points: Points, score: Array, root: Array) -> _Side:
     score = score / root
     mixed = root * points.centred + score
     excess = _distances.sq_norms(score) - _distances.sq_norms(mixed) - score.shape[1]
     ones = jnp.ones_like(excess)
     left = jnp.concatenate([2 * mixed, excess[:, None], ones[:, None]], axis=1)
     right = jnp.concatenate([mixed, ones[:, None], excess[:, None]], axis=1)
-    side = _Side(points, score, left, right, root**2 * ones, ones)
-    return side, _distances.InUnits(kernel, jnp.square(unit)), unit
+    return _Side(points, score, left, right, root**2 * ones, ones)
 
 
 def _balance(point_norms: Array, score_norms: Array) -> Array:
@@ -322,25 +345,34 @@ def _row_shares(
     particles: Array, score: Array, kernel: Kernel, axis_name: str | None, *, own: bool
 ) -> Array:
     """Mean over i of sums over j, in which a pair counts for both of its points."""
-    if axis_name is None:
+    if axis_name is None or _devices.num_devices(axis_name) == 1:
         side, kernel, unit = _side(particles, score, kernel)
         tile = functools.partial(_share_tile, own)
         mean = jnp.mean(_tiles.stream_symmetric(tile, kernel, side).rows)
-        return mean / jnp.square(unit)
-    n = particles.shape[0]
-    particles, score = (_devices.gather(a, axis_name) for a in (particles, score))
-    everyone, kernel, unit = _side(particles, score, kernel)
-    here = jax.tree.map(lambda a: _devices.share(a, axis_name), everyone)
-    tile = functools.partial(_row_tile, own, axis_name, n)
-    rows = _tiles.stream(tile, kernel, here, everyone).rows
-    return lax.pmean(jnp.mean(rows) / jnp.square(unit), axis_name)
+        return _devices.statistic(mean / jnp.square(unit), axis_name)
+    _check(kernel)
+    as_given, _ = _distances.prepare(particles)
+    unit = _devices.median(as_given.unit(), axis_name)
+    points, _ = _distances.bare(as_given.raw / unit)
+    score = score.astype(unit.dtype) * unit
+    centre = _distances.middle(points.raw, axis_name)
+    norms = _distances.moved(points, centre).sq_norms
+    root = _devices.median(_balance(norms, _distances.sq_norms(score)), axis_name)
+    shared = _distances.InUnits(kernel, jnp.square(unit)), centre, root
+    travelling = _tiles.viewed(functools.partial(_row_tile, own), _dressed)
+    here = _Bare(points, score)
+    rows = _tiles.stream(travelling, shared, here, here, axis_name).rows
+    return _devices.statistic(jnp.mean(rows) / jnp.square(unit), axis_name)
 
 
-def _row_tile(
-    own: bool, axis_name: str, share: int, kernel: Kernel, shift: Array, rows: _Side, cols: _Side
-) -> _tiles.PairSums:
-    """Sums over some of the columns; a device's first row is its index times the share."""
-    shift = shift + lax.axis_index(axis_name) * share
+def _dressed(shared: tuple[Kernel, Array, Array], bare: _Bare) -> tuple[Kernel, _Side]:
+    """Returns the kernel, and what its pairs need of particles that travelled."""
+    kernel, centre, root = shared
+    side = _balanced(_distances.moved(bare.points, centre), bare.score, root)
+    return kernel, side._replace(weight=bare.points.real)
+
+
+def _row_tile(own: bool, kernel: Kernel, shift: Array, rows: _Side, cols: _Side) -> _tiles.PairSums:
     gram = _stein_tile(kernel, shift, rows, cols)
     if not own:
         gram = _distances.at_same_point(gram, shift, 0)

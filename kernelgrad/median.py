@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _devices, _distances
+from kernelgrad import _checks, _devices, _distances, _numeric, _tiles
 from kernelgrad._distances import Points
 from kernelgrad.types import Array
 
@@ -43,20 +43,21 @@ def median_squared_distance(
       ValueError: wrong rank or dtype, or fewer than two points.
 
     Cost: about 5 passes of O((n + m)^2 d / 2) time, at most 17 (32 in float64); O((n + m) d)
-      memory.
+      memory, with axis_name that of this device's share, the pairs shared evenly.
     """
     x, y = _checks.pair(x, y)
     pool = lax.stop_gradient(x if y is None else _distances.pool(x, y))
-    first = 0 if axis_name is None else lax.axis_index(axis_name) * pool.shape[0]
-    everyone, _ = _distances.prepare(_devices.gather(pool, axis_name))
-    num_points = everyone.raw.shape[0]
+    pool = _numeric.wide(pool)
+    centre = _distances.middle(pool, axis_name)
+    points = _distances.moved(pool, centre)
+    num_points = pool.shape[0] * _devices.num_devices(axis_name)
     if num_points < 2:
         raise ValueError(f"x: got {num_points} point; expected at least 2, a median needs a pair")
 
     stride = -(-num_points // _SAMPLE)
-    some = jax.tree.map(lambda a: a[::stride], everyone)
+    some = jax.tree.map(lambda a: _devices.gather(a[::stride], axis_name), points)
     sampled = jnp.sort(_distances.direct(some, some).ravel())
-    pairs = _Pairs(everyone, first, pool.shape[0], axis_name, sampled)
+    pairs = _Pairs(points, centre, axis_name, sampled)
     num_pairs = num_points * (num_points - 1) // 2
     lower = _order_statistic(pairs, num_pairs, (num_pairs + 1) // 2)
     upper = lower
@@ -64,17 +65,19 @@ def median_squared_distance(
         upto, above = pairs.beyond(lower)
         upper = jnp.where(_at_least(upto, num_pairs // 2 + 1), lower, above)
     median = lower / 2 + upper / 2
-    finite = _devices.agreed(jnp.all(jnp.isfinite(everyone.raw)).astype(median.dtype), axis_name)
+    finite = _devices.mean(jnp.all(jnp.isfinite(points.raw)).astype(median.dtype), axis_name)
     return jnp.where(finite == 1, median, jnp.nan)
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """The pairs i < j with i among this device's `num_local` points starting at `first`."""
+    """The pairs i < j of the points of all devices, of which each visits as many as another.
+
+    Its own, and those with the points of the devices before it, up to half way round.
+    """
 
     points: Points
-    first: int | Array
-    num_local: int
+    centre: Array  # by which they are moved
     axis_name: str | None
     sampled: Array  # distances of some pairs, from the smallest to the largest
 
@@ -118,29 +121,57 @@ class _Pairs:
         return _carried(*lax.psum(count, self.axis_name)), lax.pmin(smallest, self.axis_name)
 
     def _fold(self, add, start):  # type: ignore[no-untyped-def]
-        """Folds `add` over the tiles on and above the diagonal; pairs i >= j are at infinity."""
+        """Folds `add` over tiles of distances, which between what is no pair are infinite."""
+        devices = _devices.num_devices(self.axis_name)
+        if self.axis_name is None or devices == 1:
+            return self._fold_with(None, None, add, start)
+
+        def meet(turn, carry):  # type: ignore[no-untyped-def]
+            others, folded = carry
+            folded = self._fold_with(others, turn, add, folded)
+            return _devices.passed_on(others, self.axis_name), folded
+
+        start = _devices.varying((self.points.raw, start), lax.axis_index(self.axis_name))
+        return lax.fori_loop(0, devices // 2 + 1, meet, start)[1]
+
+    def _fold_with(self, others, turn, add, start):  # type: ignore[no-untyped-def]
+        """Folds `add` over this device's points and those of the one `turn` places before it."""
         num_points = self.points.raw.shape[0]
-        size = min(_TILE, num_points)
-        padded = jax.tree.map(
-            lambda a: jnp.pad(a, [(0, size)] + [(0, 0)] * (a.ndim - 1)), self.points
-        )
+        ours = self.points if others is None else self.points.raw
+        of_rows = _tiles.split(ours, _TILE)
+        of_cols = of_rows if others is None else _tiles.split(others, _TILE)
+        count, size = jax.tree.leaves(of_rows)[0].shape[:2]
+        num_rows: int | Array = count
+        if turn is not None:  # half way round two devices meet twice
+            devices, place = lax.axis_size(self.axis_name), lax.axis_index(self.axis_name)
+            num_rows = jnp.where((2 * turn < devices) | (2 * place < devices), count, 0)
+
+        def first(row):  # type: ignore[no-untyped-def]
+            return row if turn is None else jnp.where(turn > 0, 0, row)
+
+        def is_pair(i, j):  # type: ignore[no-untyped-def]
+            return i < j if turn is None else (i < j) | (turn > 0)
+
         borne = _RELATIVE * self.quantiles(_LOW)[0]
 
-        def part(start):  # type: ignore[no-untyped-def]
-            return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, start, size), padded)
+        def tile(tiles, index):  # type: ignore[no-untyped-def]
+            part = jax.tree.map(lambda t: lax.dynamic_index_in_dim(t, index, keepdims=False), tiles)
+            if others is None:
+                return part
+            real = index * size + jnp.arange(size) < num_points
+            return _distances.moved(_distances.Bare(part, real.astype(part.dtype)), self.centre)
 
         def add_row(row, carry):  # type: ignore[no-untyped-def]
-            origin = self.first + row * size
-            rows = part(origin)
+            rows = tile(of_rows, row)
 
             def add_tile(col, carry):  # type: ignore[no-untyped-def]
-                cols = part(origin + col * size)
+                cols = tile(of_cols, col)
 
                 def add_pairs(distances_of):  # type: ignore[no-untyped-def]
                     sq_dist, rounding = distances_of(rows, cols)
                     i = row * size + lax.broadcasted_iota(jnp.int32, sq_dist.shape, 0)
-                    j = lax.broadcasted_iota(jnp.int32, sq_dist.shape, 1) + (origin + col * size)
-                    inside = (i < self.num_local) & (self.first + i < j) & (j < num_points)
+                    j = col * size + lax.broadcasted_iota(jnp.int32, sq_dist.shape, 1)
+                    inside = (i < num_points) & (j < num_points) & is_pair(i, j)
                     return add(carry, jnp.where(inside, sq_dist, jnp.inf), rounding)
 
                 return _distances.choose(
@@ -149,10 +180,10 @@ class _Pairs:
                     lambda: add_pairs(_rounded_distances),
                 )
 
-            return lax.fori_loop(0, -(-(num_points - origin) // size), add_tile, carry)
+            return lax.fori_loop(first(row), count, add_tile, carry)
 
-        start = _devices.varying(start, self.points)
-        return lax.fori_loop(0, -(-self.num_local // size), add_row, start)
+        start = _devices.varying(start, self.points, others)
+        return lax.fori_loop(0, num_rows, add_row, start)
 
 
 def _exact_distances(rows: Points, cols: Points) -> tuple[Array, Array]:

@@ -11,7 +11,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _devices, _distances, _numeric, _resampling, _traits, pairwise
+from kernelgrad import (
+    _checks,
+    _devices,
+    _distances,
+    _numeric,
+    _resampling,
+    _tiles,
+    _traits,
+    pairwise,
+)
 from kernelgrad.types import Array, Kernel, Key, TestResult
 
 _PERMUTATIONS_AT_ONCE = 128
@@ -80,7 +89,7 @@ def mmd_u_statistic(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None
         size = points.shape[0] * _devices.num_devices(axis_name)
         _checks.at_least(f"number of samples in {name}", size, 2)
         diagonal = base.profile(jnp.zeros((), points.dtype))
-        diagonal -= 2 * _devices.mean(jnp.mean(offset), axis_name)
+        diagonal -= 2 * _devices.statistic(jnp.mean(offset), axis_name)
         mean = _mean(base, points, None, (offset, offset), axis_name)
         within.append((size * mean - diagonal) / (size - 1))
     return within[0] + within[1] - 2 * _mean(base, x, y, (a, b), axis_name)
@@ -205,7 +214,7 @@ def mmd_value_and_gradient(
             offsets=(a, offset),
             axis_name=axis_name,
         )
-        return _devices.mean(jnp.mean(values), axis_name), gradients
+        return _devices.statistic(jnp.mean(values), axis_name), gradients
 
     (k_xx, within), (k_xy, between) = means(None, a, n), means(targets, b, m)
     (gradient,) = pull(-2 / n * (within - between))
@@ -252,9 +261,9 @@ def test_power(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None = No
     rows, diagonal, peak = (sum(terms) for terms in zip(*parts, strict=True))
     _checks.positive(**{"k(0) of kernel": peak})
     rows, diagonal = rows / peak, diagonal / peak  # whose squares are in range
-    mean = _devices.mean(jnp.mean(rows), axis_name)
-    variance = 4 * _devices.mean(jnp.mean(jnp.square(rows - mean)), axis_name)
-    mean_diagonal = _devices.mean(jnp.mean(diagonal), axis_name)
+    mean, mean_diagonal = _devices.statistic((jnp.mean(rows), jnp.mean(diagonal)), axis_name)
+    squares = jnp.square(rows - _devices.copies(mean, axis_name))
+    variance = 4 * _devices.statistic(jnp.mean(squares), axis_name)
     deviation = jnp.sqrt(variance + _LEAST_VARIANCE)
     return (size * mean - mean_diagonal) / (size - 1) / deviation
 
@@ -344,7 +353,8 @@ def _samples(x: Array, y: Array, kernel: Kernel, axis_name: str | None) -> _Samp
     """
     base = _traits.radial(kernel)
     x, y = _embed(kernel, x), _embed(kernel, y)
-    few = [points[:: -(-points.shape[0] // _OFFSET_POINTS)] for points in (x, y)]
+    devices = _devices.num_devices(axis_name)
+    few = [points[:: -(-points.shape[0] * devices // _OFFSET_POINTS)] for points in (x, y)]
     some = lax.stop_gradient(_devices.gather(jnp.concatenate(few), axis_name))
     base = lax.stop_gradient(base)
 
@@ -353,8 +363,14 @@ def _samples(x: Array, y: Array, kernel: Kernel, axis_name: str | None) -> _Samp
         sq_dist = _distances.products(rows, cols)
         return jnp.mean(base.profile(jnp.where(sq_dist > 0, sq_dist, 0)), axis=1)
 
+    def means(points: Array) -> Array:
+        if devices == 1:
+            return mean(points)
+        tiles = lax.map(mean, _tiles.split(points, _tiles.TILE_ROWS))  # a share of memory, too
+        return tiles.reshape(-1)[: points.shape[0]]
+
     level = jnp.mean(mean(some)) / 2
-    return _Samples(x, y, _traits.radial(kernel), mean(x) - level, mean(y) - level)
+    return _Samples(x, y, _traits.radial(kernel), means(x) - level, means(y) - level)
 
 
 def _embed(kernel: Kernel, points: Array) -> Array:
@@ -372,7 +388,7 @@ def _mean(
     size = x.shape[0] if y is None else y.shape[0]
     weights = jnp.full((size, 1), 1 / (size * _devices.num_devices(axis_name)), x.dtype)
     sums = pairwise.kernel_sum(kernel, x, y, weights, offsets=offsets, axis_name=axis_name)
-    return _devices.mean(jnp.mean(sums), axis_name)
+    return _devices.statistic(jnp.mean(sums), axis_name)
 
 
 def _differences(

@@ -4,6 +4,9 @@ Every sum of this package has the form :math:`\sum_j f(x_i, y_j)` with a radial 
 :mod:`kernelgrad._tiles` adds them up tile by tile, so that neither the sum nor its gradient ever
 holds an (n, m) buffer, let alone (n, m, d). Where y is x itself, on one device, each pair is
 visited once for both of its points.
+
+With an axis_name the y of few pairs are gathered; of many, each device holds its share, and the
+shares go round a ring: memory is that of a share, of the gradient, too.
 """
 
 import functools
@@ -15,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from kernelgrad import _checks, _devices, _distances, _numeric, _tiles, _traits
-from kernelgrad._distances import Points
+from kernelgrad._distances import Bare, Points
 from kernelgrad.types import Array, Kernel
 
 _Dot = Callable[[Array, Array], Array]
@@ -247,20 +250,21 @@ def _offsets(
 class _Side(NamedTuple):
     """The points on one side of the pairs, and what they weigh in the other side's sums."""
 
-    points: Points
+    points: Any  # Points, or Bare as they travel
     offset: Array | None = None
     weights: Any = None  # (m, p), or None
     gradient_weights: Any = None  # (m,), or None
 
 
 class _Pairs(NamedTuple):
-    """Points between which a radial kernel is to be summed, gathered over devices."""
+    """Points between which a radial kernel is to be summed, the columns over all devices."""
 
     kernel: Kernel
-    rows: Points
-    cols: Points
+    rows: Points | Bare
+    cols: Points | Bare
     axis_name: str | None
     same: bool  # rows are (among) the columns
+    centre: Array | None  # of bare points
 
     def sums(
         self,
@@ -272,53 +276,54 @@ class _Pairs(NamedTuple):
     ) -> Any:
         """Returns the sums of (k - a - b) w and of g grad k as a pair, or joined into one array."""
         above, beside = (None, None) if offsets is None else offsets
-        side = _Side(self.cols, *map(self._gathered, (beside, weights, gradient_weights)))
-        if self.same and self.axis_name is None:
-            mirrored = _either(lambda shift: shift, functools.partial(_mirrored_tile, joined))
+        side = _Side(self.cols, *map(self._typed, (beside, weights, gradient_weights)))
+        if self.same and self.centre is None:
+            mirrored = _either(True, functools.partial(_mirrored_tile, joined))
             return _tiles.stream_symmetric(mirrored, self.kernel, side).rows
-        here = _Side(self.rows, None if above is None else self._typed(above))
-        tile = _either(self._shift_of, functools.partial(_tile, joined))
-        return _tiles.stream(tile, self.kernel, here, side).rows
+        here = _Side(self.rows, self._typed(above))
+        tile: _tiles.TileFn = _either(self.same, functools.partial(_tile, joined))
+        if self.centre is None:
+            return _tiles.stream(tile, self.kernel, here, side).rows
+        shared = self.kernel, self.centre
+        return _tiles.stream(_tiles.viewed(tile, _dressed), shared, here, side, self.axis_name).rows
 
-    def _shift_of(self, shift: Any) -> Any:
-        """Returns by how much a row's index among all columns is more than that in its tile."""
-        if not self.same:
-            return None
-        return shift + lax.axis_index(self.axis_name) * self.rows.raw.shape[0]
-
-    def _typed(self, array: Array) -> Array:
-        return jnp.asarray(array).astype(self.rows.raw.dtype)
-
-    def _gathered(self, array: Array | None) -> Array | None:
-        """Returns what belongs to the columns, of all devices."""
-        return None if array is None else _devices.gather(self._typed(array), self.axis_name)
+    def _typed(self, array: Array | None) -> Array | None:
+        return None if array is None else jnp.asarray(array).astype(self.rows.raw.dtype)
 
 
 def _pairs(kernel: Kernel, x: Array, y: Array | None, axis_name: str | None) -> _Pairs:
     x, y = jax.tree.map(jnp.asarray, (x, y))
-    alone = y is None and axis_name is None
-    others = None if alone else _devices.gather(x if y is None else y, axis_name)
-    return _Pairs(kernel, *_distances.prepare(x, others, axis_name), axis_name, same=y is None)
+    if _devices.num_devices(axis_name) == 1:
+        return _Pairs(kernel, *_distances.prepare(x, y), axis_name, y is None, None)
+    rows, cols = _distances.bare(x, y)
+    centre = _distances.middle(cols.raw, axis_name)
+    return _Pairs(kernel, rows, cols, axis_name, y is None, centre)
 
 
-def _either(shift_of: Callable[[Any], Any], tile: Callable[..., _tiles.PairSums]) -> _tiles.Either:
+def _dressed(shared: tuple[Kernel, Array], side: _Side) -> tuple[Kernel, _Side]:
+    """Returns the kernel, and a side of a tile whose points travelled."""
+    kernel, centre = shared
+    return kernel, side._replace(points=_distances.moved(side.points, centre))
+
+
+def _either(same: bool, tile: Callable[..., _tiles.PairSums]) -> _tiles.Either:
     """Returns the tile by differences where the matmul loses a pair, and else by products.
 
     Args:
-      shift_of: shift between tiles -> that of one point in both; None where no point is.
+      same: whether the rows are (among) the columns.
       tile: (exact, kernel, shift, rows, cols) -> sums.
     """
 
     def lost(kernel: Kernel, shift: Any, rows: _Side, cols: _Side) -> bool | Array:
         # in a product with moments a point pulls at itself, too, but for rounding
-        own = shift_of(shift) if cols.gradient_weights is None else None
+        own = shift if same and cols.gradient_weights is None else None
         return _distances.lost(kernel, rows.points, cols.points, own)
 
     def may_lose(kernel: Kernel, rows: _Side, cols: _Side) -> bool | Array:
         return _distances.may_lose(kernel, rows.points, cols.points)
 
     def by(exact: bool, kernel: Kernel, shift: Any, rows: _Side, cols: _Side) -> _tiles.PairSums:
-        return tile(exact, kernel, shift_of(shift), rows, cols)
+        return tile(exact, kernel, shift if same else None, rows, cols)
 
     by_differences, by_products = (functools.partial(by, exact) for exact in (True, False))
     return _tiles.Either(may_lose, lost, by_differences, by_products)

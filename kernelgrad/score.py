@@ -13,8 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from kernelgrad import _checks, _devices, _gram, _numeric, _solve, _tiles, _traits, pairwise
-from kernelgrad.types import Array, Kernel
+from kernelgrad import (
+    _checks,
+    _devices,
+    _gram,
+    _markov,
+    _numeric,
+    _solve,
+    _tiles,
+    _traits,
+    pairwise,
+)
+from kernelgrad.types import Array, Kernel, LogDensityFn, ScoreFn
 
 DENSE_SAMPLES = 16384  # up to here the gram is factorised, beyond it never held
 QUERY_BLOCK = 256  # queries that are solved for at a time beyond DENSE_SAMPLES
@@ -39,6 +49,28 @@ def default_ridge(n: int | Array, kernel: Kernel) -> Array:
     _checks.positive(n=n)
     _traits.check_positive(kernel)
     return 0.1 * jnp.sqrt(jnp.asarray(n, dtype=float)) * kernel.profile(jnp.zeros((), dtype=float))
+
+
+def score_from_log_density(log_density_fn: LogDensityFn) -> ScoreFn:
+    r"""Returns the score :math:`x \mapsto \nabla_x \log p(x)` of a log density, at many points.
+
+    Args:
+      log_density_fn: maps one point, (d,) or a pytree, to log p(x) up to a constant; shape ().
+
+    Returns:
+      A function of all points, (n, d) or a pytree of arrays (n, ...), shaped like its argument: for
+      :func:`kernelgrad.svgd.step`, and, called at the particles, for all that takes a score.
+
+    Raises:
+      ValueError: when called, if the log density takes no point or is not a scalar.
+
+    Cost: of a call, n gradients, all at once.
+
+    >>> score_fn = score_from_log_density(lambda x: -jnp.sum(x**2) / 2)
+    >>> score_fn(jnp.array([[1.0, 2.0], [3.0, 4.0]])).tolist()
+    [[-1.0, -2.0], [-3.0, -4.0]]
+    """
+    return jax.vmap(lambda point: _markov.evaluate(point, log_density_fn)[1])
 
 
 def stein_score(

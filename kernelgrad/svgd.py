@@ -7,6 +7,8 @@ alone ascends log p, k(0) times as fast. Variants are compositions, with s = sco
 
 - Annealed: ``svgd_direction(x, gamma * s, kernel)``, gamma(t) rising to 1, repulsion unscaled.
 - Minibatch: ``step(state, lambda x: score_fn(x, batch), kernel, optimizer)``.
+- Networks, or whatever else is a pytree: leaves have the particles first, as ``jax.vmap`` of an
+  ``init`` leaves them; the kernel sees each particle raveled to a vector.
 - A lengthscale that follows the particles:
   ``step(state, score_fn, rbf_mixture(svgd_lengthscale(state.particles)), optimizer)``.
 - Stochastic: ``x + epsilon * svgd_direction(x, s, kernel)
@@ -15,7 +17,6 @@ alone ascends log p, k(0) times as fast. Variants are compositions, with s = sco
   of Q, ``solve(R, svgd_direction(x @ R, solve(R, s.T).T, kernel).T).T``.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -24,18 +25,18 @@ import optax
 from jax import lax
 
 from kernelgrad import _checks, _devices, _numeric, _traits, kernels, pairwise
-from kernelgrad.types import Array, Kernel, Key
+from kernelgrad.types import Array, Kernel, Key, PyTree, ScoreFn
 
 
 class SVGDState(NamedTuple):
     """The particles and what moves them.
 
     Attributes:
-      particles: x_i; shape (n, d).
+      particles: x_i; shape (n, d), or a pytree of arrays (n, ...).
       opt_state: the state of the Optax optimizer.
     """
 
-    particles: Array
+    particles: PyTree
     opt_state: optax.OptState
 
 
@@ -53,8 +54,8 @@ class SVGDInfo(NamedTuple):
 
 
 def svgd_direction(
-    particles: Array, score: Array, kernel: Kernel, *, axis_name: str | None = None
-) -> Array:
+    particles: PyTree, score: PyTree, kernel: Kernel, *, axis_name: str | None = None
+) -> PyTree:
     r"""Returns the SVGD direction at each particle.
 
     .. math:: \phi(x_i) = \frac1n \sum_j [ k(x_j, x_i) s_j + \nabla_{x_j} k(x_j, x_i) ]
@@ -63,13 +64,13 @@ def svgd_direction(
     Optax or to a pull-back. A feature kernel repels through its features.
 
     Args:
-      particles: x_i; shape (n, d), floating.
-      score: s_j = grad log p(x_j), in 1/units of particles; shape (n, d).
-      kernel: k; its lengthscales are in units of particles.
+      particles: x_i; shape (n, d), floating, or a pytree of floating arrays (n, ...).
+      score: s_j = grad log p(x_j), in 1/units of particles; shaped like particles.
+      kernel: k, of particles raveled to vectors; its lengthscales are in units of particles.
       axis_name: if set, j runs over the union of all devices' particles.
 
     Returns:
-      Directions, shape (n, d), dtype of particles, in 1/units of particles.
+      Directions, shaped and typed like particles, in 1/units of particles.
 
     Raises:
       ValueError: wrong rank, dtype or mismatched shapes.
@@ -80,14 +81,14 @@ def svgd_direction(
     References:
       Wang & Liu 2016, eq. (7); Liu & Wang 2016, eq. (8).
     """
-    particles, score = _checks.scored(particles, score)
-    size = particles.shape[0] * _devices.num_devices(axis_name)
-    points = particles if _traits.is_feature_kernel(kernel) else _numeric.wide(particles)
+    rows, score = _checks.scored(particles, score)
+    size = rows.shape[0] * _devices.num_devices(axis_name)
+    points = rows if _traits.is_feature_kernel(kernel) else _numeric.wide(rows)
     sums = pairwise.stein_sum(kernel, points, None, score, axis_name=axis_name)
-    return _numeric.like(_numeric.wide(sums) / size, particles)
+    return _checks.like_points(_numeric.like(_numeric.wide(sums) / size, rows), particles)
 
 
-def kernel_noise(key: Key, particles: Array, kernel: Kernel) -> Array:
+def kernel_noise(key: Key, particles: PyTree, kernel: Kernel) -> PyTree:
     r"""Returns Gaussian noise that is correlated between particles as the kernel is.
 
     .. math:: \zeta = L \xi, \quad L L^\top = K + n \epsilon\, k(0) I, \quad \xi_{ia} \sim N(0, 1)
@@ -99,11 +100,11 @@ def kernel_noise(key: Key, particles: Array, kernel: Kernel) -> Array:
 
     Args:
       key: random key.
-      particles: x_i; shape (n, d), floating.
-      kernel: k; its lengthscales are in units of particles.
+      particles: x_i; shape (n, d), floating, or a pytree of floating arrays (n, ...).
+      kernel: k, of particles raveled to vectors; its lengthscales are in units of particles.
 
     Returns:
-      Noise, shape (n, d), dtype of particles, in units of sqrt(k).
+      Noise, shaped and typed like particles, in units of sqrt(k).
 
     Raises:
       ValueError: wrong rank or dtype, or a kernel without k(0) > 0.
@@ -113,20 +114,20 @@ def kernel_noise(key: Key, particles: Array, kernel: Kernel) -> Array:
     References:
       Gallego & Rios Insua 2018, Stochastic gradient MCMC with repulsive forces.
     """
-    (particles,) = _checks.points(particles=particles)
+    (rows,) = _checks.raveled(particles=particles)
     _traits.check_positive(kernel)
-    gram = kernels.gram(kernel, particles)
-    jitter = particles.shape[0] * jnp.finfo(gram.dtype).eps * jnp.diagonal(gram)
+    gram = kernels.gram(kernel, rows)
+    jitter = rows.shape[0] * jnp.finfo(gram.dtype).eps * jnp.diagonal(gram)
     factor = jnp.linalg.cholesky(gram + jnp.diag(jitter))
-    noise = jax.random.normal(key, particles.shape, gram.dtype)
-    return _numeric.dot(factor, noise).astype(particles.dtype)
+    noise = jax.random.normal(key, rows.shape, gram.dtype)
+    return _checks.like_points(_numeric.dot(factor, noise).astype(rows.dtype), particles)
 
 
-def init(particles: Array, optimizer: optax.GradientTransformation) -> SVGDState:
+def init(particles: PyTree, optimizer: optax.GradientTransformation) -> SVGDState:
     """Returns the state before the first step.
 
     Args:
-      particles: x_i; shape (n, d), floating.
+      particles: x_i; shape (n, d), floating, or a pytree of floating arrays (n, ...).
       optimizer: the Optax optimizer that will be stepped.
 
     Returns:
@@ -135,14 +136,15 @@ def init(particles: Array, optimizer: optax.GradientTransformation) -> SVGDState
     Raises:
       ValueError: wrong rank or dtype, or concrete particles that are not finite.
     """
-    (particles,) = _checks.points(particles=particles)
-    _checks.finite(particles=particles)
+    (rows,) = _checks.raveled(particles=particles)
+    _checks.finite(particles=rows)
+    particles = _checks.like_points(rows, particles)
     return SVGDState(particles, optimizer.init(particles))
 
 
 def step(
     state: SVGDState,
-    score_fn: Callable[[Array], Array],
+    score_fn: ScoreFn,
     kernel: Kernel,
     optimizer: optax.GradientTransformation,
     *,
@@ -156,9 +158,10 @@ def step(
 
     Args:
       state: the particles and the optimizer's state.
-      score_fn: maps particles (n, d) to grad log p at each of them, (n, d); exact, or a minibatch
-        estimate closed over its batch or key.
-      kernel: k; its lengthscales are in units of particles.
+      score_fn: maps all particles to grad log p at each of them, shaped like them; exact, such as
+        :func:`kernelgrad.score.score_from_log_density`, or a minibatch estimate closed over its
+        batch or key.
+      kernel: k, of particles raveled to vectors; its lengthscales are in units of particles.
       optimizer: any Optax optimizer, the one of :func:`init`. Transformations that look at the
         whole gradient (global norms) see one device's particles at a time.
       axis_name: if set, the particles are the union over all devices.
@@ -175,14 +178,17 @@ def step(
     References:
       Wang & Liu 2016, eqs. (1), (7).
     """
-    (particles,) = _checks.points(**{"state.particles": state.particles})
+    particles = state.particles
+    _checks.raveled(**{"state.particles": particles})
     score = _checks.call("score_fn", "(particles) -> scores", score_fn, particles)
     direction = svgd_direction(particles, score, kernel, axis_name=axis_name)
-    updates, opt_state = optimizer.update(-direction, state.opt_state, particles)
+    descent = jax.tree.map(jnp.negative, direction)
+    updates, opt_state = optimizer.update(descent, state.opt_state, particles)
     particles = optax.apply_updates(particles, updates)
-    mean_square = jnp.mean(jnp.sum(jnp.square(_numeric.wide(direction)), axis=1))
-    finite = jnp.all(jnp.isfinite(direction) & jnp.isfinite(particles))
+    steps, places = _checks.raveled(direction=direction, particles=particles)
+    mean_square = jnp.mean(jnp.sum(jnp.square(_numeric.wide(steps)), axis=1))
+    mean_square = _devices.statistic(mean_square, axis_name)
+    finite = jnp.all(jnp.isfinite(steps) & jnp.isfinite(places))
     if axis_name is not None:
-        mean_square = lax.pmean(mean_square, axis_name)
         finite = lax.pmin(finite.astype(jnp.int32), axis_name) == 1
     return SVGDState(particles, opt_state), SVGDInfo(_numeric.root(mean_square), finite)

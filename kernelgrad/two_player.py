@@ -16,7 +16,7 @@ from kernelgrad._learned_features import (
     mmd_gan,
     mmd_power,
 )
-from kernelgrad._players import CriticFn, PlayerFn, TwoPlayer, on_batches
+from kernelgrad._players import CriticFn, PlayerFn, TwoPlayer, of_union, on_batches
 from kernelgrad.types import Array, Info, Key
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "kl_adversarial",
     "mmd_gan",
     "mmd_power",
+    "of_union",
     "on_batches",
     "wgan_clip",
     "wgan_gp",

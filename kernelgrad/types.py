@@ -10,8 +10,8 @@ Key = jax.Array
 PyTree = Any
 Info = dict[str, Array]  # scalars worth logging, by name
 
-LogDensityFn = Callable[[Array], Array]
-ScoreFn = Callable[[Array], Array]
+LogDensityFn = Callable[[PyTree], Array]  # of one point
+ScoreFn = Callable[[PyTree], PyTree]  # of all points: arrays (n, d), or pytrees of arrays (n, ...)
 
 
 class ApplyFn(Protocol):

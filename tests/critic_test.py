@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
-from kernelgrad import critic, two_player
+from kernelgrad import critic, kernels, mmd, two_player
 
 
 def _apply(params, stats, points):
@@ -68,3 +69,30 @@ def test_two_devices_make_the_one_device_step(key, rng):
         chex.assert_trees_all_close(
             (got[0].params, got[1]), (alone[0].params, alone[1]), rtol=1e-4, atol=1e-5
         )
+
+
+@pytest.mark.thorough(quick=1)
+@pytest.mark.parametrize("check", [True, False])
+def test_a_loss_that_is_a_statistic_of_the_union_makes_the_one_device_step(key, rng, check):
+    """With types of what varies over devices, and without."""
+    kernel = kernels.rbf_mixture(1.0)
+
+    def loss(critic_fn, key, samples, data, *, axis_name=None):
+        x, y = (critic_fn(points)[:, None] for points in (samples, data))
+        value = -mmd.mmd_v_statistic(x, y, kernel, axis_name=axis_name)
+        return two_player.of_union(value, axis_name=axis_name), {}
+
+    samples, data = _clouds(rng)
+    one, state = _setup(two_player.TwoPlayer(loss, two_player.hinge().direction), optax.sgd(1.0))
+    alone, _ = jax.jit(lambda a, b: critic.step(key, state, one, a, b))(samples, data)
+    spec = jax.sharding.PartitionSpec
+    mapped = jax.shard_map(
+        lambda a, b: critic.step(key, state, one, a, b, axis_name="i")[0].params,
+        mesh=jax.make_mesh((2,), ("i",), axis_types=(jax.sharding.AxisType.Auto,)),
+        in_specs=spec("i"),
+        out_specs=spec(),
+        check_vma=check,
+    )
+    spread = jax.jit(mapped)(samples, data)
+    assert np.abs(alone.params["w"] - state.params["w"]).max() > 0.01
+    chex.assert_trees_all_close(spread, alone.params, rtol=1e-4, atol=1e-5)

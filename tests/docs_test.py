@@ -20,7 +20,7 @@ import pytest
 from experiments.data import catalog
 from experiments.data.dataset import Dataset
 from experiments.judges import classifiers
-from experiments.run import workdirs
+from experiments.run import cluster, workdirs
 from kernelgrad import kernels, langevin
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -146,6 +146,7 @@ def beginning(monkeypatch, tmp_path):
         return Dataset(name, *parts, *labels, 10, parts[1], labels[1])
 
     monkeypatch.setattr(workdirs.Workdir, "__init__", begin)
+    monkeypatch.setattr(cluster, "join", lambda *_, **__: None)
     monkeypatch.setattr(subprocess, "Popen", begin)
     monkeypatch.setattr(classifiers, "train_or_load", begin)
     monkeypatch.setattr(catalog, "load", load)

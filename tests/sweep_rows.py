@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernelgrad import kernels
+from kernelgrad import _devices, kernels
 
 # What kind of array an argument is, by its name; points if it is not here.
 KINDS = {
@@ -88,12 +88,16 @@ class Row:
 
         def total(arrays):
             outputs = self.call(setting, **arrays)
-            floats = [
-                leaf
-                for leaf in jax.tree.leaves(outputs)
-                if jnp.issubdtype(leaf.dtype, jnp.floating)
-            ]
-            return sum(jnp.sum(jnp.sin(leaf)).astype(jnp.float32) for leaf in floats), outputs
+            leaves = jax.tree.leaves(outputs)
+            spread = self.spread
+            if isinstance(spread, str | None):
+                spread = (spread,) * len(leaves)
+            value = 0
+            for leaf, place in zip(leaves, spread, strict=True):
+                if jnp.issubdtype(leaf.dtype, jnp.floating):
+                    term = jnp.sum(jnp.sin(leaf)).astype(jnp.float32)
+                    value += self._of_all(term, setting) if place == "rows" else term
+            return value, outputs
 
         def outputs_and_gradient(arrays):
             if not self.smooth:
@@ -102,6 +106,11 @@ class Row:
             return outputs, gradient
 
         return outputs_and_gradient
+
+    def _of_all(self, term, setting):
+        """A sum over rows, over those of all devices: one value beside those that are the same."""
+        size = _devices.num_devices(setting.axis_name)
+        return size * _devices.statistic(term, setting.axis_name)
 
 
 TABLE: dict[str, Row] = {}

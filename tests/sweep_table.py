@@ -13,6 +13,7 @@ from sweep_rows import TABLE, Setting, given, number, row
 
 import kernelgrad
 from kernelgrad import (
+    _devices,
     adversarial,
     certificate,
     chains,
@@ -55,8 +56,10 @@ ELSEWHERE = {
         "takes numbers, no points",
     ),
     **dict.fromkeys(["critic", "train"], "trains networks"),
+    "score.score_from_log_density": "takes a function, no points",
     "_learned_features.adversarial_kernel": "makes its siblings",
     "_players.on_batches": "wraps a function of arrays",
+    "_players.of_union": "is in the rows of two_player.mmd_gan and its siblings",
     "_algebra.weighted": "is in the row of through",
     "_sinkhorn.sinkhorn": "needs the solver of an extra",
 }
@@ -184,6 +187,7 @@ row(
     least=10,
 )
 row(chains.stein_test, (-2, 0, 0), num_bootstrap=19, smooth=False, least=10)
+row(chains.stein_thinning, (1, 0, 0), num_points=4, smooth=False, least=10)
 row(chains.stein_block_length, smooth=False)
 
 # ------------------------------------------------------------------------------------- particles
@@ -222,8 +226,21 @@ def _fitted(function, **numbers):
 row(ratio.density_ratio, 0, _evaluated(ratio.density_ratio))
 row(ratio.log_density_ratio, 0, _evaluated(ratio.log_density_ratio))
 row(ratio.log_ratio_gradient, -1, _evaluated(ratio.log_ratio_gradient))
-row(ratio.ulsif, 0, _fitted(ratio.ulsif, ridge=0.5), spread="same")
-row(ratio.rulsif, 0, _fitted(ratio.rulsif, ridge=0.5, alpha=0.1), spread="same")
+
+
+def _plugged_in(function, **numbers):
+    """The fit at samples of p, which is where gradients run through it over devices."""
+
+    def values(e, p, q, centers):
+        options = given(e, numbers)
+        model = function(p, q, e.kernel, centers=centers, axis_name=e.axis_name, **options)
+        return ratio.density_ratio(model, p)
+
+    return values
+
+
+row(ratio.ulsif, 0, _plugged_in(ratio.ulsif, ridge=0.5), spread="rows")
+row(ratio.rulsif, 0, _plugged_in(ratio.rulsif, ridge=0.5, alpha=0.1), spread="rows")
 FIT = {"spread": "same", "smooth": False}
 row(ratio.lsif, 0, _fitted(ratio.lsif, ridge=0.5, tolerance=1e-4), **FIT)
 row(ratio.kliep, 0, _fitted(ratio.kliep, tolerance=1e-3), **FIT)
@@ -260,7 +277,14 @@ row(kale.kale, None, log_normalizer=0.2)
 row(kale.donsker_varadhan, None, spread="same")
 row(kale.generator_weights, None, log_normalizer=0.2, smooth=False)
 row(kale.contrastive_divergence_loss, None)
-row(kale.optimal_log_normalizer, None, spread="same")
+row(
+    kale.optimal_log_normalizer,
+    None,
+    lambda e, energy_base: kale.log_density(
+        energy_base, energy_base, kale.optimal_log_normalizer(energy_base, axis_name=e.axis_name)
+    ),
+    spread="rows",
+)
 row(kale.ema_step, None, log_normalizer=0.2, rate=0.3, spread="same", smooth=False)
 row(kale.newton_step, None, log_normalizer=0.2, rate=0.3, spread="same", smooth=False)
 row(kale.log_normalizer_estimate, None, spread="same", least=2)
@@ -302,16 +326,20 @@ row(adversarial.zero_centred_gradient_penalty)
 
 
 def _played(make_objective, critic_fn):
-    """The loss of one player and the direction of the other."""
+    """The loss of one player, over the devices, and the direction of the other."""
 
     def call(e, samples, data):
         players = make_objective().critic_loss, make_objective().direction
-        return [
+        loss, direction = (
             player(lambda x: critic_fn(e, x), e.key, samples, data, axis_name=e.axis_name)[0]
             for player in players
-        ]
+        )
+        return _devices.mean(loss, e.axis_name), direction
 
     return call
+
+
+PLAYED = {"spread": ("same", "rows"), "smooth": False}
 
 
 def _feature_critic(e, x):
@@ -320,9 +348,9 @@ def _feature_critic(e, x):
 
 for objective in makers(two_player, two_player.TwoPlayer):
     if objective.__module__ == two_player.__name__:
-        row(objective, None, _played(objective, Setting.critic_fn), smooth=False)
+        row(objective, None, _played(objective, Setting.critic_fn), **PLAYED)
 for objective in (two_player.mmd_gan, two_player.mmd_power, two_player.kl_adversarial):
-    row(objective, None, _played(objective, _feature_critic), smooth=False, least=2)
+    row(objective, None, _played(objective, _feature_critic), **PLAYED, least=2)
 row(steingan.half_median, 1, spread="same", smooth=False, least=2)
 row(steingan.half_svgd, 1, spread="same", smooth=False, least=2)
 row(steingan.row_normalized_direction, -1, spread="rows")
@@ -349,7 +377,7 @@ row(
     steingan.steingan,
     (0, -1),
     _played(steingan.steingan, _stein_critic),
-    smooth=False,
+    **PLAYED,
     least=2,
 )
 
@@ -450,12 +478,18 @@ def _generator(params):
     return jnp.outer(jnp.arange(1, 5).astype(params.dtype), params)
 
 
-def _pulled(pull_back, **hyperparameters):
-    """A pull-back of a direction of ones."""
+def _pulled(pull_back, *more, **hyperparameters):
+    """A pull-back of a direction of ones, of which each device has some rows."""
 
     def call(e, params):
-        direction = np.ones((4, params.size), np.float32)
-        return pull_back(_generator, params, direction, **given(e, hyperparameters))
+        def generator_fn(params):
+            return _devices.share(_generator(params), e.axis_name)
+
+        direction = _devices.share(np.ones((4, params.size), np.float32), e.axis_name)
+        options = given(e, hyperparameters)
+        if e.axis_name is not None:
+            options["axis_name"] = e.axis_name
+        return pull_back(generator_fn, params, direction, *(params for _ in more), **options)
 
     return call
 
@@ -465,6 +499,7 @@ row(
     pullback.regression,
     None,
     _pulled(pullback.regression, optimizer=optax.sgd(0.1), step_size=0.1, num_steps=2),
+    spread="same",
 )
 row(
     pullback.gauss_newton,
@@ -475,18 +510,14 @@ row(
         max_iterations=3,
         tolerance=lambda e: 0.1,  # static
     ),
+    spread="same",
     smooth=False,
 )
 row(
     pullback.residuals,
     None,
-    lambda e, params: pullback.residuals(
-        _generator,
-        params,
-        np.ones((4, params.size), np.float32),
-        params,
-        damping=e.number(0.1),
-    ),
+    _pulled(pullback.residuals, "gradient", damping=0.1),
+    spread="same",
 )
 row(objectives.kl_direction, -1, ridge=0.5, spread="rows")
 row(

@@ -155,7 +155,7 @@ def test_few_points_of_any_dimension_are_taken_or_refused_in_one_line(name, shap
 CALLERS = {  # of functions of the row, which compute in the dtype of the points
     *("hmc", "langevin", "latent", "pullback", "two_player", "steingan"),
     "_learned_features",
-    *("chains.stein_test", "ksd.ksd_gradient", "svgd.step"),
+    *("chains.stein_test", "chains.stein_thinning", "ksd.ksd_gradient", "svgd.step"),
     *(name for name in TABLE if "penalty" in name),
 }
 
@@ -199,6 +199,7 @@ AT_A_PLACE = {
     *(
         "ksd.ksd_gradient",
         "chains.stein_test",
+        "chains.stein_thinning",
         "svgd.init",
         "svgd.step",
         "adversarial.interpolates",
@@ -206,11 +207,14 @@ AT_A_PLACE = {
     *("noise.instance_noise", "noise.bounded_noise", "fssd.goodness_of_fit_test"),
     *("steingan.steingan", "chains.stein_block_length", "ratio_selection.select"),
     *("metrics.frechet_distance", "objectives.noisy_jsd", "_fields.noisy_mmd"),
-    "kernel_learning.halves",
+    *("kernel_learning.halves", "_algebra.through"),
     *(name for name in TABLE if "penalty" in name or name.split(".")[0] in ("hmc", "langevin")),
 }
 
-CHOICES = {"ksd.stein_thinning", "ratio_selection.select", "chains.stein_block_length"}
+CHOICES = {
+    *("ksd.stein_thinning", "chains.stein_thinning", "chains.stein_block_length"),
+    "ratio_selection.select",
+}
 
 
 def check_values(name):
@@ -344,13 +348,15 @@ def check_half_precision(name):
             }
             want = jax.jit(lambda a: call(name, a))(wide)
         for a, b in zip(got, want, strict=True):
-            rounding = (
-                jnp.finfo(dtype if _calls_back(name) else a.dtype).eps if a.dtype.kind != "i" else 0
-            )
-            if not _near(a, b, 1e-5 + 4 * float(rounding)):
+            kind = dtype if _calls_back(name) else a.dtype
+            rounding = 4 * float(jnp.finfo(kind).eps) if a.dtype.kind != "i" else 0
+            # a difference of what the caller's function, or an optimizer of halves, has rounded
+            size = 16 / max(np.abs(b).max(initial=0), 1e-30) if name in DIFFERENCES else 1
+            if not _near(a, b, 1e-4 + rounding * max(size, 1)):
                 yield f"{dtype.dtype}: {np.ravel(a)[:3]} {np.ravel(b)[:3]}"
 
 
+DIFFERENCES = {"hmc.step", "langevin.mala_step", "pullback.regression"}
 A_FEW = ["kale.log_normalizer_estimate", "metrics.inception_score", "adversarial.gradient_penalty"]
 
 

@@ -8,7 +8,13 @@ import numpy as np
 
 
 def host_batches(
-    data: np.ndarray, seed: int, batch_size: int, per_call: int, start: int, num_devices: int
+    data: np.ndarray,
+    seed: int,
+    batch_size: int,
+    per_call: int,
+    start: int,
+    num_devices: int,
+    own: slice = slice(None),
 ) -> Iterator[np.ndarray]:
     """Yields batches drawn on the host, from step `start` on.
 
@@ -21,10 +27,11 @@ def host_batches(
       batch_size: size of the whole batch.
       per_call: batches per item.
       start: the first step.
-      num_devices: number of devices that share a batch.
+      num_devices: number of devices that share a batch, whatever process they belong to.
+      own: those of this process, whose rows alone are read.
 
     Yields:
-      Arrays of shape (num_devices, per_call, batch_size / num_devices, ...).
+      Arrays of shape (own devices, per_call, batch_size / num_devices, ...).
     """
     per_epoch = len(data) // batch_size
     epoch, order = -1, np.empty(0, np.int64)
@@ -39,7 +46,7 @@ def host_batches(
             rows.append(order[first : first + batch_size])
             step += 1
         shares = np.stack(rows).reshape(per_call, num_devices, -1).swapaxes(0, 1)
-        yield data[shares]
+        yield data[shares[own]]
 
 
 def prefetched(items: Iterator[Any]) -> Iterator[Any]:

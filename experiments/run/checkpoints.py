@@ -110,7 +110,7 @@ def read(folder: pathlib.Path, abstract_state: PyTree) -> PyTree:
     try:
         with _checkpointer() as orbax:
             arrays = orbax.restore(folder / "state")
-        leaves = [_from_host(arrays[name], like) for name, like in wanted.items()]
+        leaves = [from_host(arrays[name], like) for name, like in wanted.items()]
     except Exception as error:
         raise StorageError(f"checkpoint {folder}: {_brief(error)}") from error
     return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
@@ -197,7 +197,13 @@ def to_host(leaf: Any) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
-def _from_host(array: np.ndarray, like: Any) -> Any:
+def stored_form(leaf: Any) -> Any:
+    """Returns dtype and shape of a leaf as it is stored."""
+    return jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+
+
+def from_host(array: np.ndarray, like: Any) -> Any:
+    """Returns the leaf that is stored as an array: of numpy or of jax, as the one it is like."""
     if _is_key(like):
         impl = jax.random.key_impl(jnp.empty((), like.dtype))
         return jax.random.wrap_key_data(jnp.array(array), impl=impl)

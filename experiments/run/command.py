@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import jax
 from absl import flags, logging
 
-from experiments.run import fields, places
+from experiments.run import cluster, fields, places
 from experiments.run.errors import (
     DataError,
     DivergenceError,
@@ -61,8 +61,9 @@ def main(start: Callable[[Given], Any], *config_classes: type) -> NoReturn:
 
     Raises:
       SystemExit: 0 success; 1 StorageError or OSError; 2 UsageError, a bad flag or bad data;
-        3 DivergenceError; 129, 130 and 143 SIGHUP, SIGINT and SIGTERM. Where a run is not in a
-        loop that saves (:class:`experiments.run.signals.Signals`), a signal ends it at once.
+        3 DivergenceError; 75 another process of the run is lost; 129, 130 and 143 SIGHUP, SIGINT
+        and SIGTERM. Where a run is not in a loop that saves
+        (:class:`experiments.run.signals.Signals`), a signal ends it at once.
     """
     try:
         given = _parse(sys.argv, (*config_classes, Common))
@@ -72,14 +73,15 @@ def main(start: Callable[[Given], Any], *config_classes: type) -> NoReturn:
         print(_help(sys.modules[start.__module__].__doc__ or "", (*config_classes, Common)))
         sys.exit(0)
     debug = given.pop("debug", False)
-    try:
-        _check_environment()
-    except UsageError as error:
-        sys.exit(_report(error, 2))
     logging.use_absl_handler()
     if not debug:
         logging.set_verbosity(logging.FATAL)  # Orbax logs pages about errors that it also raises
-    sys.exit(_run(start, given, debug))
+    code = 1
+    try:
+        code = _run(start, given, debug)
+    finally:
+        cluster.leave(code)
+    sys.exit(code)
 
 
 def main_in_workdir(run: Callable[..., Any], config_class: type) -> NoReturn:
@@ -180,6 +182,8 @@ def _run(start: Callable[[Given], Any], given: Given, debug: bool) -> int:
         sys.excepthook = _of_main_thread
     try:
         with Signals(at_once=True), _printed():
+            cluster.join(fields.pick(cluster.Layout, given), debug=debug)
+            _check_environment()
             start(given)
     except Terminated as error:
         return _report(error, 128 + error.number)
@@ -190,6 +194,7 @@ def _run(start: Callable[[Given], Any], given: Given, debug: bool) -> int:
         if debug:
             traceback.print_exc()
         if code is None:
+            cluster.end_if_lost(error)
             raise
         return _report(error, code)
     return 0
@@ -204,7 +209,8 @@ def _printed() -> Iterator[None]:
         try:
             sys.stdout.flush()
         except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # lest Python tries, and fails, at its end
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, sys.stdout.fileno())  # lest Python tries, and fails, at its end
             raise StorageError(f"stdout: {error.strerror}") from error
 
 

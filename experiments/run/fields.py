@@ -221,7 +221,7 @@ def choice(
     return _field(default, str, text, choices=choices, flag=flag, **options)
 
 
-def word(default: str, text: str) -> Any:
+def word(default: str | None, text: str) -> Any:
     """Declares a text that is not blank."""
     return _field(default, str, text)
 

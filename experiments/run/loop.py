@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from experiments.run import cluster
 from experiments.run.signals import Signals, terminated
 from experiments.run.workdirs import Workdir
 from kernelgrad import train
@@ -68,11 +69,20 @@ class Schedule(NamedTuple):
 def begin(folder: Workdir, start: Callable[[], PyTree]) -> tuple[int, PyTree]:
     """Returns step and state of the newest checkpoint, else 0 and the start; cuts the metrics.
 
+    Of several processes all get those of process 0.
+
     Raises:
       UsageError: the checkpoint is of another model.
       StorageError: no checkpoint verifies, or not with these metrics.
     """
-    return folder.restore(jax.eval_shape(start)) or (0, start())
+    form = jax.eval_shape(start)
+
+    def of_folder() -> tuple[np.ndarray, PyTree]:
+        step, state = folder.restore(form) or (0, start())
+        return np.array(step), state
+
+    step, state = cluster.of_first(of_folder, (np.array(0), form))
+    return int(step), state
 
 
 def run(
@@ -90,7 +100,8 @@ def run(
     """Advances a state to the last step, and shows, logs and saves on the way.
 
     A record is the last of the scalars since the one before, and the figures of an evaluation; it
-    is logged before the state of its step is saved.
+    is logged before the state of its step is saved. Of several processes the first evaluates, logs
+    and saves; a signal to one of them stops all, after the same call.
 
     Args:
       folder: of the run.
@@ -100,8 +111,9 @@ def run(
       evaluate: (step, state) -> figures by name.
       schedule: when.
       name: on the progress bar.
-      devices: `advance` gets the state on each of them (`kernelgrad.train.replicate`); None: as
-        it is. Evaluated and saved is the state without the axis of devices.
+      devices: this process's; `advance` gets the state on each of them
+        (`kernelgrad.train.replicate`); None: as it is. Evaluated and saved is the state without
+        the axis of devices.
       curves: all records -> PNG bytes of curves.png, drawn at every evaluation.
 
     Returns:
@@ -115,14 +127,20 @@ def run(
     num_steps, eval_every, stride, save_every, logs_calls, ticks = schedule
     save_every = save_every or eval_every
     step, start = begun
-    if step == 0 and not logs_calls:
+    if step == 0 and not logs_calls and folder.is_mine:
         folder.log(0, evaluate(0, start))
     state = start if devices is None else train.replicate(start, devices)
 
     def whole(state: PyTree) -> PyTree:
         return state if devices is None else train.unreplicate(state)
 
-    bar = tqdm(total=ticks * num_steps, initial=ticks * step, desc=name, unit="step")
+    bar = tqdm(
+        total=ticks * num_steps,
+        initial=ticks * step,
+        desc=name,
+        unit="step",
+        disable=not folder.is_mine,
+    )
     with bar:
         while step < num_steps:
             count = min(stride - step % stride, num_steps - step)
@@ -131,17 +149,19 @@ def run(
             step += count
             is_last = step == num_steps
             is_due = step % eval_every == 0 or is_last
-            if is_due:
+            if is_due and folder.is_mine:
                 record |= evaluate(step, whole(state))
             if is_due or logs_calls:
                 shown = itertools.islice(record.items(), _SHOWN)
                 bar.set_postfix({key: f"{value:.3g}" for key, value in shown})
                 folder.log(step, record)
-            if is_due and curves is not None:
+            if is_due and curves is not None and folder.is_mine:
                 folder.write_bytes("curves.png", curves(folder.history()))
-            stop = signals.stop
+            stop = cluster.largest(signals.stop or 0)
             if step % save_every == 0 or is_last or stop:
                 folder.save(step, whole(state))
+            if is_last or stop:
+                cluster.largest(0)  # until it is saved
             if stop:
                 raise terminated(stop, f"saved step {step} in {folder.path}")
     return whole(state)

@@ -6,13 +6,15 @@ A signal that was ignored at the start, as SIGHUP is under nohup, stays ignored.
 import os
 import signal
 import socket
+import sys
 import threading
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from tqdm import tqdm
 
 from experiments.run.errors import Terminated, line
 
+_END = threading.Lock()  # for good
 _OBEYED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -20,6 +22,18 @@ def terminated(number: int, what: str) -> Terminated:
     """Returns the end of a run that a signal asked for, with what was saved, in words."""
     name = signal.Signals(number).name
     return Terminated(f"{name}: {what}; run the same command to resume", number)
+
+
+def end(words: str, code: int) -> NoReturn:
+    """Ends the process at once, on whatever thread, with an error in words; blank: without.
+
+    Of several threads the first is heard.
+    """
+    _END.acquire()
+    if words:
+        below = "\n" if getattr(tqdm, "_instances", ()) else ""  # below progress bars
+        os.write(sys.stderr.fileno(), f"{below}{line('error', words)}\n".encode())
+    os._exit(code)
 
 
 class Signals:
@@ -70,7 +84,5 @@ class Signals:
             if number not in self._old_handlers:
                 continue
             if self._at_once or self.stop is not None:
-                below = "\n" if getattr(tqdm, "_instances", ()) else ""  # below progress bars
-                os.write(2, f"{below}{line('error', terminated(number, 'stopped'))}\n".encode())
-                os._exit(128 + number)
+                end(str(terminated(number, "stopped")), 128 + number)
             self.stop = number

@@ -32,12 +32,10 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any, Self
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
-from experiments.run import checkpoints, files, places, records
+from experiments.run import checkpoints, cluster, files, places, records
 from experiments.run.checkpoints import Origin
 from experiments.run.errors import DivergenceError, StorageError, UsageError, line
 from kernelgrad.types import PyTree
@@ -57,10 +55,11 @@ def _warn(message: str) -> None:
 class Workdir:
     """The folder of one run, owned by one process from creation to `close`.
 
-    With several processes, process 0 alone owns and writes the folder, and all restore from it.
+    Of several processes the first owns it; in the others nothing is read or written there.
 
     Attributes:
       path: the folder, absolute.
+      is_mine: whether this process owns it; else there is no history and nothing to restore.
     """
 
     def __init__(
@@ -87,18 +86,18 @@ class Workdir:
         self.path = places.folder("workdir", path)
         self._checkpoints = self.path / "checkpoints"
         self._metrics = self.path / "metrics.jsonl"
-        self._writes = jax.process_index() == 0
+        self.is_mine = cluster.is_first()
         self._lock = -1
         self._changed_config: bytes | None = None
-        if self._writes:
-            try:
-                with files.storage(f"workdir {self.path}"):
-                    self._take_over()
-                    self._store_config(config, free_fields, allow_config_change)
-            except BaseException:
-                self.close()
-                raise
-        multihost_utils.sync_global_devices("workdir")
+        if not self.is_mine:
+            return
+        try:
+            with files.storage(f"workdir {self.path}"):
+                self._take_over()
+                self._store_config(config, free_fields, allow_config_change)
+        except BaseException:
+            self.close()
+            raise
         with files.storage(str(self.path / _RUN_ID)):
             self._run = files.read(self.path / _RUN_ID, 100).decode(errors="replace").strip()
 
@@ -141,7 +140,7 @@ class Workdir:
         Raises:
           StorageError: the record could not be written.
         """
-        if self._writes:
+        if self.is_mine:
             values = {name: float(value) for name, value in metrics.items()}
             finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
             record = json.dumps(dict(step=int(step), **finite), allow_nan=False) + "\n"
@@ -154,7 +153,7 @@ class Workdir:
         Raises:
           StorageError: a line that is not the last one is damaged, or the file is no regular one.
         """
-        return list(records.parsed(self._metrics))
+        return list(records.parsed(self._metrics)) if self.is_mine else []
 
     def write_bytes(self, name: str, content: bytes) -> pathlib.Path:
         """Writes a file in one piece: a reader sees the old content or the new, never a part.
@@ -170,7 +169,7 @@ class Workdir:
           StorageError: the file could not be written.
         """
         target = self.path / name
-        if self._writes:
+        if self.is_mine:
             with files.storage(str(target)):
                 files.folder(self.path, str(pathlib.PurePath(name).parent))
                 files.replace(target, content)
@@ -192,7 +191,7 @@ class Workdir:
           DivergenceError: a leaf has an entry that is not finite; nothing is written.
           StorageError: the checkpoint could not be written, or a newer one is there.
         """
-        if not self._writes:
+        if not self.is_mine:
             return
         leaves = checkpoints.named_leaves(state)
         specs = {name: checkpoints.spec(leaf) for name, leaf in leaves.items()}
@@ -248,6 +247,8 @@ class Workdir:
           StorageError: there are checkpoints and none of them verifies, or the metrics are not
             those that the checkpoint was saved with.
         """
+        if not self.is_mine:
+            return None
         damaged = []
         for step in reversed(self._steps()):
             damage = checkpoints.damage(self._checkpoints / str(step), self._run, step)
@@ -276,8 +277,8 @@ class Workdir:
 
     def divergence(self, step: int, reason: str) -> DivergenceError:
         """Returns the error that stops a run, with the step and the last good checkpoint."""
-        newest = max(self._steps(), default=None)
-        last = "none" if newest is None else self._checkpoints / str(newest)
+        newest = max(self._steps(), default="none") if self.is_mine else "that of process 0"
+        last = newest if isinstance(newest, str) else self._checkpoints / str(newest)
         return DivergenceError(f"step {step}: {reason}. Last good checkpoint: {last}")
 
     def _take_over(self) -> None:
@@ -360,18 +361,17 @@ class Workdir:
         files.remove(doomed)
 
     def _replace_metrics(self, content: bytes) -> None:
-        if self._writes and files.kind(self._metrics) is not None:
+        if files.kind(self._metrics) is not None:
             with files.storage(str(self._metrics)):
                 files.replace(self._metrics, content)
 
     def _set_aside(self, step: int) -> None:
-        if self._writes:
-            folder = self._checkpoints / str(step)
-            grave = folder.with_name(f"{step}.damaged")
-            with files.storage(str(folder)):
-                if files.kind(grave) is not None:
-                    self._remove(grave)
-                os.rename(folder, grave)
+        folder = self._checkpoints / str(step)
+        grave = folder.with_name(f"{step}.damaged")
+        with files.storage(str(folder)):
+            if files.kind(grave) is not None:
+                self._remove(grave)
+            os.rename(folder, grave)
 
 
 def stored_fields(file: pathlib.Path) -> dict[str, Any]:

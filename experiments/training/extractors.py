@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from experiments.data.dataset import Dataset
 from experiments.networks import encoders, optimizers
-from experiments.run import files, store
+from experiments.run import cluster, files, store
 from experiments.run.errors import DataError, UsageError, line
 from experiments.run.workdirs import Workdir
 from kernelgrad import _checks
@@ -169,11 +169,12 @@ def hold_to(folder: Workdir, extractors: Sequence[Extractor]) -> None:
     """Keeps a run to the extractors that it began with, by their digests in its folder.
 
     Raises:
-      UsageError: one of them is another.
+      UsageError: one of them is another, there or in another process of the run.
     """
     record = {one.name: one.sha256 for one in extractors}
     path = folder.path / _RECORD
-    if not record:
+    cluster.require_same({f"features of {name}": digest for name, digest in record.items()})
+    if not record or not folder.is_mine:
         return
     if files.kind(path) is None:
         folder.write_bytes(_RECORD, (json.dumps(record, indent=2) + "\n").encode())

@@ -1,7 +1,9 @@
 """A training run: from the newest checkpoint to the last step, record by record."""
 
+import dataclasses
 import functools
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,8 +16,8 @@ from experiments.data import catalog, feed, labelled
 from experiments.data.dataset import Dataset
 from experiments.judges import image_metrics
 from experiments.pictures import charts, clouds, mosaics
-from experiments.run import loop, places, threads
-from experiments.run.errors import UsageError
+from experiments.run import cluster, fields, files, loop, places, store, threads
+from experiments.run.errors import line
 from experiments.run.loop import Schedule
 from experiments.run.signals import Signals
 from experiments.run.timing import Timed
@@ -30,6 +32,9 @@ METRICS = ("test_mmd", "test_w1", *image_metrics.METRICS)  # of an evaluation; t
 
 _MAX_STEPS_PER_RECORD = 50
 _EVALUATED_SAMPLES = 500
+_COMPARED_EXAMPLES = 1000  # of the data that several processes have
+_LAYOUT = "devices.txt"
+_MOST_LAYOUT_BYTES = 1000
 
 
 def run(
@@ -45,29 +50,32 @@ def run(
 
     Args:
       config: the settings.
-      workdir: the folder of the run.
+      workdir: the folder of the run; of several processes the first alone touches it.
       data_dir: where the data set's files are.
-      num_devices: devices to use; None: all.
+      num_devices: devices to use, of each process; None: all.
       allow_config_change: resume although settings differ.
       extra_scores: functions of generated samples to metrics, added at every evaluation.
 
     Returns:
-      The last record of the metrics.
+      The last record of the metrics; nothing where another process keeps them.
 
     Raises:
-      UsageError: a setting out of its range, or a work folder with another run.
+      UsageError: a setting out of its range, or not the same in all processes, or a work folder
+        with another run.
       DataError: the data set is unknown, missing or damaged.
       StorageError: the work folder cannot be used.
       DivergenceError: a state is not finite.
       Terminated: a signal came; the state is saved.
     """
-    places.workdir(workdir)
-    devices = jax.local_devices()[:num_devices]
-    if num_devices is not None and num_devices > len(devices):
-        raise UsageError(f"num_devices: got {num_devices}; expected at most {len(devices)}")
+    cluster.require_same({**dataclasses.asdict(config), "num_devices": num_devices})
+    if cluster.is_first():
+        places.workdir(workdir)
+    devices = cluster.devices(num_devices)
     settings.validate(config, len(devices))
     dataset = catalog.load(config.dataset, data_dir, seed=config.seed, image_size=config.image_size)
     models.check(config, dataset, len(devices))
+    some = store.digest({"train": dataset.train[:_COMPARED_EXAMPLES]})
+    cluster.require_same({"data": f"{len(dataset.train)} examples of SHA-256 {some:.12} ..."})
     with (
         Workdir(
             workdir,
@@ -92,9 +100,11 @@ def _train(
     init_key, train_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
     step, start = loop.begin(folder, functools.partial(jax.jit(model.initial_state), init_key))
     if step >= config.num_steps:
-        print(f"{folder.path}: already at step {step} of {config.num_steps}, nothing to do")
-        return folder.history()[-1]
+        if folder.is_mine:
+            print(f"{folder.path}: already at step {step} of {config.num_steps}, nothing to do")
+        return _last(folder)
 
+    _note_layout(folder, step, devices)
     per_record = steps_per_record(config, step)
     per_call = steps_per_call(per_record, dataset, devices)
     advance = make_advance(config, dataset, model, per_call, step, devices)
@@ -107,10 +117,33 @@ def _train(
             _make_evaluate(model, dataset, folder, eval_key, config, extra_scores),
             Schedule(config.num_steps, config.eval_every, per_record, logs_calls=True),
             name=f"{config.objective} on {config.dataset}",
-            devices=devices,
+            devices=devices[cluster.own(devices)],
             curves=charts.learning_curves,
         )
-    return folder.history()[-1]
+    return _last(folder)
+
+
+def _last(folder: Workdir) -> dict[str, float]:
+    return folder.history()[-1] if folder.is_mine else {}
+
+
+def _note_layout(folder: Workdir, step: int, devices: list[jax.Device]) -> None:
+    """Notes over which devices a run goes on, and says so where they are others than before."""
+    if not folder.is_mine:
+        return
+    count, processes = len(devices), jax.process_count()
+    now = f"{count} x {devices[0].device_kind} in {processes} process{'es' * (processes > 1)}"
+    path = folder.path / _LAYOUT
+    if step > 0 and files.kind(path) is not None:
+        with files.storage(str(path)):
+            before = files.read(path, _MOST_LAYOUT_BYTES).decode(errors="replace").strip()
+        if before != now:
+            message = (
+                f"{folder.path}: step {step} is from {fields.shown(before)}, and goes on with "
+                f"{now}; from here it agrees with an uninterrupted run to rounding only"
+            )
+            print(line("warning", message), file=sys.stderr, flush=True)
+    folder.write_bytes(_LAYOUT, f"{now}\n".encode())
 
 
 def steps_per_record(config: Config, start: int = 0) -> int:
@@ -132,7 +165,7 @@ def make_advance(
     start: int,
     devices: list[jax.Device],
 ) -> Callable[[PyTree, Key], tuple[PyTree, PyTree]]:
-    """Returns (state, key) -> (state, info), `per_call` steps on all devices."""
+    """Returns (state, key) -> (state, info), `per_call` steps on all devices, of all processes."""
     fall = config.noise_steps or config.num_steps
     noise = optax.linear_schedule(config.noise_variance, 0.0, fall)
     train_step = train.make_train_step(
@@ -143,18 +176,19 @@ def make_advance(
         noise_variance=noise if settings.anneals(config) else None,
         axis_name=train.AXIS,
     )
+    own = cluster.own(devices)
     batch, examples = settings.rows_per_step(config), models.training_rows(config, dataset)
     if examples.nbytes <= config.resident_gib * 2**30:
         scan = train.scan_resident(
             train_step, batch_size=batch, num_steps=per_call, axis_name=train.AXIS
         )
         mapped = train.pmap_train_step(scan, devices)
-        resident = train.replicate(examples, devices)
+        resident = train.replicate(examples, devices[own])
         return lambda state, key: mapped(state, key, resident)
 
     mapped = train.pmap_train_step(train.scan_batches(train_step), devices)
     batches = feed.prefetched(
-        feed.host_batches(examples, config.seed, batch, per_call, start, len(devices))
+        feed.host_batches(examples, config.seed, batch, per_call, start, len(devices), own)
     )
     return lambda state, key: mapped(state, key, next(batches))
 
@@ -194,6 +228,8 @@ def _make_evaluate(
     extra_scores: Sequence[ScoreFn],
 ) -> Callable[[int, train.TrainState], dict[str, float]]:
     """Returns a function that draws samples, writes their picture and returns their metrics."""
+    if not folder.is_mine:
+        return lambda *_: {}
     scores = list(extra_scores)
     if dataset.is_image and dataset.train_labels is not None:
         scores.insert(0, image_metrics.neighbours(dataset))

@@ -4,6 +4,7 @@ import ast
 import graphlib
 import pathlib
 import re
+import runpy
 
 import pytest
 
@@ -13,7 +14,7 @@ ROOT = pathlib.Path(experiments.__file__).parent
 PATHS = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
     for path in ROOT.rglob("*.py")
-    if path != ROOT / "__init__.py"
+    if path not in (ROOT / "__init__.py", ROOT / "__main__.py")
 }
 PACKAGES = {"kernelgrad", "experiments"} | {
     f"experiments.{path.parent.name}" for path in ROOT.glob("*/__init__.py")
@@ -72,6 +73,11 @@ def test_the_package_lists_its_binaries():
     listed = re.findall(r"^(\w+)  +\S", experiments.__doc__, re.MULTILINE)
     assert len(listed) == len(set(listed))
     assert set(listed) == BINARIES
+
+
+def test_the_package_prints_its_list(capsys):
+    runpy.run_module("experiments", run_name="__main__")
+    assert capsys.readouterr().out == experiments.__doc__ + "\n"
 
 
 def test_the_package_lists_its_folders():

@@ -139,7 +139,7 @@ def refused(place, monkeypatch, capsys):
     def started(_):
         raise AssertionError("a run was started")
 
-    monkeypatch.setattr(workdirs.multihost_utils, "sync_global_devices", started)
+    monkeypatch.setattr(workdirs.secrets, "token_hex", started)
     jax.monitoring.register_event_duration_secs_listener(listen)
     yield call
     jax.monitoring.unregister_event_duration_listener(listen)

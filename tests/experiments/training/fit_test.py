@@ -114,7 +114,10 @@ def test_an_evaluation_measures_the_samples_that_it_draws(monkeypatch, key):
     )
     monkeypatch.setattr(clouds, "points", lambda *args: drawn.append(args) or b"a picture")
     monkeypatch.setattr(fit, "_EVALUATED_SAMPLES", 30)
-    data, folder = catalog.load("ring"), types.SimpleNamespace(write_bytes=files.__setitem__)
+    data, folder = (
+        catalog.load("ring"),
+        types.SimpleNamespace(is_mine=True, write_bytes=files.__setitem__),
+    )
     evaluate = fit._make_evaluate(model, data, folder, key, RING, [extra])
     for step, scale in ((20, 0.5), (40, 2.0)):
         record = evaluate(step, train.TrainState(step, scale, {}, (), None))

@@ -1,0 +1,5 @@
+"""Lists the binaries, a line each."""
+
+import experiments
+
+print(experiments.__doc__)
