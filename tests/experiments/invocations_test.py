@@ -21,7 +21,9 @@ from experiments.run import command, fields, workdirs
 from experiments.training.settings import Config
 
 BINARIES = [
-    module.name for module in pkgutil.iter_modules(experiments.__path__) if not module.ispkg
+    module.name
+    for module in pkgutil.iter_modules(experiments.__path__)
+    if not module.ispkg and module.name != "__main__"
 ]
 MODULES = {name: importlib.import_module(f"experiments.{name}") for name in BINARIES}
 READERS = [  # of the folder of a run
