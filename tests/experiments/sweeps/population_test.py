@@ -89,7 +89,7 @@ VARIED = {
     "noisy_mmd": {"noise_scale": (0.0, 0.1)},
     "f_divergence": {"ridge": (1.0, 2.0)},
     "wgan_clip": {"clip": (0.01, 0.1)},
-    "steingan": {"discount": (0.5, 0.7), "freeze_threshold": (0.5, float("inf"))},
+    "steingan": {"discount": (0.5, 0.7), "freeze_threshold": (0.5, 1.0)},
     "kale": {"log_normalizer_rate": (0.1, 0.2)},
 }
 
