@@ -59,13 +59,13 @@ class Config:
     )
     lipschitz: float = fields.positive(0.5, "Largest slope of KALE's energies.")
     jsd_variance: float = fields.positive(0.25, "Of the noise on the point masses.")
-    num_repeats: int = fields.integer(20, 2, fields.MAX_SIZE, "Samples behind an error of KALE.")
+    num_repeats: int = fields.integer(8, 2, fields.MAX_SIZE, "Samples behind an error of KALE.")
     num_seeds: int = fields.integer(
         3, 1, fields.MAX_SIZE, "Slopes of that error, and discriminators of data on a manifold."
     )
     shift: float = fields.positive(0.25, "How far the data on a manifold are moved.")
     num_iterations: int = fields.integer(
-        2000, 1, fields.MAX_COUNT, "Steps of a discriminator of theirs."
+        800, 1, fields.MAX_COUNT, "Steps of a discriminator of theirs."
     )
     instance_noise: float = fields.positive(
         0.05, "Variance of the noise that brings the gradient back, in each coordinate."

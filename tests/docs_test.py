@@ -21,6 +21,7 @@ from experiments.data import catalog
 from experiments.data.dataset import Dataset
 from experiments.judges import classifiers
 from experiments.run import cluster, workdirs
+from experiments.training import fit
 from kernelgrad import kernels, langevin
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -149,6 +150,7 @@ def beginning(monkeypatch, tmp_path):
     monkeypatch.setattr(cluster, "join", lambda *_, **__: None)
     monkeypatch.setattr(subprocess, "Popen", begin)
     monkeypatch.setattr(classifiers, "train_or_load", begin)
+    monkeypatch.setattr(fit, "make_advance", begin)
     monkeypatch.setattr(catalog, "load", load)
     monkeypatch.chdir(tmp_path)
 
