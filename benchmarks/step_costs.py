@@ -20,7 +20,8 @@ from kernelgrad.types import Array, Key, PyTree
 
 _SAMPLES, _DIM, _LATENT_DIM, _WIDTH = 512, 784, 50, 256
 _BYTES = {"f32": 4, "s32": 4, "u32": 4, "s64": 8, "u64": 8, "f64": 8, "pred": 1, "s8": 1, "u8": 1}
-_COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|collective-permute)(?:-start)?\(")
+_KINDS = ("all-gather", "all-reduce", "collective-permute")
+_COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(_KINDS)})(?:-start)?\(")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 _MIXTURE = functools.partial(kernels.median_mixture, kernels.imq_mixture)
 _OBJECTIVES = {"mmd": objectives.mmd_v(_MIXTURE), "kl": objectives.kl(_MIXTURE)}
@@ -56,16 +57,16 @@ def _compiled(objective: objectives.Objective, num_devices: int) -> Any:
 
 def main() -> None:
     """Prints a row for each objective and number of devices."""
-    print("| objective | devices | MFLOP | all-gather, kB | all-reduce, kB | temporaries, kB |")
-    print("|---|---|---|---|---|---|")
+    print(f"| objective | devices | MFLOP | {', '.join(_KINDS)}, kB | temporaries, kB |")
+    print("|---|---|---|---|---|")
     for name, objective in _OBJECTIVES.items():
         for count in (1, 2, 4, 8):
             program = _compiled(objective, count)
             sizes, flops = collectives(program.as_text()), program.cost_analysis()["flops"]
             memory = program.memory_analysis().temp_size_in_bytes
-            numbers = sizes.get("all-gather", 0), sizes.get("all-reduce", 0), memory
-            cells = (f"{number / 1000:.0f}" for number in numbers)
-            print(f"| {name} | {count} | {flops / 1e6:.1f} | {' | '.join(cells)} |", flush=True)
+            sent = " / ".join(f"{sizes.get(kind, 0) / 1000:.0f}" for kind in _KINDS)
+            cells = f"{flops / 1e6:.0f} | {sent} | {memory / 1000:.0f}"
+            print(f"| {name} | {count} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,10 @@ def through(
         _differentiable(view, samples)
         seen, pull = jax.vjp(view, _devices.own_point(view, samples))
         direction, info = _followed(follow, critic_fn, key, seen, view(data), axis_name)
-        (pulled,) = pull(_devices.varying(_numeric.like(direction, seen), seen))
+        direction = _devices.varying(_numeric.like(direction, seen), seen)
+        if jax.typeof(direction) != jax.typeof(seen):  # each device's own, of samples of them all
+            _, pull = jax.vjp(view, _devices.varying(samples, direction))
+        (pulled,) = pull(direction)
         return pulled, info
 
     return _with_direction(_seeing(features, objective), direction_fn)

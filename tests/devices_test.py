@@ -101,6 +101,7 @@ OWN = [  # what is each device's own: an array, or the unit of kernel and functi
     ("ratio.ulsif", "q"),
     ("score.stein_score_at", "queries"),
     ("adversarial.gradient_penalty", "unit"),
+    ("_algebra.through", "data"),
     ("langevin.init", "unit"),
 ]
 FLOATS = [
