@@ -296,7 +296,7 @@ def checked(config_class: type[T], values: Any) -> T:
 
     Args:
       config_class: a dataclass of settings.
-      values: such as what JSON makes of a file: anything at all.
+      values: such as what JSON makes of a file: anything at all. The text inf is a number.
 
     Raises:
       UsageError: no mapping, an unknown name, a missing one without default, a value of another
@@ -314,7 +314,11 @@ def checked(config_class: type[T], values: Any) -> T:
     for name, rule in known.items():
         if name not in values and rule.default is dataclasses.MISSING:
             raise UsageError(f"{name}: got nothing; expected {rule.expected}, by --{name}=...")
-    return config_class(**{name: known[name].check(name, value) for name, value in values.items()})
+    numbers = {
+        name: math.inf if value == "inf" and known[name].kind is float else value
+        for name, value in values.items()
+    }
+    return config_class(**{name: known[name].check(name, value) for name, value in numbers.items()})
 
 
 def pick(config_class: type[T], values: Mapping[str, Any]) -> T:

@@ -376,8 +376,9 @@ def _shown(value: Any) -> str:
 
 
 def _as_json(fields: dict[str, Any]) -> dict[str, Any]:
-    """Returns the fields as they come back from a file."""
-    return dict(json.loads(json.dumps(fields, default=str)))
+    """Returns the fields as they come back from a file; infinity, which JSON has not, as "inf"."""
+    finite = {name: "inf" if value == math.inf else value for name, value in fields.items()}
+    return dict(json.loads(json.dumps(finite, default=str, allow_nan=False)))
 
 
 def _defaults(config: Any) -> dict[str, Any]:

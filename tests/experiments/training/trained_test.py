@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import jax
 import numpy as np
@@ -138,3 +139,10 @@ def test_a_run_of_toy_is_not_one_of_train(workdir):
     (workdir / "frames").mkdir()
     with pytest.raises(UsageError, match=r"a run of experiments\.toy, whose targets are not"):
         trained.stored_config(str(workdir))
+
+
+def test_a_setting_may_be_infinite(tmp_path):
+    config = Config(objective="steingan", freeze_threshold=math.inf)
+    for _ in range(2):  # made, and gone on with
+        with Workdir(tmp_path, config):
+            assert trained.stored_config(tmp_path) == config
