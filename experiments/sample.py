@@ -144,9 +144,11 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
     def check(stored: settings.Config, dataset: Dataset) -> None:
         if dataset.is_image:
             classifiers.check(dataset)
-        candidates = config.candidates if config.sampler in SELECTORS else 0
+        selects = config.sampler in SELECTORS
+        candidates = config.candidates if selects else 0
         floats = math.prod(dataset.sample_shape) + (1 + candidates) * stored.latent_dim
-        memory.require(config, ("num_samples", "candidates"), 4 * config.num_samples * floats)
+        names = ("num_samples", "candidates") if selects else ("num_samples",)
+        memory.require(config, names, 4 * config.num_samples * floats)
 
     asked = {"workdir": workdir, "data_dir": data_dir, **dataclasses.asdict(config)}
     opened = trained.opened(workdir, data_dir, check=check)

@@ -178,8 +178,8 @@ def step(
     References:
       Wang & Liu 2016, eqs. (1), (7).
     """
-    particles = state.particles
-    _checks.raveled(**{"state.particles": particles})
+    (rows,) = _checks.raveled(**{"state.particles": state.particles})
+    particles = _checks.like_points(rows, state.particles)
     score = _checks.call("score_fn", "(particles) -> scores", score_fn, particles)
     direction = svgd_direction(particles, score, kernel, axis_name=axis_name)
     descent = jax.tree.map(jnp.negative, direction)

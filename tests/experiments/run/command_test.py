@@ -130,7 +130,9 @@ def test_the_environment_stands_in_for_the_folder_of_the_data(monkeypatch):
 
 
 BINARIES = [
-    module.name for module in pkgutil.iter_modules(experiments.__path__) if not module.ispkg
+    module.name
+    for module in pkgutil.iter_modules(experiments.__path__)
+    if not module.ispkg and module.name != "__main__"
 ]
 
 

@@ -33,6 +33,7 @@ NAMED = {
     ("training/presets.py", "steingan"),
     ("training/presets.py", "kale"),
     ("training/energy_fits.py", "kale"),
+    ("training/manifolds.py", "gan_saturating"),
 }
 
 
