@@ -263,6 +263,7 @@ def _followed(
     """Returns direction and info, of an objective that keeps to its form."""
     output = follow(critic_fn, key, samples, data, axis_name=axis_name)
     direction, info = _checks.two_returned("objective", _OBJECTIVE, output)
+    (direction,) = _checks.floating(**{"direction of objective": direction})
     if jnp.shape(direction) != samples.shape:
         got = f"shape {jnp.shape(direction)} for {samples.shape}"
         raise ValueError(f"objective: returned {got}; expected {_OBJECTIVE}")

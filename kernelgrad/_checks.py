@@ -133,7 +133,7 @@ def like_points(rows: Array, particles: PyTree) -> PyTree:
     ends = np.cumsum([math.prod(leaf.shape[1:]) for leaf in leaves])
     parts = jnp.split(rows, ends[:-1], axis=1)
     shaped = [
-        part.reshape(rows.shape[0], *leaf.shape[1:]).astype(jnp.result_type(leaf))
+        part.reshape(rows.shape[0], *leaf.shape[1:]).astype(array("leaf", leaf).dtype)
         for part, leaf in zip(parts, leaves, strict=True)
     ]
     return jax.tree.unflatten(form, shaped)

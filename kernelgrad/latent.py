@@ -135,7 +135,7 @@ def reject(
 
     Returns:
       The indices that are kept, from the largest w_j / u_j to the least. A draw whose energy is
-      infinite or NaN weighs nothing.
+      infinite or NaN weighs nothing; -1 where none weighs anything, under jit.
 
     Raises:
       ValueError: wrong rank or dtype, num_kept out of its range, or a concrete inverse temperature
@@ -146,13 +146,13 @@ def reject(
     References:
       Azadi et al. 2019 (discriminator rejection sampling), section 3.
     """
-    log_weights = _log_weights(energy_base, inverse_temperature)
     _checks.at_least("num_kept", num_kept, 1)
+    log_weights = _log_weights(energy_base, inverse_temperature, num_kept)
     _checks.at_least("draws of energy_base", log_weights.shape[0], num_kept + 1)
     uniform = jax.random.exponential(key, log_weights.shape, log_weights.dtype)  # -log u_j
     ratios, indices = lax.top_k(log_weights + uniform, num_kept + 1)
     num_capped = jnp.sum(log_weights > ratios[-1], dtype=jnp.int32)
-    return Kept(indices[:-1], num_capped)
+    return Kept(jnp.where(jnp.isfinite(ratios[:-1]), indices[:-1], -1), num_capped)
 
 
 def resample(
@@ -172,7 +172,7 @@ def resample(
 
     Returns:
       Indices of the draws, with replacement; shape (num_draws,), int32. A draw whose energy is
-      infinite or NaN weighs nothing.
+      infinite or NaN weighs nothing; -1 where none weighs anything, under jit.
 
     Raises:
       ValueError: wrong rank or dtype, num_draws below 1, or a concrete inverse temperature that is
@@ -183,17 +183,23 @@ def resample(
     References:
       Grover et al. 2019 (likelihood-free importance weighting), section 4; Rubin 1988.
     """
-    log_weights = _log_weights(energy_base, inverse_temperature)
     _checks.at_least("num_draws", num_draws, 1)
+    log_weights = _log_weights(energy_base, inverse_temperature, 1)
     steps = jnp.cumsum(jax.nn.softmax(log_weights))
     places = steps[-1] * jax.random.uniform(key, (num_draws,), steps.dtype)
-    return jnp.searchsorted(steps, places, side="right").astype(jnp.int32)
+    indices = jnp.searchsorted(steps, places, side="right").astype(jnp.int32)
+    return jnp.where(jnp.isfinite(steps[-1]), indices, -1)
 
 
-def _log_weights(energy_base: Array, inverse_temperature: float | Array) -> Array:
+def _log_weights(energy_base: Array, inverse_temperature: float | Array, fewest: int) -> Array:
+    """Returns the logarithms of the weights, the largest 0; checks that so many draws have one."""
     (energy_base,) = _checks.vectors(energy_base=energy_base)
     _checks.shape("inverse_temperature", inverse_temperature, ())
     _checks.positive(inverse_temperature=inverse_temperature)
     wide = _numeric.wide(energy_base)
-    known = jnp.where(jnp.isfinite(wide), wide, jnp.inf)
-    return lax.stop_gradient(-_numeric.like(inverse_temperature, wide) * known)
+    finite = jnp.isfinite(wide)
+    count = jnp.sum(finite, dtype=jnp.int32)
+    _checks.in_range("finite entries of energy_base", count, fewest, math.inf, closed="l")
+    least = jnp.min(jnp.where(finite, wide, jnp.inf))
+    above = jnp.where(finite, wide - jnp.where(finite, least, 0), jnp.inf)
+    return lax.stop_gradient(-_numeric.like(inverse_temperature, wide) * above)

@@ -24,7 +24,7 @@ from kernelgrad import (
     _traits,
     pairwise,
 )
-from kernelgrad.types import Array, Kernel, LogDensityFn, ScoreFn
+from kernelgrad.types import Array, Kernel, LogDensityFn, PyTree, ScoreFn
 
 DENSE_SAMPLES = 16384  # up to here the gram is factorised, beyond it never held
 QUERY_BLOCK = 256  # queries that are solved for at a time beyond DENSE_SAMPLES
@@ -62,7 +62,8 @@ def score_from_log_density(log_density_fn: LogDensityFn) -> ScoreFn:
       :func:`kernelgrad.svgd.step`, and, called at the particles, for all that takes a score.
 
     Raises:
-      ValueError: when called, if the log density takes no point or is not a scalar.
+      ValueError: when called, for points that are not floating or of another form, or a log density
+        that takes no point or is not a scalar.
 
     Cost: of a call, n gradients, all at once.
 
@@ -70,7 +71,13 @@ def score_from_log_density(log_density_fn: LogDensityFn) -> ScoreFn:
     >>> score_fn(jnp.array([[1.0, 2.0], [3.0, 4.0]])).tolist()
     [[-1.0, -2.0], [-3.0, -4.0]]
     """
-    return jax.vmap(lambda point: _markov.evaluate(point, log_density_fn)[1])
+
+    def score_fn(points: PyTree) -> PyTree:
+        (rows,) = _checks.raveled(points=points)
+        points = _checks.like_points(rows, points)
+        return jax.vmap(lambda point: _markov.evaluate(point, log_density_fn)[1])(points)
+
+    return score_fn
 
 
 def stein_score(

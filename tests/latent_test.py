@@ -319,3 +319,26 @@ def test_a_bad_temperature_is_named(bad):
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("nothing", [jnp.nan, jnp.inf])
+def test_where_no_draw_weighs_anything_none_is_chosen(key, nothing):
+    energies = jnp.full(5, nothing)
+    for choose in (
+        lambda e: latent.reject(key, e, num_kept=2).indices,
+        lambda e: latent.resample(key, e, num_draws=3),
+    ):
+        with pytest.raises(ValueError, match="finite entries of energy_base: got 0"):
+            choose(energies)
+        assert (jax.jit(choose)(energies) == -1).all()
+
+
+def test_an_offset_of_all_energies_changes_nothing(key):
+    energies = jax.random.normal(key, (20,)).round(1)
+    for offset in (-(2.0**24), 2.0**24):
+        moved = jnp.zeros(20) + offset
+        np.testing.assert_array_equal(
+            latent.reject(key, moved, num_kept=5).indices,
+            latent.reject(key, jnp.zeros(20), num_kept=5).indices,
+        )
+    assert latent.resample(key, energies, num_draws=4).max() < 20

@@ -102,6 +102,18 @@ def test_an_array_costs_nothing_more():
     assert _checks.like_points(x, x) is x
 
 
+def test_numpy_leaves_of_any_byte_order_are_taken(particles):
+    strange = jax.tree.map(lambda leaf: np.asarray(leaf).astype(">f4"), particles)
+    expected = svgd.svgd_direction(particles, SCORE_FN(particles), KERNEL)
+    assert_trees_match(svgd.svgd_direction(strange, SCORE_FN(strange), KERNEL), flat(expected))
+
+
+@pytest.mark.parametrize("points", [jnp.ones((2, 2), int), [1.0], None, {"a": jnp.zeros(())}])
+def test_scores_are_of_points_alone(points):
+    with pytest.raises(ValueError, match=r"\Apoints[^\n]*: got [^\n]*; expected [^\n]*\Z"):
+        score.score_from_log_density(lambda x: 0.0)(points)
+
+
 def test_dtypes_of_leaves_are_kept(particles):
     mixed = {"a": particles["a"].astype(jnp.bfloat16), "b": particles["b"]}
     got = svgd.svgd_direction(mixed, jax.tree.map(jnp.negative, mixed), KERNEL)

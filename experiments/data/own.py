@@ -22,6 +22,7 @@ _MOST_BYTES = 2**36  # of a file of arrays
 _MOST_IMAGE_BYTES = 2**28
 _CHANNELS = (1, 3, 4)
 _GREY = ("1", "L")
+_EIGHT_BITS = (*_GREY, "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
 def read(path: pathlib.Path, image_size: int | None, cache: pathlib.Path) -> ImageSet:
@@ -95,8 +96,12 @@ def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with files.opened(path, _MOST_BYTES, follow=True) as file:
             if path.suffix == ".npz":
-                return files.load_arrays(file, _MOST_BYTES)
-            return {"train": np.load(file, allow_pickle=False)}
+                arrays = files.load_arrays(file, _MOST_BYTES)
+            else:
+                arrays = {"train": np.load(file, allow_pickle=False)}
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError("what is inside is no array")
+        return arrays
     except Exception as error:  # a damaged header makes numpy raise any type
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
         raise DataError(f"{path}: cannot be read ({reason}); expected arrays of numbers") from error
@@ -226,6 +231,8 @@ def _mode(file: pathlib.Path) -> str:
 def _image(file: pathlib.Path, channels: int, image_size: int | None) -> np.ndarray:
     """Returns an image, upright, uint8 (h, w, channels)."""
     with image_sets.opened(file, _MOST_IMAGE_BYTES) as image:
+        if image.mode not in _EIGHT_BITS:
+            raise DataError(f"got pixels of mode {image.mode}; expected 8 bits a channel")
         upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
         if image_size is not None:
             side = (image_size, image_size)

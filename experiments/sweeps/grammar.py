@@ -122,10 +122,11 @@ def _range(got: str, kind: type, match: re.Match[str]) -> _Piece:
     try:
         ends = [kind(match["low"]), kind(match["high"])]
         count = None if match["count"] is None else int(match["count"])
-    except ValueError:
+        finite = all(map(math.isfinite, ends))
+    except (ValueError, OverflowError):
         raise _error(got, "numbers a..b, a..b:n or log:a..b:n") from None
     low, high = ends
-    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+    if not (finite and low <= high):
         raise _error(got, "a range a..b with a <= b, not an empty one")
     if count is None:
         if kind is float or match["log"]:

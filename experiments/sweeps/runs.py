@@ -31,6 +31,7 @@ Datasets = dict[str, Dataset]  # by the name of a run
 
 ENDED = "ended"
 _MOST_BYTES, _MOST_VALUES = 2**26, 10**7
+_LONGEST_NAME = 200  # of a folder, in bytes; file systems take 255
 _STRANGE = re.compile(r"[^\w.+=,-]")
 
 
@@ -73,7 +74,24 @@ def expand(base: Config, grid: Grid) -> list[Run]:
         name = ",".join(f"{key}={grammar.shown(value)}" for key, value in values.items())
         config = dataclasses.replace(base, **values)
         runs.append(Run(_STRANGE.sub("_", name), values, config))
+    _check_names([run.name for run in runs])
     return runs
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Raises UsageError for a folder's name that is too long, or that two runs would share."""
+    first: dict[str, int] = {}
+    for number, name in enumerate(names, start=1):
+        if len(name.encode()) > _LONGEST_NAME:
+            raise UsageError(
+                f"sweep: run {number} would have a folder of {len(name.encode())} bytes, "
+                f"{name[:40]}...; expected at most {_LONGEST_NAME}. Give shorter values"
+            )
+        if first.setdefault(name, number) != number:
+            raise UsageError(
+                f"sweep: runs {first[name]} and {number} would share the folder {name}; expected "
+                "values that differ in letters and digits"
+            )
 
 
 def validate(runs: Sequence[Run]) -> list[Run]:

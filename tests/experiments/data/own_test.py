@@ -93,6 +93,19 @@ def test_the_wrong_file_is_named(tmp_path, rng, name, content):
     assert str(tmp_path / "mine" / name) in message
 
 
+def test_pixels_of_16_bits_are_refused_by_name(tmp_path):
+    for index in range(10):
+        write(tmp_path / "mine" / f"{index}.png", np.full((4, 4), 30_000, np.uint16))
+    message = message_of(catalog.load, str(tmp_path / "mine"))
+    assert "0.png: got pixels of mode I;16; expected 8 bits" in message
+
+
+def test_an_npz_called_npy_is_refused(tmp_path):
+    with (tmp_path / "x.npy").open("wb") as file:
+        np.savez(file, train=np.zeros((20, 2)))
+    assert "no array" in message_of(catalog.load, str(tmp_path / "x.npy"))
+
+
 def test_folders_that_mean_nothing_are_refused(tmp_path, rng):
     (tmp_path / "mine").mkdir()
     assert "got no files" in message_of(catalog.load, str(tmp_path / "mine"))

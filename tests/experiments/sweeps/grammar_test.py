@@ -53,6 +53,7 @@ def test_a_grid_is_read(text, grid):
         ("ridge=log:0..2:3", "expected two points or more, > 0, a < b"),
         ("ridge=1..x:3", "expected numbers a..b, a..b:n or log:a..b:n"),
         ("ridge=1..2:x", "expected numbers a..b"),
+        (f"seed=0..1{'0' * 400}", "expected numbers a..b"),
         ("ridge=log:3", "expected values such as"),
         ("seed=1,,2", "got 'seed=1,,2'; expected values such as"),
         ("kernel_scales=1,2", "expected lists in brackets, such as kernel_scales=[1]"),

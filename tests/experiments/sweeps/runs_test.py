@@ -31,6 +31,13 @@ def test_a_name_is_one_folder():
     assert expand(dataset=("a/b", "c"))[0].name == "dataset=a_b"
 
 
+def test_runs_have_folders_of_their_own_that_file_systems_take():
+    with pytest.raises(UsageError, match=r"sweep: runs 1 and 2 would share the folder dataset=a_b"):
+        expand(dataset=("a/b", "a_b"))
+    with pytest.raises(UsageError, match=r"sweep: run 2 would have a folder of 308 bytes"):
+        expand(dataset=("a", 300 * "b"))
+
+
 def test_a_value_out_of_range_is_named_with_its_run():
     ridges = tuple(float(36 - index) for index in range(64))
     with pytest.raises(UsageError, match=r"sweep: run 37 of 64: ridge: got 0\.0; expected"):
