@@ -203,9 +203,11 @@ def gauss_newton(
     unit = jnp.where(largest > 0, largest, 1)  # squares of tiny or huge directions stay in range
 
     def normal(step: PyTree) -> PyTree:
-        return _add_scaled(pull(push(step)), damping, step)
+        return _devices.varying(_add_scaled(pull(push(step)), damping, step), step)
 
     scaled = jax.tree.map(lambda leaf: leaf / unit, downhill)
+    if axis_name is not None:  # a solve whose values are of one kind, each device's own
+        scaled = _devices.varying(scaled, lax.axis_index(axis_name))
     solution, _ = cg(normal, scaled, tol=tolerance, maxiter=max_iterations)
     known = jnp.isfinite(largest)  # conjugate gradients stop at 0 where nothing is known
     gradient = jax.tree.map(lambda leaf: jnp.where(known, leaf * unit, jnp.nan), solution)
