@@ -33,7 +33,7 @@ class Options(command.Place):
     num_devices: int | None = fields.integer(
         None, 1, 10**6, "Devices of a population; all by default. A run is on one of them."
     )
-    address: str | None = fields.text(
+    address: str | None = fields.word(
         None, "ray: that of a running cluster, such as auto; by default one is started here."
     )
     asha: str | None = fields.choice(

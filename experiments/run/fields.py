@@ -225,7 +225,7 @@ def choice(
 
 
 def word(default: str | None, text: str) -> Any:
-    """Declares a text that is not blank."""
+    """Declares a text that is not blank; nothing, where that is the default."""
     return _field(default, str, text)
 
 
@@ -249,11 +249,6 @@ def choices(
 ) -> Any:
     """Declares distinct ones of those that are known; the flag takes "all" too."""
     return _field(default, str, text, choices=known, many=True, flag=flag, **options)
-
-
-def text(default: str | None, help_text: str) -> Any:
-    """Declares a text that is not blank, or nothing."""
-    return _field(default, str, help_text)
 
 
 def words(default: tuple[str, ...], text: str) -> Any:
