@@ -136,7 +136,7 @@ def test_other_data_are_not_taken_for_the_same(judged, toy, tmp_path, monkeypatc
 
     monkeypatch.setattr(resnet, "train", counted)
     classification_score.run(CONFIG, workdir=str(tmp_path))
-    monkeypatch.setattr(catalog, "load", lambda name, data_dir, seed: change(toy))
+    monkeypatch.setattr(catalog, "load", lambda name, data_dir, seed, image_size=0: change(toy))
     classification_score.run(CONFIG, workdir=str(tmp_path))
     assert trained == 2 * ["ResNet on real, seed 0", "ResNet on duplicates, seed 0"]
 

@@ -69,6 +69,6 @@ def judged(toy, key, monkeypatch):
     params = network.init(key, jnp.zeros((1, 8, 8, 1)), train=False)["params"]
     params = jax.tree.map(lambda leaf: 5 * leaf, params)
     classifier = classifiers.Classifier(network, params, (8, 8, 1), 0.5, "ab" * 32)
-    monkeypatch.setattr(catalog, "load", lambda name, data_dir, seed: toy)
+    monkeypatch.setattr(catalog, "load", lambda name, data_dir, seed, image_size=0: toy)
     monkeypatch.setattr(classifiers, "train_or_load", lambda dataset, cache_dir: classifier)
     return classifier

@@ -38,7 +38,7 @@ def untrained(monkeypatch, toy):
         return extractors.Extractor(name, "toy", encoder, params, (8, 8, 1), f"{number}" * 64)
 
     monkeypatch.setattr(extractors, "train_or_load", load)
-    monkeypatch.setattr(catalog, "load", lambda name, data_dir, seed: toy)
+    monkeypatch.setattr(catalog, "load", lambda name, data_dir, seed, image_size=0: toy)
     return load
 
 
