@@ -67,7 +67,7 @@ def stein_test(
         median lengthscale of the draws.
       chain_axis: which leading axis counts chains: 0 for (num_chains, num_draws, ...), 1 for
         (num_draws, num_chains, ...), None for one chain.
-      block_length: 1 to num_draws, may be traced. None: :func:`block_length` of the chains.
+      block_length: 1 to num_draws, may be traced. None: :func:`stein_block_length` of the chains.
       num_bootstrap: >= 1, static.
 
     Returns:

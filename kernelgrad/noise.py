@@ -113,7 +113,7 @@ def noisy_logits(
     the logarithm of the ratio of the two noised densities, in closed form: no network. Summed in
     logarithms, it is finite however far the point, up to the range of the dtype. At points that
     carry fresh noise of the same variance, the logits of real and of generated ones make
-    :func:`jsd_estimate` an unbiased estimate of the JSD of the two noised clouds.
+    :func:`adversarial.jsd_estimate` an unbiased estimate of the JSD of the two noised clouds.
 
     Args:
       points: x, noised or not; shape (q, d), floating.
@@ -151,7 +151,7 @@ def noisy_logits_and_gradient(
 
     and likewise the mean :math:`\mu_g` of the generated samples near x. Ascent moves x towards the
     data near it and away from the generated samples near it; descending the negative is the update
-    of :func:`kl_loss`.
+    of :func:`adversarial.kl_loss`.
 
     Args:
       points: as in :func:`noisy_logits`.

@@ -1,7 +1,7 @@
 r"""The engine: sums over all pairs of points, in tiles, differentiable, on one device or many.
 
 Every sum of this package has the form :math:`\sum_j f(x_i, y_j)` with a radial kernel inside.
-:mod:`kernelgrad._tiles` adds them up tile by tile, so that neither the sum nor its gradient ever
+``_tiles`` adds them up tile by tile, so that neither the sum nor its gradient ever
 holds an (n, m) buffer, let alone (n, m, d). Where y is x itself, on one device, each pair is
 visited once for both of its points.
 
