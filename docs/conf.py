@@ -4,8 +4,6 @@ import inspect
 import re
 from typing import Any
 
-from docutils.parsers.rst.states import Inliner
-
 import kernelgrad
 
 project = "kernelgrad"
@@ -50,6 +48,9 @@ nitpick_ignore_regex = [("py:(class|obj|data|exc)", ".*")]  # types of signature
 html_theme = "furo"
 html_title = f"kernelgrad {release}"
 html_show_sphinx = False
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_extra_path = ["front"]  # index.html of the site: to that of the pages
 
 
 def belongs(room: str, name: str, value: Any) -> bool:
@@ -67,7 +68,9 @@ def skip(app: Any, what: str, name: str, value: Any, skipped: bool, options: Any
     return skipped or not inspect.isfunction(value)
 
 
-def section_cost(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+def section_cost(
+    app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]
+) -> None:
     """Makes a section of "Cost: ...", as napoleon knows them."""
     for place, line in enumerate(lines):
         if line.startswith("Cost: "):
@@ -88,7 +91,7 @@ def within(app: Any, env: Any, node: Any, content: Any) -> Any:
     return find(env, node["refdoc"], app.builder, node["reftype"], target, node, content)
 
 
-def bar(_: Inliner, match: re.Match[str], __: int) -> tuple[str, list[Any], str, list[Any]]:
+def bar(_: Any, match: re.Match[str], __: int) -> tuple[str, list[Any], str, list[Any]]:
     """Reads a bar as itself: in docstrings it is that of a norm, not of a substitution."""
     end = match.end("start")
     return match.string[:end], [], match.string[end:], []
@@ -96,6 +99,8 @@ def bar(_: Inliner, match: re.Match[str], __: int) -> tuple[str, list[Any], str,
 
 def setup(app: Any) -> None:
     """Connects the above."""
+    from docutils.parsers.rst.states import Inliner
+
     Inliner.dispatch["|"] = bar
     app.connect("autodoc-skip-member", skip)
     app.connect("autodoc-process-docstring", section_cost, priority=400)
