@@ -2,7 +2,7 @@
 
 A method says, for each generated sample, which way it should move; the chain rule carries that
 direction back through the generator. The rooms of the house by storey, each of which stands on
-those above it:
+those above it::
 
     types             names for what crosses the borders of modules: arrays, functions, kernels
 

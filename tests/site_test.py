@@ -1,6 +1,7 @@
 """What the site is made of: the reference has all that is public, the bibliography all cited."""
 
 import ast
+import doctest
 import importlib.util
 import inspect
 import pathlib
@@ -73,6 +74,16 @@ def test_every_public_function_is_on_a_page(conf):
             else:
                 shown.add(value)
     assert [name for value, name in missing.items() if value not in shown] == []
+
+
+def test_the_examples_of_docstrings_run():
+    tried = {}
+    for path in sorted((ROOT / "kernelgrad").glob("*.py")):
+        if ">>> " in path.read_text():
+            module = importlib.import_module(f"kernelgrad.{path.stem}")
+            tried[path.stem] = doctest.testmod(module, verbose=False)
+    assert sum(result.attempted for result in tried.values()) > 2
+    assert {name for name, result in tried.items() if result.failed} == set()
 
 
 def test_the_bibliography_has_what_docstrings_cite():
