@@ -76,11 +76,18 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
     fields.validate(Options(workdir, objectives=config.objectives, seeds=config.seeds))
     _check_meanings(config)
     configs = {name: _for_objective(config.base, name) for name in config.objectives}
+
+    def check(dataset: Dataset) -> None:
+        for one in configs.values():
+            models.check(one, dataset)
+
     dataset = catalog.load(
-        config.base.dataset, data_dir, seed=config.base.seed, image_size=config.base.image_size
+        config.base.dataset,
+        data_dir,
+        seed=config.base.seed,
+        image_size=config.base.image_size,
+        check=check,
     )
-    for one in configs.values():
-        models.check(one, dataset)
     scores: list[fit.ScoreFn] = []
     reference: dict[str, float] = {}  # held-out images; training points, for W1 is to test points
     if dataset.is_image and dataset.train_labels is not None:

@@ -122,24 +122,29 @@ def load(runs: Sequence[Run], data_dir: str | None) -> Datasets:
     first: dict[tuple[str, int | None], Dataset] = {}
     fitting: set[Config] = set()
 
-    @functools.cache
-    def loaded(name: str, image_size: int | None, seed: int) -> Dataset:
-        dataset = catalog.load(name, data_dir, seed=seed, image_size=image_size)
-        known = first.setdefault((name, image_size), dataset)
-        return known if _same(known, dataset) else dataset
-
-    data = {}
-    for number, run in enumerate(runs, start=1):
-        config = run.config
-        data[run.name] = loaded(config.dataset, config.image_size, config.seed)
+    def check(number: int, dataset: Dataset) -> None:
+        config = runs[number].config
         form = shapes.structure(config)
         if form not in fitting:
             try:
-                models.check(config, data[run.name])
+                models.check(config, dataset)
             except UsageError as error:
-                raise UsageError(f"sweep: run {number} of {len(runs)}: {error}") from error
+                raise UsageError(f"sweep: run {number + 1} of {len(runs)}: {error}") from error
             fitting.add(form)
-    return data
+
+    @functools.cache
+    def loaded(name: str, image_size: int | None, seed: int) -> Dataset:
+        def check_all(dataset: Dataset) -> None:
+            for number, run in enumerate(runs):
+                if (run.config.dataset, run.config.image_size) == (name, image_size):
+                    check(number, dataset)
+
+        dataset = catalog.load(name, data_dir, seed=seed, image_size=image_size, check=check_all)
+        known = first.setdefault((name, image_size), dataset)
+        return known if _same(known, dataset) else dataset
+
+    configs = ((run.name, run.config) for run in runs)
+    return {name: loaded(c.dataset, c.image_size, c.seed) for name, c in configs}
 
 
 def _same(one: Dataset, other: Dataset) -> bool:
