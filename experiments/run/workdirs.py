@@ -32,7 +32,7 @@ from typing import Any, Self
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.run import checkpoints, cluster, files, places, records
+from experiments.run import checkpoints, cluster, fields, files, places, records
 from experiments.run.checkpoints import Origin
 from experiments.run.errors import DivergenceError, StorageError, UsageError, line
 from kernelgrad.types import PyTree
@@ -296,8 +296,8 @@ class Workdir:
                 files.replace(self.path / _RUN_ID, f"{secrets.token_hex(8)}\n".encode())
 
     def _store_config(self, config: Any, free_fields: Collection[str], allow_change: bool) -> None:
-        fields = _as_json(dataclasses.asdict(config))
-        content = (json.dumps(fields, indent=2) + "\n").encode()
+        given = _as_json(dataclasses.asdict(config))
+        content = (json.dumps(given, indent=2) + "\n").encode()
         file = self.path / "config.json"
         if files.kind(file) is None:
             if self._steps():
@@ -308,13 +308,13 @@ class Workdir:
         else:
             try:
                 with files.storage(str(file)):
-                    stored = {**_defaults(config), **stored_fields(file)}
+                    stored = {**_as_json(fields.earlier(type(config))), **stored_fields(file)}
             except ValueError as error:
                 raise StorageError(f"{file}: got {error}; expected a JSON object") from error
             changes = [
-                f"{name} was {_shown(stored.get(name))}, now {_shown(fields.get(name))}"
-                for name in {**stored, **fields}
-                if name not in free_fields and stored.get(name) != fields.get(name)
+                f"{name} was {_shown(stored.get(name))}, now {_shown(given.get(name))}"
+                for name in {**stored, **given}
+                if name not in free_fields and stored.get(name) != given.get(name)
             ]
             if changes and not allow_change:
                 raise UsageError(
@@ -379,10 +379,3 @@ def _as_json(fields: dict[str, Any]) -> dict[str, Any]:
     """Returns the fields as they come back from a file; infinity, which JSON has not, as "inf"."""
     finite = {name: "inf" if value == math.inf else value for name, value in fields.items()}
     return dict(json.loads(json.dumps(finite, default=str, allow_nan=False)))
-
-
-def _defaults(config: Any) -> dict[str, Any]:
-    """Returns the defaults of a config: what a run had in fields that came after it."""
-    fields = dataclasses.fields(config)
-    known = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
-    return _as_json(known)

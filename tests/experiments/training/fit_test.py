@@ -126,7 +126,7 @@ def test_an_evaluation_measures_the_samples_that_it_draws(monkeypatch, key):
         np.testing.assert_allclose(samples, scale * jax.random.normal(key, (30, 2)), rtol=1e-6)
         np.testing.assert_array_equal(test, data.test)
         assert title == f"mmd on ring, step {step}"
-        lengthscales = np.sqrt(np.median(pdist(test[:30]) ** 2) * np.array([0.5, 2.0]))
+        lengthscales = np.sqrt(np.median(pdist(test[:30]) ** 2) * np.array([0.5, 1.0, 2.0, 4.0]))
         mmd2 = oracles.mmd_u("imq_mixture", samples, test[:30], lengthscales)
         expected = {"test_mmd": mmd2, "right": samples[:, 0].max()}
         assert record == pytest.approx(expected, rel=1e-3)
