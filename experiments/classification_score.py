@@ -175,7 +175,7 @@ def _conditional_runs(config: Config) -> dict[str, str]:
             )
         stored = trained.stored_config(workdir)
         if stored.dataset != config.dataset:
-            own, wanted = (fields.shown(one.dataset) for one in (stored, config))
+            own, wanted = (short(one.dataset) for one in (stored, config))
             raise UsageError(f"runs: got {workdir}, a run on {own}; expected one on {wanted}")
         if stored.image_size != config.image_size:
             raise UsageError(
