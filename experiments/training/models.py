@@ -185,6 +185,12 @@ def training_rows(config: Config, dataset: Dataset) -> np.ndarray:
     return labelled.points(dataset) if config.conditional else dataset.train
 
 
+def size_of_rows(config: Config, dataset: Dataset) -> int:
+    """Returns the bytes of the :func:`training_rows`, which it does not make."""
+    codes = dataset.num_classes if config.conditional else 0
+    return dataset.train.nbytes + len(dataset.train) * codes * dataset.train.itemsize
+
+
 def check(config: Config, dataset: Dataset, num_devices: int = 1) -> None:
     """Refuses what the data set or the memory cannot take; nothing is compiled or written.
 

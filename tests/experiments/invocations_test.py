@@ -349,6 +349,7 @@ OF_OWN_DATA = [
     ),
     ("train", [*PHOTOS[:1], "--image_size=7", "--batch_size=2"], "dataset: got "),
     ("sweep", PHOTOS, "sweep: run 1 of 4: batch_size: got 100"),
+    ("sweep", [*PHOTOS, "--batch_size=2", "--resident_gib=1e-6"], "resident_gib: got 1e-06 for"),
     ("compare", PHOTOS, "batch_size: got 100"),
     ("gan_diagnostics", PHOTOS, "batch_size: got 100"),
     ("classification_score", PHOTOS, "dataset: got photos; the classifier expects images with"),
