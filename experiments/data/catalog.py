@@ -112,12 +112,12 @@ def _reader(
         return name, lambda check: image_sets.read_prepared(
             _mnist_directory(root, check), cache, check
         )
+    path = places.folder("dataset", name) if name.strip() else None
     for place in [cache / "tfds"] if root is None else [root, cache / "tfds"]:
         prepared = image_sets.find_prepared(name, place)
         if prepared is not None:
             check_size(name, image_size)
             return name, functools.partial(image_sets.read_prepared, prepared, cache)
-    path = places.folder("dataset", name) if name.strip() else None
     if path is None or not path.exists():
         raise DataError(_unknown(name))
     if not path.is_dir():

@@ -71,8 +71,8 @@ def read_arrays(path: pathlib.Path) -> ImageSet:
         arrays = {"train": next(iter(arrays.values()))}
     if "train" not in arrays or not set(arrays) <= set(known):
         raise DataError(
-            f"{path}: got the arrays {listed(arrays)}; expected {', '.join(known)}, of which "
-            "train is needed, or one alone of another name"
+            f"{path}: got the arrays {listed(arrays) or '-'}; expected {', '.join(known)}, of "
+            "which train is needed, or one alone of another name"
         )
     splits: dict[str, Split] = {}
     for split in [name for name in SPLITS if name in arrays]:
