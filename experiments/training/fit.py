@@ -204,6 +204,7 @@ def make_train_step(
         sample_latents=model.sample_latents,
         noise_variance=noise if anneals else None,
         axis_name=axis_name,
+        ema_decay=config.ema,
     )
 
 
@@ -218,6 +219,7 @@ def make_judge(
     """
 
     def judge(state: train.TrainState, latents: Array, test: Array) -> tuple[Array, Array]:
+        state = train.averaged(state)
         samples = model.generate(state.params, state.batch_stats, latents)
         flat = samples.reshape(samples.shape[0], -1)
         kernel = kernels.median_mixture(kernels.imq_mixture, test, scales=config.kernel_scales)

@@ -13,6 +13,7 @@ from experiments.run.errors import UsageError
 from experiments.run.workdirs import Workdir, stored_fields
 from experiments.training import extractors, models, settings
 from experiments.training.settings import Config
+from kernelgrad import train
 from kernelgrad.train import TrainState
 
 Check = Callable[[Config, Dataset], None]
@@ -26,7 +27,7 @@ class Trained(NamedTuple):
       dataset: what it was trained on.
       model: its networks and objective, for one device.
       step: of the checkpoint.
-      state: after that step.
+      state: after that step; of a run with moving averages, with those as its parameters.
     """
 
     config: Config
@@ -99,4 +100,5 @@ def opened(
         restored = folder.restore(form, cut_metrics=False)
         if restored is None:
             raise UsageError(f"workdir: got {folder.path} without a checkpoint; train first")
-        yield folder, Trained(config, dataset, model, *restored)
+        step, state = restored
+        yield folder, Trained(config, dataset, model, step, train.averaged(state))

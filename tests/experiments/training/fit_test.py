@@ -133,6 +133,14 @@ def test_an_evaluation_measures_the_samples_that_it_draws(monkeypatch, key):
     assert files == {"samples/0000020.png": b"a picture", "samples/0000040.png": b"a picture"}
 
 
+def test_samples_are_those_of_the_average_where_there_is_one(key):
+    model = types.SimpleNamespace(generate=lambda params, stats, latents: params * latents + stats)
+    one, latents = jnp.ones(()), jax.random.normal(key, (5, 2))
+    state = train.TrainState(one, 2 * one, 3 * one, (), None, (5 * one, 7 * one))
+    samples, _ = jax.jit(fit.make_judge(RING, model))(state, latents, latents)
+    np.testing.assert_allclose(samples, 5 * latents + 7, rtol=1e-6)
+
+
 @pytest.fixture
 def fed(monkeypatch):
     """Training by steps that tell the rows that they are given."""

@@ -54,6 +54,14 @@ def test_what_is_opened_is_the_newest_state_with_its_config_and_data(workdir, st
         assert again.step == 40
 
 
+def test_what_is_opened_has_the_averages_where_they_are_kept(tmp_path, states):
+    average = jax.tree.map(lambda leaf: leaf + 1, states[20].params)
+    with Workdir(tmp_path, dataclasses.replace(RUN, ema=0.9)) as folder:
+        folder.save(10, states[20]._replace(ema=(average, {})))
+    with opened(tmp_path) as (_, found):
+        jax.tree.map(np.testing.assert_array_equal, found.state.params, average)
+
+
 def test_later_metrics_stay_as_they_are(workdir):
     with Workdir(workdir, RUN) as folder:
         folder.restore(trained_form())
