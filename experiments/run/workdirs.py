@@ -22,7 +22,6 @@ import json
 import math
 import os
 import pathlib
-import re
 import secrets
 import shutil
 import sys
@@ -41,7 +40,6 @@ _KEPT_CHECKPOINTS = 3
 _MIN_FREE_BYTES = 16 * 2**20
 _MOST_CONFIG_BYTES, _MOST_CONFIG_VALUES = 2**20, 10_000
 _RUN_ID = "run_id"
-_STEP = re.compile("0|[1-9][0-9]{0,17}")
 
 
 def _warn(message: str) -> None:
@@ -94,8 +92,7 @@ class Workdir:
         except BaseException:
             self.close()
             raise
-        with files.storage(str(self.path / _RUN_ID)):
-            self._run = files.read(self.path / _RUN_ID, 100).decode(errors="replace").strip()
+        self._run = _run_id(self.path)
 
     def __enter__(self) -> Self:
         """Returns the folder itself."""
@@ -198,7 +195,7 @@ class Workdir:
             if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array).all():
                 raise self.divergence(step, f"leaf {name} of the state is not finite")
         target = self._checkpoints / str(step)
-        newest = max(self._steps(), default=-1)
+        newest = max(checkpoints.steps(self._checkpoints), default=-1)
         if newest > step:
             raise StorageError(
                 f"{target}: got a state older than checkpoint {newest}; "
@@ -221,7 +218,7 @@ class Workdir:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         with files.storage(str(self._checkpoints)):
-            for old in self._steps()[:-_KEPT_CHECKPOINTS]:
+            for old in checkpoints.steps(self._checkpoints)[:-_KEPT_CHECKPOINTS]:
                 self._remove(self._checkpoints / str(old))
 
     def restore(
@@ -248,7 +245,7 @@ class Workdir:
         if not self.is_mine:
             return None
         damaged = []
-        for step in reversed(self._steps()):
+        for step in reversed(checkpoints.steps(self._checkpoints)):
             damage = checkpoints.damage(self._checkpoints / str(step), self._run, step)
             if damage is None:
                 break
@@ -275,7 +272,11 @@ class Workdir:
 
     def divergence(self, step: int, reason: str) -> DivergenceError:
         """Returns the error that stops a run, with the step and the last good checkpoint."""
-        newest = max(self._steps(), default="none") if self.is_mine else "that of process 0"
+        newest = (
+            max(checkpoints.steps(self._checkpoints), default="none")
+            if self.is_mine
+            else "that of process 0"
+        )
         last = newest if isinstance(newest, str) else self._checkpoints / str(newest)
         return DivergenceError(f"step {step}: {reason}. Last good checkpoint: {last}")
 
@@ -300,7 +301,7 @@ class Workdir:
         content = (json.dumps(fields, indent=2) + "\n").encode()
         file = self.path / "config.json"
         if files.kind(file) is None:
-            if self._steps():
+            if checkpoints.steps(self._checkpoints):
                 raise StorageError(
                     f"{file}: got no such file beside checkpoints; expected the run's config. "
                     "Restore it from a copy, or use another workdir"
@@ -321,7 +322,7 @@ class Workdir:
                     f"workdir {self.path} holds a run with another config: {'; '.join(changes)}. "
                     "Use the same flags, another workdir, or allow the change of config"
                 )
-            if changes and self._steps():
+            if changes and checkpoints.steps(self._checkpoints):
                 self._changed_config = content  # until a state fits it
                 return
         with files.storage(str(file)):
@@ -332,10 +333,6 @@ class Workdir:
             with files.storage(str(self.path / "config.json")):
                 files.replace(self.path / "config.json", self._changed_config)
             self._changed_config = None
-
-    def _steps(self) -> list[int]:
-        names = [entry.name for entry in self._checkpoints.iterdir()]
-        return sorted(int(name) for name in names if _STEP.fullmatch(name))
 
     def _remove(self, folder: pathlib.Path) -> None:
         doomed = folder.with_name(f"tmp-{folder.name}")
@@ -354,6 +351,24 @@ class Workdir:
             if files.kind(grave) is not None:
                 self._remove(grave)
             os.rename(folder, grave)
+
+
+def read_newest(path: pathlib.Path, abstract_state: PyTree) -> tuple[int, PyTree]:
+    """Returns step and state of a run's newest checkpoint that verifies, as `Workdir.restore` does.
+
+    The folder is neither locked nor written, and may belong to a run that goes on.
+
+    Raises:
+      UsageError: the checkpoint is of another model.
+      StorageError: none verifies, or the folder cannot be read.
+    """
+    with files.storage(str(path / "checkpoints")):
+        return checkpoints.newest(path / "checkpoints", _run_id(path), abstract_state)
+
+
+def _run_id(path: pathlib.Path) -> str:
+    with files.storage(str(path / _RUN_ID)):
+        return files.read(path / _RUN_ID, 100).decode(errors="replace").strip()
 
 
 def stored_fields(file: pathlib.Path) -> dict[str, Any]:

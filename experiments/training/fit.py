@@ -22,7 +22,7 @@ from experiments.run.loop import Schedule
 from experiments.run.signals import Signals
 from experiments.run.timing import Timed
 from experiments.run.workdirs import Workdir
-from experiments.training import extractors, models, settings
+from experiments.training import extractors, models, settings, trained
 from experiments.training.settings import Config
 from kernelgrad import kernels, mmd, train
 from kernelgrad.types import Array, Key, PyTree
@@ -97,6 +97,7 @@ def _train(
 ) -> dict[str, float]:
     model = models.build(config, dataset, train.AXIS)
     extractors.hold_to(folder, model.extractors)
+    trained.note_data(folder, dataset)
     init_key, train_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
     step, start = loop.begin(folder, functools.partial(jax.jit(model.initial_state), init_key))
     if step >= config.num_steps:
