@@ -16,7 +16,7 @@ from experiments.data import catalog, feed, labelled
 from experiments.data.dataset import Dataset
 from experiments.judges import image_metrics
 from experiments.pictures import charts, clouds, mosaics
-from experiments.run import cluster, fields, files, loop, places, store, threads
+from experiments.run import cluster, dashboards, fields, files, loop, places, store, threads
 from experiments.run.errors import line
 from experiments.run.loop import Schedule
 from experiments.run.signals import Signals
@@ -44,6 +44,7 @@ def run(
     data_dir: str | None = None,
     num_devices: int | None = None,
     allow_config_change: bool = False,
+    log: Sequence[str] = (),
     extra_scores: Sequence[ScoreFn] = (),
 ) -> dict[str, float]:
     """Trains to num_steps, resuming what the work folder holds.
@@ -54,6 +55,7 @@ def run(
       data_dir: where the data set's files are.
       num_devices: devices to use, of each process; None: all.
       allow_config_change: resume although settings differ.
+      log: dashboards that show the metrics too.
       extra_scores: functions of generated samples to metrics, added at every evaluation.
 
     Returns:
@@ -70,6 +72,7 @@ def run(
     cluster.require_same({**dataclasses.asdict(config), "num_devices": num_devices})
     if cluster.is_first():
         places.workdir(workdir)
+        dashboards.require(log)
     devices = cluster.devices(num_devices)
     settings.validate(config, len(devices))
     dataset = catalog.load(config.dataset, data_dir, seed=config.seed, image_size=config.image_size)
@@ -85,7 +88,7 @@ def run(
         ) as folder,
         threads.one_for_blas(),
     ):
-        return _train(config, dataset, folder, devices, extra_scores)
+        return _train(config, dataset, folder, devices, log, extra_scores)
 
 
 def _train(
@@ -93,6 +96,7 @@ def _train(
     dataset: Dataset,
     folder: Workdir,
     devices: list[jax.Device],
+    log: Sequence[str],
     extra_scores: Sequence[ScoreFn],
 ) -> dict[str, float]:
     model = models.build(config, dataset, train.AXIS)
@@ -109,7 +113,7 @@ def _train(
     per_record = steps_per_record(config, step)
     per_call = steps_per_call(per_record, dataset, devices)
     advance = make_advance(config, dataset, model, per_call, step, devices)
-    with Signals() as signals:
+    with Signals() as signals, dashboards.shown(log, folder, config, step):
         loop.run(
             folder,
             signals,

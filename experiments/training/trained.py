@@ -18,9 +18,9 @@ import numpy as np
 
 from experiments.data import catalog
 from experiments.data.dataset import Dataset
-from experiments.run import fields, files, places
+from experiments.run import configs, fields, files, places
 from experiments.run.errors import StorageError, UsageError
-from experiments.run.workdirs import Workdir, read_newest, stored_fields
+from experiments.run.workdirs import Workdir, read_newest
 from experiments.training import extractors, models, settings
 from experiments.training.settings import Config
 from kernelgrad import train
@@ -155,7 +155,7 @@ def stored_config(workdir: str) -> Config:
             "sets of their names; expected the folder of a run of experiments.train"
         )
     try:
-        content = stored_fields(path)
+        content = configs.stored_fields(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(

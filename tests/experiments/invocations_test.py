@@ -191,6 +191,7 @@ def test_flags_and_folders_that_are_none(name, place, refused, monkeypatch):
 
 ORDERS = [
     ("train", ["--dataset=nosuch"], "dataset: got 'nosuch'"),
+    ("train", ["--warmup=2000"], "warmup: got 2000; expected fewer than the 2000 of num_steps"),
     ("train", ["--dataset=red_wine"], "red_wine: needs winequality-red.csv"),
     ("train", ["--batch_size=1502"], "batch_size: got 1502, 1502 rows a step; expected at most"),
     ("train", ["--batch_size=500", "--objective=wgan_gp"], "batch_size: got 500, 2500 rows a step"),
