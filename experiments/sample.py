@@ -55,11 +55,11 @@ from experiments.run.tables import format_table
 from experiments.run.workdirs import Workdir
 from experiments.targets import latent_chains
 from experiments.targets.latent_chains import SAMPLERS, Progress, Unfinished
-from experiments.training import latent_model, settings, trained
+from experiments.training import fit, latent_model, settings, trained
 from experiments.training.latent_model import SELECTORS, Draws
 from experiments.training.objectives import OBJECTIVES
 from experiments.training.trained import Trained
-from kernelgrad import kernels, mmd
+from kernelgrad import mmd
 from kernelgrad.types import Array
 
 _PRIOR, _USUAL = "generator", "hmc"
@@ -168,7 +168,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
     del asked["format"]
     opened = trained.opened(workdir, data_dir, check=check)
     with opened as (folder, run), threads.one_for_blas():
-        score, scored_by = _make_score(stored, run.dataset)
+        score, scored_by = _make_score(run.dataset)
         results = {"checkpoint": run.step, "request": asked, **scored_by}
         if config.recalibrate:
             run = latent_model.recalibrated(jax.random.key(config.seed), run)
@@ -268,14 +268,11 @@ def _sample(
     return Found(rows, history, first, last)
 
 
-def _make_score(
-    stored: settings.Config, dataset: Dataset
-) -> tuple[Callable[[np.ndarray], Scores], dict[str, Any]]:
+def _make_score(dataset: Dataset) -> tuple[Callable[[np.ndarray], Scores], dict[str, Any]]:
     """Returns samples -> their scores, and what made them."""
     if not dataset.is_image:
         test = jnp.asarray(dataset.test)
-        kernel = kernels.median_mixture(kernels.imq_mixture, test, scales=stored.kernel_scales)
-        test_mmd = jax.jit(mmd.mmd_u_statistic)
+        kernel, test_mmd = fit.judging_kernel(test), jax.jit(mmd.mmd_u_statistic)
         return lambda samples: {"test_mmd": float(test_mmd(samples, test, kernel))}, {}
     classifier = classifiers.train_or_load(dataset, places.cache())
     neighbours = image_metrics.neighbours(dataset)

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Collection
 from typing import Any
 
-from experiments.run import files
+from experiments.run import fields, files
 from experiments.run.errors import StorageError
 
 _MOST_BYTES, _MOST_VALUES = 2**20, 10_000
@@ -25,24 +25,24 @@ def changes(file: pathlib.Path, config: Any, free_fields: Collection[str]) -> li
       StorageError: the file holds no config.
       OSError: it cannot be read.
     """
-    fields = _as_json(dataclasses.asdict(config))
+    given = _as_json(dataclasses.asdict(config))
     try:
-        stored = {**_defaults(config), **stored_fields(file)}
+        stored = {**_as_json(fields.earlier(type(config))), **stored_fields(file)}
     except ValueError as error:
         raise StorageError(f"{file}: got {error}; expected a JSON object") from error
     return [
-        f"{name} was {_shown(stored.get(name))}, now {_shown(fields.get(name))}"
-        for name in {**stored, **fields}
-        if name not in free_fields and stored.get(name) != fields.get(name)
+        f"{name} was {_shown(stored.get(name))}, now {_shown(given.get(name))}"
+        for name in {**stored, **given}
+        if name not in free_fields and stored.get(name) != given.get(name)
     ]
 
 
 def stored_fields(file: pathlib.Path) -> dict[str, Any]:
     """Returns the fields in a config.json, not yet checked; ValueError or OSError."""
-    fields = files.parse_json(files.read(file, _MOST_BYTES), _MOST_VALUES)
-    if not isinstance(fields, dict):
-        raise ValueError(f"a {type(fields).__name__}")
-    return fields
+    found = files.parse_json(files.read(file, _MOST_BYTES), _MOST_VALUES)
+    if not isinstance(found, dict):
+        raise ValueError(f"a {type(found).__name__}")
+    return found
 
 
 def _shown(value: Any) -> str:
@@ -50,14 +50,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:80]} ..."
 
 
-def _as_json(fields: dict[str, Any]) -> dict[str, Any]:
+def _as_json(values: dict[str, Any]) -> dict[str, Any]:
     """Returns the fields as they come back from a file; infinity, which JSON has not, as "inf"."""
-    finite = {name: "inf" if value == math.inf else value for name, value in fields.items()}
+    finite = {name: "inf" if value == math.inf else value for name, value in values.items()}
     return dict(json.loads(json.dumps(finite, default=str, allow_nan=False)))
-
-
-def _defaults(config: Any) -> dict[str, Any]:
-    """Returns the defaults of a config: what a run had in fields that came after it."""
-    fields = dataclasses.fields(config)
-    known = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
-    return _as_json(known)

@@ -11,7 +11,7 @@ A config declares each setting once::
 From that follow its flag and --help (:mod:`experiments.run.command`), what :func:`validate` says of
 an instance, and what :func:`checked` makes of values that come from flags or from a file. Where the
 default is None, None stands for "not set"; a list has no item twice, and is empty only where its
-default is. Every declaration takes `group` and `of` of a :class:`Rule` besides.
+default is. Every declaration takes `group`, `of` and `before` of a :class:`Rule` besides.
 """
 
 import dataclasses
@@ -54,6 +54,7 @@ class Rule:
       noun: what a text is.
       group: heading of --help under which it stands; its class's own where None.
       of: name of the setting -> those it belongs to, such as objectives; None: to all.
+      before: what runs had before there was the setting; None: the default.
     """
 
     kind: type
@@ -68,6 +69,7 @@ class Rule:
     noun: str = "text"
     group: str | None = None
     of: Callable[[str], Sequence[str]] | None = None
+    before: Any = None
 
     @property
     def expected(self) -> str:
@@ -234,7 +236,9 @@ def integers(default: tuple[int, ...], low: int, high: int, text: str) -> Any:
     return _field(default, int, text, low=low, high=high, many=True)
 
 
-def numbers(default: tuple[float, ...], low: float, high: float, text: str, **options: Any) -> Any:
+def numbers(
+    default: tuple[float, ...] | None, low: float, high: float, text: str, **options: Any
+) -> Any:
     """Declares distinct numbers in [low, high]."""
     return _field(default, float, text, low=low, high=high, many=True, **options)
 
@@ -278,6 +282,16 @@ def data_dir(text: str = "Folder with the data set's files.") -> Any:
 def rules(config_class: type) -> dict[str, Rule]:
     """Returns the rules of a config's fields by name."""
     return {field.name: field.metadata[_RULE] for field in dataclasses.fields(config_class)}
+
+
+def earlier(config_class: type) -> dict[str, Any]:
+    """Returns what a run has in fields of its config that came after it."""
+    values = {field.name: field.default for field in dataclasses.fields(config_class)}
+    for field in dataclasses.fields(config_class):
+        rule = field.metadata.get(_RULE)
+        if rule is not None and rule.before is not None:
+            values[field.name] = rule.before
+    return {name: value for name, value in values.items() if value is not dataclasses.MISSING}
 
 
 def validate(config: Any) -> None:

@@ -19,6 +19,8 @@ from kernelgrad.objectives import Objective
 from kernelgrad.two_player import TwoPlayer
 from kernelgrad.types import Array
 
+PAPER_SCALES = (0.5, 1.0, 2.0, 4.0)  # of paper 000
+LOCAL_SCALES = (0.01, 0.03, 0.1, 0.3)
 _OF_CRITICS = ("critic_steps", "critic_learning_rate")
 T = TypeVar("T")
 
@@ -54,6 +56,8 @@ class Choice(NamedTuple):
       summary: what the generator descends, in one line.
       build: () -> the objective.
       critic_steps: before each step of the generator, by default; 0 without a critic.
+      kernel_scales: by default.
+      normalize: whether the direction is normalised by default.
       spectral_norm: whether the critic is normalised by default.
       critic_rate: the critic's learning rate by default, in units of the generator's.
       network: shape of a sample -> the critic.
@@ -68,6 +72,8 @@ class Choice(NamedTuple):
     summary: str
     build: Callable[..., Objective | TwoPlayer]
     critic_steps: int = 0
+    kernel_scales: tuple[float, ...] = PAPER_SCALES
+    normalize: bool = False
     spectral_norm: bool = False
     critic_rate: float = 1.0
     network: Callable[..., nn.Module] = value_network
@@ -109,8 +115,9 @@ class Choice(NamedTuple):
     def _called(self, function: Callable[..., T], config: Any, *arguments: Any) -> T:
         """Calls a function with the settings that it reads."""
         settings = {name: getattr(config, name) for name in _keywords(function)}
-        if settings.get("spectral_norm", False) is None:
-            settings["spectral_norm"] = self.spectral_norm
+        for name in ("kernel_scales", "spectral_norm"):
+            if settings.get(name, name) is None:
+                settings[name] = getattr(self, name)
         return function(*arguments, **settings)
 
 

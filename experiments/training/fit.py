@@ -31,6 +31,7 @@ ScoreFn = Callable[[Array], dict[str, float]]
 METRICS = ("test_mmd", "test_w1", *image_metrics.METRICS)  # of an evaluation; the first of all
 EVALUATED_SAMPLES = 500  # of a generator, and as many of the test data at most
 
+_JUDGED_SCALES = (0.5, 1.0, 2.0, 4.0)  # squared lengthscales over the median squared distance
 _MAX_STEPS_PER_RECORD = 50
 _COMPARED_EXAMPLES = 1000  # of the data that several processes have
 _LAYOUT = "devices.txt"
@@ -227,10 +228,14 @@ def make_judge(
         state = train.averaged(state)
         samples = model.generate(state.params, state.batch_stats, latents)
         flat = samples.reshape(samples.shape[0], -1)
-        kernel = kernels.median_mixture(kernels.imq_mixture, test, scales=config.kernel_scales)
-        return samples, mmd.mmd_u_statistic(flat, test, kernel)
+        return samples, mmd.mmd_u_statistic(flat, test, judging_kernel(test))
 
     return judge
+
+
+def judging_kernel(test: Array) -> kernels.Kernel:
+    """Returns the kernel of test_mmd, whatever kernel a run is trained with: test points (n, d)."""
+    return kernels.median_mixture(kernels.imq_mixture, test, scales=_JUDGED_SCALES)
 
 
 def held_out(dataset: Dataset) -> Array:

@@ -140,7 +140,7 @@ def _seen(
     views: Mapping[str, Callable[[Array], Array]],
 ) -> Objective | TwoPlayer:
     """Returns the objective as the config has it see samples, its direction normalised or not."""
-    unit = objectives.normalized if config.normalize else lambda one: one
+    unit = objectives.normalized if settings.normalizes(config) else lambda one: one
     if not settings.sees_features(config):
         return unit(objective)
     if isinstance(objective, TwoPlayer) or len(views) == 1:

@@ -13,6 +13,7 @@ from experiments.networks import energies
 from experiments.run import fields
 from experiments.run.errors import UsageError
 from experiments.training import extractors, objectives, optimizers
+from experiments.training.choices import Choice
 from experiments.training.objectives import OBJECTIVES
 from experiments.training.presets import PRESETS
 from kernelgrad import drift, kernels
@@ -27,7 +28,12 @@ PRIORS: dict[str, Callable[..., Array]] = {
 _GENERATOR, _LEARNING, _RUN = "The generator.", "How it learns.", "Looking at it, and memory."
 _SPECIAL: dict[str, Any] = {"group": "What some objectives read.", "of": objectives.reading}
 _CRITIC: dict[str, Any] = {"group": "The critic, where there is one.", "of": objectives.reading}
+_CRITICS = [name for name, choice in OBJECTIVES.items() if choice.critic_steps]
 _MOST_PICTURES = 100_000
+
+
+def _scales(choice: Choice) -> str:
+    return " ".join(map(str, choice.kernel_scales))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,12 +126,13 @@ class Config:
         group=_LEARNING,
     )
     kernel: str = fields.choice("imq", kernels.FAMILIES, "Family of the mixture.", **_SPECIAL)
-    kernel_scales: tuple[float, ...] = fields.numbers(
-        (0.5, 1.0, 2.0, 4.0),
+    kernel_scales: tuple[float, ...] | None = fields.numbers(
+        None,
         1e-12,
         1e12,
-        "Squared lengthscales in units of the batch's median squared distance; of the metric "
-        "test_mmd, in units of the test data's; between learned features, as they are.",
+        "Squared lengthscales in units of the batch's median squared distance; between learned "
+        "features, as they are; by default "
+        f"{objectives.in_words(_scales, objectives.reading('kernel_scales'))}.",
         **_SPECIAL,
     )
     ridge: float | None = fields.positive(
@@ -179,11 +186,13 @@ class Config:
         "A critic sees all of them at once; other directions are taken in each and added up.",
         group=_LEARNING,
     )
-    normalize: bool = fields.switch(
-        False,
+    normalize: bool | None = fields.switch(
+        None,
         "Divide the direction by its root mean square over the batch, that in each of several "
-        "features and that of their sum.",
+        "features and that of their sum; by default "
+        f"{objectives.in_words(lambda choice: choice.normalize)}.",
         group=_LEARNING,
+        before=False,
     )
     seed: int = fields.seed()
     eval_every: int = fields.integer(
@@ -201,19 +210,19 @@ class Config:
         1,
         1000,
         "Critic steps per generator step; by default "
-        f"{objectives.of_critics(lambda choice: choice.critic_steps)}.",
+        f"{objectives.in_words(lambda choice: choice.critic_steps, _CRITICS)}.",
         **_CRITIC,
     )
     critic_learning_rate: float | None = fields.positive(
         None,
         "Learning rate of the critic; in units of --learning_rate, by default "
-        f"{objectives.of_critics(lambda choice: choice.critic_rate)}.",
+        f"{objectives.in_words(lambda choice: choice.critic_rate, _CRITICS)}.",
         **_CRITIC,
     )
     spectral_norm: bool | None = fields.switch(
         None,
         "Spectral normalisation of the critic; by default "
-        f"{objectives.of_critics(lambda choice: choice.spectral_norm)}.",
+        f"{objectives.in_words(lambda choice: choice.spectral_norm, _CRITICS)}.",
         **_CRITIC,
     )
     num_features: int = fields.integer(
@@ -309,6 +318,12 @@ def rows_per_step(config: Config) -> int:
     return config.batch_size * max(1, critic_steps(config))
 
 
+def normalizes(config: Config) -> bool:
+    """Returns whether the direction is divided by its root mean square."""
+    default = OBJECTIVES[config.objective].normalize
+    return default if config.normalize is None else config.normalize
+
+
 def sees_features(config: Config) -> bool:
     """Returns whether the objective sees anything but the samples themselves."""
     return config.features != (extractors.PIXELS,)
@@ -323,6 +338,11 @@ def free_fields(config: Config) -> tuple[str, ...]:
     """Returns what may differ when a run is resumed: its length, unless something falls over it."""
     noise_falls = anneals(config) and config.noise_steps is None
     return () if noise_falls or config.schedule != "constant" else ("num_steps",)
+
+
+def check_objective(name: str) -> None:
+    """Raises UsageError for an objective that there is not."""
+    fields.rules(Config)["objective"].check("objective", name)
 
 
 def validate(config: Config, num_devices: int) -> None:

@@ -163,7 +163,7 @@ def stored_config(workdir: str) -> Config:
             "folder of a run of experiments.train"
         ) from error
     try:
-        config = fields.checked(Config, content)
+        config = fields.checked(Config, {**fields.earlier(Config), **content})
         settings.validate(config, 1)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error

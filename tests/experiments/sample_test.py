@@ -375,8 +375,8 @@ def test_the_generator_alone_needs_no_critic(tmp_path, monkeypatch):
     assert set(arrays) == {"samples", "latents"}
     samples = generated(config, restored(tmp_path, config), arrays["latents"])
     np.testing.assert_allclose(arrays["samples"], samples, rtol=1e-4, atol=1e-5)
-    expected = mmd_u_statistic(arrays["samples"], few.test, config.kernel_scales)
-    floor = mmd_u_statistic(few.train[:100], few.test, config.kernel_scales)
+    expected = mmd_u_statistic(arrays["samples"], few.test, (0.5, 1.0, 2.0, 4.0))
+    floor = mmd_u_statistic(few.train[:100], few.test, (0.5, 1.0, 2.0, 4.0))
     assert rows == {
         "generator": {"test_mmd": pytest.approx(expected, rel=1e-3)},
         "real samples": {"test_mmd": pytest.approx(floor, rel=1e-2, abs=1e-5)},

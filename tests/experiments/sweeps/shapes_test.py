@@ -15,7 +15,7 @@ from experiments.training import fit, models
 from experiments.training.objectives import OBJECTIVES
 from experiments.training.settings import Config
 
-BASE = Config(batch_size=10, latent_dim=2, width=4)
+BASE = Config(batch_size=10, latent_dim=2, width=4, kernel_scales=(0.5, 1.0, 2.0, 4.0))
 POINTS = Dataset(
     "points", np.zeros((80, 2), np.float32), np.zeros((9, 2), np.float32), None, None, 0
 )
