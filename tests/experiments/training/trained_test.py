@@ -218,6 +218,16 @@ def test_what_is_noted_is_the_form_of_the_data(tmp_path, labels):
         assert found.num_classes == 4
 
 
+def test_labels_are_drawn_as_from_the_data(tmp_path, key):
+    config = dataclasses.replace(RUN, objective="gan_kl", conditional=True)
+    data = catalog.load("eight_gaussians")
+    with Workdir(tmp_path, config) as folder:
+        trained.note_data(folder, data)
+    noted = trained._noted_data(tmp_path / "data.json")
+    one, other = (models.build(config, each).sample_latents(key, 9) for each in (data, noted))
+    np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize(
     "content",
     [
