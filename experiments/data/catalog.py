@@ -6,14 +6,16 @@ written below the cache folder, :func:`experiments.run.places.cache`. `data_dir`
 """
 
 import difflib
+import functools
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from experiments.data import cifar10, image_sets, own, toys, uci
 from experiments.data.dataset import Dataset
-from experiments.run import places
-from experiments.run.errors import DataError
+from experiments.run import cluster, places
+from experiments.run.errors import DataError, line
 
 
 def names() -> tuple[str, ...]:
@@ -70,6 +72,7 @@ def load(
         return _images(name, cifar10.read(archive, places.cache()), seed)
     if name == "mnist":
         return _images(name, image_sets.read_prepared(_mnist_directory(root), places.cache()), seed)
+    _note_cached(name, root)
     for place in [places.cache() / "tfds"] if root is None else [root, places.cache() / "tfds"]:
         directory = image_sets.find_prepared(name, place)
         if directory is not None:
@@ -79,6 +82,16 @@ def load(
         if path.exists():
             return _images(path.stem, own.read(path, image_size, places.cache()), seed)
     raise DataError(_unknown(name, root))
+
+
+@functools.cache
+def _note_cached(name: str, root: Path | None) -> None:
+    """Says, once, where a prepared set comes from that is in the cache and not below root."""
+    cached = image_sets.find_prepared(name, places.cache() / "tfds")
+    here = root is not None and image_sets.find_prepared(name, root)
+    if cached is not None and not here and cluster.is_first():
+        where = "--data_dir names the folder of another copy" if root is None else f"none in {root}"
+        print(line("note", f"{name}: read from the cache, {cached}; {where}"), file=sys.stderr)
 
 
 def _unknown(name: str, root: Path | None) -> str:
@@ -126,6 +139,8 @@ def _mnist_directory(root: Path | None) -> Path:
     from experiments.data import mnist  # imports TFDS, half a second
 
     source = None if root is None else mnist.find_source(root)
+    if source is None:
+        _note_cached("mnist", root)
     if root is not None and source is None:
         directory = image_sets.find_prepared("mnist", root)
         if directory is not None:
