@@ -199,6 +199,7 @@ def _make_look(
     at_lattice = isinstance(objective, Critic) and not batchwise
 
     def look(state: TrainState) -> tuple[dict[str, Array], dict[str, Array]]:
+        state = train.averaged(state)
         samples = model.generate(state.params, state.batch_stats, latents)
         points = lattice if at_lattice else samples[: len(data)]
         if isinstance(objective, Critic):

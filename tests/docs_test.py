@@ -305,6 +305,28 @@ def test_the_library_page_runs(capsys):
     assert names["keep"].shape == (10,)
 
 
+EXAMPLES = ["flax.linen", "flax.nnx", "equinox"]
+
+
+def test_every_example_is_short():
+    codes = blocks("docs/examples.md")
+    assert len(codes) == len(EXAMPLES)
+    assert all(len(code.splitlines()) <= 40 for code in codes)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("library", EXAMPLES)
+def test_an_example_fits_its_data(library):
+    pytest.importorskip(library)
+    names = {}
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        code = blocks("docs/examples.md")[EXAMPLES.index(library)]
+        exec(compile(code, library, "exec"), names)  # noqa: S102
+    data, samples = names["data"], names["samples"]
+    assert abs(samples.mean(axis=0) - data.mean(axis=0)).max() < 0.15
+    assert abs(samples.std(axis=0) - data.std(axis=0)).max() < 0.2
+
+
 def test_the_readme_names_every_objective(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train", "--help"])
     with pytest.raises(SystemExit):

@@ -19,7 +19,7 @@ ROWS = [
     {"types"},
     {"_devices", "_numeric", "_traits"},
     {"_checks", "_equality"},
-    {"_distances", "_batch"},
+    {"_distances", "_batch", "_average"},
     {"_tiles"},
     {"pairwise"},
     {"median", "_gram"},

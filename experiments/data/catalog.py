@@ -7,6 +7,7 @@ written below the cache folder, :func:`experiments.run.places.cache`. `data_dir`
 
 import difflib
 import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +16,8 @@ import numpy as np
 from experiments.data import cifar10, image_sets, own, toys, uci
 from experiments.data.dataset import Dataset
 from experiments.data.image_sets import Check, ImageSet
-from experiments.run import fields, memory, places
-from experiments.run.errors import DataError, short
+from experiments.run import cluster, fields, memory, places
+from experiments.run.errors import DataError, line, short
 
 _HELD_OUT = 10  # one in so many examples, of a set without a test split
 _LEAST_ROWS = 2  # of a split: between fewer there is no distance
@@ -113,6 +114,7 @@ def _reader(
             _mnist_directory(root, check), cache, check
         )
     path = places.folder("dataset", name) if name.strip() else None
+    _note_cached(name, root)
     for place in [cache / "tfds"] if root is None else [root, cache / "tfds"]:
         prepared = image_sets.find_prepared(name, place)
         if prepared is not None:
@@ -124,6 +126,16 @@ def _reader(
         check_size(name, image_size)
     title = path.stem[:_LONGEST_TITLE]
     return title, functools.partial(own.read, path, image_size, cache)
+
+
+@functools.cache
+def _note_cached(name: str, root: Path | None) -> None:
+    """Says, once, where a prepared set comes from that is in the cache and not below root."""
+    cached = image_sets.find_prepared(name, places.cache() / "tfds")
+    here = root is not None and image_sets.find_prepared(name, root)
+    if cached is not None and not here and cluster.is_first():
+        where = "--data_dir names the folder of another copy" if root is None else f"none in {root}"
+        print(line("note", f"{name}: read from the cache, {cached}; {where}"), file=sys.stderr)
 
 
 def _decoded(
@@ -191,6 +203,8 @@ def _mnist_directory(root: Path | None, check: Check) -> Path:
         directory = image_sets.find_prepared("mnist", root)
         if directory is not None:
             return directory
+    if source is None:
+        _note_cached("mnist", root)
     return mnist.prepare(source, places.cache() / "tfds", check)
 
 

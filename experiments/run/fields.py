@@ -202,7 +202,7 @@ def not_negative(default: float | None, text: str, **options: Any) -> Any:
     return number(default, 0.0, LARGEST, text, **options)
 
 
-def share(default: float, text: str, **options: Any) -> Any:
+def share(default: float | None, text: str, **options: Any) -> Any:
     """Declares a number >= 0, and below 1 by so much that float32 sees it."""
     return number(default, 0.0, 1 - 1e-6, text, **options)
 

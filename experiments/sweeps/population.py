@@ -25,7 +25,7 @@ from experiments.run.signals import Signals, terminated
 from experiments.run.workdirs import Workdir
 from experiments.sweeps import shapes
 from experiments.sweeps.runs import ENDED, Datasets, Run
-from experiments.training import extractors, fit, models, settings
+from experiments.training import extractors, fit, models, settings, trained
 from experiments.training.extractors import Extractor
 from experiments.training.settings import Config
 from kernelgrad import train
@@ -163,6 +163,7 @@ def _train(
             folder = Workdir(root / one.name, one.config, free_fields=free)
             folders.append(stack.enter_context(folder))
             extractors.hold_to(folder, tuple(networks.values()))
+            trained.note_data(folder, data[one.name])
         begun = _begin(form, members, folders)
         for step in sorted({step for step, _ in begun}):
             chosen = [index for index, (at, _) in enumerate(begun) if at == step]

@@ -14,6 +14,7 @@ import optax
 
 from experiments.networks import critics, energies
 from experiments.networks.conditional import ConditionalCritic, JointEnergy
+from experiments.training import optimizers
 from kernelgrad.objectives import Objective
 from kernelgrad.two_player import TwoPlayer
 from kernelgrad.types import Array
@@ -60,7 +61,7 @@ class Choice(NamedTuple):
       spectral_norm: whether the critic is normalised by default.
       critic_rate: the critic's learning rate by default, in units of the generator's.
       network: shape of a sample -> the critic.
-      optimizer: Adam of the critic -> its optimizer.
+      optimizer: that of the settings -> the critic's.
       energy: output of the critic -> energies (n,), low where it sees data; None without a critic,
         or with one of features.
       batchwise: whether the critic gives a point another direction among other points.
@@ -108,7 +109,8 @@ class Choice(NamedTuple):
         rate = config.critic_learning_rate
         if rate is None:
             rate = self.critic_rate * config.learning_rate
-        return self._called(self.optimizer, config, optax.adam(rate, b1=config.b1))
+        steps = config.critic_steps or self.critic_steps
+        return self._called(self.optimizer, config, optimizers.make(config, rate, steps))
 
     def _called(self, function: Callable[..., T], config: Any, *arguments: Any) -> T:
         """Calls a function with the settings that it reads."""

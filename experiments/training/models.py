@@ -14,7 +14,7 @@ from experiments.data.dataset import Dataset
 from experiments.networks import generators
 from experiments.run import memory, places
 from experiments.run.errors import UsageError, short
-from experiments.training import extractors, settings
+from experiments.training import extractors, optimizers, settings
 from experiments.training.extractors import Extractor
 from experiments.training.objectives import OBJECTIVES
 from experiments.training.settings import Config
@@ -69,7 +69,7 @@ def build(
         where anything is traced.
     """
     network = generators.generator_for(dataset.sample_shape, config.width, axis_name)
-    optimizer = optax.adam(config.learning_rate, b1=config.b1)
+    optimizer = optimizers.make(config, config.learning_rate)
     networks = load_networks(config, dataset) if networks is None else networks
     views = {name: networks.get(name, _itself) for name in config.features}
     objective, init_critic = _build_objective(config, dataset, views)
@@ -97,7 +97,8 @@ def build(
         variables = network.init(key, sample_latents(key, 2), train=False)
         stats = variables.get("batch_stats", {})
         critic_state = init_critic(jax.random.fold_in(key, 1))
-        return train.init(variables["params"], stats, optimizer, critic_state)
+        keeps = config.ema is not None
+        return train.init(variables["params"], stats, optimizer, critic_state, ema=keeps)
 
     return Model(
         generate,

@@ -12,7 +12,7 @@ from experiments.data import catalog
 from experiments.networks import energies
 from experiments.run import fields
 from experiments.run.errors import UsageError
-from experiments.training import extractors, objectives
+from experiments.training import extractors, objectives, optimizers
 from experiments.training.choices import Choice
 from experiments.training.objectives import OBJECTIVES
 from experiments.training.presets import PRESETS
@@ -64,8 +64,62 @@ class Config:
         32, 1, fields.MAX_SIZE, "Channels (images) or units (points).", group=_GENERATOR
     )
     prior: str = fields.choice("normal", PRIORS, "Prior of the latents.", group=_GENERATOR)
-    learning_rate: float = fields.positive(1e-3, "Adam's learning rate.", group=_LEARNING)
-    b1: float = fields.share(0.9, "Adam's decay of the first moment.", group=_LEARNING)
+    learning_rate: float = fields.positive(
+        1e-3, "Learning rate of the generator, the largest under a schedule.", group=_LEARNING
+    )
+    optimizer: str = fields.choice(
+        "adam",
+        optimizers.OPTIMIZERS,
+        "Optax's optimizer of that name, of the generator and of a critic.",
+        group=_LEARNING,
+    )
+    b1: float = fields.share(
+        0.9,
+        f"Decay of the first moment: {' and '.join(optimizers.reading('b1'))}.",
+        group=_LEARNING,
+    )
+    b2: float = fields.share(
+        0.999,
+        f"Decay of the second moment: {' and '.join(optimizers.reading('b2'))}.",
+        group=_LEARNING,
+    )
+    momentum: float | None = fields.share(
+        None,
+        f"Decay of the momentum: {' and '.join(optimizers.reading('momentum'))}; none by default.",
+        group=_LEARNING,
+    )
+    weight_decay: float = fields.not_negative(
+        1e-4,
+        "Decay of the parameters, in units of the learning rate: "
+        f"{' and '.join(optimizers.reading('weight_decay'))}.",
+        group=_LEARNING,
+    )
+    schedule: str = fields.choice(
+        "constant",
+        optimizers.SCHEDULES,
+        "How the learning rates of the generator and of a critic fall to 0 over --num_steps.",
+        group=_LEARNING,
+    )
+    warmup: int | None = fields.integer(
+        None,
+        1,
+        fields.MAX_COUNT,
+        "Steps over which both rates rise in equal parts, before they fall; none by default.",
+        group=_LEARNING,
+    )
+    clip_norm: float | None = fields.positive(
+        None,
+        "Largest norm of the generator's gradient over all its parameters, and of a critic's; "
+        "longer ones are shortened to it. By default none are.",
+        group=_LEARNING,
+    )
+    ema: float | None = fields.share(
+        None,
+        "Decay a step of a moving average of the generator's parameters and batch statistics, "
+        "such as 0.999. Samples, pictures and metrics are then those of the average; training "
+        "and a critic do not see it. By default there is none.",
+        group=_LEARNING,
+    )
     kernel: str = fields.choice("imq", kernels.FAMILIES, "Family of the mixture.", **_SPECIAL)
     kernel_scales: tuple[float, ...] | None = fields.numbers(
         None,
@@ -156,7 +210,7 @@ class Config:
     )
     critic_learning_rate: float | None = fields.positive(
         None,
-        "Adam's learning rate of the critic; in units of --learning_rate, by default "
+        "Learning rate of the critic; in units of --learning_rate, by default "
         f"{objectives.in_words(lambda choice: choice.critic_rate, _CRITICS)}.",
         **_CRITIC,
     )
@@ -276,8 +330,9 @@ def anneals(config: Config) -> bool:
 
 
 def free_fields(config: Config) -> tuple[str, ...]:
-    """Returns what may differ when a run is resumed: its length, unless noise falls over it."""
-    return () if anneals(config) and config.noise_steps is None else ("num_steps",)
+    """Returns what may differ when a run is resumed: its length, unless something falls over it."""
+    noise_falls = anneals(config) and config.noise_steps is None
+    return () if noise_falls or config.schedule != "constant" else ("num_steps",)
 
 
 def check_objective(name: str) -> None:
@@ -295,6 +350,10 @@ def validate(config: Config, num_devices: int) -> None:
         raise UsageError(
             f"batch_size: got {config.batch_size} for {num_devices} devices; expected a multiple, "
             f"such as {' or '.join(map(str, sizes))}"
+        )
+    if config.warmup is not None and config.warmup >= config.num_steps:
+        raise UsageError(
+            f"warmup: got {config.warmup}; expected fewer than the {config.num_steps} of num_steps"
         )
     _validate_for_objective(config)
 

@@ -193,6 +193,7 @@ def test_flags_and_folders_that_are_none(name, place, refused, monkeypatch):
 
 ORDERS = [
     ("train", ["--dataset=nosuch"], "dataset: got 'nosuch'"),
+    ("train", ["--warmup=2000"], "warmup: got 2000; expected fewer than the 2000 of num_steps"),
     ("train", [f"--dataset={'z' * 4000}"], "dataset: got 'zzz"),
     ("train", [f"--dataset={'z' * 256}"], "dataset: got 'zzz"),
     ("train", ["--dataset=red_wine"], "red_wine: needs winequality-red.csv"),
