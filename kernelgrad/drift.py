@@ -6,6 +6,7 @@ neither an outlier nor a low temperature underflows, nor clouds that are far apa
 and no matrix of all pairs is ever held.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -68,14 +69,28 @@ def drift(
     scales = _temperatures(temperatures, _numeric.wide(samples))
     size = samples.shape[0] * _devices.num_devices(axis_name)
     _checks.at_least("number of samples", size, 2)
-    x, y = lax.stop_gradient((_numeric.wide(samples), _numeric.like(data, _numeric.wide(samples))))
+    x, y = (_numeric.wide(lax.stop_gradient(points)) for points in (samples, data))
+    x, y = _in_a_unit(x, y, axis_name)
     everyone = jnp.concatenate([_devices.gather(points, axis_name) for points in (x, y)])
     pairs = _Pairs(*_distances.prepare(x, everyone, axis_name), size, axis_name)
-    mean = pairs.mean_distance()
+    mean, nearest = pairs.mean_and_nearest()
     scales = lax.stop_gradient(scales) * jnp.where(mean > 0, mean, 1)
-    fields = pairs.fields(scales, pairs.log_column_sums(scales))
+    exact = _distances.blurred(_distances.farthest(pairs.cols), nearest)
+    fields = pairs.fields(scales, pairs.log_column_sums(scales), exact)
     units, _ = jax.vmap(lambda field: _devices.over_rms(field, axis_name))(fields)
     return _numeric.like(math.sqrt(x.shape[1]) * jnp.sum(units, axis=0), samples)
+
+
+def _in_a_unit(x: Array, y: Array, axis_name: str | None) -> tuple[Array, Array]:
+    """Returns the points over a power of two near the largest of their coordinates.
+
+    The field knows no unit, and squares of lengths near 1 stay in range, an outlier's, too.
+    """
+    largest = jnp.maximum(jnp.max(jnp.abs(x)), jnp.max(jnp.abs(y)))
+    if axis_name is not None:
+        largest = lax.pmax(largest, axis_name)
+    unit = _numeric.power_of_two(largest)
+    return x / unit, y / unit
 
 
 class _Block(NamedTuple):
@@ -113,16 +128,19 @@ class _Pairs(NamedTuple):
         two = jnp.broadcast_to(block.real[:, None] > 0, sq_dist.shape)
         return _numeric.root(sq_dist), _distances.at_same_point(two, shift, False)
 
-    def mean_distance(self) -> Array:
-        """Returns the mean over the pairs of all devices."""
+    def mean_and_nearest(self) -> tuple[Array, Array]:
+        """Returns the mean distance of all devices' pairs, and the largest to a nearest point."""
 
-        def of(block: _Block) -> Array:
+        def of(block: _Block) -> tuple[Array, Array]:
             distance, two = self.distances(block)
-            return jnp.sum(jnp.where(two, distance, 0) / self.cols.raw.shape[0])
+            nearest = jnp.min(jnp.where(two, distance, jnp.inf), axis=1)
+            farthest = jnp.max(jnp.where(block.real > 0, nearest, 0))
+            return jnp.sum(jnp.where(two, distance, 0) / self.cols.raw.shape[0]), farthest
 
-        total = jnp.sum(lax.map(of, self.blocks())) / self.rows.raw.shape[0]
+        totals, nearest = lax.map(of, self.blocks())
         share = self.cols.raw.shape[0] / (self.cols.raw.shape[0] - 1)
-        return _devices.mean(total, self.axis_name) * share
+        mean = _devices.mean(jnp.sum(totals) / self.rows.raw.shape[0], self.axis_name) * share
+        return mean, jnp.max(nearest)
 
     def log_column_sums(self, scales: Array) -> Array:
         """Returns log sum_i k_ij of all devices' samples, shape (t, columns)."""
@@ -136,10 +154,11 @@ class _Pairs(NamedTuple):
         sums, _ = lax.scan(add, start, self.blocks())
         return jax.nn.logsumexp(_devices.gather(sums[None], self.axis_name), axis=0)
 
-    def fields(self, scales: Array, log_column_sums: Array) -> Array:
+    def fields(self, scales: Array, log_column_sums: Array, exact: Array) -> Array:
         """Returns a multiple of the field of each temperature, shape (t, n, d).
 
-        It is e^a times the field, a such that the greatest product of two shares is about 1.
+        It is e^a times the field, a such that the greatest product of two shares is about 1. Where
+        it is to be exact, differences of coordinates are added up, and else coordinates.
         """
         fake, real = self.cols.centred[: self.size], self.cols.centred[self.size :]
 
@@ -152,7 +171,18 @@ class _Pairs(NamedTuple):
             repel, most_repel = _over_greatest(log_shares[..., : self.size])
             attract, most_attract = _over_greatest(log_shares[..., self.size :])
             push, pull = (jnp.sum(each, axis=2, keepdims=True) for each in (repel, attract))
-            field = push * _numeric.dot(attract, real) - pull * _numeric.dot(repel, fake)
+
+            def by_differences() -> Array:
+                factors = jnp.concatenate([-pull * repel, push * attract], axis=2)
+                sums = functools.partial(
+                    _distances.difference_sums, rows=block.points, cols=self.cols, axis=1
+                )
+                return jax.vmap(sums)(factors)
+
+            def by_products() -> Array:
+                return push * _numeric.dot(attract, real) - pull * _numeric.dot(repel, fake)
+
+            field = _distances.choose(exact, by_differences, by_products)
             return field, most_repel + most_attract
 
         fields, log_sizes = (

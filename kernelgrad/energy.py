@@ -4,6 +4,7 @@ The energy distance itself, :math:`2 E|x - y| - E|x - x'| - E|y - y'|`, is MMD^2
 :math:`-|x - y|`: every function of :mod:`kernelgrad.mmd` takes :func:`kernelgrad.kernels.riesz`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ from jax import lax
 
 from kernelgrad import _checks, _devices, _distances, _numeric
 from kernelgrad.types import Array, Key
+
+_DISORDER = 16  # times eps (n + m)^2 neighbours on a line too close for their order to be known
 
 
 def random_directions(key: Key, num_projections: int, dimension: int) -> Array:
@@ -53,7 +56,8 @@ def sliced_energy_and_gradient(
     Args:
       x: samples x_i; shape (n, d), floating.
       y: samples y_j; shape (m, d).
-      directions: theta, as a rule from :func:`random_directions`; shape (l, d).
+      directions: theta, as a rule from :func:`random_directions`; shape (l, d). Numbers, whose
+        dtype is of no account.
       axis_name: if set, both samples are the union over all devices, of which only projections are
         gathered; the rows of this device's x come back.
 
@@ -70,14 +74,23 @@ def sliced_energy_and_gradient(
       Szekely & Rizzo 2013; Hertrich et al. 2024 (generative sliced MMD flows with Riesz kernels),
       Theorem 2 and section 3.
     """
-    x, y, directions = _checks.points(x=x, y=y, directions=directions)
+    x, y = _checks.points(x=x, y=y)
+    (directions,) = _checks.floating(directions=directions)
+    _checks.shape("directions", directions, ("l", x.shape[1]))
     still = lax.stop_gradient((x, y, directions))
     rows, cols = _distances.prepare(still[0], still[1], axis_name)
     lines = _devices.varying(_numeric.like(still[2], rows.raw), rows.raw)
 
     def along(line: Array) -> tuple[Array, Array]:
         a, b = (_devices.gather(_numeric.dot(p.centred, line), axis_name) for p in (rows, cols))
-        value, slopes = _on_the_line(a, b)
+        value, slopes, exact = _on_the_line(a, b)
+
+        def exactly() -> tuple[Array, Array]:
+            sides = [_in_two_parts(points.raw, line) for points in (rows, cols)]
+            gathered = [[_devices.gather(part, axis_name) for part in side] for side in sides]
+            return _in_order(*gathered)
+
+        value, slopes = _distances.choose(exact, exactly, lambda: (value, slopes))
         return _devices.agreed(value, axis_name), _devices.share(slopes, axis_name)
 
     values, slopes = lax.map(along, lines)
@@ -85,25 +98,93 @@ def sliced_energy_and_gradient(
     return jnp.mean(values), _numeric.like(gradient, x)
 
 
-def _on_the_line(a: Array, b: Array) -> tuple[Array, Array]:
-    """Returns the energy distance of points on a line, and its derivatives in a."""
-    n, m = a.shape[0], b.shape[0]
-    place = jnp.arange(n + m, dtype=jnp.int32)
+def _on_the_line(a: Array, b: Array) -> tuple[Array, Array, Array]:
+    """Returns the energy distance of points on a line, and its derivatives in a.
+
+    And whether both are to be exact: where rounded points have lost the length of line along which
+    the two differ, or many of them their order, many times the eps (n + m)^2 of one cloud.
+    """
     keys = jnp.sort(jnp.concatenate([_ordinal(a), _ordinal(b) + 1]))
-    count_b = jnp.cumsum((keys & 1).astype(jnp.int32))  # up to and with this place
-    count_a = place + 1 - count_b
-    excess = count_a.astype(a.dtype) / n - count_b.astype(a.dtype) / m
-    step = jnp.diff(_of_ordinal(keys, a.dtype))
-    value = 2 * jnp.sum(jnp.square(excess[:-1]) * step)
-    # the first place of points that tie, where the search below ends, knows the last
-    even = keys & ~1
+    even, step = keys & ~1, jnp.diff(_of_ordinal(keys, a.dtype))
     ends = jnp.concatenate([even[1:] > even[:-1], jnp.ones(1, bool)])
-    last = lax.cummin(jnp.where(ends, place, n + m - 1), reverse=True)
-    twice_b = count_b - (keys & 1).astype(jnp.int32) + count_b[last]
+    value, slopes, most = _counted((keys & 1).astype(jnp.int32), step, ends, a.shape[0])
+    farthest = jnp.maximum(jnp.max(jnp.abs(a)), jnp.max(jnp.abs(b)))
+    length = jnp.where(most > 0, value / jnp.where(most > 0, 2 * most, 1), jnp.inf)
+    eps, size = float(jnp.finfo(a.dtype).eps), keys.shape[0]
+    close = jnp.sum((step > 0) & (step <= 4 * eps * farthest), dtype=jnp.int32)
+    disordered = _distances.is_set(close > min(int(_DISORDER * eps * size**2), size))
+    exact = jnp.maximum(_distances.blurred(farthest, length), disordered)
+    return value, slopes[jnp.searchsorted(keys, _ordinal(a))], exact
+
+
+def _in_order(a: Sequence[Array], b: Sequence[Array]) -> tuple[Array, Array]:
+    """Returns the same from points in two parts, by a sort of both."""
+    n, size = a[0].shape[0], a[0].shape[0] + b[0].shape[0]
+    place = jnp.arange(size, dtype=jnp.int32)
+    high, low = (jnp.concatenate(parts) for parts in zip(a, b, strict=True))
+    high, low, origin = lax.sort((high, low, place), num_keys=2)
+    step = jnp.diff(high) + jnp.diff(low)
+    ends = jnp.concatenate([step > 0, jnp.ones(1, bool)])
+    value, slopes, _ = _counted((origin >= n).astype(jnp.int32), step, ends, n)
+    first = lax.cummax(jnp.where(jnp.roll(ends, 1), place, 0))
+    return value, jnp.zeros(size, high.dtype).at[origin].set(slopes[first])[:n]
+
+
+def _counted(is_b: Array, step: Array, ends: Array, n: int) -> tuple[Array, Array, Array]:
+    """Returns the distance, derivatives in points at each place, and the greatest square of F - G.
+
+    Args:
+      is_b: whether the point at a place is one of b, in order; shape (n + m,), int32.
+      step: from each place to the next; shape (n + m - 1,).
+      ends: whether the next place is another point than this; shape (n + m,), bool.
+      n: how many are of a.
+
+    Of points that tie, the derivative is right at the first place.
+    """
+    size, dtype = is_b.shape[0], step.dtype
+    place = jnp.arange(size, dtype=jnp.int32)
+    count_b = jnp.cumsum(is_b)  # up to and with this place
+    count_a = place + 1 - count_b
+    excess = count_a.astype(dtype) / n - count_b.astype(dtype) / (size - n)
+    squares = jnp.square(excess[:-1])
+    value = 2 * jnp.sum(squares * step)
+    last = lax.cummin(jnp.where(ends, place, size - 1), reverse=True)
+    twice_b = count_b - is_b + count_b[last]
     twice_a = place + last + 1 - twice_b
-    slopes = 2 / n * (twice_b.astype(a.dtype) / m - twice_a.astype(a.dtype) / n)
-    slopes = jnp.where(jnp.isfinite(value), slopes, jnp.nan)
-    return value, slopes[jnp.searchsorted(keys, _ordinal(a))]
+    slopes = 2 / n * (twice_b.astype(dtype) / (size - n) - twice_a.astype(dtype) / n)
+    return value, jnp.where(jnp.isfinite(value), slopes, jnp.nan), jnp.max(squares)
+
+
+def _in_two_parts(points: Array, line: Array) -> tuple[Array, Array]:
+    """Returns projections as sums of two floats, exact to about twice the digits of one.
+
+    Halves of the digits of a coordinate and of a direction have exact products, fused with a sum
+    or not; the error of each sum is a float.
+    """
+
+    def add(sums: tuple[Array, Array], factors: tuple[Array, Array]) -> tuple[Any, None]:
+        total, error = sums
+        (x, rest_x), (t, rest_t) = (_halves(factor) for factor in factors)
+        for term in (x * t, x * rest_t, rest_x * t, rest_x * rest_t):
+            grown = total + term
+            added = grown - total
+            error += (total - (grown - added)) + (term - added)
+            total = grown
+        return (total, error), None
+
+    zeros = jnp.zeros_like(points[:, 0])
+    start = _devices.varying((zeros, zeros), points, line)
+    (total, error), _ = lax.scan(add, start, (points.T, line))
+    high = total + error
+    return high, error - (high - total)
+
+
+def _halves(x: Array) -> tuple[Array, Array]:
+    """Returns the leading half of the digits of floats, and the rest."""
+    kind, bits = {4: (jnp.int32, 12), 8: (jnp.int64, 27)}[x.dtype.itemsize]
+    leading = lax.bitcast_convert_type(x, kind) & ~((1 << bits) - 1)
+    high = lax.bitcast_convert_type(leading, x.dtype)
+    return high, x - high
 
 
 def _ordinal(points: Array) -> Array:

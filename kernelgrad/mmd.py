@@ -242,8 +242,8 @@ def test_power(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None = No
       J, shape (); at least float32.
 
     Raises:
-      ValueError: wrong rank, dtype or mismatched shapes, fewer than two samples, or a concrete
-        k(0) <= 0.
+      ValueError: wrong rank, dtype or mismatched shapes, fewer than two samples, a kernel without
+        k(0) > 0, or a concrete k(0) <= 0.
 
     Cost: O(n^2 d) time, O(n d) memory.
 
@@ -257,6 +257,8 @@ def test_power(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None = No
         )
     size = x.shape[0] * _devices.num_devices(axis_name)
     _checks.at_least("number of samples in x", size, 2)
+    for part in _traits.parts(kernel):
+        _traits.check_positive(part)
     parts = [_differences(x, y, part, axis_name) for part in _traits.parts(kernel)]
     rows, diagonal, peak = (sum(terms) for terms in zip(*parts, strict=True))
     _checks.positive(**{"k(0) of kernel": peak})
@@ -303,7 +305,7 @@ def two_sample_test(
     _checks.finite(x=x, y=y)
     _checks.at_least("num_permutations", num_permutations, 1)
     n, m = x.shape[0], y.shape[0]
-    points = _distances.pool(x, y)
+    points = jnp.concatenate([x, y])
     pools = [(_traits.radial(part), _embed(part, points)) for part in _traits.parts(kernel)]
     dtype = pools[0][1].dtype
     signed = jnp.concatenate([jnp.full(n, 1 / n, dtype), jnp.full(m, -1 / m, dtype)])
