@@ -150,7 +150,8 @@ def witness_gradient(
       axis_name: if set, both samples are the union over all devices; queries stay apart.
 
     Returns:
-      Gradient, shape (q, d), dtype of queries, in 1/units of x.
+      Gradient, shape (q, d), dtype of queries, in 1/units of x; 0 at a query from where the dtype
+      cannot tell x from y.
 
     Raises:
       ValueError: wrong rank, dtype or mismatched dimensions.
