@@ -4,7 +4,6 @@ Gaussian noise gives two clouds densities, sums of kernels, and with them an opt
 that no network has to learn.
 """
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -186,8 +185,10 @@ def noisy_logits_and_gradient(
     )
     reach = _FAR * lax.stop_gradient(jnp.max(jnp.abs(cols.centred)))
 
-    @functools.partial(jax.checkpoint, static_argnums=0)
-    def at(exact: bool, row: Points) -> tuple[Array, Array]:
+    exact = _distances.apart(cols, least=jnp.sqrt(width))
+
+    @jax.checkpoint
+    def at(row: Points) -> tuple[Array, Array]:
         far = jnp.max(jnp.abs(row.centred)) > reach
         of_real, of_fake = (_weights(row, cloud, width, far) for cloud in (reals, fakes))
         logit = jnp.log(jnp.mean(of_real.kappa)) - jnp.log(jnp.mean(of_fake.kappa))
@@ -199,12 +200,7 @@ def noisy_logits_and_gradient(
         return logit, (centre - other) / width
 
     rows_at_once = max(1, _PAIRS_AT_ONCE // num_cols)
-
-    def at_all(exact: bool) -> tuple[Array, Array]:
-        return lax.map(functools.partial(at, exact), rows, batch_size=rows_at_once)
-
-    exact = _distances.apart(cols, least=jnp.sqrt(width))
-    logits, gradients = _distances.choose(exact, lambda: at_all(True), lambda: at_all(False))
+    logits, gradients = lax.map(at, rows, batch_size=rows_at_once)
     return _numeric.like(logits, points), _numeric.like(gradients, points)
 
 
@@ -275,12 +271,17 @@ def _weights(row: Points, cloud: Points, variance: Array, far: Array) -> _Weight
     return _Weights(nearest, jnp.exp(exponents))
 
 
-def _centre(row: Points, cloud: Points, kappa: Array, far: Array, exact: bool) -> Array:
+def _centre(row: Points, cloud: Points, kappa: Array, far: Array, exact: Array) -> Array:
     """Returns the mean of a cloud weighted by kappa, less a point that both clouds share."""
-    if not exact:
-        return _numeric.dot(kappa, cloud.centred) / jnp.sum(kappa)
-    one = jax.tree.map(lambda a: jnp.where(far, 0, a)[None], row)
-    return _distances.difference_sums(kappa[None], one, cloud, axis=1)[0] / jnp.sum(kappa)
+
+    def by_differences() -> Array:
+        one = jax.tree.map(lambda a: jnp.where(far, 0, a)[None], row)
+        return _distances.difference_sums(kappa[None], one, cloud, axis=1)[0]
+
+    def by_products() -> Array:
+        return _numeric.dot(kappa, cloud.centred)
+
+    return _distances.choose(exact, by_differences, by_products) / jnp.sum(kappa)
 
 
 # -------------------------------------------------------------------------------------- contracts
