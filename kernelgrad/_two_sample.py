@@ -11,7 +11,6 @@ from jax import lax
 
 from kernelgrad import (
     _checks,
-    _distances,
     _numeric,
     _resampling,
     _tiles,
@@ -193,7 +192,7 @@ def _resampled(
 ) -> _resampling.Resampled:
     """Returns a kernel's statistic of the samples, and of as many permutations of them."""
     n, m = x.shape[0], y.shape[0]
-    points = _distances.pool(x, y)
+    points = jnp.concatenate([x, y])
     parts = [
         (_traits.radial(part), _numeric.wide(_traits.embed(part, points)))
         for part in _traits.parts(kernel)

@@ -162,6 +162,7 @@ def _stein_features(particles: Array, score: Array, kernel: Kernel, locations: A
     """Returns tau at each particle, shape (n, J d)."""
     if _traits.is_feature_kernel(kernel):
         raise ValueError("kernel: got a feature kernel; expected a radial kernel of the particles")
+    _traits.check_positive(kernel)
     points, sites = _numeric.wide(particles), _numeric.wide(locations)
     steps = points[:, None, :] - sites[None, :, :]
     sq_dist = jnp.sum(jnp.square(steps), axis=2)

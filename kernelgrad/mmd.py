@@ -149,7 +149,8 @@ def witness_gradient(
       axis_name: if set, both samples are the union over all devices; queries stay apart.
 
     Returns:
-      Gradient, shape (q, d), dtype of queries, in 1/units of x.
+      Gradient, shape (q, d), dtype of queries, in 1/units of x; 0 at a query from where the dtype
+      cannot tell x from y.
 
     Raises:
       ValueError: wrong rank, dtype or mismatched dimensions.
@@ -241,8 +242,8 @@ def test_power(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None = No
       J, shape (); at least float32.
 
     Raises:
-      ValueError: wrong rank, dtype or mismatched shapes, fewer than two samples, or a concrete
-        k(0) <= 0.
+      ValueError: wrong rank, dtype or mismatched shapes, fewer than two samples, a kernel without
+        k(0) > 0, or a concrete k(0) <= 0.
 
     Cost: O(n^2 d) time, O(n d) memory.
 
@@ -256,6 +257,8 @@ def test_power(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None = No
         )
     size = x.shape[0] * _devices.num_devices(axis_name)
     _checks.at_least("number of samples in x", size, 2)
+    for part in _traits.parts(kernel):
+        _traits.check_positive(part)
     parts = [_differences(x, y, part, axis_name) for part in _traits.parts(kernel)]
     rows, diagonal, peak = (sum(terms) for terms in zip(*parts, strict=True))
     _checks.positive(**{"k(0) of kernel": peak})

@@ -121,14 +121,14 @@ row(kernels.svgd_lengthscale, 1, spread="same", smooth=False, least=2)
 
 
 def _median_kernel(e, x, y):
-    return _at_a_unit(
-        e, kernels.median_mixture(kernels.imq_mixture, x, y, axis_name=e.axis_name), x
-    )
+    kernel = kernels.median_mixture(kernels.imq_mixture, x, y, axis_name=e.axis_name)
+    return _at_a_unit(e, kernel, x, y)
 
 
-def _at_a_unit(e, kernel, x):
-    """A kernel's value there: its numbers have the dtype of all numbers, whatever x."""
-    dtype = jax.dtypes.canonicalize_dtype(x.dtype.newbyteorder("="))
+def _at_a_unit(e, kernel, *points):
+    """A kernel's value there: its numbers have the dtype of all numbers, whatever the points."""
+    dtype = max((p.dtype for p in points), key=lambda dtype: dtype.itemsize)
+    dtype = jax.dtypes.canonicalize_dtype(dtype.newbyteorder("="))
     return kernel.profile(jnp.full(1, e.unit**2, dtype))
 
 
@@ -166,7 +166,7 @@ LEARNING = {"optimizer": lambda e: LEARNER, "num_steps": 2, "smooth": False}
 
 def _learned(e, x, y):
     learned = kernel_learning.learn(e.key, x, y, e.kernel, LEARNER, num_steps=2)
-    return _at_a_unit(e, learned.kernel, x), learned.powers
+    return _at_a_unit(e, learned.kernel, x, y), learned.powers
 
 
 row(kernel_learning.learn, 0, _learned, smooth=False, least=2)
