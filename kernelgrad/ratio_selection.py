@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from kernelgrad import _checks, _numeric, _solve, kernels, ratio
+from kernelgrad import _checks, _numeric, _ratio_fits, _ratio_models, _solve, kernels
 from kernelgrad.types import Array, Kernel
 
 
@@ -137,6 +137,7 @@ def kliep_cv(
     q: Array,
     kernel: Kernel,
     *,
+    centers: Array | None = None,
     num_folds: int = 5,
     num_steps: int = 1000,
     tolerance: float | Array = 1e-3,
@@ -154,6 +155,7 @@ def kliep_cv(
       p: x_i, samples of the numerator, in exchangeable order; shape (n, d), floating.
       q: y_j, samples of the denominator, in exchangeable order; shape (m, d).
       kernel: k > 0; its lengthscales are in units of p.
+      centers: z_c, in every fit; shape (c, d). None: all that is fitted there.
       num_folds: 2 to min(n, m); static. Fold f holds out every num_folds-th sample from the f-th.
       num_steps: of each fit; static.
       tolerance: of each fit, in nats.
@@ -171,8 +173,10 @@ def kliep_cv(
     """
 
     def loss(train: _Pair, held: _Pair) -> Array:
-        model = ratio.kliep(*train, kernel, num_steps=num_steps, tolerance=tolerance)
-        log_p, log_q = (ratio.log_density_ratio(model, _numeric.wide(x)) for x in held)
+        model = _ratio_fits.kliep(
+            *train, kernel, centers=centers, num_steps=num_steps, tolerance=tolerance
+        )
+        log_p, log_q = (_ratio_models.log_density_ratio(model, _numeric.wide(x)) for x in held)
         return jax.nn.logsumexp(log_q) - math.log(log_q.shape[0]) - jnp.mean(log_p)
 
     return _cross_validated(loss, p, q, num_folds)
@@ -184,6 +188,7 @@ def logistic_cv(
     kernel: Kernel,
     *,
     ridge: float | Array,
+    centers: Array | None = None,
     num_folds: int = 5,
     num_steps: int = 50,
     tolerance: float | Array = 1e-6,
@@ -200,6 +205,7 @@ def logistic_cv(
       q: y_j, samples of the denominator, in exchangeable order; shape (m, d).
       kernel: k; its lengthscales are in units of p.
       ridge: lambda > 0, in units of k^2.
+      centers: z_c, in every fit; shape (c, d). None: all that is fitted there.
       num_folds: 2 to min(n, m); static. Fold f holds out every num_folds-th sample from the f-th.
       num_steps: of each fit; static.
       tolerance: of each fit, in nats.
@@ -215,10 +221,10 @@ def logistic_cv(
     """
 
     def loss(train: _Pair, held: _Pair) -> Array:
-        model = ratio.logistic(
-            *train, kernel, ridge=ridge, num_steps=num_steps, tolerance=tolerance
+        model = _ratio_fits.logistic(
+            *train, kernel, ridge=ridge, centers=centers, num_steps=num_steps, tolerance=tolerance
         )
-        log_p, log_q = (ratio.log_density_ratio(model, _numeric.wide(x)) for x in held)
+        log_p, log_q = (_ratio_models.log_density_ratio(model, _numeric.wide(x)) for x in held)
         odds = math.log(p.shape[0] / q.shape[0])
         losses = jax.nn.softplus(jnp.concatenate([-log_p - odds, log_q + odds]))
         return jnp.mean(losses)

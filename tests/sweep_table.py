@@ -226,6 +226,18 @@ def _fitted(function, **numbers):
 row(ratio.density_ratio, 0, _evaluated(ratio.density_ratio))
 row(ratio.log_density_ratio, 0, _evaluated(ratio.log_density_ratio))
 row(ratio.log_ratio_gradient, -1, _evaluated(ratio.log_ratio_gradient))
+row(
+    ratio.kl_divergence,
+    0,
+    lambda e, p, q: ratio.kl_divergence(ratio.rulsif(p, q, e.kernel, ridge=e.number(0.5)), p),
+)
+row(
+    ratio.pearson_divergence,
+    0,
+    lambda e, p, q: ratio.pearson_divergence(
+        ratio.rulsif(p, q, e.kernel, ridge=e.number(0.5)), p, q, alpha=e.number(0.1)
+    ),
+)
 
 
 def _plugged_in(function, **numbers):
