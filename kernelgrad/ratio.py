@@ -13,7 +13,7 @@ logistic    p / q, log-odds of a classifier                 :class:`LogLinearRat
 A fitted model is a discriminator: :func:`log_ratio_gradient` points from q to p, and its negative
 is the direction to descend for KL[q || p]. Everything is linear in kernels at some centers; their
 number sets the cost, and a few hundred of many samples serve as well as all. Where no kernel or
-ridge is given it is chosen by a held-out loss of :mod:`kernelgrad.ratio_selection`, whose functions
+ridge is given it is chosen by a held-out loss of :mod:`kernelgrad.selection`, whose functions
 choose among others, too.
 """
 
@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from kernelgrad import _checks, _numeric, _ratio_fits, kernels, ratio_selection
+from kernelgrad import _checks, _numeric, _ratio_fits, kernels, selection
 from kernelgrad._ratio_models import LinearRatio as LinearRatio
 from kernelgrad._ratio_models import LogLinearRatio as LogLinearRatio
 from kernelgrad._ratio_models import MixtureRatio as MixtureRatio
@@ -109,7 +109,7 @@ def rulsif(
       q: y_j, samples of the denominator; shape (m, d).
       kernel: k; its lengthscales are in units of p. None: a Gaussian kernel, whose lengthscale
         is that of ``FACTORS`` times the median distance with the least loss by
-        :func:`kernelgrad.ratio_selection.rulsif_loo`.
+        :func:`kernelgrad.selection.rulsif_loo`.
       ridge: lambda > 0, in units of k^2, 0.01 to 1 as a rule. Keep it above 10 c eps k(0)^2, with
         eps the machine epsilon: below, rounding decides the result. None: one of ``RIDGES``,
         likewise.
@@ -138,7 +138,7 @@ def rulsif(
     centers = _few(p, kernel, ridge, centers)
 
     def loss(kernel: Kernel, ridge: float | Array) -> Array:
-        return ratio_selection.rulsif_loo(p, q, kernel, ridge=ridge, alpha=alpha, centers=centers)
+        return selection.rulsif_loo(p, q, kernel, ridge=ridge, alpha=alpha, centers=centers)
 
     kernel, ridge = _settled("rulsif", p, q, kernel, ridge, axis_name, loss)
     return _ratio_fits.rulsif(
@@ -195,7 +195,7 @@ def lsif(
     centers = _few(p, kernel, ridge, centers)
 
     def loss(kernel: Kernel, ridge: float | Array) -> Array:
-        return ratio_selection.rulsif_loo(p, q, kernel, ridge=ridge, alpha=alpha, centers=centers)
+        return selection.rulsif_loo(p, q, kernel, ridge=ridge, alpha=alpha, centers=centers)
 
     kernel, ridge = _settled("lsif", p, q, kernel, ridge, axis_name, loss)
     return _ratio_fits.lsif(
@@ -238,7 +238,7 @@ def kliep(
       q: y_j, samples of the denominator; shape (m, d).
       kernel: k > 0; its lengthscales are in units of p, and the only regulariser. None: a Gaussian
         kernel, whose lengthscale is that of ``FACTORS`` times the median distance with the least
-        loss by :func:`kernelgrad.ratio_selection.kliep_cv`.
+        loss by :func:`kernelgrad.selection.kliep_cv`.
       centers: z_c; shape (c, d). None: all of p; at most ``MOST_CENTERS`` of them where kernel is
         chosen here.
       num_steps: greatest number T of steps, at least 1; static.
@@ -264,7 +264,7 @@ def kliep(
     centers = _few(p, kernel, _NONE, centers)
 
     def loss(kernel: Kernel, _: float | Array) -> Array:
-        return ratio_selection.kliep_cv(
+        return selection.kliep_cv(
             p, q, kernel, centers=centers, num_steps=num_steps, tolerance=tolerance
         )
 
@@ -311,7 +311,7 @@ def logistic(
       q: y_j, samples of the denominator; shape (m, d).
       kernel: k; its lengthscales are in units of p. None: a Gaussian kernel, whose lengthscale is
         that of ``FACTORS`` times the median distance with the least loss by
-        :func:`kernelgrad.ratio_selection.logistic_cv`.
+        :func:`kernelgrad.selection.logistic_cv`.
       ridge: lambda > 0, in units of k^2. Keep it above 10 c eps k(0)^2, with eps the machine
         epsilon: below, rounding decides the result. None: one of ``RIDGES``, likewise.
       centers: z_c; shape (c, d). None: all of p and q; at most ``MOST_CENTERS`` of them where
@@ -341,7 +341,7 @@ def logistic(
         centers = _few(jnp.concatenate(_checks.points(p=p, q=q)), kernel, ridge, None)
 
     def loss(kernel: Kernel, ridge: float | Array) -> Array:
-        return ratio_selection.logistic_cv(
+        return selection.logistic_cv(
             p,
             q,
             kernel,
@@ -395,7 +395,7 @@ def _settled(
         missing = "kernel" if kernel is None else "ridge"
         raise ValueError(
             f"{missing}: got None with axis_name {axis_name!r}; expected one, for none is "
-            "chosen over devices. See ratio_selection"
+            "chosen over devices. See selection"
         )
     p, q = _checks.points(p=p, q=q)
     dtype = _numeric.wide(p).dtype
@@ -411,7 +411,7 @@ def _settled(
         own = kernels.rbf_mixture(found["lengthscale"]) if kernel is None else kernel
         return own, found["ridge"] if ridge is None else ridge
 
-    best = ratio_selection.select(lambda *values: loss(*taken(values)), *grids.values()).values
+    best = selection.select(lambda *values: loss(*taken(values)), *grids.values()).values
     for label, value in zip(grids, best, strict=True):
         _warn_at_the_edge(f"ratio.{name}: {label}", value, grids[label])
     return taken(best)

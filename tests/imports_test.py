@@ -27,7 +27,7 @@ ROWS = [
     {"kernels", "_convex"},
     {"_ratio_models"},
     {"_ratio_fits"},
-    {"ratio_selection"},
+    {"selection"},
     {
         *{"score", "mmd", "ksd", "svgd", "ratio", "kale", "adversarial", "hmc", "langevin"},
         *{"metrics", "score_peers", "fssd", "kmm", "noise", "certificate", "drift", "energy"},

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernelgrad import kernels, ratio, ratio_selection
+from kernelgrad import kernels, ratio, selection
 
 LOSSES = {
-    ratio.ulsif: lambda p, q, kernel, ridge: ratio_selection.rulsif_loo(p, q, kernel, ridge=ridge),
-    ratio.rulsif: lambda p, q, kernel, ridge: ratio_selection.rulsif_loo(
+    ratio.ulsif: lambda p, q, kernel, ridge: selection.rulsif_loo(p, q, kernel, ridge=ridge),
+    ratio.rulsif: lambda p, q, kernel, ridge: selection.rulsif_loo(
         p, q, kernel, ridge=ridge, alpha=0.1
     ),
-    ratio.lsif: lambda p, q, kernel, ridge: ratio_selection.rulsif_loo(p, q, kernel, ridge=ridge),
-    ratio.kliep: lambda p, q, kernel, ridge: ratio_selection.kliep_cv(p, q, kernel, centers=p),
-    ratio.logistic: lambda p, q, kernel, ridge: ratio_selection.logistic_cv(
+    ratio.lsif: lambda p, q, kernel, ridge: selection.rulsif_loo(p, q, kernel, ridge=ridge),
+    ratio.kliep: lambda p, q, kernel, ridge: selection.kliep_cv(p, q, kernel, centers=p),
+    ratio.logistic: lambda p, q, kernel, ridge: selection.logistic_cv(
         p, q, kernel, ridge=ridge, centers=jnp.concatenate([p, q])
     ),
 }
@@ -60,7 +60,7 @@ def test_what_is_chosen_has_the_least_held_out_loss(samples, fit):
 def test_one_of_both_may_be_given(samples):
     p, q = samples
     kernel = kernels.rbf_mixture(1.3)
-    losses = [ratio_selection.rulsif_loo(p, q, kernel, ridge=ridge) for ridge in ratio.RIDGES]
+    losses = [selection.rulsif_loo(p, q, kernel, ridge=ridge) for ridge in ratio.RIDGES]
     best = ratio.RIDGES[int(np.argmin(losses))]
     got, expected = ratio.ulsif(p, q, kernel), ratio.ulsif(p, q, kernel, ridge=best)
     np.testing.assert_allclose(got.weights, expected.weights, rtol=1e-5)

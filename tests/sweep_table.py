@@ -36,9 +36,9 @@ from kernelgrad import (
     pairwise,
     pullback,
     ratio,
-    ratio_selection,
     score,
     score_peers,
+    selection,
     steingan,
     svgd,
     two_player,
@@ -266,21 +266,21 @@ row(
     **FIT,
 )
 row(
-    ratio_selection.select,
+    selection.select,
     (1, 0),
-    lambda e, lengthscales: ratio_selection.select(lambda l: (l / e.unit - 1.9) ** 2, lengthscales),
+    lambda e, lengthscales: selection.select(lambda l: (l / e.unit - 1.9) ** 2, lengthscales),
     smooth=False,
 )
 row(
-    ratio_selection.rulsif_loo,
+    selection.rulsif_loo,
     0,
-    lambda e, p, q, centers: ratio_selection.rulsif_loo(
+    lambda e, p, q, centers: selection.rulsif_loo(
         p, q, e.kernel, ridge=e.number(0.5), alpha=e.number(0.1), centers=centers
     ),
     least=2,
 )
-row(ratio_selection.kliep_cv, num_folds=2, tolerance=1e-3, smooth=False, least=2)
-row(ratio_selection.logistic_cv, num_folds=2, ridge=0.5, smooth=False, least=2)
+row(selection.kliep_cv, num_folds=2, tolerance=1e-3, smooth=False, least=2)
+row(selection.logistic_cv, num_folds=2, ridge=0.5, smooth=False, least=2)
 row(kmm.kernel_mean_matching, max_weight=5.0, tolerance=0.1, num_steps=20, smooth=False)
 
 # ------------------------------------------------------------------------------ energies and GANs
