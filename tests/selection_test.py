@@ -234,7 +234,7 @@ def test_a_selected_score_is_that_of_the_least_held_out_loss_and_better_than_the
 
 
 def test_bad_numbers_of_folds_and_factors_are_named():
-    with pytest.raises(ValueError, match="number of samples: got 9; expected at least 10"):
+    with pytest.raises(ValueError, match="number of samples: got 9; expected an integer >= 10"):
         score.select(jnp.zeros((9, 2)))
     with pytest.raises(ValueError, match="num_folds: got 1"):
         score.select(jnp.zeros((9, 2)), num_folds=1)

@@ -57,6 +57,7 @@ ELSEWHERE = {
     ),
     **dict.fromkeys(["critic", "train"], "trains networks"),
     "score.score_from_log_density": "takes a function, no points",
+    "selection.folds": "takes numbers, no points",
     "_learned_features.adversarial_kernel": "makes its siblings",
     "_players.on_batches": "wraps a function of arrays",
     "_players.of_union": "is in the rows of two_player.mmd_gan and its siblings",
@@ -140,6 +141,19 @@ row(median.median_squared_distance, 2, spread="same", smooth=False)
 row(score.stein_score, -1, ridge=0.5, spread="rows")
 row(score.stein_score_at, -1, ridge=0.5, spread="rows")
 row(score.rkhs_score_at, -1, ridge=0.5)
+
+
+def _selected(e, samples):
+    options = {"factors": (1.0, 2.0), "ridge_factors": (0.1, 1.0), "num_folds": 2}
+    return score.select(samples, family=kernels.rbf_mixture, **options).losses
+
+
+row(score.select, -2, _selected, smooth=False, least=4)
+row(
+    selection.hyvarinen_loss,
+    -2,
+    lambda e, x: selection.hyvarinen_loss(lambda points: -points / e.unit / e.unit, x),
+)
 row(score_peers.spectral_score, -1, mass_fraction=0.9)
 row(score_peers.spectral_score_at, -1, mass_fraction=0.9)
 row(score_peers.nu_method_score, -1, num_steps=3, nu=1.0)
