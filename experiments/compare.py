@@ -2,10 +2,12 @@
 
     python -m experiments.compare --workdir=runs/compare --objectives=kl,mmd --seeds=0,1,2
 
-Every run lives in workdir/<objective>/seed<k> and resumes like one of experiments.train. The table
+An objective may bring features of its own: --objectives=kl,kl@vicreg,kl@pixels+vicreg. Every run
+lives in workdir/<objective>/seed<k> and resumes like one of experiments.train. The table
 (comparison.md) gives each metric at equal steps and at equal training time, with the milliseconds
 per step measured in turns in one process; comparison.png shows the metrics along the way, dashed
-what real samples have. Points are also judged by W1, by assignment.
+what real samples have, and samples.png, of images, a row of each objective. Points are also judged
+by W1, by assignment.
 """
 
 import dataclasses
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 from experiments.data import catalog
 from experiments.data.dataset import Dataset
 from experiments.judges import certificates, classifiers, image_metrics
-from experiments.pictures import charts
+from experiments.pictures import charts, mosaics
 from experiments.reports import comparisons
 from experiments.reports.comparisons import Curves
 from experiments.run import command, fields, files, places, records, timing
@@ -30,6 +32,9 @@ from kernelgrad import train
 from kernelgrad.types import Array
 
 _W1_POINTS = 500  # of which the cheapest assignment takes a moment
+_ALL = "all"
+_AT, _AND = "@", "+"  # objective@features+features
+_SHOWN = 16  # samples of each objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +42,10 @@ class Options(command.Place):
     """What to compare, and where."""
 
     preset: str | None = settings.preset()
-    objectives: tuple[str, ...] = fields.choices(
-        ("kl", "mmd"), OBJECTIVES, "Objectives to compare."
+    objectives: tuple[str, ...] = fields.words(
+        ("kl", "mmd"),
+        f"Objectives to compare, those of experiments.train or {_ALL}; objective@features, joined "
+        "by +, for one that sees other --features.",
     )
     seeds: tuple[int, ...] = fields.integers(
         (0, 1, 2), 0, fields.MAX_SEED, "Seeds of the runs of each objective."
@@ -71,23 +78,38 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
       StorageError: a work folder cannot be used.
     """
     root = places.workdir(workdir)
-    for name in config.objectives:
-        settings.validate(dataclasses.replace(config.base, objective=name), 1)
     fields.validate(Options(workdir, objectives=config.objectives, seeds=config.seeds))
-    _check_meanings(config)
     configs = {name: _for_objective(config.base, name) for name in config.objectives}
-    dataset = catalog.load(
-        config.base.dataset, data_dir, seed=config.base.seed, image_size=config.base.image_size
-    )
     for one in configs.values():
-        models.check(one, dataset)
+        settings.validate(one, 1)
+    _check_meanings(config.base, configs)
+
+    def check(dataset: Dataset) -> None:
+        for one in configs.values():
+            models.check(one, dataset)
+
+    dataset = catalog.load(
+        config.base.dataset,
+        data_dir,
+        seed=config.base.seed,
+        image_size=config.base.image_size,
+        check=check,
+    )
     scores: list[fit.ScoreFn] = []
     reference: dict[str, float] = {}  # held-out images; training points, for W1 is to test points
     if dataset.is_image and dataset.train_labels is not None:
         classifier = classifiers.train_or_load(dataset, places.cache())
-        scores.append(image_metrics.inception(classifier))
+        scores += [
+            image_metrics.inception(classifier),
+            image_metrics.frechet(dataset, classifier),
+        ]
         test = image_metrics.as_images(dataset.test)
-        reference = {**scores[0](test), **image_metrics.neighbours(dataset)(test[:500])}
+        known = image_metrics.as_images(dataset.train[: fit.EVALUATED_SAMPLES])
+        reference = {
+            **scores[0](test),
+            **scores[1](known),
+            **image_metrics.neighbours(dataset)(test[: fit.EVALUATED_SAMPLES]),
+        }
     elif not dataset.is_image:
         scores.append(_w1(dataset))
         reference = scores[0](jnp.asarray(dataset.train))
@@ -112,25 +134,28 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
     curves, warnings = comparisons.gathered(histories, fit.METRICS, times, config.base.num_steps)
     _warn(*warnings)
     _report(root, config, curves, reference)
+    if dataset.is_image:
+        _show(root, config, dataset)
     return curves
 
 
-def _check_meanings(config: Config) -> None:
+def _check_meanings(base: settings.Config, configs: dict[str, settings.Config]) -> None:
     """Refuses a setting that is another for each of several objectives, or warns of it.
 
     Raises:
       UsageError: --ridge, and objectives whose ridges are not in the same units.
     """
-    ridged = [name for name in config.objectives if name in objectives.reading("ridge")]
-    if config.base.ridge is not None and len(ridged) > 1:
+    compared = list(dict.fromkeys(one.objective for one in configs.values()))
+    ridged = [name for name in compared if name in objectives.reading("ridge")]
+    if base.ridge is not None and len(ridged) > 1:
         raise UsageError(
-            f"ridge: got {config.base.ridge} for {' and '.join(ridged)}, to each of which it is "
+            f"ridge: got {base.ridge} for {' and '.join(ridged)}, to each of which it is "
             "something else; expected one of them, or none given"
         )
-    noisy = [name for name in config.objectives if OBJECTIVES[name].has_own_noise]
-    if config.base.noise_variance and 0 < len(noisy) < len(config.objectives):
+    noisy = [name for name in compared if OBJECTIVES[name].has_own_noise]
+    if base.noise_variance and 0 < len(noisy) < len(compared):
         _warn(
-            f"noise_variance: {config.base.noise_variance} is the own noise of "
+            f"noise_variance: {base.noise_variance} is the own noise of "
             f"{' and '.join(noisy)}, and for the rest noise on samples and data that falls to 0"
         )
 
@@ -140,10 +165,16 @@ def _warn(*warnings: str) -> None:
         print(line("warning", warning), file=sys.stderr)
 
 
-def _for_objective(base: settings.Config, name: str) -> settings.Config:
+def _for_objective(base: settings.Config, compared: str) -> settings.Config:
     """Returns the settings under another objective, --ridge only where that one has a ridge."""
-    ridge = base.ridge if "ridge" in OBJECTIVES[name].settings else None
-    return dataclasses.replace(base, objective=name, ridge=ridge)
+    name, at, features = compared.partition(_AT)
+    settings.check_objective(name)
+    return dataclasses.replace(
+        base,
+        objective=name,
+        ridge=base.ridge if "ridge" in OBJECTIVES[name].settings else None,
+        features=tuple(features.split(_AND)) if at else base.features,
+    )
 
 
 def time_steps(configs: dict[str, settings.Config], dataset: Dataset) -> dict[str, float]:
@@ -205,6 +236,20 @@ def _report(
     print(f"written to {root}/comparison.md and {root}/comparison.png")
 
 
+def _show(root: pathlib.Path, config: Config, dataset: Dataset) -> None:
+    """Writes a picture of the first seed's last samples of each objective, above real ones."""
+    rows = {}
+    for name in config.objectives:
+        folder = root / name / f"seed{config.seeds[0]}" / "samples"
+        last = sorted(folder.glob("[0-9]*.png"))[-1:]
+        for path in last:
+            with files.storage(str(path)):
+                rows[name] = mosaics.tiles(path.read_bytes(), dataset.sample_shape, 10)[:_SHOWN]
+    rows["test data"] = dataset.test[:_SHOWN] / 255
+    with files.storage(str(root / "samples.png")):
+        files.replace(root / "samples.png", mosaics.image_rows(rows), shared=True)
+
+
 def _start(given: command.Given) -> None:
     """Compares what the flags ask for.
 
@@ -216,7 +261,8 @@ def _start(given: command.Given) -> None:
             raise UsageError(f"{name}: got --{name}; expected --{name}s, a list to compare")
     options = fields.pick(Options, given)
     base = settings.configured(given, options.preset)
-    config = Config(base, options.objectives, options.seeds)
+    every = options.objectives == (_ALL,)
+    config = Config(base, tuple(OBJECTIVES) if every else options.objectives, options.seeds)
     run(config, workdir=options.workdir, data_dir=options.data_dir)
 
 

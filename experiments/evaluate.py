@@ -26,7 +26,6 @@ from experiments.training import settings, trained
 from experiments.training.trained import Trained
 from kernelgrad.types import Array
 
-_BATCH = 500
 _JUDGED_BY_NEIGHBOURS = 500  # as in paper 000
 
 
@@ -62,6 +61,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
 
     def check(_: settings.Config, dataset: Dataset) -> None:
         classifiers.check(dataset)
+        image_metrics.check(dataset)
         size = 4 * config.num_samples * math.prod(dataset.sample_shape)
         memory.require(config, ("num_samples",), size)
 
@@ -103,13 +103,8 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
 
 
 def _draw(run: Trained, num_samples: int) -> Array:
-    key = jax.random.key(run.config.seed)
-    generate = jax.jit(run.model.generate)
-    batches = []
-    for index in tqdm(range(-(-num_samples // _BATCH)), desc=f"Sampling at step {run.step}"):
-        latents = run.model.sample_latents(jax.random.fold_in(key, index), _BATCH)
-        batches.append(generate(run.state.params, run.state.batch_stats, latents))
-    return jnp.concatenate(batches)[:num_samples]
+    batches = run.batches(jax.random.key(run.config.seed), num_samples)
+    return jnp.concatenate(list(tqdm(batches, desc=f"Sampling at step {run.step}")))
 
 
 def main() -> None:

@@ -19,6 +19,10 @@ prior and scores; it needs no critic.
 
 A call that was cut off is taken up where it was when typed again.
 
+--format=npz or png only draws from the generator, for other people's metrics, as many samples as
+the disk takes and also while the run trains: into exported/<step>.npz, an array arr_0, or
+exported/<step>/000000.png and so on. Neither data nor scores are needed then.
+
 Leaves in samples_<sampler>/ of the run's folder: samples.npz (samples, latents, energies, labels),
 before_after.png (the same chains at their start, left, and at their end; or draws of the prior and
 the chosen), curves.png (the scores along the chains) and results.json. The table has as many real
@@ -44,23 +48,24 @@ from experiments.judges import classifiers, image_metrics
 from experiments.judges.image_metrics import Scores
 from experiments.pictures import charts, clouds, mosaics
 from experiments.pictures.clouds import Backdrop
+from experiments.reports import exports
 from experiments.run import command, fields, memory, places, threads
 from experiments.run.errors import UsageError
 from experiments.run.tables import format_table
 from experiments.run.workdirs import Workdir
 from experiments.targets import latent_chains
 from experiments.targets.latent_chains import SAMPLERS, Progress, Unfinished
-from experiments.training import latent_model, settings, trained
+from experiments.training import fit, latent_model, settings, trained
 from experiments.training.latent_model import SELECTORS, Draws
 from experiments.training.objectives import OBJECTIVES
 from experiments.training.trained import Trained
-from kernelgrad import kernels, mmd
+from kernelgrad import mmd
 from kernelgrad.types import Array
 
+_PRIOR, _USUAL = "generator", "hmc"
 _MIN_SAMPLES = 6  # of the distances between features
 _JUDGED_BY_NEIGHBOURS = 500  # as experiments.evaluate
 _DRAWN_COLUMNS = 6  # of images, on each side
-_MARGIN = 0.15  # around the data
 _GRID = 120  # points along each axis, of the energy's contours
 
 
@@ -68,10 +73,11 @@ _GRID = 120  # points along each axis, of the energy's contours
 class Config:
     """What to draw."""
 
-    sampler: str = fields.choice(
-        "hmc",
-        ("generator", *SELECTORS, *SAMPLERS),
-        "The chains; or what chooses among the prior's draws; or neither.",
+    sampler: str | None = fields.choice(
+        None,
+        (_PRIOR, *SELECTORS, *SAMPLERS),
+        "The chains; or what chooses among the prior's draws; or neither. By default "
+        f"{_USUAL}, with --format {_PRIOR}.",
     )
     num_samples: int = fields.integer(
         1000, _MIN_SAMPLES, fields.MAX_SIZE, "Samples, one chain each."
@@ -94,6 +100,9 @@ class Config:
         "Of the sampler, the first guess where it is adapted (hmc and mala); by default "
         + ", ".join(f"{sampler.step_size} for {name}" for name, sampler in SAMPLERS.items())
         + ".",
+    )
+    format: str | None = fields.choice(
+        None, exports.FORMATS, "Write samples of the generator alone, unscored, into exported/."
     )
     seed: int = fields.seed()
 
@@ -123,7 +132,8 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
       data_dir: where the data set's files are.
 
     Returns:
-      Scores by row: "generator"; with another sampler, what it gave; and real samples.
+      Scores by row: "generator"; with another sampler, what it gave; and real samples. With a
+      format, none.
 
     Raises:
       UsageError: a setting out of its range, no run with a checkpoint there, or one without a
@@ -133,8 +143,11 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
       Terminated: a signal came; the chains are kept.
     """
     fields.validate(config)
+    if config.format is not None:
+        return _export(config, config.format, workdir, data_dir)
+    config = dataclasses.replace(config, sampler=config.sampler or _USUAL)
     stored = trained.stored_config(workdir)
-    if config.sampler != "generator" and not latent_model.energy_of(stored):
+    if config.sampler != _PRIOR and not latent_model.energy_of(stored):
         known = [name for name, choice in OBJECTIVES.items() if choice.energy]
         raise UsageError(
             f"workdir: got {workdir}, a run of {stored.objective}, which has no energy; "
@@ -144,6 +157,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
     def check(stored: settings.Config, dataset: Dataset) -> None:
         if dataset.is_image:
             classifiers.check(dataset)
+            image_metrics.check(dataset)
         selects = config.sampler in SELECTORS
         candidates = config.candidates if selects else 0
         floats = math.prod(dataset.sample_shape) + (1 + candidates) * stored.latent_dim
@@ -151,13 +165,14 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
         memory.require(config, names, 4 * config.num_samples * floats)
 
     asked = {"workdir": workdir, "data_dir": data_dir, **dataclasses.asdict(config)}
+    del asked["format"]
     opened = trained.opened(workdir, data_dir, check=check)
     with opened as (folder, run), threads.one_for_blas():
-        score, scored_by = _make_score(stored, run.dataset)
+        score, scored_by = _make_score(run.dataset)
         results = {"checkpoint": run.step, "request": asked, **scored_by}
         if config.recalibrate:
             run = latent_model.recalibrated(jax.random.key(config.seed), run)
-        found = _sample(config, run, score, Unfinished(folder, config.sampler, results))
+        found = _sample(config, run, score, Unfinished(folder, str(config.sampler), results))
         found.rows["real samples"] = _score_real(score, run.dataset, config.num_samples)
         if OBJECTIVES[stored.objective].fits_kale:
             results["test_kale"] = latent_model.kale_on_test_data(run, found.first)
@@ -172,6 +187,22 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
         )
     print(f"{stored.objective} on {stored.dataset}, step {run.step}; written to {place}")
     return found.rows
+
+
+def _export(config: Config, kind: str, workdir: str, data_dir: str | None) -> dict[str, Scores]:
+    """Writes samples of the generator for others to judge."""
+    if config.sampler not in (None, _PRIOR):
+        raise UsageError(
+            f"sampler: got {config.sampler} with --format={kind}; expected {_PRIOR}, for samples "
+            "in a format of others are the generator's"
+        )
+    run = trained.load(workdir, data_dir)
+    if config.recalibrate:
+        run = latent_model.recalibrated(jax.random.key(config.seed), run)
+    folder, key = places.folder("workdir", workdir), jax.random.key(config.seed)
+    place = exports.write(folder, run, kind, key, config.num_samples)
+    print(f"{config.num_samples} samples of step {run.step}; written to {place}")
+    return {}
 
 
 def _sample(
@@ -205,9 +236,9 @@ def _sample(
         last, scores = scored(latent_model.make_look(run, chosen.labels)(chosen.normal))
         rows[f"{config.sampler} from {num_candidates}"] = {**scores, **chosen.figures}
         return Found(rows, history, first, last)
-    if config.sampler == "generator" or config.steps == 0:
+    if config.sampler == _PRIOR or config.steps == 0:
         return Found(rows, history, first, first)
-    sampler = SAMPLERS[config.sampler]
+    sampler = SAMPLERS[str(config.sampler)]
     log_density = latent_model.log_density(run, config.inverse_temperature)
     form = latent_chains.form(starts, log_density, run.state, labels, sampler)
     earlier, progress = unfinished.read(form)
@@ -237,14 +268,11 @@ def _sample(
     return Found(rows, history, first, last)
 
 
-def _make_score(
-    stored: settings.Config, dataset: Dataset
-) -> tuple[Callable[[np.ndarray], Scores], dict[str, Any]]:
+def _make_score(dataset: Dataset) -> tuple[Callable[[np.ndarray], Scores], dict[str, Any]]:
     """Returns samples -> their scores, and what made them."""
     if not dataset.is_image:
         test = jnp.asarray(dataset.test)
-        kernel = kernels.median_mixture(kernels.imq_mixture, test, scales=stored.kernel_scales)
-        test_mmd = jax.jit(mmd.mmd_u_statistic)
+        kernel, test_mmd = fit.judging_kernel(test), jax.jit(mmd.mmd_u_statistic)
         return lambda samples: {"test_mmd": float(test_mmd(samples, test, kernel))}, {}
     classifier = classifiers.train_or_load(dataset, places.cache())
     neighbours = image_metrics.neighbours(dataset)
@@ -303,6 +331,8 @@ def _write(folder: Workdir, run: Trained, results: dict[str, Any], found: Found)
 
 def _picture(run: Trained, sets: dict[str, np.ndarray]) -> bytes:
     """Draws sets of samples side by side; the same chains at the same places."""
+    if run.dataset.sample_shape == (1,):
+        return clouds.on_a_line(sets, run.dataset.test)
     if not run.dataset.is_image:
         return clouds.sample_panels(sets, _backdrop(run))
     if len(sets) == 1:
@@ -317,11 +347,8 @@ def _picture(run: Trained, sets: dict[str, np.ndarray]) -> bytes:
 
 def _backdrop(run: Trained) -> Backdrop:
     """Returns the plane of the first two coordinates: data, and the energy's contours in 2-D."""
-    data = run.dataset.test[:, :2]
-    low, high = data.min(axis=0), data.max(axis=0)
-    margin = _MARGIN * (high - low)
-    (left, bottom), (right, top) = (low - margin).tolist(), (high + margin).tolist()
-    bounds, labels = ((left, right), (bottom, top)), ("$x_1$", "$x_2$")
+    data = run.dataset.test
+    bounds, labels = clouds.bounds(data), ("$x_1$", "$x_2$")
     _, energy = latent_model.generator_and_energy(run, run.state)
     if energy is None or run.config.conditional or run.dataset.sample_shape != (2,):
         return Backdrop(bounds, labels, draws=data)

@@ -12,7 +12,7 @@ which of them it is:
 
 import dataclasses
 
-from experiments.run import cluster, command, fields
+from experiments.run import cluster, command, dashboards, fields
 from experiments.training import settings
 from experiments.training.fit import run
 from experiments.training.settings import Config
@@ -29,6 +29,12 @@ class Options(command.Place):
     allow_config_change: bool = fields.switch(
         False, "Resume although settings differ from the run's config.json."
     )
+    log: tuple[str, ...] = fields.choices(
+        (),
+        dashboards.NAMES,
+        "Dashboards that show the metrics, besides metrics.jsonl: files for TensorBoard in the "
+        "work folder (the extra tensorboard), Weights & Biases (the extra wandb).",
+    )
 
 
 def _start(given: command.Given) -> None:
@@ -39,6 +45,7 @@ def _start(given: command.Given) -> None:
         data_dir=options.data_dir,
         num_devices=options.num_devices,
         allow_config_change=options.allow_config_change,
+        log=options.log,
     )
 
 

@@ -17,6 +17,8 @@ import numpy as np
 from kernelgrad import _devices, _numeric
 from kernelgrad.types import Array, PyTree
 
+_SHOWN_ENTRIES = 8  # of an array in an error
+
 ArrayLike = Array | np.ndarray | np.generic | complex
 
 
@@ -85,6 +87,22 @@ def shape(name: str, array: ArrayLike, expected: Sequence[int | str]) -> None:
     if not fits:
         wanted = ", ".join(str(want) for want in expected)
         raise ValueError(f"{name}: got shape {got}; expected ({wanted}), no size 0")
+
+
+def scalar(name: str, value: ArrayLike) -> Array:
+    """Returns what a function returned as a floating array of shape (), or raises ValueError."""
+    shape(name, value, ())
+    return floating(**{name: value})[0]
+
+
+def number(name: str, value: float | Array) -> Array:
+    """Returns a real number of any type, shape (), in at least float32, or raises ValueError."""
+    shape(name, value, ())
+    _real(name, value)
+    taken = array(name, value if hasattr(value, "dtype") else float(value))
+    return _numeric.wide(
+        taken if jnp.issubdtype(taken.dtype, jnp.floating) else taken.astype(float)
+    )
 
 
 def points(**arrays: ArrayLike) -> tuple[Array, ...]:
@@ -207,19 +225,29 @@ def in_range(
     """
     if any(isinstance(entry, jax.core.Tracer) for entry in jax.tree.leaves(value)):
         return
+    _real(name, value)
     array = np.asarray(value)
-    if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool) or np.iscomplexobj(
-        array
-    ):
-        got = f"dtype {array.dtype}" if hasattr(value, "dtype") else type(value).__name__
-        raise ValueError(f"{name}: got {got}; expected real numbers")
     above = array >= low if "l" in closed else array > low
     below = array <= high if "r" in closed else array < high
     if not np.all(above & below):
         left, right = "[" if "l" in closed else "(", "]" if "r" in closed else ")"
         expected = f"{left}{low:g}, {high:g}{right}"
         expected = expected.replace("inf)", "infinity)").replace("inf]", "infinity)")
-        raise ValueError(f"{name}: got {np.array2string(array)}; expected values in {expected}")
+        got = " ".join(np.array2string(array, threshold=_SHOWN_ENTRIES).split())
+        raise ValueError(f"{name}: got {got}; expected values in {expected}")
+
+
+def _real(name: str, value: Any) -> None:
+    """Raises ValueError for what holds anything but real numbers; a traced array may, too."""
+    array = value if hasattr(value, "dtype") else np.asarray(value)
+    if isinstance(value, int) and array.dtype == object:  # as NumPy says of integers of any length
+        raise ValueError(
+            f"{name}: got an integer of {value.bit_length()} bits; expected a number of at most 64"
+        )
+    is_number = jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool
+    if not is_number or jnp.issubdtype(array.dtype, jnp.complexfloating):
+        got = f"dtype {array.dtype}" if hasattr(value, "dtype") else type(value).__name__
+        raise ValueError(f"{name}: got {got}; expected real numbers")
 
 
 def not_negative(**values: float | Sequence[float] | Array) -> None:

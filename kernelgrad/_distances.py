@@ -27,6 +27,8 @@ FEW_DIFFERENCES = 1 << 15  # up to here, over all pairs, they are cheaper than a
 _BORNE = 24  # epsilons of k(0) by which rounding may move a kernel
 _RELATIVE = 1e-5  # error of a squared distance that no radial kernel feels
 _CHANGED = 0.3  # share of k(0) by which a kernel has changed over its own length
+_LOOKED_AT = 512  # points, of which the outermost say how far apart neighbours are
+_OUTERMOST = 8
 _ROUNDED_OFF = 4  # epsilons of the largest norm by which a sum of centred coordinates may err
 
 T = TypeVar("T")
@@ -136,11 +138,6 @@ def moved(points: Array | Bare, centre: Array) -> Points:
     return Points(raw, centred, sq_norms(centred))
 
 
-def farthest(points: Points) -> Array:
-    """Returns the largest norm of the centred points; shape ()."""
-    return _numeric.root(jnp.max(points.sq_norms))
-
-
 class InUnits(NamedTuple):
     """A radial kernel of points that are given in another unit of length.
 
@@ -161,17 +158,15 @@ def _middle(x: Array) -> Array:
     """The median of three medians of three points in each coordinate; shape (1, d).
 
     No outlier moves it, as it would the mean. Its coordinates are those of points, so that a
-    fused multiply-add cannot centre two copies of a point differently. One of the nine that is not
-    finite has another of them in its place, and 0 has if there is none.
+    fused multiply-add cannot centre two copies of a point differently. What is not finite counts as
+    an outlier at 0; should it be most, no pair is lost by a worse middle, for those are looked at.
     """
 
     def median(a: Array, b: Array, c: Array) -> Array:
         return jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
 
     nine = x[np.linspace(0, x.shape[0] - 1, 9).astype(int)]
-    known = jnp.all(jnp.isfinite(nine), axis=1, keepdims=True)
-    spare = jnp.where(jnp.any(known), nine[jnp.argmax(known[:, 0])], 0)
-    nine = jnp.where(known, nine, spare[None])
+    nine = jnp.where(jnp.isfinite(nine), nine, 0)
     return median(*jnp.split(median(*jnp.split(nine, 3)), 3))
 
 
@@ -399,6 +394,32 @@ def blurs(kernel: Kernel, rows: Points, cols: Points) -> Array:
     peak = kernel.profile(jnp.zeros_like(sq_norm))
     there = kernel.profile(sq_norm * (_ROUNDED_OFF * eps / _RELATIVE) ** 2)
     return is_set(~(jnp.abs(peak - there) <= _CHANGED * jnp.abs(peak)))
+
+
+def apart(*sides: Points, least: Array | None = None) -> Array:
+    """Returns whether points are in clusters apart, for their size: neighbours are :func:`blurred`.
+
+    Args:
+      *sides: from :func:`prepare`, of one middle; shapes (n, d).
+      least: length that is not blurred by neighbours that are closer; shape (). None: 0.
+
+    Returns:
+      int32, shape (), 0 or 1, the same over a vmap.
+
+    Cost: O(n d): the distance to a nearest other is the median of those of some outermost points.
+    """
+    sides, least = _devices.varying(lax.stop_gradient((sides, least)))
+    stride = -(-sum(side.sq_norms.shape[0] for side in sides) // _LOOKED_AT)
+    some = jax.tree.map(lambda *arrays: jnp.concatenate([a[::stride] for a in arrays]), *sides)
+    size, parts = some.sq_norms.shape[0], min(_OUTERMOST, some.sq_norms.shape[0])
+    padded = jnp.pad(some.sq_norms, (0, -size % parts), constant_values=-1).reshape(-1, parts)
+    outermost = jnp.argmax(padded, axis=0) * parts + jnp.arange(parts)  # of every parts-th
+    sq_dist = products(jax.tree.map(lambda a: a[outermost], some), some)
+    is_itself = outermost[:, None] == jnp.arange(size, dtype=outermost.dtype)[None]
+    gap = _numeric.root(jnp.median(jnp.min(jnp.where(is_itself, jnp.inf, sq_dist), axis=1)))
+    length = gap if least is None else jnp.maximum(gap, least)
+    farthest = jnp.max(jnp.stack([jnp.max(side.sq_norms) for side in sides]))
+    return blurred(_numeric.root(farthest), length)
 
 
 def blurred(farthest: Array, length: Array) -> Array:

@@ -73,10 +73,9 @@ def drift(
     x, y = _in_a_unit(x, y, axis_name)
     everyone = jnp.concatenate([_devices.gather(points, axis_name) for points in (x, y)])
     pairs = _Pairs(*_distances.prepare(x, everyone, axis_name), size, axis_name)
-    mean, nearest = pairs.mean_and_nearest()
+    mean = pairs.mean_distance()
     scales = lax.stop_gradient(scales) * jnp.where(mean > 0, mean, 1)
-    exact = _distances.blurred(_distances.farthest(pairs.cols), nearest)
-    fields = pairs.fields(scales, pairs.log_column_sums(scales), exact)
+    fields = pairs.fields(scales, pairs.log_column_sums(scales))
     units, _ = jax.vmap(lambda field: _devices.over_rms(field, axis_name))(fields)
     return _numeric.like(math.sqrt(x.shape[1]) * jnp.sum(units, axis=0), samples)
 
@@ -128,19 +127,16 @@ class _Pairs(NamedTuple):
         two = jnp.broadcast_to(block.real[:, None] > 0, sq_dist.shape)
         return _numeric.root(sq_dist), _distances.at_same_point(two, shift, False)
 
-    def mean_and_nearest(self) -> tuple[Array, Array]:
-        """Returns the mean distance of all devices' pairs, and the largest to a nearest point."""
+    def mean_distance(self) -> Array:
+        """Returns the mean over the pairs of all devices."""
 
-        def of(block: _Block) -> tuple[Array, Array]:
+        def of(block: _Block) -> Array:
             distance, two = self.distances(block)
-            nearest = jnp.min(jnp.where(two, distance, jnp.inf), axis=1)
-            farthest = jnp.max(jnp.where(block.real > 0, nearest, 0))
-            return jnp.sum(jnp.where(two, distance, 0) / self.cols.raw.shape[0]), farthest
+            return jnp.sum(jnp.where(two, distance, 0) / self.cols.raw.shape[0])
 
-        totals, nearest = lax.map(of, self.blocks())
+        total = jnp.sum(lax.map(of, self.blocks())) / self.rows.raw.shape[0]
         share = self.cols.raw.shape[0] / (self.cols.raw.shape[0] - 1)
-        mean = _devices.mean(jnp.sum(totals) / self.rows.raw.shape[0], self.axis_name) * share
-        return mean, jnp.max(nearest)
+        return _devices.mean(total, self.axis_name) * share
 
     def log_column_sums(self, scales: Array) -> Array:
         """Returns log sum_i k_ij of all devices' samples, shape (t, columns)."""
@@ -154,15 +150,15 @@ class _Pairs(NamedTuple):
         sums, _ = lax.scan(add, start, self.blocks())
         return jax.nn.logsumexp(_devices.gather(sums[None], self.axis_name), axis=0)
 
-    def fields(self, scales: Array, log_column_sums: Array, exact: Array) -> Array:
+    def fields(self, scales: Array, log_column_sums: Array) -> Array:
         """Returns a multiple of the field of each temperature, shape (t, n, d).
 
-        It is e^a times the field, a such that the greatest product of two shares is about 1. Where
-        it is to be exact, differences of coordinates are added up, and else coordinates.
+        It is e^a times the field, a such that the greatest product of two shares is about 1. Of
+        clusters that are apart differences of coordinates are added up, else coordinates.
         """
         fake, real = self.cols.centred[: self.size], self.cols.centred[self.size :]
 
-        def of(block: _Block) -> tuple[Array, Array]:
+        def of(exact: bool, block: _Block) -> tuple[Array, Array]:
             logits = _logits(*self.distances(block), scales)
             log_row_sums = jax.nn.logsumexp(logits, axis=2, keepdims=True)
             # of rows that pad the sum is 0
@@ -171,23 +167,24 @@ class _Pairs(NamedTuple):
             repel, most_repel = _over_greatest(log_shares[..., : self.size])
             attract, most_attract = _over_greatest(log_shares[..., self.size :])
             push, pull = (jnp.sum(each, axis=2, keepdims=True) for each in (repel, attract))
+            if not exact:
+                field = push * _numeric.dot(attract, real) - pull * _numeric.dot(repel, fake)
+                return field, most_repel + most_attract
+            factors = jnp.concatenate([-pull * repel, push * attract], axis=2)
+            sums = functools.partial(
+                _distances.difference_sums, rows=block.points, cols=self.cols, axis=1
+            )
+            return jax.vmap(sums)(factors), most_repel + most_attract
 
-            def by_differences() -> Array:
-                factors = jnp.concatenate([-pull * repel, push * attract], axis=2)
-                sums = functools.partial(
-                    _distances.difference_sums, rows=block.points, cols=self.cols, axis=1
-                )
-                return jax.vmap(sums)(factors)
+        def of_all(exact: bool) -> tuple[Array, Array]:
+            return lax.map(functools.partial(of, exact), self.blocks())
 
-            def by_products() -> Array:
-                return push * _numeric.dot(attract, real) - pull * _numeric.dot(repel, fake)
-
-            field = _distances.choose(exact, by_differences, by_products)
-            return field, most_repel + most_attract
-
+        fields, log_sizes = _distances.choose(
+            _distances.apart(self.cols), lambda: of_all(True), lambda: of_all(False)
+        )
         fields, log_sizes = (
             jnp.moveaxis(each, 1, 0).reshape(scales.shape[0], -1, each.shape[-1])
-            for each in lax.map(of, self.blocks())
+            for each in (fields, log_sizes)
         )
         fields, log_sizes = (each[:, : self.rows.raw.shape[0]] for each in (fields, log_sizes))
         most = jnp.max(log_sizes, axis=1, keepdims=True)

@@ -14,8 +14,6 @@ from jax import lax
 from kernelgrad import _checks, _devices, _distances, _numeric
 from kernelgrad.types import Array, Key
 
-_DISORDER = 16  # times eps (n + m)^2 neighbours on a line too close for their order to be known
-
 
 def random_directions(key: Key, num_projections: int, dimension: int) -> Array:
     """Returns unit vectors, drawn uniformly.
@@ -83,38 +81,32 @@ def sliced_energy_and_gradient(
 
     def along(line: Array) -> tuple[Array, Array]:
         a, b = (_devices.gather(_numeric.dot(p.centred, line), axis_name) for p in (rows, cols))
-        value, slopes, exact = _on_the_line(a, b)
+        value, slopes = _on_the_line(a, b)
+        return value, _devices.share(slopes, axis_name)
 
-        def exactly() -> tuple[Array, Array]:
-            sides = [_in_two_parts(points.raw, line) for points in (rows, cols)]
-            gathered = [[_devices.gather(part, axis_name) for part in side] for side in sides]
-            return _in_order(*gathered)
+    def exactly_along(line: Array) -> tuple[Array, Array]:
+        sides = [_in_two_parts(points.raw, line) for points in (rows, cols)]
+        gathered = [[_devices.gather(part, axis_name) for part in side] for side in sides]
+        value, slopes = _in_order(*gathered)
+        return value, _devices.share(slopes, axis_name)
 
-        value, slopes = _distances.choose(exact, exactly, lambda: (value, slopes))
-        return _devices.agreed(value, axis_name), _devices.share(slopes, axis_name)
-
-    values, slopes = lax.map(along, lines)
+    values, slopes = _distances.choose(
+        _devices.any_of(_distances.apart(rows, cols), axis_name),
+        lambda: lax.map(exactly_along, lines),
+        lambda: lax.map(along, lines),
+    )
+    values = _devices.agreed(values, axis_name)
     gradient = _numeric.dot(slopes.T, lines) / lines.shape[0]
     return jnp.mean(values), _numeric.like(gradient, x)
 
 
-def _on_the_line(a: Array, b: Array) -> tuple[Array, Array, Array]:
-    """Returns the energy distance of points on a line, and its derivatives in a.
-
-    And whether both are to be exact: where rounded points have lost the length of line along which
-    the two differ, or many of them their order, many times the eps (n + m)^2 of one cloud.
-    """
+def _on_the_line(a: Array, b: Array) -> tuple[Array, Array]:
+    """Returns the energy distance of points on a line, and its derivatives in a."""
     keys = jnp.sort(jnp.concatenate([_ordinal(a), _ordinal(b) + 1]))
     even, step = keys & ~1, jnp.diff(_of_ordinal(keys, a.dtype))
     ends = jnp.concatenate([even[1:] > even[:-1], jnp.ones(1, bool)])
-    value, slopes, most = _counted((keys & 1).astype(jnp.int32), step, ends, a.shape[0])
-    farthest = jnp.maximum(jnp.max(jnp.abs(a)), jnp.max(jnp.abs(b)))
-    length = jnp.where(most > 0, value / jnp.where(most > 0, 2 * most, 1), jnp.inf)
-    eps, size = float(jnp.finfo(a.dtype).eps), keys.shape[0]
-    close = jnp.sum((step > 0) & (step <= 4 * eps * farthest), dtype=jnp.int32)
-    disordered = _distances.is_set(close > min(int(_DISORDER * eps * size**2), size))
-    exact = jnp.maximum(_distances.blurred(farthest, length), disordered)
-    return value, slopes[jnp.searchsorted(keys, _ordinal(a))], exact
+    value, slopes = _counted((keys & 1).astype(jnp.int32), step, ends, a.shape[0])
+    return value, slopes[jnp.searchsorted(keys, _ordinal(a))]
 
 
 def _in_order(a: Sequence[Array], b: Sequence[Array]) -> tuple[Array, Array]:
@@ -125,13 +117,13 @@ def _in_order(a: Sequence[Array], b: Sequence[Array]) -> tuple[Array, Array]:
     high, low, origin = lax.sort((high, low, place), num_keys=2)
     step = jnp.diff(high) + jnp.diff(low)
     ends = jnp.concatenate([step > 0, jnp.ones(1, bool)])
-    value, slopes, _ = _counted((origin >= n).astype(jnp.int32), step, ends, n)
+    value, slopes = _counted((origin >= n).astype(jnp.int32), step, ends, n)
     first = lax.cummax(jnp.where(jnp.roll(ends, 1), place, 0))
     return value, jnp.zeros(size, high.dtype).at[origin].set(slopes[first])[:n]
 
 
-def _counted(is_b: Array, step: Array, ends: Array, n: int) -> tuple[Array, Array, Array]:
-    """Returns the distance, derivatives in points at each place, and the greatest square of F - G.
+def _counted(is_b: Array, step: Array, ends: Array, n: int) -> tuple[Array, Array]:
+    """Returns the distance, and its derivatives in points at each place.
 
     Args:
       is_b: whether the point at a place is one of b, in order; shape (n + m,), int32.
@@ -146,13 +138,12 @@ def _counted(is_b: Array, step: Array, ends: Array, n: int) -> tuple[Array, Arra
     count_b = jnp.cumsum(is_b)  # up to and with this place
     count_a = place + 1 - count_b
     excess = count_a.astype(dtype) / n - count_b.astype(dtype) / (size - n)
-    squares = jnp.square(excess[:-1])
-    value = 2 * jnp.sum(squares * step)
+    value = 2 * jnp.sum(jnp.square(excess[:-1]) * step)
     last = lax.cummin(jnp.where(ends, place, size - 1), reverse=True)
     twice_b = count_b - is_b + count_b[last]
     twice_a = place + last + 1 - twice_b
     slopes = 2 / n * (twice_b.astype(dtype) / (size - n) - twice_a.astype(dtype) / n)
-    return value, jnp.where(jnp.isfinite(value), slopes, jnp.nan), jnp.max(squares)
+    return value, jnp.where(jnp.isfinite(value), slopes, jnp.nan)
 
 
 def _in_two_parts(points: Array, line: Array) -> tuple[Array, Array]:

@@ -155,7 +155,7 @@ def goodness_of_fit_test(
     features = _stein_features(*test, kernel, locations)
     valid = jnp.all(jnp.isfinite(points)) & jnp.all(jnp.isfinite(score))
     null = _simulated_null(null_key, features, num_simulations)
-    return FSSDTest(*_resampling.result(_u_statistic(features), null, valid=valid), locations)
+    return FSSDTest(*_resampling.result(_u_statistic(features), null, 0.0, valid), locations)
 
 
 def _stein_features(particles: Array, score: Array, kernel: Kernel, locations: Array) -> Array:

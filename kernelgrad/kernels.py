@@ -78,8 +78,13 @@ class RadialMixture:
             return None
         return -0.5 / jnp.square(self.lengthscales[0])
 
-    def log_profile(self, sq_dist: Array) -> Array:
-        """Returns log k, by way of no k that underflows; finite for infinite distances, too."""
+    def log_profile(self, sq_dist: Array) -> Array | None:
+        """Returns log k, finite for infinite distances, too; None for IMQ, which never underflows.
+
+        By way of no k that underflows.
+        """
+        if self.shape is _imq:
+            return None
         dtype = sq_dist.dtype
         largest = jnp.finfo(dtype).max
         inverse_squares = _inverse_square(self.lengthscales).astype(dtype)
@@ -570,7 +575,7 @@ def _laplace(u: Array) -> Array:
 # ------------------------------------------------------------------------------ and its logarithm
 
 _log_matern32 = _closed_form(
-    lambda u: jnp.log1p(_whole_root(u, 3)) - _whole_root(u, 3),
+    lambda u: jnp.log(1 + _whole_root(u, 3)) - _whole_root(u, 3),
     lambda u: -1.5 / (1 + _whole_root(u, 3)),
     lambda u: _unless_zero(u, lambda s: 2.25 / s / jnp.square(1 + s), 3, math.inf),
 )
@@ -583,8 +588,8 @@ def _matern52_bend(s: Array) -> Array:
 
 _log_matern52 = _closed_form(
     lambda u: (
-        jnp.log1p(_whole_root(u, 5))
-        + jnp.log1p(_matern52_bend(_whole_root(u, 5)))
+        jnp.log(1 + _whole_root(u, 5))
+        + jnp.log(1 + _matern52_bend(_whole_root(u, 5)))
         - _whole_root(u, 5)
     ),
     lambda u: -5 / 6 / (1 + _matern52_bend(_whole_root(u, 5))),
@@ -604,7 +609,6 @@ _log_laplace = _closed_form(
 _LOG_SHAPES: dict[Callable[..., Array], Callable[..., Array]] = {
     _rbf: lambda u: -u / 2,
     _power: lambda u, exponent: exponent * jnp.log1p(u),
-    _imq: lambda u: -jnp.log1p(u) / 2,
     _matern32: _log_matern32,
     _matern52: _log_matern52,
     _laplace: _log_laplace,

@@ -183,8 +183,9 @@ def noisy_logits_and_gradient(
         jax.tree.map(lambda a: a[:num_real], cols),
         jax.tree.map(lambda a: a[num_real:], cols),
     )
-    farthest = _distances.farthest(cols)
     reach = _FAR * lax.stop_gradient(jnp.max(jnp.abs(cols.centred)))
+
+    exact = _distances.apart(cols, least=jnp.sqrt(width))
 
     @jax.checkpoint
     def at(row: Points) -> tuple[Array, Array]:
@@ -192,8 +193,6 @@ def noisy_logits_and_gradient(
         of_real, of_fake = (_weights(row, cloud, width, far) for cloud in (reals, fakes))
         logit = jnp.log(jnp.mean(of_real.kappa)) - jnp.log(jnp.mean(of_fake.kappa))
         logit += (of_fake.nearest - of_real.nearest) / (2 * width)
-        nearest = jnp.maximum(jnp.maximum(of_real.nearest, of_fake.nearest), width)
-        exact = _distances.blurred(farthest, jnp.where(far, jnp.inf, jnp.sqrt(nearest)))
         centre, other = (
             _centre(row, cloud, each.kappa, far, exact)
             for cloud, each in ((reals, of_real), (fakes, of_fake))
@@ -263,13 +262,12 @@ def _weights(row: Points, cloud: Points, variance: Array, far: Array) -> _Weight
     one = jax.tree.map(lambda a, others: jnp.where(far, others[:1], a[None]), row, cloud)
     near = _distances.between(kernel, one, cloud)[0]
     beyond = cloud.sq_norms - 2 * _numeric.dot(cloud.centred, row.centred)
-    largest = jnp.finfo(near.dtype).max
-    sq_dist = jnp.where(far, beyond, jnp.minimum(near, largest / 2))  # a point of the cloud far out
+    sq_dist = jnp.where(far, beyond, near)
     nearest = lax.stop_gradient(jnp.min(sq_dist))
-    exponents = jnp.maximum((nearest - sq_dist) / (2 * variance), -largest)
+    exponents = (nearest - sq_dist) / (2 * variance)
     # XLA may round a distance here otherwise than in its minimum; far away exp would not bear it
     is_nearest = sq_dist <= nearest + 4 * jnp.finfo(sq_dist.dtype).eps * jnp.abs(nearest)
-    exponents += lax.stop_gradient(jnp.where(is_nearest, 0, exponents) - exponents)
+    exponents -= lax.stop_gradient(jnp.where(is_nearest, exponents, 0))
     return _Weights(nearest, jnp.exp(exponents))
 
 
@@ -277,7 +275,7 @@ def _centre(row: Points, cloud: Points, kappa: Array, far: Array, exact: Array) 
     """Returns the mean of a cloud weighted by kappa, less a point that both clouds share."""
 
     def by_differences() -> Array:
-        one = jax.tree.map(lambda a: jnp.where(far, 0, a)[None], row)  # a batch may hold some
+        one = jax.tree.map(lambda a: jnp.where(far, 0, a)[None], row)
         return _distances.difference_sums(kappa[None], one, cloud, axis=1)[0]
 
     def by_products() -> Array:

@@ -83,7 +83,7 @@ def kernel_sum(
 
     Cost: O(n m (d + p)) time, O((n + m) (d + p)) memory.
     """
-    x, y, given = _taken(x, y, weights=weights, offsets=offsets)
+    x, y, given = _taken(x, y, offsets, weights=weights)
     weights = _of_rows("weights", given["weights"], x if y is None else y, "p")
     offsets = _offsets(given, x, y)
     points, others = _traits.embed(kernel, x), None if y is None else _traits.embed(kernel, y)
@@ -126,7 +126,7 @@ def gradient_sum(
     References:
       Li 2017 (approximate KL gradients), eq. (2), where w = 1 and y = x.
     """
-    x, y, given = _taken(x, y, weights=weights)
+    x, y, given = _taken(x, y, None, **({} if weights is None else {"weights": weights}))
     others = x if y is None else y
     weights = _of_rows("weights", given.get("weights"), others)
     if _traits.is_feature_kernel(kernel):
@@ -165,7 +165,7 @@ def kernel_and_gradient_sum(
 
     Cost: O(n m (d + p)) time, O((n + m) (d + p)) memory.
     """
-    x, y, given = _taken(x, y, weights=weights, gradient_weights=gradient_weights, offsets=offsets)
+    x, y, given = _taken(x, y, offsets, weights=weights, gradient_weights=gradient_weights)
     others = x if y is None else y
     weights = _of_rows("weights", given["weights"], others, "p")
     gradient_weights = _of_rows("gradient_weights", given["gradient_weights"], others)
@@ -214,7 +214,8 @@ def stein_sum(
     References:
       Liu & Wang 2016, eq. (8); Wang & Liu 2016 (amortized SVGD), eq. (7).
     """
-    x, y, given = _taken(x, y, weights=weights, gradient_weights=gradient_weights)
+    forces = {} if gradient_weights is None else {"gradient_weights": gradient_weights}
+    x, y, given = _taken(x, y, None, weights=weights, **forces)
     others = x if y is None else y
     weights = _of_rows("weights", given["weights"], others, x.shape[1])
     gradient_weights = _of_rows("gradient_weights", given.get("gradient_weights"), others)
@@ -226,14 +227,13 @@ def stein_sum(
 
 
 def _taken(
-    x: Array, y: Array | None, *, offsets: tuple[Array, Array] | None = None, **values: Array | None
+    x: Array, y: Array | None, offsets: tuple[Array, Array] | None, /, **values: Array
 ) -> tuple[Array, Array | None, dict[str, Array]]:
-    """Returns the points, and by name what belongs to them and is not None, all of one dtype."""
+    """Returns the points, and by name what belongs to them, all of one dtype."""
     x, y = _checks.pair(x, y)
+    arrays = {"x": x, **({} if y is None else {"y": y}), **values}
     if offsets is not None:
-        values.update(zip(_OFFSETS, offsets, strict=True))
-    everything = {"x": x, "y": y, **values}
-    arrays = {name: array for name, array in everything.items() if array is not None}
+        arrays.update(zip(_OFFSETS, offsets, strict=True))
     given = dict(zip(arrays, _checks.floating(**arrays), strict=True))
     return given.pop("x"), given.pop("y", None), given
 

@@ -23,7 +23,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kernelgrad import _checks, _devices, _numeric, noise, pullback
+from kernelgrad import _average, _checks, _devices, _numeric, noise, pullback
 from kernelgrad import critic as critics
 from kernelgrad.critic import Critic, CriticState
 from kernelgrad.types import Array, Info, Key, Objective, PyTree
@@ -47,6 +47,7 @@ class TrainState(NamedTuple):
       batch_stats: the generator's running statistics; an empty dict without batch normalisation.
       opt_state: the state of the Optax optimizer.
       critic: the critic's state; None without one.
+      ema: moving averages of (params, batch_stats), in at least float32; None without them.
     """
 
     step: Array
@@ -54,6 +55,7 @@ class TrainState(NamedTuple):
     batch_stats: PyTree
     opt_state: optax.OptState
     critic: CriticState | None = None
+    ema: tuple[PyTree, PyTree] | None = None
 
 
 class Generator(Protocol):
@@ -83,24 +85,56 @@ class _Batch(NamedTuple):
 
 def init(
     params: PyTree,
-    batch_stats: PyTree,
-    optimizer: optax.GradientTransformation,
+    batch_stats: PyTree | None = None,
+    optimizer: optax.GradientTransformation | None = None,
     critic: CriticState | None = None,
+    *,
+    ema: bool = False,
 ) -> TrainState:
-    """Returns the state before the first step.
+    """Returns the state before the first step, such as ``init(params, optimizer=adam)``.
 
     Args:
       params: the generator's initial parameters.
-      batch_stats: the generator's initial running statistics.
-      optimizer: the Optax optimizer that will be stepped.
+      batch_stats: the generator's initial running statistics; None: an empty dict.
+      optimizer: the Optax optimizer that will be stepped; must be given.
       critic: the critic's initial state, for an objective of two players.
+      ema: whether to keep moving averages of the generator, for a step with ``ema_decay``.
 
     Returns:
       State at step 0, without weak types, which a step would not hand back: it is compiled once.
+
+    Raises:
+      ValueError: no optimizer.
     """
+    if optimizer is None or not hasattr(optimizer, "init"):
+        raise ValueError(
+            f"optimizer: got {type(optimizer).__name__}; expected an Optax optimizer, as in "
+            "init(params, batch_stats, optimizer) or init(params, optimizer=optimizer)"
+        )
+    batch_stats = {} if batch_stats is None else batch_stats
     step = jnp.zeros((), jnp.int32)
     state = TrainState(step, params, batch_stats, optimizer.init(params), critic)
-    return jax.tree.map(_own_type, state)
+    state = jax.tree.map(_own_type, state)
+    return state._replace(ema=_average.start(_generator_of(state))) if ema else state
+
+
+def averaged(state: TrainState) -> TrainState:
+    """Returns the state with the averages of the generator in place of its newest parameters.
+
+    Args:
+      state: of training; one without averages comes back as it is.
+
+    Returns:
+      State to draw samples from, params and batch_stats in their own dtypes; not one to train on.
+    """
+    if state.ema is None:
+        return state
+    params, batch_stats = _average.like(state.ema, _generator_of(state))
+    return state._replace(params=params, batch_stats=batch_stats)
+
+
+def _generator_of(state: TrainState) -> tuple[PyTree, PyTree]:
+    return state.params, state.batch_stats
 
 
 def _own_type(x: Array) -> Array:
@@ -117,6 +151,7 @@ def make_train_step(
     noise_variance: optax.Schedule | None = None,
     axis_name: str | None = None,
     pull_back: PullBack = pullback.chain_rule,
+    ema_decay: float | Array | None = None,
 ) -> TrainStep:
     r"""Returns the training step of any objective.
 
@@ -134,6 +169,9 @@ def make_train_step(
       axis_name: mapped axis over devices; each passes its own share of the batch and the update is
         that of the whole batch. The networks must synchronise their batch statistics over it.
       pull_back: (generator_fn, params, direction) -> gradient.
+      ema_decay: d in [0, 1) of the averages :math:`\sum_s d^{t-s} \eta_s / \sum_s d^{t-s}` of
+        parameters and batch statistics over the steps, for a state of ``init(..., ema=True)``;
+        :func:`averaged` reads them, the step does not. None: none are kept.
 
     Returns:
       train_step(state, key, data) -> (state, info). With a critic data holds ``critic.num_steps``
@@ -142,15 +180,17 @@ def make_train_step(
       ``finite`` (whether all new parameters are).
 
     Raises:
-      ValueError: a critic without steps; at trace time, a train state without the critic's, rows
-        that the critic's steps do not divide, or a function that does not take or return what it
-        should.
+      ValueError: a critic without steps, or a decay out of its range; at trace time, a train state
+        without the critic's, or with averages and no decay, or the reverse, rows that the critic's
+        steps do not divide, or a function that does not take or return what it should.
 
     References:
       Goodfellow et al. 2014, algorithm 1; the noise: Arjovsky & Bottou 2017, section 3.
     """
     num_batches = objective.num_steps if isinstance(objective, Critic) else 1
     _checks.at_least("critic.num_steps", num_batches, 1)
+    if ema_decay is not None:
+        _checks.in_range("ema_decay", ema_decay, 0.0, 1.0, closed="l")
     draw = functools.partial(_drawn, generator, sample_latents, noise_variance, axis_name)
 
     def train_step(state: TrainState, key: Key, data: Array) -> tuple[TrainState, Info]:
@@ -172,7 +212,10 @@ def make_train_step(
         gradient, batch_stats = _devices.mean((gradient, batch.batch_stats), axis_name)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        new_state = TrainState(state.step + 1, params, batch_stats, opt_state, state.critic)
+        new_state = TrainState(
+            state.step + 1, params, batch_stats, opt_state, state.critic, state.ema
+        )
+        new_state = _follow_average(new_state, ema_decay)
         monitors = {
             "direction_rms": _rms(direction, axis_name),
             "finite": _finite(params, state.critic),
@@ -438,6 +481,20 @@ def _follow(
     critic, info = critics.train(key, state.critic, objective, seen, batches, axis_name=axis_name)
     direction_fn = functools.partial(objective.objective.direction, critics.bind(critic, objective))
     return state._replace(critic=critic), direction_fn, info
+
+
+def _follow_average(state: TrainState, decay: float | Array | None) -> TrainState:
+    """Returns the state with its averages, if it keeps them, taken over its own step too."""
+    if (state.ema is None) != (decay is None):
+        got = "no averages" if state.ema is None else "averages"
+        raise ValueError(
+            f"state.ema: got {got} with ema_decay={decay}; expected init(..., ema=True) with a "
+            "decay, and neither without"
+        )
+    if decay is None:
+        return state
+    tree = _generator_of(state)
+    return state._replace(ema=_average.step(state.ema, tree, decay=decay, count=state.step))
 
 
 def _deal(data: Array, num_batches: int) -> Array:

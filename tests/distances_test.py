@@ -164,11 +164,8 @@ def test_one_cloud_needs_no_differences_in_sums(d, rng):
     kernel = kernels.median_mixture(kernels.imq_mixture, x)
     rows, cols = _distances.prepare(x)
     assert _distances.blurs(kernel, rows, cols) == 0
-    sq_dist = np.sum((x[:, None] - x[None]) ** 2, axis=2) + np.diag(np.full(400, np.inf))
-    nearest = np.sqrt(np.max(np.min(sq_dist, axis=1)))
-    assert _distances.blurred(_distances.farthest(rows), nearest) == 0
-    on_lines = energy._on_the_line(x[:200, 0], 0.1 + x[200:, 0])
-    assert on_lines[-1] == 0
+    assert _distances.apart(rows) == 0
+    assert _distances.apart(_distances.prepare(points("two clusters", 100.0, 400, d, rng))[0]) == 1
 
 
 def test_a_point_that_is_not_finite_spoils_its_own_pairs_alone(rng, many):

@@ -133,12 +133,19 @@ def beginning(monkeypatch, tmp_path):
     def begin(*_, **__):
         raise Begun
 
-    def load(name, data_dir=None, *, seed=0, image_size=None, whole=catalog.load):
+    def load(
+        name, data_dir=None, *, seed=0, image_size=None, check=lambda _: None, whole=catalog.load
+    ):
+        dataset = stand_in(name, data_dir, seed, image_size, whole)
+        check(dataset)
+        return dataset
+
+    def stand_in(name, data_dir, seed, image_size, whole):
         if name.startswith("./"):  # a folder of one's own
             images = np.zeros((200, image_size, image_size, 3), np.uint8)
             return Dataset(name, images, images, None, None, 0)
         if name not in STORED:
-            return whole(name, data_dir, seed=seed)
+            return whole(name, data_dir, seed=seed, image_size=image_size)
         assert data_dir is not None
         *sizes, shape = STORED[name]
         draw = np.random.default_rng(seed).normal if len(shape) == 1 else None
@@ -296,6 +303,28 @@ def test_the_library_page_runs(capsys):
     names = run("docs/library.md")
     assert capsys.readouterr().out.count("p_value=") == 5
     assert names["keep"].shape == (10,)
+
+
+EXAMPLES = ["flax.linen", "flax.nnx", "equinox"]
+
+
+def test_every_example_is_short():
+    codes = blocks("docs/examples.md")
+    assert len(codes) == len(EXAMPLES)
+    assert all(len(code.splitlines()) <= 40 for code in codes)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("library", EXAMPLES)
+def test_an_example_fits_its_data(library):
+    pytest.importorskip(library)
+    names = {}
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        code = blocks("docs/examples.md")[EXAMPLES.index(library)]
+        exec(compile(code, library, "exec"), names)  # noqa: S102
+    data, samples = names["data"], names["samples"]
+    assert abs(samples.mean(axis=0) - data.mean(axis=0)).max() < 0.15
+    assert abs(samples.std(axis=0) - data.std(axis=0)).max() < 0.2
 
 
 def test_the_readme_names_every_objective(monkeypatch, capsys):

@@ -170,6 +170,9 @@ row(mmd.witness_gradient, -1, spread="rows")
 row(mmd.mmd_value_and_gradient, (0, -1), spread=("same", "rows"))
 row(mmd.test_power, spread="same", least=2)
 row(mmd.two_sample_test, num_permutations=19, smooth=False)
+SEVERAL = {"kernels": lambda e: [e.kernel, e.gaussian], "smooth": False}
+row(mmd.aggregated_test, num_permutations=19, **SEVERAL)
+row(mmd.fused_test, num_permutations=19, least=2, **SEVERAL)
 row(kernel_learning.halves, 1, least=4)
 LEARNER = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))
 LEARNING = {"optimizer": lambda e: LEARNER, "num_steps": 2, "smooth": False}
@@ -187,6 +190,7 @@ row(ksd.ksd_v_statistic, -2, spread="same")
 row(ksd.ksd_u_statistic, -2, spread="same", least=2)
 row(ksd.ksd_gradient, -3, score_fn=lambda e: lambda x: -x / e.unit / e.unit)
 row(ksd.goodness_of_fit_test, (-2, 0), num_bootstrap=19, smooth=False, least=6)
+row(ksd.aggregated_test, num_bootstrap=19, least=6, **SEVERAL)
 row(ksd.stein_thinning, num_points=4, smooth=False)
 row(fssd.fssd_u_statistic, -2, least=2)
 row(

@@ -523,3 +523,87 @@ def test_a_step_on_weakly_typed_parameters_is_traced_once():
     for _ in range(3):
         state, _ = advance(state, jax.random.key(0), data)
     np.testing.assert_allclose(state.params["shift"], 0.47, rtol=1e-3)
+
+
+def _of_average(decay, dtype=jnp.float32):
+    """A step that raises the parameter by 1 and its statistics by 2, and its state."""
+    optimizer = optax.sgd(1.0)
+    step = train.make_train_step(
+        lambda x, stats, latents: (x + latents, jax.tree.map(lambda one: one + 2, stats)),
+        lambda key, samples, data, *, axis_name=None: (-jnp.ones_like(samples), {}),
+        optimizer,
+        sample_latents=lambda key, n: jnp.zeros((n, 1), dtype),
+        ema_decay=decay,
+    )
+    stats = {"calls": jnp.int32(0), "mean": jnp.zeros(())}
+    return jax.jit(step), train.init(jnp.ones((), dtype), stats, optimizer, ema=decay is not None)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.75, 0.999])
+def test_the_average_is_the_weighted_mean_of_the_steps(key, decay):
+    """The start, which no step has made, has no weight."""
+    step, state = _of_average(jnp.float32(decay))
+    seen = []
+    for _ in range(4):
+        state, _ = step(state, key, jnp.zeros((1, 1)))
+        seen.append(float(state.params))
+    weights = float(decay) ** np.arange(3.0, -1.0, -1.0)
+    found = train.averaged(state)
+    np.testing.assert_allclose(found.params, np.average(seen, weights=weights), rtol=1e-5)
+    np.testing.assert_array_equal(np.diff(seen), 1)
+    assert train.averaged(found._replace(ema=None)) == found._replace(ema=None)
+
+
+def test_averages_of_statistics_and_of_narrow_parameters(key):
+    """Counts are no means; bfloat16 would lose small steps."""
+    step, state = _of_average(0.5, jnp.bfloat16)
+    assert state.ema[0].dtype == jnp.float32
+    for _ in range(2):
+        state, _ = step(state, key, jnp.zeros((1, 1), jnp.bfloat16))
+    found = train.averaged(state)
+    assert found.params.dtype == jnp.bfloat16
+    assert found.batch_stats["calls"] == 4
+    np.testing.assert_allclose(found.batch_stats["mean"], (2 + 2 * 4) / 3, rtol=1e-6)
+
+
+def test_averages_change_nothing_but_themselves(key):
+    """Nor is there a leaf more without them."""
+    (step, state), (plain_step, plain) = (_of_average(decay) for decay in (0.9, None))
+    assert len(jax.tree.leaves(plain)) == 4
+    for _ in range(2):
+        (state, info), (plain, other) = (
+            advance(one, key, jnp.zeros((1, 1)))
+            for advance, one in ((step, state), (plain_step, plain))
+        )
+    chex.assert_trees_all_equal((state._replace(ema=None), info), (plain, other))
+
+
+@pytest.mark.parametrize("decay", [None, 0.5])
+def test_averages_and_their_decay_go_together(key, decay):
+    step = train.make_train_step(
+        lambda params, stats, latents: (latents * params["w"], stats),
+        _descend,
+        OPTIMIZER,
+        sample_latents=_latents,
+        ema_decay=decay,
+    )
+    state = train.init({"w": jnp.ones((1, 3))}, optimizer=OPTIMIZER, ema=decay is None)
+    with pytest.raises(ValueError, match=r"state.ema: got .*averages.* expected init\(") as error:
+        jax.eval_shape(step, state, key, jnp.ones((4, 3)))
+    assert "\n" not in str(error.value)
+
+
+def test_a_decay_out_of_its_range_is_named():
+    with pytest.raises(ValueError, match=r"ema_decay: got 1.; expected values in \[0, 1\)"):
+        train.make_train_step(
+            _generator, _descend, OPTIMIZER, sample_latents=_latents, ema_decay=1.0
+        )
+
+
+def test_batch_statistics_are_empty_where_none_are_given():
+    params = {"w": jnp.ones(2)}
+    chex.assert_trees_all_equal(
+        train.init(params, optimizer=OPTIMIZER), train.init(params, {}, OPTIMIZER)
+    )
+    with pytest.raises(ValueError, match=r"optimizer: got NoneType; expected .*optimizer=optim"):
+        train.init(params, OPTIMIZER)

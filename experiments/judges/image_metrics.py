@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments.data.dataset import Dataset
 from experiments.judges.classifiers import Classifier
+from experiments.run.errors import DataError
 from kernelgrad import metrics
 from kernelgrad.types import Array
 
@@ -27,6 +28,16 @@ METRICS = (
 OF_HELD_OUT = frozenset(METRICS[:3])  # which training images would do too well in
 _REFERENCE_IMAGES = 10_000
 _NEIGHBOURHOOD = 5
+
+
+def check(dataset: Dataset) -> None:
+    """Raises DataError where there are too few images for the distances between features."""
+    fewest = min(len(dataset.train), len(dataset.test))
+    if fewest <= _NEIGHBOURHOOD:
+        raise DataError(
+            f"dataset: got {dataset.name}, a split of which has {fewest} images; expected at least "
+            f"{_NEIGHBOURHOOD + 1}, for each is judged by its {_NEIGHBOURHOOD} neighbours"
+        )
 
 
 def neighbours(dataset: Dataset) -> Callable[[Array], Scores]:
@@ -84,20 +95,33 @@ def feature_distances(dataset: Dataset, classifier: Classifier) -> Callable[[Arr
     real = classifier.features(as_images(dataset.test[:_REFERENCE_IMAGES]))
 
     @jax.jit
-    @jax.default_matmul_precision("highest")  # the covariances, on devices that default to less
     def score(fake: Array, real: Array) -> dict[str, Array]:
-        moments = [
-            moment
-            for features in (real, fake)
-            for moment in (jnp.mean(features, axis=0), jnp.cov(features, rowvar=False))
-        ]
         return {
-            "classifier_frechet": metrics.frechet_distance(*moments),
+            "classifier_frechet": _frechet(fake, real),
             "classifier_kid": metrics.kernel_inception_distance(real, fake),
             **metrics.precision_recall(real, fake, k=_NEIGHBOURHOOD)._asdict(),
         }
 
     return lambda samples: _floats(score(classifier.features(jnp.asarray(samples)), real))
+
+
+def frechet(dataset: Dataset, classifier: Classifier) -> Callable[[Array], Scores]:
+    """Returns the Frechet distance alone of :func:`feature_distances`, which takes a moment."""
+    real = classifier.features(as_images(dataset.test[:_REFERENCE_IMAGES]))
+    score = jax.jit(_frechet)
+    return lambda samples: {
+        "classifier_frechet": float(score(classifier.features(jnp.asarray(samples)), real))
+    }
+
+
+@jax.default_matmul_precision("highest")  # the covariances, on devices that default to less
+def _frechet(fake: Array, real: Array) -> Array:
+    moments = [
+        moment
+        for features in (real, fake)
+        for moment in (jnp.mean(features, axis=0), jnp.cov(features, rowvar=False))
+    ]
+    return metrics.frechet_distance(*moments)
 
 
 def as_images(stored: np.ndarray) -> Array:

@@ -57,6 +57,10 @@ class Recipe:
             weight_decay=self.weight_decay,
         )
 
+    def network(self, num_classes: int) -> "ResNet":
+        """Returns the network that is trained."""
+        return ResNet(num_classes, self.width, self.num_blocks, self.stem_stride)
+
 
 class ResidualBlock(nn.Module):
     """Adds to its input two convolutions of it, each after normalisation and relu.
@@ -91,7 +95,7 @@ class ResNet(nn.Module):
     """Residual network: a convolution, three stages of blocks, the mean over pixels, logits.
 
     Each stage but the first starts with a block of stride 2. Groups of channels are normalised,
-    not batches, so that the logits are a function of the image alone.
+    not batches, so that what comes out is a function of the image alone, in training too.
 
     Attributes:
       num_classes: number of logits.
@@ -106,15 +110,21 @@ class ResNet(nn.Module):
     stem_stride: int
 
     @nn.compact
-    def __call__(self, images: Array) -> Array:
-        """Returns logits (n, num_classes) for images (n, h, w, c) in [0, 1]."""
+    def __call__(self, images: Array, train: bool = False) -> tuple[Array, Array]:
+        """Returns logits (n, num_classes) and features (n, 4 width), the mean over pixels.
+
+        Args:
+          images: (n, h, w, c) in [0, 1].
+          train: changes nothing, for no unit is dropped.
+        """
         strides = (self.stem_stride, self.stem_stride)
         hidden = nn.Conv(self.width, (3, 3), strides, use_bias=False)(images)
         for stage in range(_STAGES):
             for block in range(self.num_blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
                 hidden = ResidualBlock(self.width * 2**stage, stride)(hidden)
-        return nn.Dense(self.num_classes)(_norm_relu(hidden).mean(axis=(1, 2)))
+        features = _norm_relu(hidden).mean(axis=(1, 2))
+        return nn.Dense(self.num_classes)(features), features
 
 
 def _norm_relu(hidden: Array) -> Array:
@@ -146,7 +156,25 @@ def train(
     Raises:
       DivergenceError: the loss is not finite.
     """
-    network = ResNet(num_classes, recipe.width, recipe.num_blocks, recipe.stem_stride)
+    network = recipe.network(num_classes)
+    params = fit(network, images, labels, recipe, seed=seed, description=description)
+    return functools.partial(_classify, network, params)
+
+
+def fit(
+    network: ResNet,
+    images: np.ndarray,
+    labels: np.ndarray,
+    recipe: Recipe,
+    *,
+    seed: int,
+    description: str,
+) -> PyTree:
+    """Returns a network's parameters after training; arguments as in :func:`train`.
+
+    Raises:
+      DivergenceError: the loss is not finite.
+    """
     key = jax.random.key(seed, impl="rbg")  # an initialisation by threefry compiles 3x longer
     state = _initial_state(key, images[:1], network, recipe)
     resident, targets = jnp.asarray(images), jnp.asarray(labels)
@@ -158,7 +186,7 @@ def train(
                 bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 if not np.isfinite(loss):
                     raise DivergenceError(f"{description}: step {step + 1}: the loss is {loss}")
-    return functools.partial(_classify, network, state.params)
+    return state.params
 
 
 class _State(NamedTuple):
@@ -191,7 +219,7 @@ def _step(
     """
 
     def mean_loss(params: PyTree) -> Array:
-        logits = network.apply({"params": params}, as_unit_interval(images[chosen]))
+        logits, _ = network.apply({"params": params}, as_unit_interval(images[chosen]))
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels[chosen]).mean()
 
     loss, grads = jax.value_and_grad(mean_loss)(state.params)
@@ -208,5 +236,5 @@ def _classify(network: ResNet, params: PyTree, images: np.ndarray) -> np.ndarray
 
 @functools.partial(jax.jit, static_argnames="network")
 def _predict(params: PyTree, images: Array, network: ResNet) -> Array:
-    logits = network.apply({"params": params}, as_unit_interval(images))
+    logits, _ = network.apply({"params": params}, as_unit_interval(images))
     return jnp.argmax(logits, axis=1)

@@ -27,6 +27,25 @@ def image_grid(images: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def tiles(picture: bytes, shape: tuple[int, ...], columns: int) -> np.ndarray:
+    """Returns the images that :func:`image_grid` drew, and black ones to fill its last row.
+
+    Args:
+      picture: PNG bytes that it returned.
+      shape: (h, w, 1 or 3) of an image.
+      columns: images in a row.
+
+    Returns:
+      (n, h, w, c) in [0, 1], to 8 bits.
+    """
+    height, width, channels = shape
+    drawn = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))[..., :channels] / 255
+    zoom = drawn.shape[1] // (columns * (width + 1) - 1)
+    small = np.pad(drawn[::zoom, ::zoom], ((0, 1), (0, 1), (0, 0)))
+    cut = small.reshape(-1, height + 1, columns, width + 1, channels)
+    return cut.transpose(0, 2, 1, 3, 4)[:, :, :-1, :-1].reshape(-1, *shape)
+
+
 def image_film(frames: np.ndarray, columns: int) -> bytes:
     """Draws images that change, side by side.
 

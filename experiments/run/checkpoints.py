@@ -6,9 +6,11 @@ reads. checkpoint.json says whose it is (the run, the step, its metrics so far),
 accidents, not attackers: it carries no signature.
 """
 
+import contextlib
 import hashlib
 import json
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -20,9 +22,11 @@ from experiments.run import files
 from experiments.run.errors import StorageError, UsageError
 from kernelgrad.types import PyTree
 
+_STEP = re.compile("0|[1-9][0-9]{0,17}")
 _MANIFEST = "SHA256SUMS"
 _ABOUT = "checkpoint.json"
 _MOST_BYTES, _MOST_VALUES = 2**24, 10**6  # of these two
+_LOOKS = 2  # at a folder whose checkpoints come and go
 
 
 class Origin(NamedTuple):
@@ -114,6 +118,35 @@ def read(folder: pathlib.Path, abstract_state: PyTree) -> PyTree:
     except Exception as error:
         raise StorageError(f"checkpoint {folder}: {_brief(error)}") from error
     return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
+
+
+def steps(folder: pathlib.Path) -> list[int]:
+    """Returns the steps of the checkpoints in a folder, in order."""
+    names = [entry.name for entry in folder.iterdir()]
+    return sorted(int(name) for name in names if _STEP.fullmatch(name))
+
+
+def newest(folder: pathlib.Path, run: str, abstract_state: PyTree) -> tuple[int, PyTree]:
+    """Returns step and state of the newest checkpoint of a run that verifies; nothing is written.
+
+    The run may go on meanwhile: what it removes while it is read is passed over.
+
+    Args:
+      folder: of the checkpoints.
+      run: id of the run.
+      abstract_state: the expected state.
+
+    Raises:
+      UsageError: the checkpoint is of another model.
+      StorageError: none verifies.
+      OSError: the folder cannot be read.
+    """
+    for _ in range(_LOOKS):
+        for step in reversed(steps(folder)):
+            with contextlib.suppress(OSError, StorageError):
+                if damage(folder / str(step), run, step) is None:
+                    return step, read(folder / str(step), abstract_state)
+    raise StorageError(f"{folder}: got no checkpoint that verifies; expected at least one")
 
 
 def origin_of(folder: pathlib.Path) -> Origin:

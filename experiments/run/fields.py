@@ -11,7 +11,7 @@ A config declares each setting once::
 From that follow its flag and --help (:mod:`experiments.run.command`), what :func:`validate` says of
 an instance, and what :func:`checked` makes of values that come from flags or from a file. Where the
 default is None, None stands for "not set"; a list has no item twice, and is empty only where its
-default is. Every declaration takes `group` and `of` of a :class:`Rule` besides.
+default is. Every declaration takes `group`, `of` and `before` of a :class:`Rule` besides.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
-from experiments.run.errors import UsageError
+from experiments.run.errors import UsageError, short
 
 MAX_SEED = 2**32 - 1  # jax.random.key takes 32 bits where x64 is off
 MAX_COUNT = 10**9  # steps, or pauses between them
@@ -54,6 +54,7 @@ class Rule:
       noun: what a text is.
       group: heading of --help under which it stands; its class's own where None.
       of: name of the setting -> those it belongs to, such as objectives; None: to all.
+      before: what runs had before there was the setting; None: the default.
     """
 
     kind: type
@@ -68,6 +69,7 @@ class Rule:
     noun: str = "text"
     group: str | None = None
     of: Callable[[str], Sequence[str]] | None = None
+    before: Any = None
 
     @property
     def expected(self) -> str:
@@ -169,9 +171,7 @@ def shown(value: Any) -> str:
         text = repr(value)
     except (ValueError, RecursionError):  # more digits, or deeper, than Python prints
         return f"a value of type {type(value).__name__} too large to show"
-    if len(text) <= _SHOWN:
-        return text
-    return f"{text[:_SHOWN]}... ({len(text)} characters)"
+    return short(text)
 
 
 # ----------------------------------------------------------------------------------- declarations
@@ -202,7 +202,7 @@ def not_negative(default: float | None, text: str, **options: Any) -> Any:
     return number(default, 0.0, LARGEST, text, **options)
 
 
-def share(default: float, text: str, **options: Any) -> Any:
+def share(default: float | None, text: str, **options: Any) -> Any:
     """Declares a number >= 0, and below 1 by so much that float32 sees it."""
     return number(default, 0.0, 1 - 1e-6, text, **options)
 
@@ -234,7 +234,9 @@ def integers(default: tuple[int, ...], low: int, high: int, text: str) -> Any:
     return _field(default, int, text, low=low, high=high, many=True)
 
 
-def numbers(default: tuple[float, ...], low: float, high: float, text: str, **options: Any) -> Any:
+def numbers(
+    default: tuple[float, ...] | None, low: float, high: float, text: str, **options: Any
+) -> Any:
     """Declares distinct numbers in [low, high]."""
     return _field(default, float, text, low=low, high=high, many=True, **options)
 
@@ -261,6 +263,12 @@ def seed(text: str = "Seed of everything random.") -> Any:
     return integer(0, 0, MAX_SEED, text)
 
 
+def image_size() -> Any:
+    """Declares the side of a folder's images, as they are by default."""
+    text = "Side to which the images of a folder are cropped and resized; by default all have one."
+    return integer(None, 1, 4096, text)
+
+
 def workdir(text: str = "Folder of the run; created if missing.") -> Any:
     """Declares the folder of a run, which must be given."""
     return _field(dataclasses.MISSING, str, text, noun="folder")
@@ -278,6 +286,16 @@ def data_dir(text: str = "Folder with the data set's files.") -> Any:
 def rules(config_class: type) -> dict[str, Rule]:
     """Returns the rules of a config's fields by name."""
     return {field.name: field.metadata[_RULE] for field in dataclasses.fields(config_class)}
+
+
+def earlier(config_class: type) -> dict[str, Any]:
+    """Returns what a run has in fields of its config that came after it."""
+    values = {field.name: field.default for field in dataclasses.fields(config_class)}
+    for field in dataclasses.fields(config_class):
+        rule = field.metadata.get(_RULE)
+        if rule is not None and rule.before is not None:
+            values[field.name] = rule.before
+    return {name: value for name, value in values.items() if value is not dataclasses.MISSING}
 
 
 def validate(config: Any) -> None:

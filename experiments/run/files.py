@@ -69,11 +69,17 @@ def folder(root: pathlib.Path, name: str = "") -> pathlib.Path:
 
 
 def replace(target: pathlib.Path, content: bytes, *, shared: bool = False) -> None:
-    """Writes a file in one piece: after a kill there is the old content or the new.
+    """Writes a file in one piece; arguments and errors as for :func:`replacing`."""
+    with replacing(target, shared=shared) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def replacing(target: pathlib.Path, *, shared: bool = False) -> Iterator[IO[bytes]]:
+    """Yields a file that takes its name in the end: after a kill there is the old content or it.
 
     Args:
       target: what is there may only be a regular file.
-      content: the bytes.
       shared: whether other processes may write the same file.
 
     Raises:
@@ -89,7 +95,7 @@ def replace(target: pathlib.Path, content: bytes, *, shared: bool = False) -> No
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
     try:
         with open(descriptor, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(descriptor)
         os.replace(scratch, target)

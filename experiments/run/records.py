@@ -1,9 +1,10 @@
 """The records of a run: metrics.jsonl, one JSON object of numbers a line, each with its "step"."""
 
 import hashlib
+import json
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from experiments.run import files
 from experiments.run.checkpoints import Origin
@@ -12,6 +13,13 @@ from experiments.run.errors import StorageError
 _MOST_BYTES = 2**30
 _MOST_LINE_BYTES = 2**16
 _MOST_NAMES = 100  # of metrics: each is a panel of curves.png
+
+
+def line(step: int, metrics: Mapping[str, float]) -> str:
+    """Returns the line of a record; what is not finite is null."""
+    values = {name: float(value) for name, value in metrics.items()}
+    finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
+    return json.dumps(dict(step=int(step), **finite), allow_nan=False) + "\n"
 
 
 def content(file: pathlib.Path) -> bytes:
@@ -34,15 +42,15 @@ def parsed(file: pathlib.Path) -> Iterator[dict[str, float]]:
     """
     names: set[str] = set()
     *lines, _ = content(file).split(b"\n")
-    for number, line in enumerate(lines, start=1):
+    for number, text in enumerate(lines, start=1):
         try:
-            record = _record(line)
+            record = _record(text)
             names |= record.keys()
             if len(names) > _MOST_NAMES:
                 raise ValueError(f"more than {_MOST_NAMES} names")
         except ValueError as error:
             raise StorageError(
-                f"{file}:{number}: got {line[:40]!r} ({error}); expected a JSON object of numbers "
+                f"{file}:{number}: got {text[:40]!r} ({error}); expected a JSON object of numbers "
                 "with a step. Delete this line"
             ) from error
         yield record

@@ -16,32 +16,29 @@ Nothing outside of the folder is written or removed: links, fifos and the like w
 own files are refused by name.
 """
 
-import dataclasses
 import hashlib
-import json
-import math
+import itertools
 import os
 import pathlib
-import re
 import secrets
 import shutil
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Self
 
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.run import checkpoints, cluster, files, places, records
+from experiments.run import checkpoints, cluster, configs, files, places, records
 from experiments.run.checkpoints import Origin
 from experiments.run.errors import DivergenceError, StorageError, UsageError, line
 from kernelgrad.types import PyTree
 
+Watch = Callable[[int, Mapping[str, float]], None]
+
 _KEPT_CHECKPOINTS = 3
 _MIN_FREE_BYTES = 16 * 2**20
-_MOST_CONFIG_BYTES, _MOST_CONFIG_VALUES = 2**20, 10_000
 _RUN_ID = "run_id"
-_STEP = re.compile("0|[1-9][0-9]{0,17}")
 
 
 def _warn(message: str) -> None:
@@ -56,6 +53,8 @@ class Workdir:
     Attributes:
       path: the folder, absolute.
       is_mine: whether this process owns it; else there is no history and nothing to restore.
+      run_id: of the run that it holds; blank in other processes.
+      watches: what else gets each record that is logged, as (step, metrics).
     """
 
     def __init__(
@@ -83,6 +82,8 @@ class Workdir:
         self._checkpoints = self.path / "checkpoints"
         self._metrics = self.path / "metrics.jsonl"
         self.is_mine = cluster.is_first()
+        self.run_id = ""
+        self.watches: list[Watch] = []
         self._lock = -1
         self._changed_config: bytes | None = None
         if not self.is_mine:
@@ -94,8 +95,7 @@ class Workdir:
         except BaseException:
             self.close()
             raise
-        with files.storage(str(self.path / _RUN_ID)):
-            self._run = files.read(self.path / _RUN_ID, 100).decode(errors="replace").strip()
+        self.run_id = _run_id(self.path)
 
     def __enter__(self) -> Self:
         """Returns the folder itself."""
@@ -141,9 +141,11 @@ class Workdir:
     def log_all(self, by_step: Mapping[int, Mapping[str, float]]) -> None:
         """Appends records of several steps, as :meth:`log` does one, at the cost of one."""
         if self.is_mine:
-            lines = "".join(_line(step, metrics) for step, metrics in by_step.items())
+            lines = "".join(records.line(step, metrics) for step, metrics in by_step.items())
             with files.storage(str(self._metrics)):
                 files.append(self._metrics, lines.encode())
+            for watch, (step, metrics) in itertools.product(self.watches, by_step.items()):
+                watch(step, metrics)
 
     def history(self) -> list[dict[str, float]]:
         """Returns every record of metrics.jsonl, oldest first; null becomes nan.
@@ -198,21 +200,21 @@ class Workdir:
             if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array).all():
                 raise self.divergence(step, f"leaf {name} of the state is not finite")
         target = self._checkpoints / str(step)
-        newest = max(self._steps(), default=-1)
+        newest = max(checkpoints.steps(self._checkpoints), default=-1)
         if newest > step:
             raise StorageError(
                 f"{target}: got a state older than checkpoint {newest}; "
                 "expected a run that restores first. Resume it or use another workdir"
             )
         if newest == step:
-            if checkpoints.damage(target, self._run, step) is None:
+            if checkpoints.damage(target, self.run_id, step) is None:
                 return
             self._set_aside(step)
         size = sum(array.nbytes for array in arrays.values()) / 1e6
         free = shutil.disk_usage(self.path).free / 1e6
         scratch = self._checkpoints / f"tmp-{step}"
         metrics = records.content(self._metrics)
-        origin = Origin(self._run, step, len(metrics), hashlib.sha256(metrics).hexdigest())
+        origin = Origin(self.run_id, step, len(metrics), hashlib.sha256(metrics).hexdigest())
         try:
             with files.storage(f"{target}: could not save {size:.1f} MB with {free:.1f} MB free"):
                 checkpoints.write(scratch, origin, specs, arrays)
@@ -221,7 +223,7 @@ class Workdir:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         with files.storage(str(self._checkpoints)):
-            for old in self._steps()[:-_KEPT_CHECKPOINTS]:
+            for old in checkpoints.steps(self._checkpoints)[:-_KEPT_CHECKPOINTS]:
                 self._remove(self._checkpoints / str(old))
 
     def restore(
@@ -248,8 +250,8 @@ class Workdir:
         if not self.is_mine:
             return None
         damaged = []
-        for step in reversed(self._steps()):
-            damage = checkpoints.damage(self._checkpoints / str(step), self._run, step)
+        for step in reversed(checkpoints.steps(self._checkpoints)):
+            damage = checkpoints.damage(self._checkpoints / str(step), self.run_id, step)
             if damage is None:
                 break
             damaged.append(step)
@@ -275,7 +277,11 @@ class Workdir:
 
     def divergence(self, step: int, reason: str) -> DivergenceError:
         """Returns the error that stops a run, with the step and the last good checkpoint."""
-        newest = max(self._steps(), default="none") if self.is_mine else "that of process 0"
+        newest = (
+            max(checkpoints.steps(self._checkpoints), default="none")
+            if self.is_mine
+            else "that of process 0"
+        )
         last = newest if isinstance(newest, str) else self._checkpoints / str(newest)
         return DivergenceError(f"step {step}: {reason}. Last good checkpoint: {last}")
 
@@ -296,32 +302,23 @@ class Workdir:
                 files.replace(self.path / _RUN_ID, f"{secrets.token_hex(8)}\n".encode())
 
     def _store_config(self, config: Any, free_fields: Collection[str], allow_change: bool) -> None:
-        fields = _as_json(dataclasses.asdict(config))
-        content = (json.dumps(fields, indent=2) + "\n").encode()
+        content = configs.content(config)
         file = self.path / "config.json"
         if files.kind(file) is None:
-            if self._steps():
+            if checkpoints.steps(self._checkpoints):
                 raise StorageError(
                     f"{file}: got no such file beside checkpoints; expected the run's config. "
                     "Restore it from a copy, or use another workdir"
                 )
         else:
-            try:
-                with files.storage(str(file)):
-                    stored = {**_defaults(config), **stored_fields(file)}
-            except ValueError as error:
-                raise StorageError(f"{file}: got {error}; expected a JSON object") from error
-            changes = [
-                f"{name} was {_shown(stored.get(name))}, now {_shown(fields.get(name))}"
-                for name in {**stored, **fields}
-                if name not in free_fields and stored.get(name) != fields.get(name)
-            ]
+            with files.storage(str(file)):
+                changes = configs.changes(file, config, free_fields)
             if changes and not allow_change:
                 raise UsageError(
                     f"workdir {self.path} holds a run with another config: {'; '.join(changes)}. "
                     "Use the same flags, another workdir, or allow the change of config"
                 )
-            if changes and self._steps():
+            if changes and checkpoints.steps(self._checkpoints):
                 self._changed_config = content  # until a state fits it
                 return
         with files.storage(str(file)):
@@ -332,10 +329,6 @@ class Workdir:
             with files.storage(str(self.path / "config.json")):
                 files.replace(self.path / "config.json", self._changed_config)
             self._changed_config = None
-
-    def _steps(self) -> list[int]:
-        names = [entry.name for entry in self._checkpoints.iterdir()]
-        return sorted(int(name) for name in names if _STEP.fullmatch(name))
 
     def _remove(self, folder: pathlib.Path) -> None:
         doomed = folder.with_name(f"tmp-{folder.name}")
@@ -356,33 +349,19 @@ class Workdir:
             os.rename(folder, grave)
 
 
-def stored_fields(file: pathlib.Path) -> dict[str, Any]:
-    """Returns the fields in a config.json, not yet checked; ValueError or OSError."""
-    fields = files.parse_json(files.read(file, _MOST_CONFIG_BYTES), _MOST_CONFIG_VALUES)
-    if not isinstance(fields, dict):
-        raise ValueError(f"a {type(fields).__name__}")
-    return fields
+def read_newest(path: pathlib.Path, abstract_state: PyTree) -> tuple[int, PyTree]:
+    """Returns step and state of a run's newest checkpoint that verifies, as `Workdir.restore` does.
+
+    The folder is neither locked nor written, and may belong to a run that goes on.
+
+    Raises:
+      UsageError: the checkpoint is of another model.
+      StorageError: none verifies, or the folder cannot be read.
+    """
+    with files.storage(str(path / "checkpoints")):
+        return checkpoints.newest(path / "checkpoints", _run_id(path), abstract_state)
 
 
-def _line(step: int, metrics: Mapping[str, float]) -> str:
-    values = {name: float(value) for name, value in metrics.items()}
-    finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
-    return json.dumps(dict(step=int(step), **finite), allow_nan=False) + "\n"
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:80]} ..."
-
-
-def _as_json(fields: dict[str, Any]) -> dict[str, Any]:
-    """Returns the fields as they come back from a file; infinity, which JSON has not, as "inf"."""
-    finite = {name: "inf" if value == math.inf else value for name, value in fields.items()}
-    return dict(json.loads(json.dumps(finite, default=str, allow_nan=False)))
-
-
-def _defaults(config: Any) -> dict[str, Any]:
-    """Returns the defaults of a config: what a run had in fields that came after it."""
-    fields = dataclasses.fields(config)
-    known = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
-    return _as_json(known)
+def _run_id(path: pathlib.Path) -> str:
+    with files.storage(str(path / _RUN_ID)):
+        return files.read(path / _RUN_ID, 100).decode(errors="replace").strip()

@@ -25,7 +25,7 @@ from experiments.run.signals import Signals, terminated
 from experiments.run.workdirs import Workdir
 from experiments.sweeps import shapes
 from experiments.sweeps.runs import ENDED, Datasets, Run
-from experiments.training import extractors, fit, models, settings
+from experiments.training import extractors, fit, models, settings, trained
 from experiments.training.extractors import Extractor
 from experiments.training.settings import Config
 from kernelgrad import train
@@ -80,10 +80,10 @@ class _Form(NamedTuple):
 def check(runs: Sequence[Run], data: Datasets) -> None:
     """Raises UsageError where the data of a run do not fit on the device, before anything."""
     for run in runs:
-        rows = models.training_rows(run.config, data[run.name])
-        if rows.nbytes > run.config.resident_gib * 2**30:
+        size = models.size_of_rows(run.config, data[run.name])
+        if size > run.config.resident_gib * 2**30:
             raise UsageError(
-                f"resident_gib: got {run.config.resident_gib} for {rows.nbytes / 2**30:.3g} GiB of "
+                f"resident_gib: got {run.config.resident_gib} for {size / 2**30:.3g} GiB of "
                 f"{run.config.dataset}; expected as much, for a population has its data on the "
                 "device. Raise it, or pass --engine=commands"
             )
@@ -163,6 +163,7 @@ def _train(
             folder = Workdir(root / one.name, one.config, free_fields=free)
             folders.append(stack.enter_context(folder))
             extractors.hold_to(folder, tuple(networks.values()))
+            trained.note_data(folder, data[one.name])
         begun = _begin(form, members, folders)
         for step in sorted({step for step, _ in begun}):
             chosen = [index for index, (at, _) in enumerate(begun) if at == step]

@@ -10,6 +10,12 @@ from experiments.training.settings import Config
 TRACED = (
     "learning_rate",
     "b1",
+    "b2",
+    "momentum",
+    "weight_decay",
+    "warmup",
+    "clip_norm",
+    "ema",
     "kernel_scales",
     "ridge",
     "alpha",

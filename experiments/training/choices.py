@@ -14,10 +14,13 @@ import optax
 
 from experiments.networks import critics, energies
 from experiments.networks.conditional import ConditionalCritic, JointEnergy
+from experiments.training import optimizers
 from kernelgrad.objectives import Objective
 from kernelgrad.two_player import TwoPlayer
 from kernelgrad.types import Array
 
+PAPER_SCALES = (0.5, 1.0, 2.0, 4.0)  # of paper 000
+LOCAL_SCALES = (0.01, 0.03, 0.1, 0.3)
 _OF_CRITICS = ("critic_steps", "critic_learning_rate")
 T = TypeVar("T")
 
@@ -53,10 +56,12 @@ class Choice(NamedTuple):
       summary: what the generator descends, in one line.
       build: () -> the objective.
       critic_steps: before each step of the generator, by default; 0 without a critic.
+      kernel_scales: by default.
+      normalize: whether the direction is normalised by default.
       spectral_norm: whether the critic is normalised by default.
       critic_rate: the critic's learning rate by default, in units of the generator's.
       network: shape of a sample -> the critic.
-      optimizer: Adam of the critic -> its optimizer.
+      optimizer: that of the settings -> the critic's.
       energy: output of the critic -> energies (n,), low where it sees data; None without a critic,
         or with one of features.
       batchwise: whether the critic gives a point another direction among other points.
@@ -67,6 +72,8 @@ class Choice(NamedTuple):
     summary: str
     build: Callable[..., Objective | TwoPlayer]
     critic_steps: int = 0
+    kernel_scales: tuple[float, ...] = PAPER_SCALES
+    normalize: bool = False
     spectral_norm: bool = False
     critic_rate: float = 1.0
     network: Callable[..., nn.Module] = value_network
@@ -102,13 +109,15 @@ class Choice(NamedTuple):
         rate = config.critic_learning_rate
         if rate is None:
             rate = self.critic_rate * config.learning_rate
-        return self._called(self.optimizer, config, optax.adam(rate, b1=config.b1))
+        steps = config.critic_steps or self.critic_steps
+        return self._called(self.optimizer, config, optimizers.make(config, rate, steps))
 
     def _called(self, function: Callable[..., T], config: Any, *arguments: Any) -> T:
         """Calls a function with the settings that it reads."""
         settings = {name: getattr(config, name) for name in _keywords(function)}
-        if settings.get("spectral_norm", False) is None:
-            settings["spectral_norm"] = self.spectral_norm
+        for name in ("kernel_scales", "spectral_norm"):
+            if settings.get(name, name) is None:
+                settings[name] = getattr(self, name)
         return function(*arguments, **settings)
 
 

@@ -16,13 +16,13 @@ from experiments.data import catalog, feed, labelled
 from experiments.data.dataset import Dataset
 from experiments.judges import image_metrics
 from experiments.pictures import charts, clouds, mosaics
-from experiments.run import cluster, fields, files, loop, places, store, threads
+from experiments.run import cluster, dashboards, fields, files, loop, places, store, threads
 from experiments.run.errors import line
 from experiments.run.loop import Schedule
 from experiments.run.signals import Signals
 from experiments.run.timing import Timed
 from experiments.run.workdirs import Workdir
-from experiments.training import extractors, models, settings
+from experiments.training import extractors, models, settings, trained
 from experiments.training.settings import Config
 from kernelgrad import kernels, mmd, train
 from kernelgrad.types import Array, Key, PyTree
@@ -31,6 +31,7 @@ ScoreFn = Callable[[Array], dict[str, float]]
 METRICS = ("test_mmd", "test_w1", *image_metrics.METRICS)  # of an evaluation; the first of all
 EVALUATED_SAMPLES = 500  # of a generator, and as many of the test data at most
 
+_JUDGED_SCALES = (0.5, 1.0, 2.0, 4.0)  # squared lengthscales over the median squared distance
 _MAX_STEPS_PER_RECORD = 50
 _COMPARED_EXAMPLES = 1000  # of the data that several processes have
 _LAYOUT = "devices.txt"
@@ -44,6 +45,7 @@ def run(
     data_dir: str | None = None,
     num_devices: int | None = None,
     allow_config_change: bool = False,
+    log: Sequence[str] = (),
     extra_scores: Sequence[ScoreFn] = (),
 ) -> dict[str, float]:
     """Trains to num_steps, resuming what the work folder holds.
@@ -54,6 +56,7 @@ def run(
       data_dir: where the data set's files are.
       num_devices: devices to use, of each process; None: all.
       allow_config_change: resume although settings differ.
+      log: dashboards that show the metrics too.
       extra_scores: functions of generated samples to metrics, added at every evaluation.
 
     Returns:
@@ -70,10 +73,16 @@ def run(
     cluster.require_same({**dataclasses.asdict(config), "num_devices": num_devices})
     if cluster.is_first():
         places.workdir(workdir)
+        dashboards.require(log)
     devices = cluster.devices(num_devices)
     settings.validate(config, len(devices))
-    dataset = catalog.load(config.dataset, data_dir, seed=config.seed, image_size=config.image_size)
-    models.check(config, dataset, len(devices))
+    dataset = catalog.load(
+        config.dataset,
+        data_dir,
+        seed=config.seed,
+        image_size=config.image_size,
+        check=lambda dataset: models.check(config, dataset, len(devices)),
+    )
     some = store.digest({"train": dataset.train[:_COMPARED_EXAMPLES]})
     cluster.require_same({"data": f"{len(dataset.train)} examples of SHA-256 {some:.12} ..."})
     with (
@@ -85,7 +94,7 @@ def run(
         ) as folder,
         threads.one_for_blas(),
     ):
-        return _train(config, dataset, folder, devices, extra_scores)
+        return _train(config, dataset, folder, devices, log, extra_scores)
 
 
 def _train(
@@ -93,10 +102,12 @@ def _train(
     dataset: Dataset,
     folder: Workdir,
     devices: list[jax.Device],
+    log: Sequence[str],
     extra_scores: Sequence[ScoreFn],
 ) -> dict[str, float]:
     model = models.build(config, dataset, train.AXIS)
     extractors.hold_to(folder, model.extractors)
+    trained.note_data(folder, dataset)
     init_key, train_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
     step, start = loop.begin(folder, functools.partial(jax.jit(model.initial_state), init_key))
     if step >= config.num_steps:
@@ -108,7 +119,7 @@ def _train(
     per_record = steps_per_record(config, step)
     per_call = steps_per_call(per_record, dataset, devices)
     advance = make_advance(config, dataset, model, per_call, step, devices)
-    with Signals() as signals:
+    with Signals() as signals, dashboards.shown(log, folder, config, step):
         loop.run(
             folder,
             signals,
@@ -204,6 +215,7 @@ def make_train_step(
         sample_latents=model.sample_latents,
         noise_variance=noise if anneals else None,
         axis_name=axis_name,
+        ema_decay=config.ema,
     )
 
 
@@ -218,12 +230,17 @@ def make_judge(
     """
 
     def judge(state: train.TrainState, latents: Array, test: Array) -> tuple[Array, Array]:
+        state = train.averaged(state)
         samples = model.generate(state.params, state.batch_stats, latents)
         flat = samples.reshape(samples.shape[0], -1)
-        kernel = kernels.median_mixture(kernels.imq_mixture, test, scales=config.kernel_scales)
-        return samples, mmd.mmd_u_statistic(flat, test, kernel)
+        return samples, mmd.mmd_u_statistic(flat, test, judging_kernel(test))
 
     return judge
+
+
+def judging_kernel(test: Array) -> kernels.Kernel:
+    """Returns the kernel of test_mmd, whatever kernel a run is trained with: test points (n, d)."""
+    return kernels.median_mixture(kernels.imq_mixture, test, scales=_JUDGED_SCALES)
 
 
 def held_out(dataset: Dataset) -> Array:

@@ -13,8 +13,8 @@ from experiments.data import labelled
 from experiments.data.dataset import Dataset
 from experiments.networks import generators
 from experiments.run import memory, places
-from experiments.run.errors import UsageError
-from experiments.training import extractors, settings
+from experiments.run.errors import UsageError, short
+from experiments.training import extractors, optimizers, settings
 from experiments.training.extractors import Extractor
 from experiments.training.objectives import OBJECTIVES
 from experiments.training.settings import Config
@@ -69,7 +69,7 @@ def build(
         where anything is traced.
     """
     network = generators.generator_for(dataset.sample_shape, config.width, axis_name)
-    optimizer = optax.adam(config.learning_rate, b1=config.b1)
+    optimizer = optimizers.make(config, config.learning_rate)
     networks = load_networks(config, dataset) if networks is None else networks
     views = {name: networks.get(name, _itself) for name in config.features}
     objective, init_critic = _build_objective(config, dataset, views)
@@ -97,7 +97,8 @@ def build(
         variables = network.init(key, sample_latents(key, 2), train=False)
         stats = variables.get("batch_stats", {})
         critic_state = init_critic(jax.random.fold_in(key, 1))
-        return train.init(variables["params"], stats, optimizer, critic_state)
+        keeps = config.ema is not None
+        return train.init(variables["params"], stats, optimizer, critic_state, ema=keeps)
 
     return Model(
         generate,
@@ -139,7 +140,7 @@ def _seen(
     views: Mapping[str, Callable[[Array], Array]],
 ) -> Objective | TwoPlayer:
     """Returns the objective as the config has it see samples, its direction normalised or not."""
-    unit = objectives.normalized if config.normalize else lambda one: one
+    unit = objectives.normalized if settings.normalizes(config) else lambda one: one
     if not settings.sees_features(config):
         return unit(objective)
     if isinstance(objective, TwoPlayer) or len(views) == 1:
@@ -185,6 +186,12 @@ def training_rows(config: Config, dataset: Dataset) -> np.ndarray:
     return labelled.points(dataset) if config.conditional else dataset.train
 
 
+def size_of_rows(config: Config, dataset: Dataset) -> int:
+    """Returns the bytes of the :func:`training_rows`, which it does not make."""
+    codes = dataset.num_classes if config.conditional else 0
+    return dataset.train.nbytes + len(dataset.train) * codes * dataset.train.itemsize
+
+
 def check(config: Config, dataset: Dataset, num_devices: int = 1) -> None:
     """Refuses what the data set or the memory cannot take; nothing is compiled or written.
 
@@ -199,10 +206,10 @@ def check(config: Config, dataset: Dataset, num_devices: int = 1) -> None:
     if num_rows < rows:
         raise UsageError(
             f"batch_size: got {config.batch_size}, {rows} rows a step; expected at most the "
-            f"{num_rows} training examples of {config.dataset}"
+            f"{num_rows} training examples of {short(config.dataset)}"
         )
-    needed = memory_needed(config, dataset, num_devices)
-    memory.require(config, ("width", "latent_dim", "batch_size"), needed)
+    names = ("width", "latent_dim", "batch_size", *(("image_size",) if config.image_size else ()))
+    memory.require(config, names, memory_needed(config, dataset, num_devices))
 
 
 def memory_needed(config: Config, dataset: Dataset, num_devices: int = 1) -> float:
@@ -223,7 +230,6 @@ def memory_needed(config: Config, dataset: Dataset, num_devices: int = 1) -> flo
             network, shape = choice.critic_network(config, seen), shape if classes else seen
             needed += memory.of_training(network, share, *shape, train=False)
     except ValueError as error:
-        raise UsageError(f"dataset: got {config.dataset}, for which no network is: {error}") from (
-            error
-        )
+        name = short(config.dataset)
+        raise UsageError(f"dataset: got {name}, for which no network is: {error}") from error
     return needed

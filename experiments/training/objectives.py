@@ -8,7 +8,7 @@ import functools
 import math
 import operator
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -267,8 +267,18 @@ def _controlled(optimizer: optax.GradientTransformation) -> optax.GradientTransf
 
 
 OBJECTIVES = {
-    "kl": Choice("KL[q || p] by Stein score estimates (paper 000)", _kl),
-    "mmd": Choice("MMD^2 (paper 000's baseline)", _mmd),
+    "kl": Choice(
+        "KL[q || p] by Stein score estimates (paper 000)",
+        _kl,
+        kernel_scales=choices.LOCAL_SCALES,
+        normalize=True,
+    ),
+    "mmd": Choice(
+        "MMD^2 (paper 000's baseline)",
+        _mmd,
+        kernel_scales=choices.LOCAL_SCALES,
+        normalize=True,
+    ),
     "gan_saturating": Choice(
         "E log(1 - D): Jensen-Shannon, gradients vanish",
         two_player.gan_saturating,
@@ -381,9 +391,12 @@ def reading(setting: str) -> list[str]:
     return [name for name, choice in OBJECTIVES.items() if setting in choice.settings]
 
 
-def of_critics(value: Callable[[Choice], Any]) -> str:
-    """Returns what the rows with a critic say by default, the usual value last, in words."""
-    values = {name: value(choice) for name, choice in OBJECTIVES.items() if choice.critic_steps}
+def in_words(of_row: Callable[[Choice], Any], readers: Sequence[str] = tuple(OBJECTIVES)) -> str:
+    """Returns what rows of the table say by default, the usual value last, in words."""
+    values = {name: of_row(OBJECTIVES[name]) for name in readers}
     usual = statistics.mode(values.values())
-    rare = "".join(f"{v} for {name}, " for name, v in values.items() if v != usual)
+    named: dict[Any, list[str]] = {}
+    for name, value in values.items():
+        named.setdefault(value, []).append(name)
+    rare = "".join(f"{v} for {' and '.join(names)}, " for v, names in named.items() if v != usual)
     return f"{rare}else {usual}".lower()

@@ -18,6 +18,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 5e-5,
         "kernel": "imq",
         "kernel_scales": (0.5, 1.0, 2.0, 4.0),
+        "normalize": False,
         "num_steps": 300 * 600,
         "eval_every": 50 * 600,
     },
@@ -32,6 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "b1": 0.5,
         "critic_steps": 5,
         "kernel_scales": (0.01, 0.05, 0.25, 1.0),
+        "normalize": False,
         "eval_every": 50,
     },
     "paper003": {

@@ -12,7 +12,8 @@ from experiments.data import catalog
 from experiments.networks import energies
 from experiments.run import fields
 from experiments.run.errors import UsageError
-from experiments.training import extractors, objectives
+from experiments.training import extractors, objectives, optimizers
+from experiments.training.choices import Choice
 from experiments.training.objectives import OBJECTIVES
 from experiments.training.presets import PRESETS
 from kernelgrad import drift, kernels
@@ -27,7 +28,12 @@ PRIORS: dict[str, Callable[..., Array]] = {
 _GENERATOR, _LEARNING, _RUN = "The generator.", "How it learns.", "Looking at it, and memory."
 _SPECIAL: dict[str, Any] = {"group": "What some objectives read.", "of": objectives.reading}
 _CRITIC: dict[str, Any] = {"group": "The critic, where there is one.", "of": objectives.reading}
+_CRITICS = [name for name, choice in OBJECTIVES.items() if choice.critic_steps]
 _MOST_PICTURES = 100_000
+
+
+def _scales(choice: Choice) -> str:
+    return " ".join(map(str, choice.kernel_scales))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +52,7 @@ class Config:
         f"One of {', '.join(catalog.names())}, an image set prepared by TFDS in --data_dir, or the "
         "path of a folder of PNG or JPEG images (sub-folders: classes), an .npy or an .npz file.",
     )
-    image_size: int | None = fields.integer(
-        None,
-        1,
-        4096,
-        "Side to which the images of a folder are cropped and resized; by default all have one.",
-    )
+    image_size: int | None = fields.image_size()
     num_steps: int = fields.integer(2000, 1, fields.MAX_COUNT, "Updates in all.", group=_LEARNING)
     batch_size: int = fields.integer(
         100, 2, fields.MAX_SIZE, "Samples per step, over all devices.", group=_LEARNING
@@ -63,15 +64,70 @@ class Config:
         32, 1, fields.MAX_SIZE, "Channels (images) or units (points).", group=_GENERATOR
     )
     prior: str = fields.choice("normal", PRIORS, "Prior of the latents.", group=_GENERATOR)
-    learning_rate: float = fields.positive(1e-3, "Adam's learning rate.", group=_LEARNING)
-    b1: float = fields.share(0.9, "Adam's decay of the first moment.", group=_LEARNING)
+    learning_rate: float = fields.positive(
+        1e-3, "Learning rate of the generator, the largest under a schedule.", group=_LEARNING
+    )
+    optimizer: str = fields.choice(
+        "adam",
+        optimizers.OPTIMIZERS,
+        "Optax's optimizer of that name, of the generator and of a critic.",
+        group=_LEARNING,
+    )
+    b1: float = fields.share(
+        0.9,
+        f"Decay of the first moment: {' and '.join(optimizers.reading('b1'))}.",
+        group=_LEARNING,
+    )
+    b2: float = fields.share(
+        0.999,
+        f"Decay of the second moment: {' and '.join(optimizers.reading('b2'))}.",
+        group=_LEARNING,
+    )
+    momentum: float | None = fields.share(
+        None,
+        f"Decay of the momentum: {' and '.join(optimizers.reading('momentum'))}; none by default.",
+        group=_LEARNING,
+    )
+    weight_decay: float = fields.not_negative(
+        1e-4,
+        "Decay of the parameters, in units of the learning rate: "
+        f"{' and '.join(optimizers.reading('weight_decay'))}.",
+        group=_LEARNING,
+    )
+    schedule: str = fields.choice(
+        "constant",
+        optimizers.SCHEDULES,
+        "How the learning rates of the generator and of a critic fall to 0 over --num_steps.",
+        group=_LEARNING,
+    )
+    warmup: int | None = fields.integer(
+        None,
+        1,
+        fields.MAX_COUNT,
+        "Steps over which both rates rise in equal parts, before they fall; none by default.",
+        group=_LEARNING,
+    )
+    clip_norm: float | None = fields.positive(
+        None,
+        "Largest norm of the generator's gradient over all its parameters, and of a critic's; "
+        "longer ones are shortened to it. By default none are.",
+        group=_LEARNING,
+    )
+    ema: float | None = fields.share(
+        None,
+        "Decay a step of a moving average of the generator's parameters and batch statistics, "
+        "such as 0.999. Samples, pictures and metrics are then those of the average; training "
+        "and a critic do not see it. By default there is none.",
+        group=_LEARNING,
+    )
     kernel: str = fields.choice("imq", kernels.FAMILIES, "Family of the mixture.", **_SPECIAL)
-    kernel_scales: tuple[float, ...] = fields.numbers(
-        (0.5, 1.0, 2.0, 4.0),
+    kernel_scales: tuple[float, ...] | None = fields.numbers(
+        None,
         1e-12,
         1e12,
-        "Squared lengthscales in units of the batch's median squared distance; of the metric "
-        "test_mmd, in units of the test data's; between learned features, as they are.",
+        "Squared lengthscales in units of the batch's median squared distance; between learned "
+        "features, as they are; by default "
+        f"{objectives.in_words(_scales, objectives.reading('kernel_scales'))}.",
         **_SPECIAL,
     )
     ridge: float | None = fields.positive(
@@ -125,11 +181,13 @@ class Config:
         "A critic sees all of them at once; other directions are taken in each and added up.",
         group=_LEARNING,
     )
-    normalize: bool = fields.switch(
-        False,
+    normalize: bool | None = fields.switch(
+        None,
         "Divide the direction by its root mean square over the batch, that in each of several "
-        "features and that of their sum.",
+        "features and that of their sum; by default "
+        f"{objectives.in_words(lambda choice: choice.normalize)}.",
         group=_LEARNING,
+        before=False,
     )
     seed: int = fields.seed()
     eval_every: int = fields.integer(
@@ -147,19 +205,19 @@ class Config:
         1,
         1000,
         "Critic steps per generator step; by default "
-        f"{objectives.of_critics(lambda choice: choice.critic_steps)}.",
+        f"{objectives.in_words(lambda choice: choice.critic_steps, _CRITICS)}.",
         **_CRITIC,
     )
     critic_learning_rate: float | None = fields.positive(
         None,
-        "Adam's learning rate of the critic; in units of --learning_rate, by default "
-        f"{objectives.of_critics(lambda choice: choice.critic_rate)}.",
+        "Learning rate of the critic; in units of --learning_rate, by default "
+        f"{objectives.in_words(lambda choice: choice.critic_rate, _CRITICS)}.",
         **_CRITIC,
     )
     spectral_norm: bool | None = fields.switch(
         None,
         "Spectral normalisation of the critic; by default "
-        f"{objectives.of_critics(lambda choice: choice.spectral_norm)}.",
+        f"{objectives.in_words(lambda choice: choice.spectral_norm, _CRITICS)}.",
         **_CRITIC,
     )
     num_features: int = fields.integer(
@@ -255,6 +313,12 @@ def rows_per_step(config: Config) -> int:
     return config.batch_size * max(1, critic_steps(config))
 
 
+def normalizes(config: Config) -> bool:
+    """Returns whether the direction is divided by its root mean square."""
+    default = OBJECTIVES[config.objective].normalize
+    return default if config.normalize is None else config.normalize
+
+
 def sees_features(config: Config) -> bool:
     """Returns whether the objective sees anything but the samples themselves."""
     return config.features != (extractors.PIXELS,)
@@ -266,8 +330,14 @@ def anneals(config: Config) -> bool:
 
 
 def free_fields(config: Config) -> tuple[str, ...]:
-    """Returns what may differ when a run is resumed: its length, unless noise falls over it."""
-    return () if anneals(config) and config.noise_steps is None else ("num_steps",)
+    """Returns what may differ when a run is resumed: its length, unless something falls over it."""
+    noise_falls = anneals(config) and config.noise_steps is None
+    return () if noise_falls or config.schedule != "constant" else ("num_steps",)
+
+
+def check_objective(name: str) -> None:
+    """Raises UsageError for an objective that there is not."""
+    fields.rules(Config)["objective"].check("objective", name)
 
 
 def validate(config: Config, num_devices: int) -> None:
@@ -280,6 +350,10 @@ def validate(config: Config, num_devices: int) -> None:
         raise UsageError(
             f"batch_size: got {config.batch_size} for {num_devices} devices; expected a multiple, "
             f"such as {' or '.join(map(str, sizes))}"
+        )
+    if config.warmup is not None and config.warmup >= config.num_steps:
+        raise UsageError(
+            f"warmup: got {config.warmup}; expected fewer than the {config.num_steps} of num_steps"
         )
     _validate_for_objective(config)
 

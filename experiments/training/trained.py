@@ -1,21 +1,37 @@
-"""A run of experiments.train as it stands: its settings, its data, its newest checkpoint."""
+"""A run of experiments.train as it stands: its settings, its data, its newest checkpoint.
+
+In a notebook, while it trains or later::
+
+    run = trained.load("runs/digits")
+    images = run.generate(jax.random.key(0), 16)
+"""
 
 import contextlib
+import json
+import os
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from experiments.data import catalog
 from experiments.data.dataset import Dataset
-from experiments.run import fields, places
-from experiments.run.errors import UsageError
-from experiments.run.workdirs import Workdir, stored_fields
+from experiments.run import configs, fields, files, places
+from experiments.run.errors import StorageError, UsageError
+from experiments.run.workdirs import Workdir, read_newest
 from experiments.training import extractors, models, settings
 from experiments.training.settings import Config
+from kernelgrad import train
 from kernelgrad.train import TrainState
+from kernelgrad.types import Key
 
 Check = Callable[[Config, Dataset], None]
+
+_DATA = "data.json"
+_MOST_DATA_BYTES, _MOST_CLASSES = 2**20, 10_000
+_BATCH = 500
 
 
 class Trained(NamedTuple):
@@ -26,7 +42,7 @@ class Trained(NamedTuple):
       dataset: what it was trained on.
       model: its networks and objective, for one device.
       step: of the checkpoint.
-      state: after that step.
+      state: after that step; of a run with moving averages, with those as its parameters.
     """
 
     config: Config
@@ -34,6 +50,96 @@ class Trained(NamedTuple):
     model: models.Model
     step: int
     state: TrainState
+
+    def generate(self, key: Key, n: int) -> np.ndarray:
+        """Returns n samples, shape (n, ...): images in [0, 1], or points.
+
+        Args:
+          key: random key of the latents; of a conditional run also of the labels, as often as in
+            the data. More samples of a key begin with the fewer ones.
+          n: how many, >= 0.
+        """
+        empty = np.zeros((0, *self.dataset.sample_shape), np.float32)
+        return np.concatenate([empty, *self.batches(key, n)])
+
+    def batches(self, key: Key, n: int) -> Iterator[np.ndarray]:
+        """Yields what :meth:`generate` returns, some hundred samples at a time."""
+        draw = jax.jit(self.model.generate)
+        for index in range(-(-n // _BATCH)):
+            latents = self.model.sample_latents(jax.random.fold_in(key, index), _BATCH)
+            rows = latents[: n - index * _BATCH]
+            yield jax.device_get(draw(self.state.params, self.state.batch_stats, rows))
+
+
+def note_data(folder: Workdir, dataset: Dataset) -> None:
+    """Leaves in a run's folder what its networks have to know of its data."""
+    counts = None
+    if dataset.train_labels is not None:
+        counts = np.bincount(dataset.train_labels, minlength=dataset.num_classes).tolist()
+    noted = {"name": dataset.name, "sample_shape": dataset.sample_shape, "label_counts": counts}
+    folder.write_bytes(_DATA, f"{json.dumps(noted)}\n".encode())
+
+
+def _noted_data(path: pathlib.Path) -> Dataset:
+    """Returns a data set without examples, from what :func:`note_data` has left.
+
+    Raises:
+      ValueError: it is none.
+      OSError: it cannot be read.
+    """
+    noted = files.parse_json(files.read(path, _MOST_DATA_BYTES), _MOST_CLASSES)
+    try:
+        name, shape, counts = noted["name"], noted["sample_shape"], noted["label_counts"]
+        sizes = [*shape, *(counts or ())]
+        if {*map(type, sizes)} != {int} or min(sizes) < 0 or sum(sizes) > fields.MAX_SIZE:
+            raise ValueError(f"got the sizes {fields.shown(sizes)}")
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"got another form ({error})") from error
+    examples = np.zeros((0, *shape), np.uint8 if len(shape) == 3 else np.float32)
+    labels = None if counts is None else np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    return Dataset(str(name), examples, examples, labels, labels, len(counts or ()))
+
+
+def load(workdir: str | os.PathLike[str], data_dir: str | None = None) -> Trained:
+    """Returns what a run has come to, without its data and without holding its folder.
+
+    The run may go on meanwhile; nothing is written. Its `dataset` has the form of the data, and no
+    examples. Only a run without data.json, of an earlier version, needs its data.
+
+    Args:
+      workdir: the folder of the run.
+      data_dir: where the data set's files are, if they are needed.
+
+    Raises:
+      UsageError: no run of experiments.train there, or none with a checkpoint.
+      DataError: the data are needed and missing.
+      StorageError: no checkpoint verifies, or data.json is damaged.
+    """
+    config = stored_config(str(workdir))
+    require_checkpoint(str(workdir))
+    path = places.folder("workdir", workdir)
+    try:
+        dataset = _noted_data(path / _DATA)
+        model, form = _model_and_form(config, dataset)
+    except FileNotFoundError:
+        dataset = catalog.load(
+            config.dataset, data_dir, seed=config.seed, image_size=config.image_size
+        )
+        model, form = _model_and_form(config, dataset)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StorageError(
+            f"{path / _DATA}: {reason}; expected the form of the run's data. Remove it, and run "
+            "its command again"
+        ) from error
+    step, state = read_newest(path, form)
+    return Trained(config, dataset, model, step, train.averaged(state))
+
+
+def _model_and_form(config: Config, dataset: Dataset) -> tuple[models.Model, TrainState]:
+    """Returns the networks of a run, and the form of its state."""
+    model = models.build(config, dataset, networks={})
+    return model, jax.eval_shape(model.initial_state, jax.random.key(0))
 
 
 def stored_config(workdir: str) -> Config:
@@ -49,7 +155,7 @@ def stored_config(workdir: str) -> Config:
             "sets of their names; expected the folder of a run of experiments.train"
         )
     try:
-        content = stored_fields(path)
+        content = configs.stored_fields(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(
@@ -57,7 +163,7 @@ def stored_config(workdir: str) -> Config:
             "folder of a run of experiments.train"
         ) from error
     try:
-        config = fields.checked(Config, content)
+        config = fields.checked(Config, {**fields.earlier(Config), **content})
         settings.validate(config, 1)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
@@ -80,7 +186,8 @@ def opened(
     Args:
       workdir: the folder.
       data_dir: where the data set's files are.
-      check: raises for a config and a data set that are not wanted, before anything is written.
+      check: raises for a config and a data set that are not wanted, before anything is written; it
+        may get the data set's form alone, as that of :func:`experiments.data.catalog.load`.
 
     Raises:
       UsageError: no run of experiments.train there, or none with a checkpoint.
@@ -89,9 +196,18 @@ def opened(
     """
     config = stored_config(workdir)
     require_checkpoint(workdir)
-    dataset = catalog.load(config.dataset, data_dir, seed=config.seed, image_size=config.image_size)
-    models.check(config, dataset)
-    check(config, dataset)
+
+    def check_all(dataset: Dataset) -> None:
+        models.check(config, dataset)
+        check(config, dataset)
+
+    dataset = catalog.load(
+        config.dataset,
+        data_dir,
+        seed=config.seed,
+        image_size=config.image_size,
+        check=check_all,
+    )
     with Workdir(workdir, config) as folder:
         model = models.build(config, dataset)
         extractors.hold_to(folder, model.extractors)
@@ -99,4 +215,5 @@ def opened(
         restored = folder.restore(form, cut_metrics=False)
         if restored is None:
             raise UsageError(f"workdir: got {folder.path} without a checkpoint; train first")
-        yield folder, Trained(config, dataset, model, *restored)
+        step, state = restored
+        yield folder, Trained(config, dataset, model, step, train.averaged(state))

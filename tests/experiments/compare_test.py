@@ -6,9 +6,11 @@ import json
 import numpy as np
 import pytest
 import scipy.optimize
+from PIL import Image
 
 from experiments import compare
 from experiments.data import catalog
+from experiments.pictures import mosaics
 from experiments.run import timing
 from experiments.run.errors import UsageError
 from experiments.training.settings import Config
@@ -73,6 +75,8 @@ def test_curves_are_those_of_the_runs(tmp_path, monkeypatch, capsys):
     ("change", "message"),
     [
         ({"objectives": ("nosuch",)}, "objective: got 'nosuch'"),
+        ({"objectives": ("kl@", "mmd")}, "features: got"),
+        ({"objectives": ("kl@pixel",)}, "features: got 'pixel'.*Did you mean pixels"),
         ({"seeds": (0, 0)}, "seeds: got"),
         ({"objectives": ("kl", "ratio_ulsif")}, "ridge: got 1.0 for kl and ratio_ulsif, to each"),
         ({"base": dataclasses.replace(BASE, batch_size=1)}, "batch_size: got 1"),
@@ -82,6 +86,36 @@ def test_bad_settings_are_named(tmp_path, change, message):
     with pytest.raises(UsageError, match=message):
         compare.run(dataclasses.replace(COMPARED, **change), workdir=str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_an_objective_may_bring_its_features():
+    base = dataclasses.replace(BASE, features=("vicreg",))
+    for name, features in {
+        "kl": ("vicreg",),
+        "kl@pixels": ("pixels",),
+        "mmd@pixels+autoencoder": ("pixels", "autoencoder"),
+    }.items():
+        found = compare._for_objective(base, name)
+        assert (found.objective, found.features) == (name.partition("@")[0], features)
+
+
+@pytest.mark.thorough
+def test_the_last_samples_of_each_objective_are_shown(tmp_path, monkeypatch):
+    rows = {}
+    monkeypatch.setattr(mosaics, "image_rows", lambda shown: rows.update(shown) or b"a picture")
+    monkeypatch.setattr(compare, "time_steps", lambda *_: {"mmd": 1.0, "mmd@pixels": 1.0})
+    base = Config(num_steps=4, eval_every=2, batch_size=16, width=4)
+    config = compare.Config(base, ("mmd", "mmd@pixels"), (3, 4))
+    curves = compare.run(config, workdir=str(tmp_path))
+    assert "classifier_frechet" in curves["mmd"].metrics
+    assert (tmp_path / "samples.png").read_bytes() == b"a picture"
+    assert list(rows) == ["mmd", "mmd@pixels", "test data"]
+    drawn = Image.open(tmp_path / "mmd/seed3/samples/0000004.png").convert("L")
+    zoom = drawn.size[0] // (10 * 9 - 1)
+    first = np.asarray(drawn)[: 8 * zoom : zoom, : 8 * zoom : zoom] / 255
+    np.testing.assert_allclose(rows["mmd"][0][..., 0], first, atol=0.01)
+    np.testing.assert_array_equal(rows["mmd"], rows["mmd@pixels"])
+    assert len(rows["mmd"]) == len(rows["test data"]) == 16
 
 
 def test_noise_that_is_another_for_each_is_warned_of(tmp_path, monkeypatch, capsys):

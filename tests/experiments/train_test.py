@@ -79,6 +79,29 @@ def test_every_objective_resumes_with_its_critic(tmp_path, objective):
 
 
 @pytest.mark.thorough
+def test_averages_and_warmed_up_optimizers_resume_bit_for_bit(tmp_path):
+    config = dataclasses.replace(
+        POINTS,
+        objective="sliced_energy",
+        num_projections=4,
+        num_steps=4,
+        eval_every=2,
+        optimizer="rmsprop",
+        momentum=0.5,
+        warmup=1,
+        clip_norm=0.1,
+        ema=0.9,
+    )
+    _run(config, tmp_path / "whole")
+    _run(dataclasses.replace(config, num_steps=2), tmp_path / "cut")
+    _run(config, tmp_path / "cut")
+    assert _metrics(tmp_path / "cut") == _metrics(tmp_path / "whole")
+    leaves = json.loads((tmp_path / "cut/checkpoints/4/checkpoint.json").read_text())["leaves"]
+    kept = [name.removeprefix(".ema[0]") for name in leaves if name.startswith(".ema[0]")]
+    assert kept == [name.removeprefix(".params") for name in leaves if name.startswith(".params")]
+
+
+@pytest.mark.thorough
 def test_a_finished_run_is_left_alone(tmp_path, capsys):
     first = _run(POINTS, tmp_path)
     assert _run(POINTS, tmp_path) == first

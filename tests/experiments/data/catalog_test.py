@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from experiments.data import catalog
+from experiments.data import catalog, image_sets, mnist
 from experiments.run import places
 from tests.experiments.data.cifar10_test import write_archive
 from tests.experiments.data.conftest import message_of
@@ -34,6 +34,13 @@ def test_unknown_name_without_a_neighbour_lists_all(tmp_path, name):
         assert "digits, mnist" in message
 
 
+@pytest.mark.parametrize("name", ["x" * 255, "x/" * 1000, "/nowhere/" + 15 * "folder/" + "a.npz"])
+def test_unknown_names_of_any_length_are_one_short_line(tmp_path, name):
+    message = message_of(catalog.load, name, str(tmp_path))
+    assert "dataset: got " in message
+    assert len(message) <= 280
+
+
 @pytest.mark.parametrize("name", ["red_wine", "white_wine", "parkinsons", "cifar10_jpeg"])
 def test_missing_file_names_the_path_or_the_flag(tmp_path, name):
     assert "--data_dir" in message_of(catalog.load, name)
@@ -60,6 +67,28 @@ def test_cache_folder_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert places.cache() == tmp_path / "home" / ".cache" / "kernelgrad"
+
+
+def test_a_set_from_the_cache_says_so_once(tmp_path, cache, monkeypatch, capsys):
+    images = np.zeros((20, 4, 4, 1), np.uint8)
+    found = image_sets.ImageSet({"train": image_sets.Split(images, None)}, 0)
+    monkeypatch.setattr(image_sets, "read_prepared", lambda *_: found)
+    monkeypatch.setattr(mnist, "prepare", lambda *_: cache / "tfds/mnist/3.0.1")
+    catalog._note_cached.cache_clear()
+    for place in (cache / "tfds/shapes", cache / "tfds/mnist", tmp_path / "data/shapes"):
+        (place / "3.0.1").mkdir(parents=True)
+        (place / "3.0.1/features.json").touch()
+    there = f"kernelgrad: note: {{}}: read from the cache, {cache}/tfds/{{}}/3.0.1; {{}}\n"
+    for name, folder, hint in (
+        ("shapes", None, "--data_dir names the folder of another copy"),
+        ("mnist", None, "--data_dir names the folder of another copy"),
+        ("mnist", tmp_path / "data", f"none in {tmp_path}/data"),
+    ):
+        for expected in (there.format(name, name, hint), ""):
+            catalog.load(name, folder and str(folder))
+            assert capsys.readouterr().err == expected
+    catalog.load("shapes", str(tmp_path / "data"))
+    assert capsys.readouterr().err == ""
 
 
 def test_digits_are_scikit_learns_digits():

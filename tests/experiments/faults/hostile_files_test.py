@@ -3,6 +3,7 @@
 `make test-faults` tries all contents; other targets try three.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -23,7 +24,7 @@ from experiments.judges import classifiers
 from experiments.run import records, store, workdirs
 from experiments.run.errors import DataError, StorageError, UsageError
 from experiments.targets import latent_chains
-from experiments.training import trained
+from experiments.training import settings, trained
 from tests.experiments.faults.small_run import delete, make_run, state_of
 from tests.experiments.run.toy_run import Config, abstract
 
@@ -102,6 +103,13 @@ def _read_fit(path: pathlib.Path) -> None:
     density_estimation._read(path, split, range(3))
 
 
+def _load(path: pathlib.Path) -> None:
+    config = settings.Config(objective="mmd", dataset="ring", width=2, latent_dim=2)
+    (path.parent / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    (path.parent / "checkpoints" / "1").mkdir(parents=True)
+    trained.load(path.parent)
+
+
 READERS = {
     "config.json": _restore,
     "metrics.jsonl": _restore,
@@ -113,6 +121,7 @@ READERS = {
     "checkpoints/2/checkpoint.json": _restore,
     "checkpoints/2/state/_METADATA": _restore,
     "trained/config.json": lambda path: trained.stored_config(str(path.parent)),
+    "trained/data.json": _load,
     "compared/metrics.jsonl": lambda path: list(records.parsed(path)),
     "frames/0000001.npz": lambda path: toy.read_frame(path.parents[1], {"step": 1.0}),
     "chain_rule/frames/0000001.npz": lambda path: neural_sampler._stored_frame(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.data import catalog
-from experiments.judges import classifiers
+from experiments.judges import classifiers, resnet
 from experiments.judges.classifiers import ClassifierConfig, train_or_load
 from experiments.run import errors
 from kernelgrad import metrics
@@ -193,6 +193,25 @@ def test_mnist_classifier_is_as_good_as_the_papers(tmp_path):
     assert trained.test_accuracy >= 0.9816
     images = jnp.asarray(mnist.test / 255, jnp.float32)
     assert metrics.inception_score(trained.probs(images)) >= 9.7
+
+
+@pytest.mark.thorough
+def test_coloured_images_are_judged_by_the_residual_network(digits, tmp_path, monkeypatch):
+    brief = dataclasses.replace(resnet.Recipe(), width=8, num_steps=60, batch_size=64)
+    coloured = digits._replace(
+        name="coloured", train=digits.train.repeat(3, axis=-1), test=digits.test.repeat(3, axis=-1)
+    )
+    assert classifiers._usual(coloured) == resnet.Recipe()
+    assert classifiers._usual(digits) == ClassifierConfig()
+    trained = train_or_load(coloured, tmp_path, config=brief)
+    assert isinstance(trained.network, resnet.ResNet)
+    assert trained.test_accuracy > 0.5
+    images = jnp.asarray(coloured.test) / 255
+    right = np.asarray(trained.probs(images)).argmax(axis=1) == coloured.test_labels
+    assert right.mean() == pytest.approx(trained.test_accuracy)
+    assert trained.features(images[:5]).shape == (5, 32)
+    monkeypatch.setattr(resnet, "fit", lambda *_, **__: pytest.fail("it is in the cache"))
+    assert train_or_load(coloured, tmp_path, config=brief).sha256 == trained.sha256
 
 
 def test_mlp_classifier_is_relu_layers_and_a_linear_one(rng):

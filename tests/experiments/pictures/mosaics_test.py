@@ -41,6 +41,10 @@ def test_images_are_side_by_side_in_a_square(rng, channels):
     for got, image in zip(found, images, strict=False):
         np.testing.assert_allclose(got, np.broadcast_to(image, (3, 4, 3)), atol=1 / 255)
     assert not found[5].any()
+    again = mosaics.tiles(mosaics.image_grid(images), (3, 4, channels), 3)
+    np.testing.assert_allclose(again[:5], images, atol=1 / 255)
+    assert again.shape == (6, 3, 4, channels)
+    assert not again[5].any()
 
 
 def test_large_images_are_still_doubled():

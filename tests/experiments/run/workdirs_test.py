@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.run import command, errors, workdirs
+from experiments.run import command, errors, fields, workdirs
 from tests.experiments.run import toy_run
 from tests.experiments.run.toy_run import Config, abstract, make_state, raw, tree_of
 
@@ -176,6 +176,19 @@ def test_a_field_that_went_is_a_change_and_one_that_came_had_its_default(tmp_pat
     with pytest.raises(errors.UsageError, match=r"num_steps was 10, now 20; ridge was 4.0"):
         workdirs.Workdir(tmp_path / "run", Config(num_steps=20))
     with workdirs.Workdir(tmp_path / "run", Config(), allow_config_change=True):
+        pass
+
+
+def test_a_field_that_came_may_say_what_there_was_before(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Newer(Config):
+        normalize: bool | None = fields.switch(None, "Came later.", before=False)
+
+    with workdirs.Workdir(tmp_path / "run", Config()):
+        pass
+    with pytest.raises(errors.UsageError, match="another config: normalize was false, now null"):
+        workdirs.Workdir(tmp_path / "run", Newer())
+    with workdirs.Workdir(tmp_path / "run", Newer(normalize=False)):
         pass
 
 

@@ -15,7 +15,7 @@ from experiments.pictures import clouds
 from experiments.run.errors import UsageError
 from experiments.training import fit
 from experiments.training.settings import Config
-from kernelgrad import train
+from kernelgrad import kernels, train
 
 RING = Config(
     objective="mmd",
@@ -126,11 +126,21 @@ def test_an_evaluation_measures_the_samples_that_it_draws(monkeypatch, key):
         np.testing.assert_allclose(samples, scale * jax.random.normal(key, (30, 2)), rtol=1e-6)
         np.testing.assert_array_equal(test, data.test)
         assert title == f"mmd on ring, step {step}"
-        lengthscales = np.sqrt(np.median(pdist(test[:30]) ** 2) * np.array([0.5, 2.0]))
+        lengthscales = np.sqrt(np.median(pdist(test[:30]) ** 2) * np.array([0.5, 1.0, 2.0, 4.0]))
         mmd2 = oracles.mmd_u("imq_mixture", samples, test[:30], lengthscales)
         expected = {"test_mmd": mmd2, "right": samples[:, 0].max()}
         assert record == pytest.approx(expected, rel=1e-3)
     assert files == {"samples/0000020.png": b"a picture", "samples/0000040.png": b"a picture"}
+
+
+def test_samples_are_those_of_the_average_where_there_is_one(key, monkeypatch):
+    kernel = kernels.imq_mixture(1.0)  # the median's takes long to compile
+    monkeypatch.setattr(fit, "judging_kernel", lambda test: kernel)
+    model = types.SimpleNamespace(generate=lambda params, stats, latents: params * latents + stats)
+    one, latents = jnp.ones(()), jax.random.normal(key, (5, 2))
+    state = train.TrainState(one, 2 * one, 3 * one, (), None, (5 * one, 7 * one))
+    samples, _ = jax.jit(fit.make_judge(RING, model))(state, latents, latents)
+    np.testing.assert_allclose(samples, 5 * latents + 7, rtol=1e-6)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import experiments
@@ -111,6 +112,20 @@ def test_a_selected_ratio_has_one_of_the_scales_and_a_ridge_of_its_grid(key, rid
     assert any(info["ridge"] == jnp.float32(one) for one in ridges)
 
 
+def test_scales_and_size_are_by_default_those_of_the_row(key):
+    x, y = jax.random.normal(key, (2, 6, 2))
+    for name, scales, unit in (
+        ("kl", (0.01, 0.03, 0.1, 0.3), True),
+        ("noisy_mmd", (0.5, 1.0, 2.0, 4.0), False),
+    ):
+        config = Config(objective=name)
+        given = dataclasses.replace(config, kernel_scales=scales)
+        found, expected = (OBJECTIVES[name].make(one)(key, x, y)[0] for one in (config, given))
+        np.testing.assert_array_equal(found, expected)
+        assert settings.normalizes(config) == unit
+        assert settings.normalizes(dataclasses.replace(config, normalize=not unit)) != unit
+
+
 def test_noise_is_the_objectives_own_where_it_reads_the_variance():
     assert OBJECTIVES["noisy_jsd"].has_own_noise
     assert not OBJECTIVES["kl"].has_own_noise
@@ -127,5 +142,6 @@ def test_what_an_objective_needs_is_refused_at_0_alone(objective):
 
 
 def test_the_usual_value_of_critics_comes_last():
-    steps = objectives.of_critics(lambda choice: choice.critic_steps)
-    assert steps == "5 for wgan_clip, 5 for wgan_gp, else 1"
+    critics = [name for name, choice in OBJECTIVES.items() if choice.critic_steps]
+    steps = objectives.in_words(lambda choice: choice.critic_steps, critics)
+    assert steps == "5 for wgan_clip and wgan_gp, else 1"

@@ -20,7 +20,8 @@ def test_preset_is_what_paper_000_states():
     assert config == dataclasses.replace(
         Config(),
         dataset="mnist", batch_size=100, latent_dim=50, width=64, learning_rate=1e-4,
-        kernel="imq", kernel_scales=(0.5, 1.0, 2.0, 4.0), num_steps=180_000, eval_every=30_000,
+        kernel="imq", kernel_scales=(0.5, 1.0, 2.0, 4.0), normalize=False, num_steps=180_000,
+        eval_every=30_000,
     )  # fmt: skip
     assert presets.PRESETS["paper000"]["learning_rate"] == 5e-5
 
@@ -29,7 +30,7 @@ PAPERS = {
     "paper001": Config(
         objective="gan_kl", dataset="swiss_roll", num_steps=3000, eval_every=50, batch_size=256,
         latent_dim=2, width=64, learning_rate=1e-3, b1=0.5, critic_steps=5,
-        kernel_scales=(0.01, 0.05, 0.25, 1.0),
+        kernel_scales=(0.01, 0.05, 0.25, 1.0), normalize=False,
     ),
     "paper003": Config(
         objective="steingan", dataset="mnist", conditional=True, margin=0.2, num_steps=30_000,

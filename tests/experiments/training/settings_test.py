@@ -21,6 +21,13 @@ from experiments.training.settings import Config
         ("b1", 1.0),
         ("resident_gib", float("inf")),
         ("objective", "nothing"),
+        ("optimizer", "adagrad"),
+        ("schedule", "step"),
+        ("ema", 1.0),
+        ("momentum", -0.1),
+        ("clip_norm", 0.0),
+        ("warmup", 0),
+        ("warmup", 2000),  # of as many steps
     ],
 )
 def test_settings_out_of_range_are_named(field, value):
@@ -43,8 +50,11 @@ def test_the_uniform_prior_is_on_both_sides_of_0(key):
         ({"noise_variance": 0.1}, False),
         ({"noise_variance": 0.1, "noise_steps": 50}, True),
         ({"noise_variance": 0.1, "objective": "noisy_jsd"}, True),
+        ({"schedule": "cosine"}, False),
+        ({"schedule": "linear", "warmup": 5}, False),
+        ({"warmup": 5, "ema": 0.9, "optimizer": "sgd"}, True),
     ],
 )
-def test_a_run_keeps_its_length_where_noise_falls_over_it(changes, free):
+def test_a_run_keeps_its_length_where_something_falls_over_it(changes, free):
     config = dataclasses.replace(Config(), **changes)
     assert settings.free_fields(config) == (("num_steps",) if free else ())

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from experiments.data import catalog
+from experiments.data.dataset import Dataset
+from experiments.run import checkpoints
 from experiments.run.errors import DataError, StorageError, UsageError
 from experiments.run.workdirs import Workdir
 from experiments.training import models, trained
@@ -52,6 +54,14 @@ def test_what_is_opened_is_the_newest_state_with_its_config_and_data(workdir, st
             pass
     with opened(workdir) as (_, again):
         assert again.step == 40
+
+
+def test_what_is_opened_has_the_averages_where_they_are_kept(tmp_path, states):
+    average = jax.tree.map(lambda leaf: leaf + 1, states[20].params)
+    with Workdir(tmp_path, dataclasses.replace(RUN, ema=0.9)) as folder:
+        folder.save(10, states[20]._replace(ema=(average, {})))
+    with opened(tmp_path) as (_, found):
+        jax.tree.map(np.testing.assert_array_equal, found.state.params, average)
 
 
 def test_later_metrics_stay_as_they_are(workdir):
@@ -146,3 +156,92 @@ def test_a_setting_may_be_infinite(tmp_path):
     for _ in range(2):  # made, and gone on with
         with Workdir(tmp_path, config):
             assert trained.stored_config(tmp_path) == config
+
+
+# ------------------------------------------------------------------------- without data or lock
+
+
+@pytest.fixture
+def no_data(monkeypatch):
+    monkeypatch.setattr(catalog, "load", lambda *_, **__: pytest.fail("the data were read"))
+
+
+@pytest.fixture
+def noted(workdir):
+    with Workdir(workdir, RUN) as folder:
+        trained.note_data(folder, catalog.load("ring", seed=3))
+    return workdir
+
+
+def test_a_run_that_goes_on_is_loaded_without_its_data(noted, states, key, no_data):
+    with Workdir(noted, RUN):  # as the process that trains
+        before = listing(noted)
+        found = trained.load(noted)
+        assert listing(noted) == before
+    assert (found.config, found.step) == (RUN, 40)
+    jax.tree.map(np.testing.assert_array_equal, found.state, states[40])
+    few, many = found.generate(key, 3), found.generate(key, 503)
+    np.testing.assert_allclose(many[:3], few, rtol=1e-5)
+    latents = found.model.sample_latents(jax.random.fold_in(key, 0), 500)[:3]
+    expected = found.model.generate(states[40].params, {}, latents)
+    np.testing.assert_allclose(few, expected, rtol=1e-5)
+    assert many.shape == (503, 2)
+    assert found.generate(key, 0).shape == (0, 2)
+
+
+def test_a_checkpoint_that_vanishes_is_passed_over(noted, states, monkeypatch):
+    def read(folder, form, whole=checkpoints.read):
+        if folder.name == "40":
+            raise StorageError("gone")
+        return whole(folder, form)
+
+    monkeypatch.setattr(checkpoints, "read", read)
+    assert trained.load(noted).step == 20
+
+
+def test_a_run_that_has_not_noted_its_data_needs_them(workdir):
+    assert trained.load(workdir).dataset.train.shape == (10_000, 2)
+
+
+@pytest.mark.parametrize("labels", [None, np.array([2, 0, 2, 2], np.int32)])
+def test_what_is_noted_is_the_form_of_the_data(tmp_path, labels):
+    images = np.zeros((4, 6, 8, 3), np.uint8)
+    with Workdir(tmp_path, RUN) as folder:
+        trained.note_data(folder, Dataset("few", images, images, labels, labels, 4))
+    found = trained._noted_data(tmp_path / "data.json")
+    assert (found.name, found.sample_shape, found.is_image) == ("few", (6, 8, 3), True)
+    assert found.train.dtype == np.uint8
+    if labels is None:
+        assert (found.train_labels, found.num_classes) == (None, 0)
+    else:
+        np.testing.assert_array_equal(np.sort(labels), found.train_labels)
+        assert found.num_classes == 4
+
+
+def test_labels_are_drawn_as_from_the_data(tmp_path, key):
+    config = dataclasses.replace(RUN, objective="gan_kl", conditional=True)
+    data = catalog.load("eight_gaussians")
+    with Workdir(tmp_path, config) as folder:
+        trained.note_data(folder, data)
+    noted = trained._noted_data(tmp_path / "data.json")
+    one, other = (models.build(config, each).sample_latents(key, 9) for each in (data, noted))
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"name": "x", "sample_shape": [], "label_counts": null}',
+        '{"name": "x", "sample_shape": [2.5], "label_counts": null}',
+        '{"name": "x", "sample_shape": [-2], "label_counts": null}',
+        '{"name": "x", "sample_shape": [2], "label_counts": [1000000000]}',
+        '{"name": "x", "sample_shape": [3, 3, 1], "label_counts": null}',  # no network makes it
+    ],
+)
+def test_damaged_notes_are_refused_by_name(workdir, content, no_data):
+    (workdir / "data.json").write_text(content)
+    with pytest.raises(StorageError, match=r"data\.json: .*expected the form") as error:
+        trained.load(workdir)
+    assert "\n" not in str(error.value)
