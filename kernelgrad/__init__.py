@@ -9,6 +9,7 @@ those above it::
     pairwise          the engine: sums over all pairs of points, on one device or many
     median            the exact median of all pairwise squared distances
     kernels           radial families, deep kernels, rules for lengthscales
+    selection         hyperparameters, by held-out losses of ratios and scores
 
     score             the score of a density from samples, by Stein's identity
     score_peers       the same by other means: spectral, nu-method, kernel density
@@ -31,7 +32,6 @@ those above it::
     latent            a density seen through a generator
     pullback          from a direction in sample space to an update of parameters
     chains            the Stein test of Markov chains
-    ratio_selection   hyperparameters of density ratios, by held-out scores
     kale_rkhs         KALE over an RKHS: between KL and MMD, by a convex fit
     kernel_learning   kernels learned by the power of their two-sample test
     objectives        directions, as a training step takes them, and their algebra

@@ -36,9 +36,9 @@ from kernelgrad import (
     pairwise,
     pullback,
     ratio,
-    ratio_selection,
     score,
     score_peers,
+    selection,
     steingan,
     svgd,
     two_player,
@@ -57,6 +57,7 @@ ELSEWHERE = {
     ),
     **dict.fromkeys(["critic", "train"], "trains networks"),
     "score.score_from_log_density": "takes a function, no points",
+    "selection.folds": "takes numbers, no points",
     "_learned_features.adversarial_kernel": "makes its siblings",
     "_players.on_batches": "wraps a function of arrays",
     "_players.of_union": "is in the rows of two_player.mmd_gan and its siblings",
@@ -140,6 +141,19 @@ row(median.median_squared_distance, 2, spread="same", smooth=False)
 row(score.stein_score, -1, ridge=0.5, spread="rows")
 row(score.stein_score_at, -1, ridge=0.5, spread="rows")
 row(score.rkhs_score_at, -1, ridge=0.5)
+
+
+def _selected(e, samples):
+    options = {"factors": (1.0, 2.0), "ridge_factors": (0.1, 1.0), "num_folds": 2}
+    return score.select(samples, family=kernels.rbf_mixture, **options).losses
+
+
+row(score.select, -2, _selected, smooth=False, least=4)
+row(
+    selection.hyvarinen_loss,
+    -2,
+    lambda e, x: selection.hyvarinen_loss(lambda points: -points / e.unit / e.unit, x),
+)
 row(score_peers.spectral_score, -1, mass_fraction=0.9)
 row(score_peers.spectral_score_at, -1, mass_fraction=0.9)
 row(score_peers.nu_method_score, -1, num_steps=3, nu=1.0)
@@ -230,6 +244,18 @@ def _fitted(function, **numbers):
 row(ratio.density_ratio, 0, _evaluated(ratio.density_ratio))
 row(ratio.log_density_ratio, 0, _evaluated(ratio.log_density_ratio))
 row(ratio.log_ratio_gradient, -1, _evaluated(ratio.log_ratio_gradient))
+row(
+    ratio.kl_divergence,
+    0,
+    lambda e, p, q: ratio.kl_divergence(ratio.rulsif(p, q, e.kernel, ridge=e.number(0.5)), p),
+)
+row(
+    ratio.pearson_divergence,
+    0,
+    lambda e, p, q: ratio.pearson_divergence(
+        ratio.rulsif(p, q, e.kernel, ridge=e.number(0.5)), p, q, alpha=e.number(0.1)
+    ),
+)
 
 
 def _plugged_in(function, **numbers):
@@ -258,21 +284,21 @@ row(
     **FIT,
 )
 row(
-    ratio_selection.select,
+    selection.select,
     (1, 0),
-    lambda e, lengthscales: ratio_selection.select(lambda l: (l / e.unit - 1.9) ** 2, lengthscales),
+    lambda e, lengthscales: selection.select(lambda l: (l / e.unit - 1.9) ** 2, lengthscales),
     smooth=False,
 )
 row(
-    ratio_selection.rulsif_loo,
+    selection.rulsif_loo,
     0,
-    lambda e, p, q, centers: ratio_selection.rulsif_loo(
+    lambda e, p, q, centers: selection.rulsif_loo(
         p, q, e.kernel, ridge=e.number(0.5), alpha=e.number(0.1), centers=centers
     ),
     least=2,
 )
-row(ratio_selection.kliep_cv, num_folds=2, tolerance=1e-3, smooth=False, least=2)
-row(ratio_selection.logistic_cv, num_folds=2, ridge=0.5, smooth=False, least=2)
+row(selection.kliep_cv, num_folds=2, tolerance=1e-3, smooth=False, least=2)
+row(selection.logistic_cv, num_folds=2, ridge=0.5, smooth=False, least=2)
 row(kmm.kernel_mean_matching, max_weight=5.0, tolerance=0.1, num_steps=20, smooth=False)
 
 # ------------------------------------------------------------------------------ energies and GANs

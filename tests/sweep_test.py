@@ -224,7 +224,7 @@ AT_A_PLACE = {
         "adversarial.interpolates",
     ),
     *("noise.instance_noise", "noise.bounded_noise", "fssd.goodness_of_fit_test"),
-    *("steingan.steingan", "chains.stein_block_length", "ratio_selection.select"),
+    *("steingan.steingan", "chains.stein_block_length", "selection.select"),
     *("metrics.frechet_distance", "objectives.noisy_jsd", "_fields.noisy_mmd"),
     *("kernel_learning.halves", "_algebra.through"),
     *(name for name in TABLE if "penalty" in name or name.split(".")[0] in ("hmc", "langevin")),
@@ -232,7 +232,7 @@ AT_A_PLACE = {
 
 CHOICES = {
     *("ksd.stein_thinning", "chains.stein_thinning", "chains.stein_block_length"),
-    "ratio_selection.select",
+    "selection.select",
 }
 
 
