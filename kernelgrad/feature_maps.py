@@ -80,7 +80,7 @@ class FourierMap:
 
     def features(self, x: Array) -> Array:
         """Returns z(x): all cosines, then all sines; shape (n, 2 f)."""
-        x = _numeric.wide(x)
+        x = _points(x)
         center, frequencies, amplitudes = (
             _numeric.like(part, x) for part in (self.center, self.frequencies, self.amplitudes)
         )
@@ -94,7 +94,7 @@ class FourierMap:
         """Returns the sums of :meth:`FeatureMap.moments`."""
         columns = [] if weights is None else [weights]
         columns += [] if gradient_weights is None else [gradient_weights[:, None]]
-        x = _numeric.wide(x)
+        x = _points(x)
         both = jnp.concatenate([_numeric.like(column, x) for column in columns], axis=1)
         sums = _sum_over_blocks(
             lambda part: _numeric.dot(self.features(part[0]).T, part[1]), (x, both)
@@ -114,7 +114,7 @@ class FourierMap:
     def expand(self, x: Array, coefficients: Array) -> Array:
         """Returns z(x)^T c, shape (n, p)."""
         return _rows_in_blocks(
-            lambda part: _numeric.dot(self.features(part), coefficients), _numeric.wide(x)
+            lambda part: _numeric.dot(self.features(part), coefficients), _points(x)
         )
 
 
@@ -165,7 +165,7 @@ class LandmarkMap:
         return pairwise.kernel_sum(self.kernel, x, landmarks, weights)
 
     def _typed(self, x: Array) -> tuple[Array, Array, Array]:
-        x = _numeric.wide(x)
+        x = _points(x)
         return x, _numeric.like(self.landmarks, x), _numeric.like(self.whitening, x)
 
 
@@ -199,8 +199,7 @@ def fourier_map(key: Key, kernel: RadialMixture, x: Array, *, num_features: int)
     References:
       Rahimi & Recht 2007; Yu et al. 2016 (orthogonal random features), section 3.
     """
-    (x,) = _checks.points(x=x)
-    x = _numeric.wide(x)
+    x = _points(x)
     law = _scale_law(kernel)
     components, dimension = kernel.lengthscales.shape[0], x.shape[1]
     _checks.at_least("num_features", num_features, 2 * components)
@@ -247,8 +246,7 @@ def landmark_map(key: Key, kernel: Kernel, x: Array, *, num_landmarks: int) -> L
       Chen, Epperly, Tropp & Webber 2023, Algorithm 2.1; Epperly, Tropp & Webber 2024 (embrace
       rejection), section 2.
     """
-    (x,) = _checks.points(x=x)
-    x = lax.stop_gradient(_numeric.wide(x))
+    x = lax.stop_gradient(_points(x))
     _traits.check_positive(kernel)
     _checks.at_least("num_landmarks", num_landmarks, 1)
     if num_landmarks > x.shape[0]:
@@ -276,8 +274,7 @@ def second_moment(feature_map: FeatureMap, x: Array) -> Array:
 
     Cost: O(n r (r + d)) time, O(n d + r^2) memory.
     """
-    (x,) = _checks.points(x=x)
-    x = _numeric.wide(x)
+    x = _points(x)
 
     def of_block(part: tuple[Array, Array]) -> Array:
         features = feature_map.features(part[0]) * part[1][:, None]
@@ -298,10 +295,14 @@ def squared_norms(feature_map: FeatureMap, x: Array) -> Array:
 
     Cost: O(n r (r + d)) time for landmarks, O(n r d) for waves; O(n d) memory.
     """
-    (x,) = _checks.points(x=x)
     return _rows_in_blocks(
-        lambda part: jnp.sum(jnp.square(feature_map.features(part)), axis=1), _numeric.wide(x)
+        lambda part: jnp.sum(jnp.square(feature_map.features(part)), axis=1), _points(x)
     )
+
+
+def _points(x: Array) -> Array:
+    """Returns points (n, d) in at least float32, or raises ValueError."""
+    return _numeric.wide(_checks.points(x=x)[0])
 
 
 # ---------------------------------------------------------------------------------- the spectrum
