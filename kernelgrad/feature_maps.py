@@ -243,8 +243,8 @@ def landmark_map(key: Key, kernel: Kernel, x: Array, *, num_landmarks: int) -> L
     Cost: O(n r (r + d) + r^3) time, O(n r) memory.
 
     References:
-      Chen, Epperly, Tropp & Webber 2023, Algorithm 2.1; Epperly, Tropp & Webber 2024 (embrace
-      rejection), section 2.
+      Chen, Epperly, Tropp & Webber 2023 (randomly pivoted Cholesky); Epperly, Tropp & Webber 2024
+      (embrace rejection).
     """
     x = lax.stop_gradient(_points(x))
     _traits.check_positive(kernel)

@@ -425,7 +425,7 @@ def _stein_means(
     unit = jnp.where(spread > 0, spread, 1)
 
     def mean(probe: tuple[Array, Array]) -> Array:
-        steps, scores = (probe[0] - rows) / unit, score * unit
+        steps, scores = (probe[0][None, :] - rows) / unit, score * unit
         own = probe[1] * unit
         sq_dist = jnp.sum(jnp.square(steps), axis=1)
 
@@ -436,12 +436,11 @@ def _stein_means(
         slope, curvature = jax.jvp(
             lambda r: jax.jvp(profile, (r,), (ones,))[1], (sq_dist,), (ones,)
         )
-        mixed = jnp.sum(steps * (scores - own), axis=1) - rows.shape[1]
+        mixed = jnp.sum(steps * (scores - own[None, :]), axis=1) - rows.shape[1]
         inner = _numeric.dot(scores, own)
         return jnp.mean(profile(sq_dist) * inner + 2 * slope * mixed - 4 * curvature * sq_dist)
 
-    with jax.numpy_rank_promotion("allow"):
-        return lax.map(mean, (probes, probe_scores)) / jnp.square(unit)
+    return lax.map(mean, (probes, probe_scores)) / jnp.square(unit)
 
 
 # ------------------------------------------------------------------------------- what they share

@@ -141,7 +141,7 @@ def ulsif(
       num_probes) time.
 
     References:
-      Kanamori, Suzuki & Sugiyama 2012 (kernel-based least squares), section 3.
+      Kanamori, Suzuki & Sugiyama 2012 (kernel-based least squares).
     """
     p, q = _checks.points(p=p, q=q)
     if not isinstance(feature_map, LandmarkMap):
