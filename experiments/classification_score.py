@@ -31,7 +31,7 @@ from experiments.judges.classifiers import Classifier
 from experiments.judges.resnet import Recipe
 from experiments.pictures import mosaics
 from experiments.run import command, fields, files, memory, places, tables, threads
-from experiments.run.errors import StorageError, UsageError
+from experiments.run.errors import StorageError, UsageError, short
 from experiments.run.tables import format_table
 from experiments.run.workdirs import Workdir
 from experiments.training import labelled_images, models, trained
@@ -47,6 +47,7 @@ class Config:
     """Everything that decides the table, but for where it is stored."""
 
     dataset: str = fields.word("digits", "Images with labels.")
+    image_size: int | None = fields.image_size()
     runs: tuple[str, ...] = fields.words(
         (), "Conditional runs of experiments.train on that data set, a row each: name=workdir,..."
     )
@@ -129,22 +130,14 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
     places.workdir(workdir)
     _validate(config)
     runs = _conditional_runs(config)
-    dataset = catalog.load(config.dataset, data_dir, seed=config.seed)
-    classifiers.check(dataset)
-    num_images = len(dataset.train) if config.num_images is None else config.num_images
-    if num_images > len(dataset.train):
-        raise UsageError(
-            f"num_images: got {num_images}; expected at most the {len(dataset.train)} training "
-            f"images of {dataset.name}"
-        )
-    for place in runs.values():
-        models.check(trained.stored_config(place), dataset)
-    network = resnet.ResNet(
-        dataset.num_classes, config.width, config.num_blocks, config.stem_stride
+    dataset = catalog.load(
+        config.dataset,
+        data_dir,
+        seed=config.seed,
+        image_size=config.image_size,
+        check=lambda dataset: _check(config, runs, dataset),
     )
-    batch_size = min(config.batch_size, num_images)
-    needed = memory.of_training(network, batch_size, *dataset.sample_shape)
-    memory.require(config, ("width", "num_blocks", "batch_size"), needed)
+    num_images = _num_images(config, dataset)
     classifier = classifiers.train_or_load(dataset, places.cache())
     inception = image_metrics.inception(classifier)
     with Workdir(workdir, config, free_fields=("runs", "seeds")) as folder, threads.one_for_blas():
@@ -175,13 +168,19 @@ def _conditional_runs(config: Config) -> dict[str, str]:
     for item in config.runs:
         name, separator, workdir = item.partition("=")
         if not (separator and name and workdir):
-            raise UsageError(f"runs: got {item!r}; expected name=workdir,name=workdir")
+            raise UsageError(f"runs: got {fields.shown(item)}; expected name=workdir,name=workdir")
         if name in (*_OWN_ROWS, *runs):
-            raise UsageError(f"runs: got the name {name} for {workdir}; expected one not yet taken")
+            raise UsageError(
+                f"runs: got the name {short(name)} for {workdir}; expected one not yet taken"
+            )
         stored = trained.stored_config(workdir)
         if stored.dataset != config.dataset:
+            own, wanted = (short(one.dataset) for one in (stored, config))
+            raise UsageError(f"runs: got {workdir}, a run on {own}; expected one on {wanted}")
+        if stored.image_size != config.image_size:
             raise UsageError(
-                f"runs: got {workdir}, a run on {stored.dataset}; expected one on {config.dataset}"
+                f"runs: got {workdir}, a run with image_size {stored.image_size}; expected one "
+                f"with {config.image_size}, as --image_size says here"
             )
         if not stored.conditional:
             raise UsageError(
@@ -191,6 +190,29 @@ def _conditional_runs(config: Config) -> dict[str, str]:
         trained.require_checkpoint(workdir)
         runs[name] = workdir
     return runs
+
+
+def _num_images(config: Config, dataset: Dataset) -> int:
+    return len(dataset.train) if config.num_images is None else config.num_images
+
+
+def _check(config: Config, runs: Mapping[str, str], dataset: Dataset) -> None:
+    """Raises for a data set that the config, or a run on it, does not fit."""
+    classifiers.check(dataset)
+    num_images = _num_images(config, dataset)
+    if num_images > len(dataset.train):
+        raise UsageError(
+            f"num_images: got {num_images}; expected at most the {len(dataset.train)} training "
+            f"images of {dataset.name}"
+        )
+    for place in runs.values():
+        models.check(trained.stored_config(place), dataset)
+    network = resnet.ResNet(
+        dataset.num_classes, config.width, config.num_blocks, config.stem_stride
+    )
+    batch_size = min(config.batch_size, num_images)
+    needed = memory.of_training(network, batch_size, *dataset.sample_shape)
+    memory.require(config, ("width", "num_blocks", "batch_size"), needed)
 
 
 def _accuracy(

@@ -83,11 +83,18 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
     for one in configs.values():
         settings.validate(one, 1)
     _check_meanings(config.base, configs)
+
+    def check(dataset: Dataset) -> None:
+        for one in configs.values():
+            models.check(one, dataset)
+
     dataset = catalog.load(
-        config.base.dataset, data_dir, seed=config.base.seed, image_size=config.base.image_size
+        config.base.dataset,
+        data_dir,
+        seed=config.base.seed,
+        image_size=config.base.image_size,
+        check=check,
     )
-    for one in configs.values():
-        models.check(one, dataset)
     scores: list[fit.ScoreFn] = []
     reference: dict[str, float] = {}  # held-out images; training points, for W1 is to test points
     if dataset.is_image and dataset.train_labels is not None:

@@ -61,6 +61,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
 
     def check(_: settings.Config, dataset: Dataset) -> None:
         classifiers.check(dataset)
+        image_metrics.check(dataset)
         size = 4 * config.num_samples * math.prod(dataset.sample_shape)
         memory.require(config, ("num_samples",), size)
 

@@ -44,7 +44,10 @@ _RECORDS = 40  # of a discriminator
 _CLOUD = 1000  # most images of a cloud
 _TAIL_GRADIENTS, _TAIL_COORDINATES = 400, 200
 _TAIL_CHUNKS = 20
-_GAN_FIELDS = ("dataset", "batch_size", "latent_dim", "width", "learning_rate", "b1", "seed")
+_GAN_FIELDS = (
+    *("dataset", "image_size", "batch_size", "latent_dim", "width", "learning_rate", "b1"),
+    "seed",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Config:
     """Everything that decides the runs, but for where they are stored."""
 
     dataset: str = fields.word("digits", "Images: digits, mnist, ...")
+    image_size: int | None = fields.image_size()
     epochs: tuple[int, ...] = fields.integers(
         (1, 10, 25), 1, 10**6, "Rising epochs of the GAN after which it is examined."
     )
@@ -131,17 +135,13 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
     """
     places.workdir(workdir)
     validate(config)
-    dataset = catalog.load(config.dataset, data_dir, seed=config.seed)
-    if not dataset.is_image:
-        raise UsageError(f"dataset: got {dataset.name}, points; expected images such as digits")
-    gan = gan_config(config, config.epochs[-1])
-    models.check(gan, dataset)
-    judge, shape = (
-        critics.critic_for(dataset.sample_shape, config.critic_width),
-        dataset.sample_shape,
+    dataset = catalog.load(
+        config.dataset,
+        data_dir,
+        seed=config.seed,
+        image_size=config.image_size,
+        check=lambda dataset: _check(config, dataset),
     )
-    needed = memory.of_training(judge, config.batch_size, *shape, train=False)
-    memory.require(config, ("critic_width", "batch_size"), needed)
     lab = make_lab(config, dataset)
     with Workdir(workdir, config) as folder:
         found = {}
@@ -154,6 +154,16 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
         rows = diagnostics.rows(found, reference)
         diagnostics.write(folder, found, rows)
     return rows
+
+
+def _check(config: Config, dataset: Dataset) -> None:
+    """Raises for a data set that the config does not fit, or too little memory."""
+    if not dataset.is_image:
+        raise UsageError(f"dataset: got {dataset.name}, points; expected images such as digits")
+    models.check(gan_config(config, config.epochs[-1]), dataset)
+    judge = critics.critic_for(dataset.sample_shape, config.critic_width)
+    needed = memory.of_training(judge, config.batch_size, *dataset.sample_shape, train=False)
+    memory.require(config, ("critic_width", "batch_size"), needed)
 
 
 def make_lab(config: Config, dataset: Dataset) -> Lab:

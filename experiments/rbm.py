@@ -66,21 +66,14 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
     """
     root = places.workdir(workdir)
     fields.validate(config)
-    dataset = catalog.load(config.dataset, data_dir)
-    if not dataset.is_image:
-        raise UsageError(f"dataset: got {config.dataset}; expected images, such as mnist or digits")
-    if len(dataset.train) < config.batch_size:
-        raise UsageError(
-            f"batch_size: got {config.batch_size}; expected at most the {len(dataset.train)} "
-            f"training images of {config.dataset}"
-        )
+    dataset = catalog.load(
+        config.dataset,
+        data_dir,
+        image_size=config.image_size,
+        check=lambda dataset: _check(config, dataset),
+    )
     histories: dict[str, list[list[dict[str, float]]]] = {name: [] for name in config.directions}
     pictures: dict[str, dict[str, np.ndarray]] = {}
-    shape, size = dataset.sample_shape, (config.batch_size, config.latent_dim)
-    needed = memory.of_training(
-        amortized.GENERATORS[config.generator](shape, config.width), *size, train=False
-    )
-    memory.require(config, ("width", "latent_dim", "batch_size"), needed)
     with Workdir(root, config, free_fields=("directions", "seeds", "num_epochs")) as folder:
         for seed in config.seeds:
             for name in config.directions:
@@ -92,6 +85,27 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
                 pictures.setdefault(name, images)
             machines.write(folder, config, dataset, histories, pictures)
     return {name: [run[-1][machines.TEST] for run in runs] for name, runs in histories.items()}
+
+
+def _check(config: Config, dataset: Dataset) -> None:
+    """Raises for a data set that the config does not fit, or too little memory."""
+    if not dataset.is_image:
+        raise UsageError(f"dataset: got {dataset.name}; expected images, such as mnist or digits")
+    num_train = min(len(dataset.train), _NUM_TRAIN)
+    if num_train < config.batch_size:
+        raise UsageError(
+            f"batch_size: got {config.batch_size}; expected at most the {num_train} training "
+            f"images of {dataset.name}"
+        )
+    generator = amortized.GENERATORS[config.generator](dataset.sample_shape, config.width)
+    size = config.batch_size, config.latent_dim
+    try:
+        needed = memory.of_training(generator, *size, train=False)
+    except ValueError as error:
+        raise UsageError(
+            f"generator: got {config.generator} for {dataset.name}: {error}"
+        ) from error
+    memory.require(config, ("width", "latent_dim", "batch_size"), needed)
 
 
 def _train(

@@ -66,7 +66,6 @@ _PRIOR, _USUAL = "generator", "hmc"
 _MIN_SAMPLES = 6  # of the distances between features
 _JUDGED_BY_NEIGHBOURS = 500  # as experiments.evaluate
 _DRAWN_COLUMNS = 6  # of images, on each side
-_MARGIN = 0.15  # around the data
 _GRID = 120  # points along each axis, of the energy's contours
 
 
@@ -158,6 +157,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
     def check(stored: settings.Config, dataset: Dataset) -> None:
         if dataset.is_image:
             classifiers.check(dataset)
+            image_metrics.check(dataset)
         selects = config.sampler in SELECTORS
         candidates = config.candidates if selects else 0
         floats = math.prod(dataset.sample_shape) + (1 + candidates) * stored.latent_dim
@@ -331,6 +331,8 @@ def _write(folder: Workdir, run: Trained, results: dict[str, Any], found: Found)
 
 def _picture(run: Trained, sets: dict[str, np.ndarray]) -> bytes:
     """Draws sets of samples side by side; the same chains at the same places."""
+    if run.dataset.sample_shape == (1,):
+        return clouds.on_a_line(sets, run.dataset.test)
     if not run.dataset.is_image:
         return clouds.sample_panels(sets, _backdrop(run))
     if len(sets) == 1:
@@ -345,11 +347,8 @@ def _picture(run: Trained, sets: dict[str, np.ndarray]) -> bytes:
 
 def _backdrop(run: Trained) -> Backdrop:
     """Returns the plane of the first two coordinates: data, and the energy's contours in 2-D."""
-    data = run.dataset.test[:, :2]
-    low, high = data.min(axis=0), data.max(axis=0)
-    margin = _MARGIN * (high - low)
-    (left, bottom), (right, top) = (low - margin).tolist(), (high + margin).tolist()
-    bounds, labels = ((left, right), (bottom, top)), ("$x_1$", "$x_2$")
+    data = run.dataset.test
+    bounds, labels = clouds.bounds(data), ("$x_1$", "$x_2$")
     _, energy = latent_model.generator_and_energy(run, run.state)
     if energy is None or run.config.conditional or run.dataset.sample_shape != (2,):
         return Backdrop(bounds, labels, draws=data)

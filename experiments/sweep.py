@@ -10,6 +10,8 @@ sweep.png. Run the same command again to resume: finished runs are not repeated.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax
 
@@ -88,11 +90,12 @@ def run(
         raise UsageError(f"num_devices: got {num_devices}; expected at most {len(devices)}")
     grid = grammar.parse(config.sweep, fields.rules(settings.Config), max_runs)
     all_runs = runs.validate(runs.expand(config.base, grid))
-    data = runs.load(all_runs, data_dir)
-    if engine == "population":
-        population.check(all_runs, data)
-    if engine == "ray":
-        tune.check(all_runs, data, tuning)
+    checks: dict[str, Callable[..., None]] = {
+        "population": population.check,
+        "ray": functools.partial(tune.check, tuning=tuning),
+        "commands": lambda *_: None,
+    }
+    data = runs.load(all_runs, data_dir, check=checks[engine])
     with runs.held(root, config.sweep, all_runs):
         left = runs.unfinished(root, all_runs)
         try:

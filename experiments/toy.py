@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.data import catalog
 from experiments.data.dataset import Dataset
 from experiments.pictures.clouds import FieldFrame
 from experiments.reports import toys
@@ -332,6 +333,7 @@ def read_frame(run: pathlib.Path, record: Record) -> FieldFrame:
 def _validate(config: settings.Config) -> None:
     settings.validate(config, 1)
     fields.rules(Settings)["dataset"].check("dataset", config.dataset)
+    catalog.check_size(config.dataset, config.image_size)
     settings.limit_pictures(config, _MOST_FRAMES)
     rows = np.zeros((_NUM_TRAIN, 2), np.float32)
     models.check(config, Dataset(config.dataset, rows, rows, None, None, 0))

@@ -54,6 +54,7 @@ class Config:
         "Pairs of laws: two grids of blobs, or two sets of images.",
     )
     dataset: str = fields.word("digits", "Where the images are from.")
+    image_size: int | None = fields.image_size()
     shifts: tuple[float, ...] = fields.numbers(
         (1.0,), 0.01, 2.0, "Sizes of the shift; at 2 every pixel is the mean of those around."
     )
@@ -89,7 +90,13 @@ def run(
     """
     places.workdir(workdir)
     fields.validate(config)
-    dataset = catalog.load(config.dataset, data_dir, seed=config.seed)
+    dataset = catalog.load(
+        config.dataset,
+        data_dir,
+        seed=config.seed,
+        image_size=config.image_size,
+        check=lambda dataset: _check(config, dataset),
+    )
     problems = {name: PROBLEMS[name](dataset) for name in config.problems if name != _SHIFT}
     if _SHIFT in config.problems:
         shifted = {size: pairs.shifted_images(dataset, size) for size in config.shifts}
@@ -104,7 +111,6 @@ def run(
                 f"num_samples: got {max(sizes[name])} for {name}; expected at most {pair.most}, "
                 f"what {config.dataset} has"
             )
-    memory.require(config, ("width", "num_features"), 12 * config.width * _inputs(dataset, config))
     rows: dict[str, dict[str, float]] = {}
     with Workdir(workdir, config) as folder:
         for name, pair in problems.items():
@@ -116,8 +122,12 @@ def run(
     return rows
 
 
-def _inputs(dataset: Dataset, config: Config) -> int:
-    return int(np.prod(dataset.sample_shape)) + config.width + config.num_features
+def _check(config: Config, dataset: Dataset) -> None:
+    """Raises for a data set without the problems that are asked for, or too little memory."""
+    for name in config.problems:
+        PROBLEMS[name](dataset)
+    inputs = int(np.prod(dataset.sample_shape)) + config.width + config.num_features
+    memory.require(config, ("width", "num_features"), 12 * config.width * inputs)
 
 
 def _shares(config: Config, pair: Pair, n: int, label: str) -> dict[str, float]:

@@ -205,10 +205,11 @@ def from_loss(loss: Callable[[Array, Array], Array]) -> Objective:
 
     Returns:
       Objective with info ``loss``. On several devices each takes the gradient of L at the union of
-      all samples and data.
+      all samples and data, which L gets in at least float32.
 
     Raises:
-      ValueError: where the objective is called, a loss that does not take that or return a number.
+      ValueError: where the objective is called, a loss that does not take that or return a floating
+        number.
     """
 
     def objective(
@@ -216,17 +217,18 @@ def from_loss(loss: Callable[[Array, Array], Array]) -> Objective:
     ) -> tuple[Array, Info]:
         del key
         samples, data = _checks.batches(samples=samples, data=data)
-        everyone, others = (_devices.gather(points, axis_name) for points in (samples, data))
+        everyone, others = (
+            _devices.gather(_numeric.wide(points), axis_name) for points in (samples, data)
+        )
 
         def value_at(points: Array) -> Array:
             value = _checks.call("loss", _LOSS, loss, points, others)
-            _checks.shape("loss", value, ())
-            return value
+            return _numeric.wide(_checks.scalar("loss", value))
 
         point = _devices.own_point(value_at, everyone)
         value, gradient = jax.value_and_grad(value_at)(point)
         direction = _devices.share(everyone.shape[0] * gradient, axis_name)
-        return direction, {"loss": _devices.agreed(value, axis_name)}
+        return _numeric.like(direction, samples), {"loss": _devices.agreed(value, axis_name)}
 
     return objective
 
@@ -260,7 +262,8 @@ def _followed(
     data: Array,
     axis_name: str | None,
 ) -> tuple[Array, Info]:
-    """Returns direction and info, of an objective that keeps to its form."""
+    """Returns direction and info, of an objective that keeps to its form, at arrays."""
+    samples, data = _checks.batches(samples=samples, data=data)
     output = follow(critic_fn, key, samples, data, axis_name=axis_name)
     direction, info = _checks.two_returned("objective", _OBJECTIVE, output)
     (direction,) = _checks.floating(**{"direction of objective": direction})

@@ -241,8 +241,7 @@ def _critic_loss(
     x, y = (_numeric.wide(_features(critic_fn, points)) for points in (samples, data))
     kernel = _batch.kernel_of(make_kernel, x, y, axis_name)
     value = _checks.call("criterion", _CRITERION, criterion, x, y, kernel, axis_name=axis_name)
-    _checks.shape("criterion", value, ())
-    value = of_union(value, axis_name=axis_name)
+    value = of_union(_checks.scalar("criterion", value), axis_name=axis_name)
 
     def witness(points: Array) -> Array:
         embedded = _numeric.wide(_features(critic_fn, points))
@@ -255,6 +254,5 @@ def _critic_loss(
         return mean(x) - mean(y)
 
     points = adversarial.interpolates(key, data, samples, axis_name=axis_name)
-    slope = _checks.call("penalty", _PENALTY, penalty, witness, points)
-    _checks.shape("penalty", slope, ())
+    slope = _checks.scalar("penalty", _checks.call("penalty", _PENALTY, penalty, witness, points))
     return penalty_weight * slope - value, {"critic_loss": -value, "penalty": slope}

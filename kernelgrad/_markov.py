@@ -33,17 +33,19 @@ class MetropolisInfo(NamedTuple):
 
 
 def evaluate(position: PyTree, log_density_fn: LogDensityFn) -> tuple[Array, PyTree]:
-    """Returns the log density and its gradient; raises ValueError if it is not a scalar."""
+    """Returns the log density and its gradient; raises ValueError if it is no floating scalar."""
 
     def fn(x: PyTree) -> Array:
-        return _checks.call("log_density_fn", "(position) -> ()", log_density_fn, x)
+        value = _checks.call("log_density_fn", "(position) -> ()", log_density_fn, x)
+        (log_density,) = _checks.floating(**{"log_density_fn(position)": value})
+        if log_density.shape:
+            raise ValueError(
+                f"log_density_fn(position): got shape {log_density.shape}; expected () for the one "
+                "position of one chain: vmap over chains"
+            )
+        return log_density
 
     log_density, pull = jax.vjp(fn, _devices.own_point(fn, position))
-    if jnp.shape(log_density):
-        raise ValueError(
-            f"log_density_fn(position): got shape {jnp.shape(log_density)}; expected () for the "
-            "one position of one chain: vmap over chains"
-        )
     (gradient,) = pull(jnp.ones_like(log_density))
     return log_density, gradient
 

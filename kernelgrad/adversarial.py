@@ -225,17 +225,19 @@ def wasserstein_bound(
       are infinite, count as 0.
 
     Raises:
-      ValueError: not a scalar, or a concrete noise_variance or diameter that is negative.
+      ValueError: no real scalar, or a concrete noise_variance or diameter that is negative.
 
     References:
       Arjovsky & Bottou 2017, Theorem 3.3, eq. (6).
     """
-    for name, value in {"jsd": jsd, "noise_variance": noise_variance, "diameter": diameter}.items():
-        _checks.shape(name, value, ())
-    _checks.not_negative(noise_variance=noise_variance, diameter=diameter)
-    (jsd,) = _checks.floating(jsd=jsd if hasattr(jsd, "dtype") else float(jsd))
-    jsd = _numeric.wide(jsd)
-    spread, diameter = _numeric.like(noise_variance, jsd), _numeric.like(diameter, jsd)
+    jsd, lengths = (
+        _checks.number("jsd", jsd),
+        dict(noise_variance=noise_variance, diameter=diameter),
+    )
+    spread, diameter = (
+        _numeric.like(_checks.number(name, value), jsd) for name, value in lengths.items()
+    )
+    _checks.not_negative(**lengths)
     return 2 * _numeric.root(spread) + 2 * diameter * _numeric.root(jsd)
 
 

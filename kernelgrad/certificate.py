@@ -31,13 +31,13 @@ def pinsker_total_variation(jsd: float | Array) -> Array:
       Bound in [0, 1], shape (); at least float32. Its derivative at 0, infinite, counts as 0.
 
     Raises:
-      ValueError: not a scalar.
+      ValueError: no real scalar.
 
     References:
       Arjovsky & Bottou 2017, proof of Theorem 3.3, which has :math:`2 \sqrt{\mathrm{JSD}}`; the
       factor as derived above.
     """
-    return jnp.minimum(1, _numeric.root(2 * _jsd(jsd)))
+    return jnp.minimum(1, _numeric.root(2 * _checks.number("jsd", jsd)))
 
 
 def total_variation_bound(jsd: float | Array) -> Array:
@@ -61,13 +61,13 @@ def total_variation_bound(jsd: float | Array) -> Array:
       TV`, counts as 0 where it is infinite, at 0.
 
     Raises:
-      ValueError: not a scalar.
+      ValueError: no real scalar.
 
     References:
       Lin 1991 (Divergence measures based on the Shannon entropy), for the entropy of a guess;
       derived above.
     """
-    return _largest(jnp.clip(_jsd(jsd), 0, math.log(2)))
+    return _largest(jnp.clip(_checks.number("jsd", jsd), 0, math.log(2)))
 
 
 def sharp_wasserstein_bound(
@@ -91,23 +91,19 @@ def sharp_wasserstein_bound(
       Bound, shape (), in units of the samples.
 
     Raises:
-      ValueError: not a scalar, or a concrete noise_variance or diameter that is negative.
+      ValueError: no real scalar, or a concrete noise_variance or diameter that is negative.
 
     References:
       Arjovsky & Bottou 2017, Theorem 3.3, with the last step of its proof replaced.
     """
-    for name, value in {"noise_variance": noise_variance, "diameter": diameter}.items():
-        _checks.shape(name, value, ())
-    _checks.not_negative(noise_variance=noise_variance, diameter=diameter)
+    lengths = {"noise_variance": noise_variance, "diameter": diameter}
     total_variation = total_variation_bound(jsd)
-    spread, diameter = (_numeric.like(a, total_variation) for a in (noise_variance, diameter))
+    spread, diameter = (
+        _numeric.like(_checks.number(name, value), total_variation)
+        for name, value in lengths.items()
+    )
+    _checks.not_negative(**lengths)
     return 2 * _numeric.root(spread) + diameter * total_variation
-
-
-def _jsd(jsd: float | Array) -> Array:
-    _checks.shape("jsd", jsd, ())
-    (jsd,) = _checks.floating(jsd=jsd if hasattr(jsd, "dtype") else float(jsd))
-    return _numeric.wide(jsd)
 
 
 @jax.custom_jvp

@@ -129,7 +129,7 @@ def step(
         value, info = _checks.two_returned(
             "critic_loss", form, _checks.call("critic_loss", form, fn, *args, axis_name=axis_name)
         )
-        return _devices.varying(value, own), info
+        return _devices.varying(_checks.scalar("critic_loss", value), own), info
 
     own = _devices.varying(state.params, samples, data)  # whose gradient is this device's
     gradient, info = jax.grad(loss, has_aux=True)(own)

@@ -78,7 +78,7 @@ def kale(energy_data: Array, energy_base: Array, log_normalizer: float | Array) 
       Jordan 2010, the dual form of KL.
     """
     energy_data, energy_base = _checks.vectors(energy_data=energy_data, energy_base=energy_base)
-    _checks.shape("log_normalizer", log_normalizer, ())
+    log_normalizer = _checks.number("log_normalizer", log_normalizer)
     top = _top(energy_base)
     energy_data, energy_base = _numeric.wide(energy_data), _numeric.wide(energy_base)
     data = jnp.mean(energy_data + _numeric.like(log_normalizer, energy_data))
@@ -146,7 +146,7 @@ def generator_weights(energy_base: Array, log_normalizer: float | Array) -> Arra
       the energy, the generator its base); Milgrom & Segal 2002 for the envelope theorem.
     """
     (energy_base,) = _checks.vectors(energy_base=energy_base)
-    _checks.shape("log_normalizer", log_normalizer, ())
+    log_normalizer = _checks.number("log_normalizer", log_normalizer)
     energy = lax.stop_gradient(_numeric.wide(energy_base))
     exponent = -(energy + lax.stop_gradient(_numeric.like(log_normalizer, energy)))
     return _numeric.like(jnp.exp(jnp.minimum(exponent, _top(energy_base))), energy_base)
@@ -326,7 +326,7 @@ def log_density(energy: Array, log_base: Array, log_normalizer: float | Array) -
     """
     energy, log_base = _checks.vectors(energy=energy, log_base=log_base)
     _checks.shape("log_base", log_base, energy.shape)
-    _checks.shape("log_normalizer", log_normalizer, ())
+    log_normalizer = _checks.number("log_normalizer", log_normalizer)
     energy = _numeric.wide(energy)
     return _numeric.like(log_base, energy) - (energy + _numeric.like(log_normalizer, energy))
 
@@ -335,7 +335,7 @@ def _before_and_batch(
     log_normalizer: float | Array, energy_base: Array, rate: float | Array, axis_name: str | None
 ) -> tuple[Array, Array, Array]:
     """Returns c so far, c* of the batch, and the rate, of one dtype."""
-    _checks.shape("log_normalizer", log_normalizer, ())
+    log_normalizer = _checks.number("log_normalizer", log_normalizer)
     _checks.shape("rate", rate, ())
     _checks.in_range("rate", rate, 0, 1, closed="r")
     batch = optimal_log_normalizer(energy_base, axis_name=axis_name)

@@ -56,14 +56,7 @@ class DeepKernel:
     @property
     def parts(self) -> tuple[Kernel, Kernel]:
         """The two kernels whose sum it is."""
-
-        def both(kernel: DeepKernel, x: Array) -> Array:
-            features = _numeric.wide(_features(kernel.apply_fn, kernel.params, x))
-            points = _numeric.like(x, features) / kernel.lengthscale.astype(features.dtype)
-            scaled = features / kernel.feature_lengthscale.astype(features.dtype)
-            return jnp.concatenate([scaled, points], axis=1)
-
-        product = FeatureKernel(kernels.rbf_mixture(1.0, 1 - self.share), self, both)
+        product = FeatureKernel(kernels.rbf_mixture(1.0, 1 - self.share), self, _side_by_side)
         return product, kernels.rbf_mixture(self.lengthscale, self.share)
 
     def profile(self, sq_dist: Array) -> Array:
@@ -271,6 +264,14 @@ def learned_test(
     return mmd.two_sample_test(
         test_key, *held_out, learned.kernel, num_permutations=num_permutations
     )
+
+
+def _side_by_side(kernel: DeepKernel, x: Array) -> Array:
+    """Returns features and points, each over its lengthscale; shape (n, l + d)."""
+    features = _numeric.wide(_features(kernel.apply_fn, kernel.params, x))
+    points = _numeric.like(x, features) / kernel.lengthscale.astype(features.dtype)
+    scaled = features / kernel.feature_lengthscale.astype(features.dtype)
+    return jnp.concatenate([scaled, points], axis=1)
 
 
 def _features(apply_fn: Callable[[PyTree, Array], Array], params: PyTree, x: Array) -> Array:

@@ -58,10 +58,9 @@ def kernel_sum(
       Rahimi & Recht 2007; Williams & Seeger 2001 (Nystrom).
     """
     x, y = _checks.pair(x, y)
-    (weights,) = _checks.floating(weights=weights)
     others = x if y is None else y
+    x, others, weights = _wide(*_checks.floating(x=x, y=others, weights=weights))
     _checks.shape("weights", weights, (others.shape[0], "p"))
-    x, others, weights = _alike(x, others, weights)
     value = feature_map.expand(x, feature_map.moments(others, weights))
     exact = functools.partial(pairwise.kernel_sum, feature_map.kernel)
     return _rows(key, exact, x, (others, weights), value, num_probes)
@@ -104,9 +103,8 @@ def gradient_sum(
     others = x if y is None else y
     if weights is None:
         weights = jnp.ones(others.shape[:1], x.dtype)
-    (weights,) = _checks.vectors(weights=weights)
+    x, others, weights = _wide(*_checks.floating(x=x, y=others, weights=weights))
     _checks.shape("weights", weights, others.shape[:1])
-    x, others, weights = _alike(x, others, weights)
     value = feature_map.expand(x, feature_map.moments(others, None, weights))
     exact = functools.partial(pairwise.gradient_sum, feature_map.kernel)
     return _rows(key, exact, x, (others, weights), value, num_probes)
@@ -147,7 +145,7 @@ def svgd_direction(
     References:
       Wang & Liu 2016, eq. (7), with features.
     """
-    rows, score = _alike(*_checks.scored(particles, score))
+    rows, score = _wide(*_checks.scored(particles, score))
     size = rows.shape[0]
     value = feature_map.expand(rows, _stein_moments(feature_map, rows, score) / size)
 
@@ -264,7 +262,7 @@ def mmd_gradient(
     References:
       Li 2017 (approximate KL gradients), footnote 2, with features.
     """
-    x, y = _alike(*_checks.points(x=x, y=y))
+    x, y = _wide(*_checks.points(x=x, y=y))
     means = feature_map.moments(*_pool(x, y))
     value = 2 / x.shape[0] * _slopes(feature_map, x, means[:, :1] - means[:, 1:])
 
@@ -276,7 +274,7 @@ def mmd_gradient(
 
 def _pool(x: Array, y: Array) -> tuple[Array, Array]:
     """Returns both samples, and weights in two columns whose sums are the means over either."""
-    x, y = _alike(x, y)
+    x, y = _wide(x, y)
     weights = [
         jnp.zeros((points.shape[0], 2), x.dtype).at[:, column].set(1 / points.shape[0])
         for column, points in enumerate((x, y))
@@ -380,7 +378,7 @@ def ksd_u_statistic(
     References:
       Liu, Lee & Jordan 2016, eq. (14).
     """
-    rows, score = _alike(*_checks.scored(particles, score))
+    rows, score = _wide(*_checks.scored(particles, score))
     size, kernel = rows.shape[0], feature_map.kernel
     _checks.at_least("number of particles", size, 2)
     value, error, standard_error = _ksd(key, rows, score, feature_map, num_probes)
@@ -399,7 +397,7 @@ def _ksd(
         raise ValueError(
             "kernel: got laplace; expected one that is twice differentiable at 0, such as matern32"
         )
-    rows, score = _alike(rows, score)
+    rows, score = _wide(rows, score)
     mean = _stein_moments(feature_map, rows, score) / rows.shape[0]
     value = jnp.sum(jnp.square(mean))
     feature_map, rows, score, mean = lax.stop_gradient((feature_map, rows, score, mean))
@@ -446,11 +444,8 @@ def _stein_means(
 # ------------------------------------------------------------------------------- what they share
 
 
-def _alike(*arrays: Array) -> tuple[Array, ...]:
-    """Returns the arrays in the widest of their dtypes, and at least float32."""
-    arrays = tuple(_numeric.wide(array) for array in arrays)
-    widest = max((array.dtype for array in arrays), key=lambda dtype: dtype.itemsize)
-    return tuple(array.astype(widest) for array in arrays)
+def _wide(*arrays: Array) -> tuple[Array, ...]:
+    return tuple(_numeric.wide(array) for array in arrays)
 
 
 def _slopes(feature_map: FeatureMap, x: Array, coefficients: Array) -> Array:

@@ -27,7 +27,6 @@ from kernelgrad import (
     _checks,
     _convex,
     _devices,
-    _distances,
     _equality,
     _gram,
     _numeric,
@@ -131,9 +130,10 @@ def log_density_ratio(model: RatioModel, x: Array) -> Array:
     f and :math:`\log f + g / f - 1` below: the tangent at f, which keeps the slope of g, where a
     clipped logarithm has none. The floor is 1/sqrt(n), the order of the sampling error of g fitted
     to n samples of p: below, g cannot be told from 0. A :class:`MixtureRatio` is summed in
-    logarithms: with a Gaussian kernel, however far x is, its gradient draws x to the nearest
-    centers. Any other kernel counts as the smallest normal float where it is less. An x farther
-    than 1e18 lengthscales, whose squared distance float32 does not hold, counts as that far.
+    logarithms: however far x is, its gradient draws x to the nearest centers. A kernel of your own
+    without a method ``log_profile`` counts as the smallest normal float where it is less. An x
+    farther than 1e18 lengthscales, whose squared distance float32 does not hold, counts as that
+    far.
 
     Args:
       model: fitted by a function of this module.
@@ -180,7 +180,7 @@ def log_ratio_gradient(model: RatioModel, x: Array) -> Array:
     References:
       Huszar 2016 (an alternative update rule for GANs), alternative M-step #2.
     """
-    (x,) = _checks.points(x=x)
+    x, _ = _checks.points(x=x, centers=model.centers)
     x = _devices.varying(x, model)
     value, pull = jax.vjp(lambda points: log_density_ratio(model, points), x)
     (gradient,) = pull(jnp.ones_like(value))
@@ -311,14 +311,15 @@ def lsif(
       The model, of r_alpha, without a gradient in what it is fitted to.
 
     Raises:
-      ValueError: wrong rank, dtype or dimensions, a concrete ridge that is not positive, alpha
-        outside of its range, num_steps below 1, or a negative tolerance.
+      ValueError: wrong rank, dtype or dimensions, a kernel without k(0) > 0, a concrete ridge that
+        is not positive, alpha outside of its range, num_steps below 1, or a negative tolerance.
 
     Cost: O((n + m) c (d + c) + T c^2) time, O((n + m) c) memory.
 
     References:
       Kanamori, Hido & Sugiyama 2009, section 2.2, with the square of w as penalty for its sum.
     """
+    _traits.check_positive(kernel)
     _check_loop(num_steps, tolerance)
     p, q, centers = _checks.points(p=p, q=q, centers=p if centers is None else centers)
     p, q, kernel, ridge, alpha, centers = lax.stop_gradient((p, q, kernel, ridge, alpha, centers))
@@ -468,11 +469,11 @@ def logistic(
     _check_ridge(ridge)
     _check_loop(num_steps, tolerance)
     p, q = _checks.points(p=p, q=q)
-    pool = _distances.pool(p, q) if centers is None else centers
+    pool = jnp.concatenate([p, q]) if centers is None else centers
     p, q, centers = _unions(p, q, pool, axis_name)
     kernel, p, q, centers = lax.stop_gradient((kernel, p, q, centers))
     n, m = p.shape[0], q.shape[0]
-    features = kernels.gram(kernel, _distances.pool(p, q), centers)
+    features = kernels.gram(kernel, jnp.concatenate([p, q]), centers)
     features = jnp.concatenate([jnp.ones_like(features[:, :1]), features], axis=1)
     signs = jnp.concatenate([jnp.ones(n, features.dtype), -jnp.ones(m, features.dtype)])
     weights, gap = _convex.classifier(
@@ -498,12 +499,13 @@ def _expansion(model: LinearRatio | LogLinearRatio, x: Array) -> Array:
 def _compared(kernel: Kernel, x: Array, centers: Array) -> tuple[Kernel, Array, Array]:
     """Returns the radial kernel and what it compares, none too far for the range of floats."""
     x, centers = (_numeric.wide(_traits.embed(kernel, points)) for points in (x, centers))
+    x, centers = _checks.floating(x=x, centers=centers)
     radial = _traits.radial(kernel)
     return radial, _gram.within_reach(radial, x, centers), centers
 
 
 def _log_gram(kernel: Kernel, x: Array, centers: Array) -> Array:
-    """Returns log k, finite, and exact for a Gaussian however small k is."""
+    """Returns log k, finite, however small k is."""
     _traits.check_positive(kernel)
     radial, x, centers = _compared(kernel, x, centers)
     sq_dist = pairwise.squared_distances(x, centers)

@@ -10,7 +10,6 @@ regularise otherwise.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from kernelgrad import (
@@ -165,8 +164,6 @@ def stein_score_at(
     queries, samples = _checks.points(queries=queries, samples=samples)
     _check_ridge(ridge)
     points, everyone = _numeric.wide(queries), _devices.gather(_numeric.wide(samples), axis_name)
-    wider = np.promote_types(points.dtype, everyone.dtype)
-    points, everyone = points.astype(wider), everyone.astype(wider)
     solve, repulsion = _system(kernel, everyone, ridge)
     floor = _gram.at_zero(kernel, everyone) + _numeric.like(ridge, everyone)
 

@@ -131,7 +131,7 @@ def row_normalized_direction(
     size = particles.shape[0] * _devices.num_devices(axis_name)
     shares = jnp.full((particles.shape[0], 1), 1 / size, _numeric.wide(particles).dtype)
     means = pairwise.kernel_sum(kernel, particles, None, shares, axis_name=axis_name)
-    return ascent / means
+    return _numeric.like(_numeric.wide(ascent) / means, particles)
 
 
 def nearest_direction(

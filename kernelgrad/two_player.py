@@ -161,7 +161,9 @@ def wgan_gp(
     ) -> tuple[Array, Info]:
         loss = adversarial.wasserstein_critic_loss(critic_fn(data), critic_fn(samples))
         points = adversarial.interpolates(key, data, samples, axis_name=axis_name)
-        value = _checks.call("penalty", _PENALTY, penalty, critic_fn, points)
+        value = _checks.scalar(
+            "penalty", _checks.call("penalty", _PENALTY, penalty, critic_fn, points)
+        )
         return loss + weight * value, {"critic_loss": loss, "penalty": value}
 
     return TwoPlayer(critic_loss, _critic_direction(adversarial.wasserstein_generator_loss))

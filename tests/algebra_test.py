@@ -412,9 +412,63 @@ def test_a_direction_of_another_shape_is_refused(key, rng, wrap):
 
 @pytest.mark.parametrize(
     ("loss", "expected"),
-    [(lambda x, y: x, r"loss: got shape \(6, 3\)"), (lambda x: 0.0, r"loss: got \(x\)")],
+    [
+        (lambda x, y: x, r"loss: got shape \(6, 3\)"),
+        (lambda x: 0.0, r"loss: got \(x\)"),
+        (lambda x, y: None, "loss: got NoneType; expected a number"),
+        *(
+            (lambda x, y, of=of: of(jnp.sum(x)), f"loss: got dtype {name}; expected floating")
+            for name, of in {
+                "int32": lambda a: a.astype(int),
+                "bool": lambda a: a > 0,
+                "complex64": lambda a: a.astype(complex),
+            }.items()
+        ),
+        (lambda x, y: 0, "loss: got dtype int64; expected floating"),
+    ],
 )
 def test_bad_losses_are_named(key, rng, loss, expected):
     x, y = (jnp.asarray(points, jnp.float32) for points in batch(rng))
     with pytest.raises(ValueError, match=f"^{expected}"):
         objectives.from_loss(loss)(key, x, y)
+
+
+def test_a_constant_loss_moves_nothing(key, rng):
+    x, y = (jnp.asarray(points, jnp.float32) for points in batch(rng))
+    direction, info = objectives.from_loss(lambda x, y: 0.25)(key, x, y)
+    np.testing.assert_array_equal(direction, jnp.zeros_like(x))
+    assert info["loss"] == 0.25
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_a_loss_of_halves_is_taken_in_full(key, rng, dtype):
+    """Its gradient, 3e-7 a coordinate, is below the normal numbers of float16."""
+    x, y = (jnp.asarray(points, dtype) for points in batch(rng, n=200))
+    wide = [np.asarray(points, np.float64) for points in (x, y)]
+    loss = objectives.from_loss(lambda x, y: 1e-4 * jnp.mean(jnp.square(x - jnp.mean(y))))
+    direction, info = loss(key, x, y)
+    assert (direction.dtype, info["loss"].dtype) == (dtype, jnp.float32)
+    off = wide[0] - wide[1].mean()
+    np.testing.assert_allclose(info["loss"], 1e-4 * np.mean(off**2), rtol=1e-5)
+    expected = 2e-4 * off / 3
+    np.testing.assert_allclose(
+        np.asarray(direction, np.float64), expected, rtol=2 * float(jnp.finfo(dtype).eps), atol=3e-8
+    )
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        objectives.normalized,
+        lambda objective: objectives.weighted([(1.0, objective)]),
+        lambda objective: objectives.through(lambda x: x, objective),
+        lambda _: objectives.from_loss(lambda x, y: jnp.sum(x)),
+    ],
+)
+def test_lists_are_refused_by_name(key, rng, wrap):
+    x, y = (np.asarray(points, np.float32) for points in batch(rng))
+    objective = wrap(lambda key, samples, data, *, axis_name=None: (samples, {}))
+    for arguments, name in (((x.tolist(), y), "samples"), ((x, y.tolist()), "data")):
+        with pytest.raises(ValueError, match=f"^{name}: got list; expected a JAX or NumPy array$"):
+            objective(key, *arguments)
+    np.testing.assert_array_equal(objective(key, x, y)[0].shape, x.shape)

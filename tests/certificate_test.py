@@ -1,6 +1,7 @@
 """Bounds on total variation and W1, on laws where both are known exactly."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 from scipy.optimize import linprog
 from scipy.spatial import distance
 
-from kernelgrad import adversarial, certificate
+from kernelgrad import adversarial, certificate, kale
 
 
 def _divergences(p, q):
@@ -96,3 +97,34 @@ def test_ends_of_the_range():
         certificate.sharp_wasserstein_bound(0.1, -0.1, 1.0)
     with pytest.raises(ValueError, match="jsd"):
         certificate.sharp_wasserstein_bound(jnp.zeros(2), 0.1, 1.0)
+
+
+REAL = {"integer": np.int64(0), "Python's": 0, "true": False, "half": np.float16(0.0)}
+NOT_REAL = {
+    "complex": (1j, "expected real numbers"),
+    "NumPy's complex": (np.complex64(1), "got dtype complex64; expected real numbers"),
+    "long": (10**400, "got an integer of 1329 bits; expected a number of at most 64"),
+    "text": ("0.1", "got str; expected a number"),
+    "nothing": (None, "got NoneType; expected a number"),
+    "list": ([0.1], "got list; expected a number"),
+    "vector": (np.zeros(1), "got shape (1,); expected ()"),
+}
+OF_JSD = {
+    "jsd": certificate.total_variation_bound,
+    "jsd ": certificate.pinsker_total_variation,
+    "jsd  ": lambda a: adversarial.wasserstein_bound(a, 1.0, 1.0),
+    "noise_variance": lambda a: certificate.sharp_wasserstein_bound(0.1, a, 1.0),
+    "diameter": lambda a: adversarial.wasserstein_bound(0.1, 1.0, a),
+    "log_normalizer": lambda a: kale.kale(jnp.ones(2), jnp.ones(2), a),
+}
+
+
+@pytest.mark.parametrize("name", OF_JSD)
+def test_numbers_are_real_scalars_of_any_type(name):
+    bound, name = OF_JSD[name], name.strip()
+    for value in REAL.values():
+        got = bound(value)
+        assert (got.dtype, got) == (jnp.float32, bound(0.0))
+    for value, message in NOT_REAL.values():
+        with pytest.raises(ValueError, match=f"^{name}: .*{re.escape(message)}"):
+            bound(value)

@@ -36,6 +36,14 @@ BAD = {
     "q: got nan; expected values in [0, 1]": lambda: _checks.in_range(
         "q", math.nan, 0, 1, closed="lr"
     ),
+    "k: got [-1. -1. -1. ... -1. -1. -1.]; expected values in (0, infinity)": lambda: (
+        _checks.positive(k=-np.ones(200))
+    ),
+    "k: got an integer of 101 bits; expected a number of at most 64": lambda: _checks.positive(
+        k=2**100
+    ),
+    "v: got dtype int32; expected floating": lambda: _checks.scalar("v", np.int32(1)),
+    "v: got shape (3,); expected (), no size 0": lambda: _checks.scalar("v", np.zeros(3)),
     "n: got 1; expected an integer >= 2": lambda: _checks.at_least("n", 1, 2),
 }
 

@@ -133,12 +133,19 @@ def beginning(monkeypatch, tmp_path):
     def begin(*_, **__):
         raise Begun
 
-    def load(name, data_dir=None, *, seed=0, image_size=None, whole=catalog.load):
+    def load(
+        name, data_dir=None, *, seed=0, image_size=None, check=lambda _: None, whole=catalog.load
+    ):
+        dataset = stand_in(name, data_dir, seed, image_size, whole)
+        check(dataset)
+        return dataset
+
+    def stand_in(name, data_dir, seed, image_size, whole):
         if name.startswith("./"):  # a folder of one's own
             images = np.zeros((200, image_size, image_size, 3), np.uint8)
             return Dataset(name, images, images, None, None, 0)
         if name not in STORED:
-            return whole(name, data_dir, seed=seed)
+            return whole(name, data_dir, seed=seed, image_size=image_size)
         assert data_dir is not None
         *sizes, shape = STORED[name]
         draw = np.random.default_rng(seed).normal if len(shape) == 1 else None

@@ -25,7 +25,7 @@ ROWS = [
     {"median", "_gram"},
     {"_solve", "_markov", "_resampling", "_players"},
     {"kernels", "_convex", "_probes"},
-    {"_pivots"},
+    {"_pivots", "_two_sample"},
     {
         *{"score", "mmd", "ksd", "svgd", "ratio", "kale", "adversarial", "hmc", "langevin"},
         *{"metrics", "score_peers", "fssd", "kmm", "noise", "certificate", "drift", "energy"},

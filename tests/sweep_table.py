@@ -124,14 +124,14 @@ row(kernels.svgd_lengthscale, 1, spread="same", smooth=False, least=2)
 
 
 def _median_kernel(e, x, y):
-    return _at_a_unit(
-        e, kernels.median_mixture(kernels.imq_mixture, x, y, axis_name=e.axis_name), x
-    )
+    kernel = kernels.median_mixture(kernels.imq_mixture, x, y, axis_name=e.axis_name)
+    return _at_a_unit(e, kernel, x, y)
 
 
-def _at_a_unit(e, kernel, x):
-    """A kernel's value there: its numbers have the dtype of all numbers, whatever x."""
-    dtype = jax.dtypes.canonicalize_dtype(x.dtype.newbyteorder("="))
+def _at_a_unit(e, kernel, *points):
+    """A kernel's value there: its numbers have the dtype of all numbers, whatever the points."""
+    dtype = max((p.dtype for p in points), key=lambda dtype: dtype.itemsize)
+    dtype = jax.dtypes.canonicalize_dtype(dtype.newbyteorder("="))
     return kernel.profile(jnp.full(1, e.unit**2, dtype))
 
 
@@ -159,6 +159,9 @@ row(mmd.witness_gradient, -1, spread="rows")
 row(mmd.mmd_value_and_gradient, (0, -1), spread=("same", "rows"))
 row(mmd.test_power, spread="same", least=2)
 row(mmd.two_sample_test, num_permutations=19, smooth=False)
+SEVERAL = {"kernels": lambda e: [e.kernel, e.gaussian], "smooth": False}
+row(mmd.aggregated_test, num_permutations=19, **SEVERAL)
+row(mmd.fused_test, num_permutations=19, least=2, **SEVERAL)
 row(kernel_learning.halves, 1, least=4)
 LEARNER = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))
 LEARNING = {"optimizer": lambda e: LEARNER, "num_steps": 2, "smooth": False}
@@ -166,7 +169,7 @@ LEARNING = {"optimizer": lambda e: LEARNER, "num_steps": 2, "smooth": False}
 
 def _learned(e, x, y):
     learned = kernel_learning.learn(e.key, x, y, e.kernel, LEARNER, num_steps=2)
-    return _at_a_unit(e, learned.kernel, x), learned.powers
+    return _at_a_unit(e, learned.kernel, x, y), learned.powers
 
 
 row(kernel_learning.learn, 0, _learned, smooth=False, least=2)
@@ -176,6 +179,7 @@ row(ksd.ksd_v_statistic, -2, spread="same")
 row(ksd.ksd_u_statistic, -2, spread="same", least=2)
 row(ksd.ksd_gradient, -3, score_fn=lambda e: lambda x: -x / e.unit / e.unit)
 row(ksd.goodness_of_fit_test, (-2, 0), num_bootstrap=19, smooth=False, least=6)
+row(ksd.aggregated_test, num_bootstrap=19, least=6, **SEVERAL)
 row(ksd.stein_thinning, num_points=4, smooth=False)
 row(fssd.fssd_u_statistic, -2, least=2)
 row(

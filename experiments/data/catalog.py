@@ -8,14 +8,20 @@ written below the cache folder, :func:`experiments.run.places.cache`. `data_dir`
 import difflib
 import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from experiments.data import cifar10, image_sets, own, toys, uci
 from experiments.data.dataset import Dataset
-from experiments.run import cluster, places
-from experiments.run.errors import DataError, line
+from experiments.data.image_sets import Check, ImageSet
+from experiments.run import cluster, fields, memory, places
+from experiments.run.errors import DataError, line, short
+
+_HELD_OUT = 10  # one in so many examples, of a set without a test split
+_LEAST_ROWS = 2  # of a split: between fewer there is no distance
+_LONGEST_TITLE = 60  # of what a path names
 
 
 def names() -> tuple[str, ...]:
@@ -24,7 +30,12 @@ def names() -> tuple[str, ...]:
 
 
 def load(
-    name: str, data_dir: str | None = None, *, seed: int = 0, image_size: int | None = None
+    name: str,
+    data_dir: str | None = None,
+    *,
+    seed: int = 0,
+    image_size: int | None = None,
+    check: Callable[[Dataset], None] = lambda _: None,
 ) -> Dataset:
     """Returns the data set `name`.
 
@@ -48,40 +59,73 @@ def load(
     Args:
       name: one of `names()`, the name of a prepared image set, or a path.
       data_dir: folder that holds the files; not needed for digits and the 2-D toys.
-      seed: draws the 2-D points, the split of a table, and the tenth that is held out of a set
-        without test split. The splits of digits, mnist and cifar10_jpeg are fixed.
+      seed: draws the 2-D points, the split of a table, and the tenth, but at least two, that is
+        held out of a set without test split. The splits of digits, mnist and cifar10_jpeg are
+        fixed.
       image_size: side to which the images of a user's folder are cropped and resized; None: they
         have one size.
+      check: raises for a set that is not wanted. Where images have to be decoded it gets, before
+        that, a set of the same form: all zeros, which take no memory.
 
     Raises:
-      DataError: unknown name, or the files are missing, damaged or not what they should be.
+      DataError: unknown name, the files are missing, damaged or not what they should be, or an
+        image_size for a set that is no folder of images.
     """
     if seed < 0:
         raise DataError(f"seed: got {seed}; expected an integer >= 0")
+    if name in names():
+        check_size(name, image_size)
     if name == "digits":
-        return _digits()
-    if name in toys.TOYS:
-        return toys.load(name, seed)
-    root = None if data_dir is None else places.folder("data_dir", data_dir)
-    if root is not None and not root.is_dir():
-        raise DataError(f"data_dir: {root} is not a folder; expected the one that holds {name}")
-    if name in uci.TABLES:
-        return uci.load(name, _find(name, root, "uci", uci.TABLES[name].file), seed)
+        dataset = _digits()
+    elif name in toys.TOYS:
+        dataset = toys.load(name, seed)
+    else:
+        root = None if data_dir is None else places.folder("data_dir", data_dir)
+        if root is not None and not root.is_dir():
+            expected = f"expected the one that holds {short(name)}"
+            raise DataError(f"data_dir: {root} is not a folder; {expected}")
+        if name in uci.TABLES:
+            dataset = uci.load(name, _find(name, root, "uci", uci.TABLES[name].file), seed)
+        else:
+            dataset = _decoded(*_reader(name, root, image_size), seed, check)
+    check(dataset)
+    return dataset
+
+
+def check_size(name: str, image_size: int | None) -> None:
+    """Raises DataError where a size is asked for of what is no folder of images."""
+    if image_size is not None:
+        raise DataError(
+            f"image_size: got {image_size} for {fields.shown(name)}; expected none, for the images "
+            "of a folder alone are resized. Leave it out"
+        )
+
+
+def _reader(
+    name: str, root: Path | None, image_size: int | None
+) -> tuple[str, Callable[[Check], ImageSet]]:
+    """Returns name and reader of a set that is decoded, converted or a user's own."""
+    cache = places.cache()
     if name == "cifar10_jpeg":
         archive = _find(name, root, "cifar10", "cifar10-jpeg.tar.xz")
-        return _images(name, cifar10.read(archive, places.cache()), seed)
+        return name, lambda check: cifar10.read(archive, cache, check)
     if name == "mnist":
-        return _images(name, image_sets.read_prepared(_mnist_directory(root), places.cache()), seed)
+        return name, lambda check: image_sets.read_prepared(
+            _mnist_directory(root, check), cache, check
+        )
+    path = places.folder("dataset", name) if name.strip() else None
     _note_cached(name, root)
-    for place in [places.cache() / "tfds"] if root is None else [root, places.cache() / "tfds"]:
-        directory = image_sets.find_prepared(name, place)
-        if directory is not None:
-            return _images(name, image_sets.read_prepared(directory, places.cache()), seed)
-    if name.strip():
-        path = places.folder("dataset", name)
-        if path.exists():
-            return _images(path.stem, own.read(path, image_size, places.cache()), seed)
-    raise DataError(_unknown(name, root))
+    for place in [cache / "tfds"] if root is None else [root, cache / "tfds"]:
+        prepared = image_sets.find_prepared(name, place)
+        if prepared is not None:
+            check_size(name, image_size)
+            return name, functools.partial(image_sets.read_prepared, prepared, cache)
+    if path is None or not path.exists():
+        raise DataError(_unknown(name))
+    if not path.is_dir():
+        check_size(name, image_size)
+    title = path.stem[:_LONGEST_TITLE]
+    return title, functools.partial(own.read, path, image_size, cache)
 
 
 @functools.cache
@@ -94,14 +138,30 @@ def _note_cached(name: str, root: Path | None) -> None:
         print(line("note", f"{name}: read from the cache, {cached}; {where}"), file=sys.stderr)
 
 
-def _unknown(name: str, root: Path | None) -> str:
+def _decoded(
+    name: str, read: Callable[[Check], ImageSet], seed: int, check: Callable[[Dataset], None]
+) -> Dataset:
+    """Returns what a reader reads, if its form passes the check and fits into memory."""
+
+    def check_form(image_set: ImageSet) -> None:
+        dataset = _split(name, image_set, seed)
+        check(dataset)
+        size, most = dataset.train.nbytes + dataset.test.nbytes, memory.of_machine()
+        if size > most:
+            raise DataError(
+                f"dataset: got {name}, whose images take {size / 2**30:.4g} GiB; expected at most "
+                f"the {most / 2**30:.4g} GiB of memory that there are"
+            )
+
+    return _split(name, read(check_form), seed)
+
+
+def _unknown(name: str) -> str:
     nearest = difflib.get_close_matches(name, names(), n=1, cutoff=0.5)
     hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-    where = "--data_dir" if root is None else root
     return (
-        f"dataset: got {name!r}{hint}; expected one of {', '.join(names())}, "
-        f"an image set that TFDS has prepared in {where}, or the path of a folder of images, an "
-        ".npy or an .npz file"
+        f"dataset: got {fields.shown(name)}{hint}; expected {', '.join(names())}, a set of TFDS "
+        "in --data_dir or a path of data"
     )
 
 
@@ -134,34 +194,45 @@ def _digits() -> Dataset:
     )
 
 
-def _mnist_directory(root: Path | None) -> Path:
+def _mnist_directory(root: Path | None, check: Check) -> Path:
     """Returns a prepared MNIST: from the .gz files in root, as found in root, or from the cache."""
     from experiments.data import mnist  # imports TFDS, half a second
 
     source = None if root is None else mnist.find_source(root)
-    if source is None:
-        _note_cached("mnist", root)
     if root is not None and source is None:
         directory = image_sets.find_prepared("mnist", root)
         if directory is not None:
             return directory
-    return mnist.prepare(source, places.cache() / "tfds")
+    if source is None:
+        _note_cached("mnist", root)
+    return mnist.prepare(source, places.cache() / "tfds", check)
 
 
-def _images(name: str, image_set: image_sets.ImageSet, seed: int) -> Dataset:
-    """Returns the splits train and test; without the latter, a tenth of the former is held out."""
+def _split(name: str, image_set: ImageSet, seed: int) -> Dataset:
+    """Returns the splits train and test; without the latter, a part of the former is held out."""
     splits, num_classes = image_set
     images, labels = splits["train"]
     if "test" in splits:
         test_images, test_labels = splits["test"]
+        for split, count in (("train", len(images)), ("test", len(test_images))):
+            if count < _LEAST_ROWS:
+                raise DataError(
+                    f"{name}: got {count} for {split}; expected at least {_LEAST_ROWS} examples"
+                )
     else:
-        num_test = len(images) // 10
-        if num_test == 0:
-            raise DataError(f"{name}: got {len(images)} examples; expected at least 10")
+        if len(images) < _HELD_OUT:
+            raise DataError(f"{name}: got {len(images)} examples; expected at least {_HELD_OUT}")
+        num_test = max(_LEAST_ROWS, len(images) // _HELD_OUT)
         order = np.random.default_rng(seed).permutation(len(images))
-        images, test_images = images[order[num_test:]], images[order[:num_test]]
+        held_out, kept = order[:num_test], order[num_test:]
+        images, test_images = _rows(images, kept), _rows(images, held_out)
         if labels is None:
             test_labels = None
         else:
-            labels, test_labels = labels[order[num_test:]], labels[order[:num_test]]
+            labels, test_labels = _rows(labels, kept), _rows(labels, held_out)
     return Dataset(name, images, test_images, labels, test_labels, num_classes)
+
+
+def _rows(array: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Returns rows of an array; of an outline, whose rows are all one, without memory for them."""
+    return array[: len(index)] if array.strides[0] == 0 else array[index]

@@ -13,9 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.data import image_sets
-from experiments.data.image_sets import ImageSet, Split
+from experiments.data.image_sets import Check, ImageSet, Split
 from experiments.run import files
-from experiments.run.errors import DataError
+from experiments.run.errors import DataError, reason, short
 
 CLASSES = (
     "airplane",
@@ -30,6 +30,7 @@ CLASSES = (
     "truck",
 )
 COUNTS = {"train": 50_000, "test": 10_000}
+_SHAPE = (32, 32, 3)
 _MEMBER = re.compile(rf"(train|test)/({'|'.join(CLASSES)})/\d+\.jpg")
 _FOLDER = re.compile(rf"(train|test)(/({'|'.join(CLASSES)}))?")
 _MAX_FILE_BYTES = 64 * 1024
@@ -50,7 +51,7 @@ class _Capped(io.RawIOBase):
         return content
 
 
-def read(archive: Path, cache: Path) -> ImageSet:
+def read(archive: Path, cache: Path, check: Check = lambda _: None) -> ImageSet:
     """Returns the 32 x 32 x 3 images of an archive of {train,test}/{class}/{number}.jpg.
 
     Nothing is extracted. The decoded arrays are kept in `cache` under the archive's sha256.
@@ -58,6 +59,7 @@ def read(archive: Path, cache: Path) -> ImageSet:
     Args:
       archive: .tar.xz of 50 000 and 10 000 JPEG files in ten class folders.
       cache: writable folder, created if need be.
+      check: gets the form of the set before it is decoded, if it has to be.
 
     Returns:
       The splits "train" and "test"; labels number the classes alphabetically, as CIFAR-10 does.
@@ -74,16 +76,20 @@ def read(archive: Path, cache: Path) -> ImageSet:
         raise DataError(f"cifar10_jpeg: {archive}: {error.strerror}") from error
 
     def build() -> ImageSet:
+        shapes = {split: (n, *_SHAPE) for split, n in COUNTS.items()}
+        check(image_sets.outline(shapes, len(CLASSES)))
         try:
             return _decode(archive)
         except Exception as error:  # tarfile takes numbers of any length, and what is none
-            raise DataError(f"cifar10_jpeg: {archive} (sha256 {digest}): {error}") from error
+            raise DataError(
+                f"cifar10_jpeg: {archive} (sha256 {digest}): {reason(error)}"
+            ) from error
 
     return image_sets.cached(cache / f"cifar10_jpeg-{digest[:16]}.npz", build)
 
 
 def _decode(archive: Path) -> ImageSet:
-    images = {split: np.empty((n, 32, 32, 3), np.uint8) for split, n in COUNTS.items()}
+    images = {split: np.empty((n, *_SHAPE), np.uint8) for split, n in COUNTS.items()}
     labels = {split: np.empty(n, np.int32) for split, n in COUNTS.items()}
     seen: dict[str, set[str]] = {split: set() for split in COUNTS}
     total = sum(COUNTS.values())
@@ -99,7 +105,7 @@ def _decode(archive: Path) -> ImageSet:
             if member in seen[split] or index == COUNTS[split]:
                 raise DataError(f"member {member!r} is a duplicate or one too many")
             seen[split].add(member)
-            images[split][index] = image_sets.decode(content, (32, 32, 3))
+            images[split][index] = image_sets.decode(content, _SHAPE)
             labels[split][index] = CLASSES.index(label)
             bar.update()
         while capped.read(2**20):  # xz compares its checksum at the very end
@@ -118,12 +124,12 @@ def _image_members(tar: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
             continue
         if not (member.isreg() and _MEMBER.fullmatch(member.name)):
             raise DataError(
-                f"member {member.name[:80]!r} does not belong there; expected regular files "
+                f"member {short(member.name)!r} does not belong there; expected regular files "
                 "{train,test}/{class}/{number}.jpg"
             )
         if member.size > _MAX_FILE_BYTES:
             raise DataError(
-                f"member {member.name!r} has {member.size} bytes; expected at most "
+                f"member {short(member.name)!r} has {member.size} bytes; expected at most "
                 f"{_MAX_FILE_BYTES}"
             )
         file = tar.extractfile(member)

@@ -9,7 +9,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from experiments.run import files
-from experiments.run.errors import DataError
+from experiments.run.errors import DataError, listed, reason, short
 
 
 class Split(NamedTuple):
@@ -35,11 +35,26 @@ class ImageSet(NamedTuple):
     num_classes: int
 
 
+Check = Callable[[ImageSet], None]  # raises for a set of a form that is not wanted
 _Shape = tuple[int | None, int | None, int]
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _BATCH = 4096
 _MOST_CACHED_BYTES = 2**36
 _MOST_PREPARED_BYTES = 2**36  # of a file
+
+
+def outline(shapes: Mapping[str, tuple[int, ...]], num_classes: int) -> ImageSet:
+    """Returns a set of zeros that takes no memory: the form of one that is still to be decoded.
+
+    Args:
+      shapes: (n, h, w, c) by split.
+      num_classes: 0 without labels.
+    """
+    splits = {}
+    for name, shape in shapes.items():
+        labels = np.broadcast_to(np.int32(0), shape[:1]) if num_classes else None
+        splits[name] = Split(np.broadcast_to(np.uint8(0), shape), labels)
+    return ImageSet(splits, num_classes)
 
 
 def decode(encoded: bytes, shape: _Shape) -> np.ndarray:
@@ -158,13 +173,13 @@ def find_prepared(name: str, root: Path) -> Path | None:
     if not found:
         return None
     if len(found) > 1:
-        configs = ", ".join(str(folder.relative_to(root)) for folder in sorted(found))
-        raise DataError(f"dataset: got {name!r}; expected one of {configs}")
+        configs = listed(folder.relative_to(root) for folder in sorted(found))
+        raise DataError(f"dataset: got {short(name)}; expected one of {configs}")
     (versions,) = found.values()
     return max(versions, key=lambda path: [int(part) for part in path.name.split(".")])
 
 
-def read_prepared(directory: Path, cache: Path) -> ImageSet:
+def read_prepared(directory: Path, cache: Path, check: Check = lambda _: None) -> ImageSet:
     """Returns an image set that TFDS has prepared as array_record.
 
     The decoded arrays are kept in `cache` under the names, sizes and times of the prepared files.
@@ -172,6 +187,7 @@ def read_prepared(directory: Path, cache: Path) -> ImageSet:
     Args:
       directory: such as ".../mnist/3.0.1".
       cache: writable folder, created if need be.
+      check: gets the form of the set before it is decoded, if it has to be.
 
     Returns:
       The splits "train" and, if there is one, "test". Labels are None unless the set has a feature
@@ -188,13 +204,14 @@ def read_prepared(directory: Path, cache: Path) -> ImageSet:
             raise DataError(f"{file}: got a fifo, or {status.st_size} bytes; expected a data file")
         stamp.update(f"{file.name}:{status.st_size}:{status.st_mtime_ns};".encode())
     name = "-".join((directory.parent.name, directory.name, stamp.hexdigest()[:16]))
-    return cached(cache / f"{name}.npz", lambda: _decode_prepared(directory))
+    return cached(cache / f"{name}.npz", lambda: _decode_prepared(directory, check))
 
 
-def _decode_prepared(directory: Path) -> ImageSet:
+def _decode_prepared(directory: Path, check: Check) -> ImageSet:
     import tensorflow_datasets as tfds  # half a second, which only image sets need
 
-    try:
+    splits: dict[str, Split] = {}
+    with _reading(directory):
         builder = tfds.builder_from_directory(directory)
         features, file_format = dict(builder.info.features.items()), builder.info.file_format.value
         if file_format != "array_record":
@@ -203,19 +220,31 @@ def _decode_prepared(directory: Path) -> ImageSet:
         label = features.get("label")
         num_classes = label.num_classes if isinstance(label, tfds.features.ClassLabel) else 0
         if "train" not in builder.info.splits:
-            raise DataError(f"got the splits {', '.join(builder.info.splits)}; expected train")
-        splits = {}
-        for name in ("train", "test"):
-            if name in builder.info.splits:
-                rows = builder.as_data_source(name, decoders={image: tfds.decode.SkipDecoding()})
-                splits[name] = _read_rows(rows, name, image, shape, num_classes)
-                shape = splits["train"].images.shape[1:]
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"cannot read the prepared set {directory} ({reason}); delete it and prepare it anew"
-        ) from error
+            raise DataError(f"got the splits {listed(builder.info.splits)}; expected train")
+        sources = {
+            name: builder.as_data_source(name, decoders={image: tfds.decode.SkipDecoding()})
+            for name in ("train", "test")
+            if name in builder.info.splits
+        }
+        height, width, channels = decode(sources["train"][0][image], shape).shape
+    size = (height, width, channels)
+    check(outline({name: (len(rows), *size) for name, rows in sources.items()}, num_classes))
+    with _reading(directory):
+        for name, rows in sources.items():
+            splits[name] = _read_rows(rows, name, image, size, num_classes)
     return ImageSet(splits, num_classes)
+
+
+@contextlib.contextmanager
+def _reading(directory: Path) -> Iterator[None]:
+    """Turns what goes wrong within a prepared set, which may be anything, into a DataError."""
+    try:
+        yield
+    except Exception as error:
+        raise DataError(
+            f"cannot read the prepared set {directory} ({reason(error)}); delete it and prepare it "
+            "anew"
+        ) from error
 
 
 def _image_feature(features: Any) -> tuple[str, _Shape]:
@@ -225,20 +254,21 @@ def _image_feature(features: Any) -> tuple[str, _Shape]:
     images = [key for key, value in features.items() if isinstance(value, tfds.features.Image)]
     key = "image" if "image" in images else images[0] if len(images) == 1 else None
     if key is None or features[key].np_dtype != np.uint8 or features[key].shape[-1] not in _MODES:
-        raise DataError(f"got the features {', '.join(features)}; expected one image of 8 bits")
+        raise DataError(f"got the features {listed(features)}; expected one image of 8 bits")
     return key, features[key].shape
 
 
-def _read_rows(rows: Any, name: str, image: str, shape: _Shape, num_classes: int) -> Split:
+def _read_rows(
+    rows: Any, name: str, image: str, shape: tuple[int, int, int], num_classes: int
+) -> Split:
     """Decodes all rows of a data source, a batch at a time."""
-    first = decode(rows[0][image], shape)
-    images = np.empty((len(rows), *first.shape), np.uint8)
+    images = np.empty((len(rows), *shape), np.uint8)
     labels = np.empty(len(rows), np.int32) if num_classes else None
     with tqdm(total=len(rows), desc=f"Reading {name} split", unit=" images", delay=1) as bar:
         for start in range(0, len(rows), _BATCH):
             batch = rows.__getitems__(range(start, min(start + _BATCH, len(rows))))
             for index, row in enumerate(batch, start):
-                images[index] = decode(row[image], first.shape)
+                images[index] = decode(row[image], shape)
                 if labels is not None:
                     labels[index] = row["label"]
             bar.update(len(batch))

@@ -25,6 +25,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.download import checksums, download_manager
 
+from experiments.data import image_sets
+from experiments.data.image_sets import Check
 from experiments.run import files
 from experiments.run.errors import DataError
 
@@ -62,6 +64,8 @@ FILES = (
     ),
 )
 
+COUNTS = {"train": 60_000, "test": 10_000}
+_SHAPE, _NUM_CLASSES = (28, 28, 1), 10
 _CONNECT_SECONDS = 10.0
 _MOST_SOURCE_BYTES = 2**24  # of a file, packed
 _MOST_IDX_BYTES = 2**26  # and unpacked
@@ -178,8 +182,8 @@ class MNIST(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
             description="The MNIST database of handwritten digits.",
             features=tfds.features.FeaturesDict(
                 {
-                    "image": tfds.features.Image(shape=(28, 28, 1)),
-                    "label": tfds.features.ClassLabel(num_classes=10),
+                    "image": tfds.features.Image(shape=_SHAPE),
+                    "label": tfds.features.ClassLabel(num_classes=_NUM_CLASSES),
                 }
             ),
             supervised_keys=("image", "label"),
@@ -207,7 +211,7 @@ class MNIST(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
             yield index, {"image": _png(image), "label": int(label)}
 
 
-def prepare(source: Path | None, cache: Path) -> Path:
+def prepare(source: Path | None, cache: Path, check: Check = lambda _: None) -> Path:
     """Returns the prepared TFDS directory, writing it first where it does not exist yet.
 
     It lives in a folder of `cache` named by the four published checksums. TFDS writes beside it and
@@ -217,6 +221,7 @@ def prepare(source: Path | None, cache: Path) -> Path:
       source: folder with the four files. They are verified on every call, also when the prepared
         directory exists. None: use the prepared directory, or download.
       cache: writable folder, created if need be.
+      check: gets the form of the set before it is prepared, if it has to be.
 
     Raises:
       DataError: a file is missing, damaged or cannot be downloaded, or `cache` is not writable.
@@ -229,6 +234,8 @@ def prepare(source: Path | None, cache: Path) -> Path:
     directory = root / "mnist" / str(MNIST.VERSION)
     if directory.exists():
         return directory
+    shapes = {split: (n, *_SHAPE) for split, n in COUNTS.items()}
+    check(image_sets.outline(shapes, _NUM_CLASSES))
     if source is None:
         _require_network()
     try:

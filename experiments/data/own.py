@@ -11,9 +11,9 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from experiments.data import image_sets
-from experiments.data.image_sets import ImageSet, Split
-from experiments.run import files
-from experiments.run.errors import DataError
+from experiments.data.image_sets import Check, ImageSet, Split
+from experiments.run import files, memory
+from experiments.run.errors import DataError, listed, reason
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 SPLITS = ("train", "test")
@@ -25,13 +25,19 @@ _GREY = ("1", "L")
 _EIGHT_BITS = (*_GREY, "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
-def read(path: pathlib.Path, image_size: int | None, cache: pathlib.Path) -> ImageSet:
+def read(
+    path: pathlib.Path,
+    image_size: int | None,
+    cache: pathlib.Path,
+    check: Check = lambda _: None,
+) -> ImageSet:
     """Returns the examples behind a path.
 
     Args:
       path: a folder of images, an .npy or an .npz file.
       image_size: side to which a folder's images are cropped and resized; None: all have one size.
       cache: writable folder where a folder's decoded images are kept.
+      check: gets the form of a folder's images before they are decoded, if they have to be.
 
     Returns:
       The splits "train" and, where it is given, "test": images, uint8, or points, float32 (n, d).
@@ -40,7 +46,7 @@ def read(path: pathlib.Path, image_size: int | None, cache: pathlib.Path) -> Ima
       DataError: something there is not what it should be; the message names it.
     """
     if path.is_dir():
-        return read_folder(path, image_size, cache)
+        return read_folder(path, image_size, cache, check)
     if path.suffix not in (".npy", ".npz"):
         raise DataError(f"dataset: got the file {path}; expected a folder, an .npy or an .npz file")
     return read_arrays(path)
@@ -54,19 +60,19 @@ def read_arrays(path: pathlib.Path) -> ImageSet:
 
     Args:
       path: an .npy file with the examples; or an .npz file with `train`, and perhaps `test`,
-        `train_labels` and `test_labels`, or with one array alone, by any name.
+        `train_labels` and `test_labels`, or with one array alone, by any other name.
 
     Raises:
       DataError: no such file, or an array is not what it should be.
     """
     arrays = _arrays(path)
-    if len(arrays) == 1:
-        arrays = {"train": next(iter(arrays.values()))}
     known = [f"{split}{ending}" for split in SPLITS for ending in ("", "_labels")]
+    if len(arrays) == 1 and not arrays.keys() & set(known):
+        arrays = {"train": next(iter(arrays.values()))}
     if "train" not in arrays or not set(arrays) <= set(known):
         raise DataError(
-            f"{path}: got the arrays {', '.join(arrays)}; expected {', '.join(known)}, of which "
-            "train is needed, or one alone"
+            f"{path}: got the arrays {listed(arrays) or '-'}; expected {', '.join(known)}, of "
+            "which train is needed, or one alone of another name"
         )
     splits: dict[str, Split] = {}
     for split in [name for name in SPLITS if name in arrays]:
@@ -93,18 +99,19 @@ def read_arrays(path: pathlib.Path) -> ImageSet:
 
 
 def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    most = min(_MOST_BYTES, int(memory.of_machine()))
     try:
-        with files.opened(path, _MOST_BYTES, follow=True) as file:
+        with files.opened(path, most, follow=True) as file:
             if path.suffix == ".npz":
-                arrays = files.load_arrays(file, _MOST_BYTES)
+                arrays = files.load_arrays(file, most)
             else:
                 arrays = {"train": np.load(file, allow_pickle=False)}
         if not all(isinstance(array, np.ndarray) for array in arrays.values()):
             raise ValueError("what is inside is no array")
         return arrays
     except Exception as error:  # a damaged header makes numpy raise any type
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
-        raise DataError(f"{path}: cannot be read ({reason}); expected arrays of numbers") from error
+        said = reason(error)
+        raise DataError(f"{path}: cannot be read ({said}); expected arrays of numbers") from error
 
 
 def _examples(name: str, array: np.ndarray) -> np.ndarray:
@@ -141,7 +148,12 @@ def _labels(name: str, labels: np.ndarray, count: int) -> np.ndarray:
 # -------------------------------------------------------------------------------------- a folder
 
 
-def read_folder(folder: pathlib.Path, image_size: int | None, cache: pathlib.Path) -> ImageSet:
+def read_folder(
+    folder: pathlib.Path,
+    image_size: int | None,
+    cache: pathlib.Path,
+    check: Check = lambda _: None,
+) -> ImageSet:
     """Returns the images of a folder; sub-folders, if there are any, are their classes.
 
     What begins with a dot is left out. Sub-folders train and test, and these alone, are splits.
@@ -152,20 +164,21 @@ def read_folder(folder: pathlib.Path, image_size: int | None, cache: pathlib.Pat
       image_size: side of the square that is cut out of the middle of each image and resized; None:
         they are taken as they are.
       cache: writable folder.
+      check: gets the form of the images before they are decoded, if they have to be.
 
     Raises:
       DataError: a file is no image, or one of another size; no images; or folders beside files.
     """
     found = [path.name for path in _visible(folder) if path.is_dir()]
     names = found if set(found) in ({"train"}, set(SPLITS)) else ["."]
-    listed = {name: _listed(folder / name) for name in names}
+    classes = {name: _classes(folder / name) for name in names}
     stamp = hashlib.sha256(f"{folder.resolve()}:{image_size};".encode())
-    for classes in listed.values():
-        for file in (file for files_of in classes.values() for file in files_of):
+    for of_split in classes.values():
+        for file in (file for of_class in of_split.values() for file in of_class):
             status = file.stat()
             stamp.update(f"{file}:{status.st_size}:{status.st_mtime_ns};".encode())
     kept = cache / f"folder-{stamp.hexdigest()[:24]}.npz"
-    return image_sets.cached(kept, lambda: _decode_folder(listed, image_size))
+    return image_sets.cached(kept, lambda: _decode_folder(classes, image_size, check))
 
 
 def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -177,7 +190,7 @@ def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
         ) from error
 
 
-def _listed(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
+def _classes(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
     """Returns the images of each class; of "" where there are none."""
     inside = _visible(folder)
     folders = [path for path in inside if path.is_dir()]
@@ -195,21 +208,32 @@ def _listed(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
 
 
 def _decode_folder(
-    listed: dict[str, dict[str, list[pathlib.Path]]], image_size: int | None
+    classes: dict[str, dict[str, list[pathlib.Path]]], image_size: int | None, check: Check
 ) -> ImageSet:
-    splits: dict[str, Split] = {}
-    names = list(next(iter(listed.values())))
-    every = [file for classes in listed.values() for of in classes.values() for file in of]
-    channels = 1 if all(_mode(file) in _GREY for file in every) else 3
-    shape = _image(every[0], channels, image_size).shape
-    for split, classes in listed.items():
-        if list(classes) != names:
+    names = list(next(iter(classes.values())))
+    for split, of_split in classes.items():
+        if list(of_split) != names:
             raise DataError(
-                f"{split}: got the classes {list(classes)}; expected {names}, as before"
+                f"{split}: got the classes {listed(of_split)}; expected {listed(names)}, as before"
             )
-        rows = [(file, names.index(name)) for name, of in classes.items() for file in of]
-        images = np.empty((len(rows), *shape), np.uint8)
-        with tqdm(rows, desc="Reading images", unit=" images", delay=1) as bar:
+    rows = {
+        "train" if split == "." else split: [
+            (file, names.index(name)) for name, of_class in of_split.items() for file in of_class
+        ]
+        for split, of_split in classes.items()
+    }
+    every = [file for of_rows in rows.values() for file, _ in of_rows]
+    channels = 1 if all(_mode(file) in _GREY for file in every) else 3
+    if image_size is None:
+        shape = _image(every[0], channels, None).shape
+    else:
+        shape = (image_size, image_size, channels)
+    num_classes = 0 if names == [""] else len(names)
+    check(image_sets.outline({split: (len(of), *shape) for split, of in rows.items()}, num_classes))
+    splits: dict[str, Split] = {}
+    for split, of_rows in rows.items():
+        images = np.empty((len(of_rows), *shape), np.uint8)
+        with tqdm(of_rows, desc="Reading images", unit=" images", delay=1) as bar:
             for index, (file, _) in enumerate(bar):
                 image = _image(file, channels, image_size)
                 if image.shape != shape:
@@ -218,9 +242,9 @@ def _decode_folder(
                         f"{shape[1]} as of the first. --image_size=<side> crops and resizes all"
                     )
                 images[index] = image
-        labels = np.array([label for _, label in rows], np.int32) if names != [""] else None
-        splits["train" if split == "." else split] = Split(images, labels)
-    return ImageSet(splits, 0 if names == [""] else len(names))
+        labels = np.array([label for _, label in of_rows], np.int32) if num_classes else None
+        splits[split] = Split(images, labels)
+    return ImageSet(splits, num_classes)
 
 
 def _mode(file: pathlib.Path) -> str:

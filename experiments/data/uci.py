@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.data.dataset import Dataset
 from experiments.run import files
-from experiments.run.errors import DataError
+from experiments.run.errors import DataError, listed, reason
 
 
 class _Table(NamedTuple):
@@ -81,7 +81,7 @@ def load(name: str, path: Path, seed: int) -> Dataset:
     num_held_out = len(values) // 10
     train = features[: -2 * num_held_out]
     if np.any(train.std(0) == 0):
-        raise DataError(f"{name}: {path} has a constant column among {', '.join(columns)}")
+        raise DataError(f"{name}: {path} has a constant column among {listed(columns)}")
     features = ((features - train.mean(0)) / train.std(0)).astype(np.float32)
     cuts = [len(train), len(train) + num_held_out]
     train, valid, test = np.split(features, cuts)
@@ -103,8 +103,7 @@ def _read_table(path: Path, table: _Table) -> tuple[list[str], np.ndarray]:
             [column for column in table.columns if column != "density"],
         ):
             raise DataError(
-                f"{path} has the columns {', '.join(columns)[:80]}; expected "
-                f"{', '.join(table.columns)}"
+                f"{path} has the columns {listed(columns)}; expected {listed(table.columns)}"
             )
         rows = [line for line in lines[1:] if line.strip()]
         if len(rows) != table.num_rows:
@@ -113,7 +112,7 @@ def _read_table(path: Path, table: _Table) -> tuple[list[str], np.ndarray]:
     except DataError:
         raise
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not a table of numbers: {error}") from error
+        raise DataError(f"{path} is not a table of numbers: {reason(error)}") from error
     if values.shape[1] != len(columns):
         raise DataError(f"{path} has rows of {values.shape[1]} values; expected {len(columns)}")
     if not np.isfinite(values).all():

@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments.data.dataset import Dataset
 from experiments.judges.classifiers import Classifier
+from experiments.run.errors import DataError
 from kernelgrad import metrics
 from kernelgrad.types import Array
 
@@ -27,6 +28,16 @@ METRICS = (
 OF_HELD_OUT = frozenset(METRICS[:3])  # which training images would do too well in
 _REFERENCE_IMAGES = 10_000
 _NEIGHBOURHOOD = 5
+
+
+def check(dataset: Dataset) -> None:
+    """Raises DataError where there are too few images for the distances between features."""
+    fewest = min(len(dataset.train), len(dataset.test))
+    if fewest <= _NEIGHBOURHOOD:
+        raise DataError(
+            f"dataset: got {dataset.name}, a split of which has {fewest} images; expected at least "
+            f"{_NEIGHBOURHOOD + 1}, for each is judged by its {_NEIGHBOURHOOD} neighbours"
+        )
 
 
 def neighbours(dataset: Dataset) -> Callable[[Array], Scores]:

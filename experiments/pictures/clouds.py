@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 
 from experiments.pictures import canvas
 
+_BINS = 60
+_MARGIN = 0.15  # around the data, of their width
 _LEVELS = (0.003, 0.03, 0.1, 0.25, 0.45, 0.7, 1.001)  # of a density over its maximum
 
 
@@ -51,23 +53,57 @@ def points(samples: np.ndarray, data: np.ndarray, title: str) -> bytes:
     """Draws generated points over real ones, in their first two coordinates.
 
     Args:
-      samples: (n, d), d >= 2.
+      samples: (n, d); of d = 1, histograms are drawn.
       data: (m, d).
       title: title of the figure.
 
     Returns:
       PNG bytes.
     """
+    if data.shape[1] == 1:
+        return on_a_line({title: samples}, data)
     figure, axes = plt.subplots(figsize=(6, 6), layout="constrained")
     axes.scatter(data[:, 0], data[:, 1], s=4, color="0.75", label="data")
     axes.scatter(samples[:, 0], samples[:, 1], s=4, color="C0", label="generated")
-    low, high = data[:, :2].min(axis=0), data[:, :2].max(axis=0)
-    margin = 0.15 * (high - low)
-    axes.set_xlim(low[0] - margin[0], high[0] + margin[0])
-    axes.set_ylim(low[1] - margin[1], high[1] + margin[1])
-    axes.set(title=title, xlabel="$x_1$", ylabel="$x_2$")
+    x, y = bounds(data)
+    axes.set(title=title, xlabel="$x_1$", ylabel="$x_2$", xlim=x, ylim=y)
     axes.legend(loc="upper right", markerscale=3)
     return canvas.png(figure)
+
+
+def on_a_line(samples: Mapping[str, np.ndarray], data: np.ndarray) -> bytes:
+    """Draws histograms of sets of numbers side by side, each over that of the data.
+
+    Args:
+      samples: (n, 1) by title; what lies beyond the data's bounds is not drawn.
+      data: (m, 1).
+
+    Returns:
+      PNG bytes.
+    """
+    figure, grid = canvas.panels(1, len(samples), 4.6, 3.6)
+    limits = _ends(data)
+    edges = np.linspace(*limits, _BINS + 1)
+    for axes, (title, points) in zip(grid.flat, samples.items(), strict=True):
+        for values, label, color in ((data, "data", "0.75"), (points, "generated", "C0")):
+            counts, _ = np.histogram(values, edges)
+            heights = counts / (len(values) * np.diff(edges))
+            axes.stairs(heights, edges, fill=label == "data", color=color, label=label)
+        axes.set(title=title, xlabel="$x_1$", ylabel="density", xlim=limits)
+        axes.legend(loc="upper right")
+    return canvas.png(figure)
+
+
+def bounds(data: np.ndarray) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Returns the (low, high) of two axes that hold the first two coordinates of data (n, d)."""
+    return _ends(data[:, 0]), _ends(data[:, 1])
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    """Returns the ends of an axis that holds values with a margin, also where they are all one."""
+    low, high = float(values.min()), float(values.max())
+    margin = _MARGIN * (high - low) if high > low else max(1.0, abs(high))
+    return low - margin, high + margin
 
 
 def sample_panels(samples: Mapping[str, np.ndarray], backdrop: Backdrop) -> bytes:

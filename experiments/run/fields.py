@@ -21,7 +21,7 @@ import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
-from experiments.run.errors import UsageError
+from experiments.run.errors import UsageError, short
 
 MAX_SEED = 2**32 - 1  # jax.random.key takes 32 bits where x64 is off
 MAX_COUNT = 10**9  # steps, or pauses between them
@@ -171,9 +171,7 @@ def shown(value: Any) -> str:
         text = repr(value)
     except (ValueError, RecursionError):  # more digits, or deeper, than Python prints
         return f"a value of type {type(value).__name__} too large to show"
-    if len(text) <= _SHOWN:
-        return text
-    return f"{text[:_SHOWN]}... ({len(text)} characters)"
+    return short(text)
 
 
 # ----------------------------------------------------------------------------------- declarations
@@ -263,6 +261,12 @@ def words(default: tuple[str, ...], text: str) -> Any:
 def seed(text: str = "Seed of everything random.") -> Any:
     """Declares a seed, 0 by default."""
     return integer(0, 0, MAX_SEED, text)
+
+
+def image_size() -> Any:
+    """Declares the side of a folder's images, as they are by default."""
+    text = "Side to which the images of a folder are cropped and resized; by default all have one."
+    return integer(None, 1, 4096, text)
 
 
 def workdir(text: str = "Folder of the run; created if missing.") -> Any:

@@ -43,6 +43,11 @@ def total() -> float:
     device = jax.local_devices()[0]
     if device.platform != "cpu":
         return float((device.memory_stats() or {}).get("bytes_limit", math.inf))
+    return of_machine()
+
+
+def of_machine() -> float:
+    """Returns the bytes that this process may have outside of an accelerator."""
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for place in _CGROUP_LIMITS:
         try:

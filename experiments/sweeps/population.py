@@ -80,10 +80,10 @@ class _Form(NamedTuple):
 def check(runs: Sequence[Run], data: Datasets) -> None:
     """Raises UsageError where the data of a run do not fit on the device, before anything."""
     for run in runs:
-        rows = models.training_rows(run.config, data[run.name])
-        if rows.nbytes > run.config.resident_gib * 2**30:
+        size = models.size_of_rows(run.config, data[run.name])
+        if size > run.config.resident_gib * 2**30:
             raise UsageError(
-                f"resident_gib: got {run.config.resident_gib} for {rows.nbytes / 2**30:.3g} GiB of "
+                f"resident_gib: got {run.config.resident_gib} for {size / 2**30:.3g} GiB of "
                 f"{run.config.dataset}; expected as much, for a population has its data on the "
                 "device. Raise it, or pass --engine=commands"
             )

@@ -13,7 +13,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -112,8 +112,18 @@ def validate(runs: Sequence[Run]) -> list[Run]:
     return checked
 
 
-def load(runs: Sequence[Run], data_dir: str | None) -> Datasets:
+def load(
+    runs: Sequence[Run],
+    data_dir: str | None,
+    *,
+    check: Callable[[Sequence[Run], Datasets], None] = lambda *_: None,
+) -> Datasets:
     """Returns the data of the runs; what does not depend on their seeds, once.
+
+    Args:
+      runs: the runs.
+      data_dir: where the data sets' files are.
+      check: raises for a run, and its data or their form, that an engine cannot train.
 
     Raises:
       UsageError: one of them does not fit its run.
@@ -122,24 +132,34 @@ def load(runs: Sequence[Run], data_dir: str | None) -> Datasets:
     first: dict[tuple[str, int | None], Dataset] = {}
     fitting: set[Config] = set()
 
+    of_data: dict[tuple[str, int | None, int], list[int]] = {}
+    for number, run in enumerate(runs):
+        config = run.config
+        of_data.setdefault((config.dataset, config.image_size, config.seed), []).append(number)
+
+    def check_run(number: int, dataset: Dataset) -> None:
+        run = runs[number]
+        config, form = run.config, shapes.structure(run.config)
+        if form not in fitting:
+            try:
+                models.check(config, dataset)
+            except UsageError as error:
+                raise UsageError(f"sweep: run {number + 1} of {len(runs)}: {error}") from error
+            fitting.add(form)
+        check([run], {run.name: dataset})
+
     @functools.cache
     def loaded(name: str, image_size: int | None, seed: int) -> Dataset:
-        dataset = catalog.load(name, data_dir, seed=seed, image_size=image_size)
+        def check_all(dataset: Dataset) -> None:
+            for number in of_data[name, image_size, seed]:
+                check_run(number, dataset)
+
+        dataset = catalog.load(name, data_dir, seed=seed, image_size=image_size, check=check_all)
         known = first.setdefault((name, image_size), dataset)
         return known if _same(known, dataset) else dataset
 
-    data = {}
-    for number, run in enumerate(runs, start=1):
-        config = run.config
-        data[run.name] = loaded(config.dataset, config.image_size, config.seed)
-        form = shapes.structure(config)
-        if form not in fitting:
-            try:
-                models.check(config, data[run.name])
-            except UsageError as error:
-                raise UsageError(f"sweep: run {number} of {len(runs)}: {error}") from error
-            fitting.add(form)
-    return data
+    configs = ((run.name, run.config) for run in runs)
+    return {name: loaded(c.dataset, c.image_size, c.seed) for name, c in configs}
 
 
 def _same(one: Dataset, other: Dataset) -> bool:

@@ -75,6 +75,7 @@ class Config:
     """Everything that decides the runs, but for where they are stored."""
 
     dataset: str = fields.word("mnist", "Images: mnist, digits, ...")
+    image_size: int | None = fields.image_size()
     directions: tuple[str, ...] = fields.choices(
         ("svgd", "score", "smoothed", "exact"), DIRECTIONS, "Directions to compare."
     )

@@ -76,8 +76,13 @@ def run(
         dashboards.require(log)
     devices = cluster.devices(num_devices)
     settings.validate(config, len(devices))
-    dataset = catalog.load(config.dataset, data_dir, seed=config.seed, image_size=config.image_size)
-    models.check(config, dataset, len(devices))
+    dataset = catalog.load(
+        config.dataset,
+        data_dir,
+        seed=config.seed,
+        image_size=config.image_size,
+        check=lambda dataset: models.check(config, dataset, len(devices)),
+    )
     some = store.digest({"train": dataset.train[:_COMPARED_EXAMPLES]})
     cluster.require_same({"data": f"{len(dataset.train)} examples of SHA-256 {some:.12} ..."})
     with (

@@ -13,7 +13,7 @@ from experiments.data import labelled
 from experiments.data.dataset import Dataset
 from experiments.networks import generators
 from experiments.run import memory, places
-from experiments.run.errors import UsageError
+from experiments.run.errors import UsageError, short
 from experiments.training import extractors, optimizers, settings
 from experiments.training.extractors import Extractor
 from experiments.training.objectives import OBJECTIVES
@@ -186,6 +186,12 @@ def training_rows(config: Config, dataset: Dataset) -> np.ndarray:
     return labelled.points(dataset) if config.conditional else dataset.train
 
 
+def size_of_rows(config: Config, dataset: Dataset) -> int:
+    """Returns the bytes of the :func:`training_rows`, which it does not make."""
+    codes = dataset.num_classes if config.conditional else 0
+    return dataset.train.nbytes + len(dataset.train) * codes * dataset.train.itemsize
+
+
 def check(config: Config, dataset: Dataset, num_devices: int = 1) -> None:
     """Refuses what the data set or the memory cannot take; nothing is compiled or written.
 
@@ -200,10 +206,10 @@ def check(config: Config, dataset: Dataset, num_devices: int = 1) -> None:
     if num_rows < rows:
         raise UsageError(
             f"batch_size: got {config.batch_size}, {rows} rows a step; expected at most the "
-            f"{num_rows} training examples of {config.dataset}"
+            f"{num_rows} training examples of {short(config.dataset)}"
         )
-    needed = memory_needed(config, dataset, num_devices)
-    memory.require(config, ("width", "latent_dim", "batch_size"), needed)
+    names = ("width", "latent_dim", "batch_size", *(("image_size",) if config.image_size else ()))
+    memory.require(config, names, memory_needed(config, dataset, num_devices))
 
 
 def memory_needed(config: Config, dataset: Dataset, num_devices: int = 1) -> float:
@@ -224,7 +230,6 @@ def memory_needed(config: Config, dataset: Dataset, num_devices: int = 1) -> flo
             network, shape = choice.critic_network(config, seen), shape if classes else seen
             needed += memory.of_training(network, share, *shape, train=False)
     except ValueError as error:
-        raise UsageError(f"dataset: got {config.dataset}, for which no network is: {error}") from (
-            error
-        )
+        name = short(config.dataset)
+        raise UsageError(f"dataset: got {name}, for which no network is: {error}") from error
     return needed

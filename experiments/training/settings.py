@@ -52,12 +52,7 @@ class Config:
         f"One of {', '.join(catalog.names())}, an image set prepared by TFDS in --data_dir, or the "
         "path of a folder of PNG or JPEG images (sub-folders: classes), an .npy or an .npz file.",
     )
-    image_size: int | None = fields.integer(
-        None,
-        1,
-        4096,
-        "Side to which the images of a folder are cropped and resized; by default all have one.",
-    )
+    image_size: int | None = fields.image_size()
     num_steps: int = fields.integer(2000, 1, fields.MAX_COUNT, "Updates in all.", group=_LEARNING)
     batch_size: int = fields.integer(
         100, 2, fields.MAX_SIZE, "Samples per step, over all devices.", group=_LEARNING

@@ -186,7 +186,8 @@ def opened(
     Args:
       workdir: the folder.
       data_dir: where the data set's files are.
-      check: raises for a config and a data set that are not wanted, before anything is written.
+      check: raises for a config and a data set that are not wanted, before anything is written; it
+        may get the data set's form alone, as that of :func:`experiments.data.catalog.load`.
 
     Raises:
       UsageError: no run of experiments.train there, or none with a checkpoint.
@@ -195,9 +196,18 @@ def opened(
     """
     config = stored_config(workdir)
     require_checkpoint(workdir)
-    dataset = catalog.load(config.dataset, data_dir, seed=config.seed, image_size=config.image_size)
-    models.check(config, dataset)
-    check(config, dataset)
+
+    def check_all(dataset: Dataset) -> None:
+        models.check(config, dataset)
+        check(config, dataset)
+
+    dataset = catalog.load(
+        config.dataset,
+        data_dir,
+        seed=config.seed,
+        image_size=config.image_size,
+        check=check_all,
+    )
     with Workdir(workdir, config) as folder:
         model = models.build(config, dataset)
         extractors.hold_to(folder, model.extractors)

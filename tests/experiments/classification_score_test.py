@@ -17,6 +17,7 @@ from experiments.judges import resnet
 from experiments.run.errors import UsageError
 from experiments.run.workdirs import Workdir
 from experiments.training import labelled_images, models
+from tests.experiments.conftest import loading
 from tests.experiments.judges.resnet_test import SMALL, loop_accuracy
 from tests.experiments.training.labelled_images_test import RUN, fake_model
 
@@ -136,7 +137,7 @@ def test_other_data_are_not_taken_for_the_same(judged, toy, tmp_path, monkeypatc
 
     monkeypatch.setattr(resnet, "train", counted)
     classification_score.run(CONFIG, workdir=str(tmp_path))
-    monkeypatch.setattr(catalog, "load", lambda name, data_dir, seed, image_size=0: change(toy))
+    monkeypatch.setattr(catalog, "load", loading(change(toy)))
     classification_score.run(CONFIG, workdir=str(tmp_path))
     assert trained == 2 * ["ResNet on real, seed 0", "ResNet on duplicates, seed 0"]
 

@@ -14,7 +14,9 @@ import pkgutil
 import sys
 
 import jax
+import numpy as np
 import pytest
+from PIL import Image
 
 import experiments
 from experiments.run import command, fields, workdirs
@@ -192,6 +194,8 @@ def test_flags_and_folders_that_are_none(name, place, refused, monkeypatch):
 ORDERS = [
     ("train", ["--dataset=nosuch"], "dataset: got 'nosuch'"),
     ("train", ["--warmup=2000"], "warmup: got 2000; expected fewer than the 2000 of num_steps"),
+    ("train", [f"--dataset={'z' * 4000}"], "dataset: got 'zzz"),
+    ("train", [f"--dataset={'z' * 256}"], "dataset: got 'zzz"),
     ("train", ["--dataset=red_wine"], "red_wine: needs winequality-red.csv"),
     ("train", ["--batch_size=1502"], "batch_size: got 1502, 1502 rows a step; expected at most"),
     ("train", ["--batch_size=500", "--objective=wgan_gp"], "batch_size: got 500, 2500 rows a step"),
@@ -300,6 +304,98 @@ def test_what_does_not_go_together_is_refused_before_anything(name, place, refus
     wrong = []
     for _, arguments, start in (order for order in ORDERS if order[0] == name):
         wrong += refused(name, [f"--workdir={place}/run", *arguments], start)
+    assert wrong == []
+
+
+@pytest.fixture
+def own_data(place):
+    """A user's data: points, an archive with one test row, photographs, two classes of pets."""
+    rng = np.random.default_rng(0)
+    np.save(place / "data" / "points.npy", rng.normal(size=(30, 2)))
+    np.savez(place / "data" / "one.npz", train=np.ones((30, 2)), test=np.ones((1, 2)))
+    np.savez(place / "data" / "many.npz", **{f"{i}{'x' * 200}": np.ones(1) for i in range(2000)})
+    for folder in (
+        "photos",
+        *(f"pets/{split}/{one}" for split in SPLITS for one in ("cat", "dog")),
+    ):
+        (place / "data" / folder).mkdir(parents=True)
+        for index in range(12 if folder == "photos" else 2):
+            pixels = rng.integers(0, 256, (6, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(place / "data" / folder / f"{index}.png")
+    return place / "data"
+
+
+SPLITS = ("train", "test")
+PHOTOS = ["--dataset=photos", "--image_size=8"]
+OF_OWN_DATA = [
+    ("train", ["--dataset=points.npy", "--image_size=8"], "image_size: got 8 for '"),
+    ("train", ["--image_size=8"], "image_size: got 8 for 'digits'; expected none, for the images"),
+    ("sweep", ["--image_size=8"], "image_size: got 8 for 'digits'"),
+    ("compare", ["--image_size=8"], "image_size: got 8 for 'digits'"),
+    ("toy", ["--image_size=8"], "image_size: got 8 for 'swiss_roll'"),
+    ("gan_diagnostics", ["--image_size=8"], "image_size: got 8 for 'digits'"),
+    ("classification_score", ["--image_size=8"], "image_size: got 8 for 'digits'"),
+    ("two_sample", ["--image_size=8", "--problems=blobs"], "image_size: got 8 for 'digits'"),
+    ("rbm", ["--image_size=8"], "image_size: got 8 for 'mnist'"),
+    ("train", ["--dataset=one.npz"], "one: got 1 for test; expected at least 2 examples"),
+    ("train", ["--dataset=many.npz"], ""),
+    (
+        "train",
+        ["--dataset=photos", "--batch_size=12"],
+        "batch_size: got 12, 12 rows a step; expect",
+    ),
+    ("train", PHOTOS, "batch_size: got 100, 100 rows a step; expected at most the 10 training"),
+    (
+        "train",
+        ["--dataset=photos", "--image_size=4096", "--batch_size=2"],
+        "width, latent_dim, batch_size, image_size: got 32, 50, 2, 4096, for which a run takes",
+    ),
+    ("train", [*PHOTOS[:1], "--image_size=7", "--batch_size=2"], "dataset: got "),
+    ("sweep", PHOTOS, "sweep: run 1 of 4: batch_size: got 100"),
+    ("sweep", [*PHOTOS, "--batch_size=2", "--resident_gib=1e-6"], "resident_gib: got 1e-06 for"),
+    ("compare", PHOTOS, "batch_size: got 100"),
+    ("gan_diagnostics", PHOTOS, "batch_size: got 100"),
+    ("classification_score", PHOTOS, "dataset: got photos; the classifier expects images with"),
+    ("two_sample", PHOTOS, "dataset: got photos for digits_3_8"),
+    ("rbm", PHOTOS, "batch_size: got 100; expected at most the 10 training images of photos"),
+    (
+        "rbm",
+        ["--dataset=photos", "--image_size=7", "--batch_size=2", "--generator=dcgan"],
+        "generator: got dcgan for photos: sample_shape: got (7, 7, 3)",
+    ),
+]
+
+
+@pytest.mark.parametrize("name", dict.fromkeys(name for name, *_ in OF_OWN_DATA))
+def test_data_that_do_not_fit_leave_nothing_behind(name, place, own_data, refused):
+    wrong = []
+    for _, arguments, start in (one for one in OF_OWN_DATA if one[0] == name):
+        given = [text.replace("--dataset=", f"--dataset={own_data}/") for text in arguments]
+        wrong += refused(name, [f"--workdir={place}/run", *given], start)
+    assert wrong == []
+
+
+def test_a_run_is_judged_on_images_of_its_size(place, own_data, refused):
+    config = Config(
+        objective="gan_kl",
+        dataset=f"{own_data}/pets",
+        image_size=8,
+        batch_size=2,
+        width=4,
+        conditional=True,
+    )
+    (place / "gan" / "checkpoints" / "10").mkdir(parents=True)
+    (place / "gan" / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    run = [f"--workdir={place}/run", f"--dataset={own_data}/pets", f"--runs=gan={place}/gan"]
+    few = "dataset: got pets, a split of which has 4 images; expected at least 6, for each is"
+    other = f"runs: got {place}/gan, a run with image_size 8; expected one with"
+    wrong = [
+        *refused("evaluate", [f"--workdir={place}/gan"], few),
+        *refused("sample", [f"--workdir={place}/gan"], few),
+        *refused("classification_score", run, f"{other} None"),
+        *refused("classification_score", [*run, "--image_size=6"], f"{other} 6"),
+        *refused("classification_score", [*run, "--image_size=8", "--num_images=5"], "num_images"),
+    ]
     assert wrong == []
 
 

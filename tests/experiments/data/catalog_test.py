@@ -34,6 +34,13 @@ def test_unknown_name_without_a_neighbour_lists_all(tmp_path, name):
         assert "digits, mnist" in message
 
 
+@pytest.mark.parametrize("name", ["x" * 255, "x/" * 1000, "/nowhere/" + 15 * "folder/" + "a.npz"])
+def test_unknown_names_of_any_length_are_one_short_line(tmp_path, name):
+    message = message_of(catalog.load, name, str(tmp_path))
+    assert "dataset: got " in message
+    assert len(message) <= 280
+
+
 @pytest.mark.parametrize("name", ["red_wine", "white_wine", "parkinsons", "cifar10_jpeg"])
 def test_missing_file_names_the_path_or_the_flag(tmp_path, name):
     assert "--data_dir" in message_of(catalog.load, name)

@@ -15,6 +15,7 @@ from tests.experiments.data.conftest import (
     CLASSES,
     REAL_DATA,
     flipped,
+    forms_of,
     jpeg,
     message_of,
     needs_real_data,
@@ -147,6 +148,13 @@ def test_hostile_headers_of_an_archive_are_refused(tmp_path, small_cifar, cache,
     assert "cifar10-jpeg.tar.xz (sha256 " in message
     assert "\n" not in message
     assert not cache.exists()
+
+
+def test_an_archive_is_checked_before_it_is_decoded(tmp_path, small_cifar, cache):
+    write_archive(tmp_path / "cifar10-jpeg.tar.xz", small_cifar)
+    (form,) = forms_of(lambda check: catalog.load("cifar10_jpeg", str(tmp_path), check=check))
+    assert not cache.exists()
+    assert (form.train.shape, form.test.shape) == ((20, 32, 32, 3), (10, 32, 32, 3))
 
 
 def test_one_image_too_many_is_refused(tmp_path, small_cifar):

@@ -36,6 +36,23 @@ def message_of(call, *args, **kwargs):
     return message
 
 
+class UnwantedError(Exception):
+    """What a check raises."""
+
+
+def forms_of(load):
+    """The data sets that a check gets, where it refuses the first of them."""
+    forms = []
+
+    def check(dataset):
+        forms.append(dataset)
+        raise UnwantedError
+
+    with pytest.raises(UnwantedError):
+        load(check)
+    return forms
+
+
 def idx(array):
     """The IDX file of an array of unsigned bytes, by the published description of the format."""
     header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)

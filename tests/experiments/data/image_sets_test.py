@@ -9,7 +9,7 @@ from PIL import Image
 
 from experiments.data import catalog, image_sets
 from experiments.run import errors
-from tests.experiments.data.conftest import flipped, message_of
+from tests.experiments.data.conftest import flipped, forms_of, message_of
 
 
 def prepare_set(root, splits, *, feature=None, num_classes=None, name="shapes", config=None):
@@ -92,6 +92,15 @@ def test_newest_version_and_configuration_are_found(tmp_path, pictures):
     assert "expected one of shapes/other, shapes/plain" in message
 
 
+def test_a_set_is_checked_before_it_is_decoded(tmp_path, cache, pictures):
+    prepare_set(tmp_path, {"train": (pictures, np.arange(30) % 4)}, num_classes=4)
+    (form,) = forms_of(lambda check: catalog.load("shapes", str(tmp_path), check=check))
+    assert not cache.exists()
+    assert (form.train.shape, form.test.shape) == ((27, 6, 5, 3), (3, 6, 5, 3))
+    assert (form.train_labels.shape, form.num_classes) == ((27,), 4)
+    assert message_of(catalog.load, "shapes", str(tmp_path), image_size=4).startswith("image_size:")
+
+
 def test_split_without_labels(tmp_path, pictures):
     splits = {"train": (pictures, np.arange(30)), "test": (pictures, np.full(30, -1))}
     prepare_set(tmp_path, splits | {"extra": (pictures[:2, :3], [0, 1])}, num_classes=30)
@@ -114,7 +123,7 @@ def test_changed_set_is_read_anew(tmp_path, pictures):
 def unusable_sets(pictures):
     """Arguments of prepare_set and a word of the message each."""
     image = tfds.features.Image
-    small = [pictures[0], pictures[1][:4]]
+    small = [*pictures[:10], pictures[1][:4]]
     return {
         "sizes": ([{"train": (small,)}], {}, "4 x 5; expected 6 x 5"),
         "test": (

@@ -17,6 +17,7 @@ from experiments.data import catalog, mnist
 from tests.experiments.data.conftest import (
     REAL_DATA,
     flipped,
+    forms_of,
     idx,
     message_of,
     needs_real_data,
@@ -41,6 +42,13 @@ def test_mnist_round_trip_is_exact_and_in_order(small_mnist, arrays, folder, cap
     assert_is(catalog.load("mnist", str(small_mnist / folder)), arrays)
     assert_is(catalog.load("mnist", str(small_mnist / folder)), arrays)
     assert capfd.readouterr().out == ""
+
+
+def test_mnist_is_checked_before_it_is_prepared(small_mnist, cache):
+    (form,) = forms_of(lambda check: catalog.load("mnist", str(small_mnist), check=check))
+    assert not cache.exists()
+    assert (form.train.shape, form.test.shape) == ((60_000, 28, 28, 1), (10_000, 28, 28, 1))
+    assert (form.train_labels.shape, form.num_classes) == ((60_000,), 10)
 
 
 def test_prepared_mnist_serves_without_its_sources(small_mnist, arrays, tmp_path):

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from experiments.data import catalog
-from tests.experiments.data.conftest import message_of
+from experiments.run import memory
+from tests.experiments.data.conftest import forms_of, message_of
 
 
 def picture(rng, height=6, width=6, channels=3):
@@ -147,6 +148,15 @@ def test_arrays_by_name_with_their_labels(tmp_path, rng):
 
 IMAGES = np.zeros((20, 4, 4, 3), np.uint8)
 WRONG = {
+    "test alone": (dict(test=IMAGES), "got the arrays test; expected train, train_labels"),
+    "labels alone": (dict(train_labels=np.zeros(20, int)), "got the arrays train_labels; expected"),
+    "one test row": (dict(train=IMAGES, test=IMAGES[:1]), "got 1 for test; expected at least 2"),
+    "one train row": (dict(train=IMAGES[:1], test=IMAGES), "got 1 for train; expected at least 2"),
+    "too few": (dict(rows=IMAGES[:9]), "got 9 examples; expected at least 10"),
+    "many arrays": (
+        {f"{i:04d}" + "x" * 200: np.zeros(1) for i in range(2000)},
+        "xxx... (204 characters) and 1999 more; expected train",
+    ),
     "integers (4": (dict(train=np.zeros((20, 4), np.int64)), "got int64 of shape (20, 4)"),
     "five channels": (dict(train=np.zeros((20, 4, 4, 5), np.uint8)), "1, 3 or 4 channels"),
     "floating images": (dict(train=np.zeros((20, 4, 4, 3))), "got float64 of shape"),
@@ -179,7 +189,72 @@ def test_arrays_that_are_no_data_are_refused_in_one_line(tmp_path, case):
     np.savez(tmp_path / "x.npz", **arrays)
     message = message_of(catalog.load, str(tmp_path / "x.npz"))
     assert expected in message
-    assert str(tmp_path / "x.npz") in message
+    assert len(message.replace(str(tmp_path), "")) < 300
+    named = message.startswith("x: ") if "row" in case or case == "too few" else None
+    assert named or str(tmp_path / "x.npz") in message
+
+
+@pytest.mark.parametrize("count", [10, 12, 19, 20, 30])
+def test_a_tenth_but_two_at_least_are_held_out(tmp_path, count):
+    np.save(tmp_path / "x.npy", np.arange(count, dtype=float)[:, None])
+    found = catalog.load(str(tmp_path / "x.npy"))
+    assert len(found.test) == {10: 2, 12: 2, 19: 2, 20: 2, 30: 3}[count]
+    both = np.concatenate([found.train, found.test])
+    np.testing.assert_array_equal(np.sort(both, axis=0)[:, 0], np.arange(count))
+
+
+def test_a_size_is_for_the_images_of_a_folder_alone(tmp_path):
+    np.save(tmp_path / "x.npy", IMAGES)
+    for name in (str(tmp_path / "x.npy"), "digits", "ring", "mnist", "red_wine", "cifar10_jpeg"):
+        message = message_of(catalog.load, name, image_size=8)
+        assert message.startswith("image_size: got 8 for ")
+        assert message.endswith(
+            "; expected none, for the images of a folder alone are resized. Leave it out"
+        )
+    assert len(message_of(catalog.load, f"{tmp_path}/{'y' * 200}.npy", image_size=8)) < 300
+
+
+@pytest.mark.parametrize("image_size", [None, 4, 4096])
+@pytest.mark.parametrize("splits", [["."], ["train", "test"]])
+@pytest.mark.parametrize("classes", [["."], ["cat", "dog"]])
+def test_a_folder_is_checked_before_it_is_decoded(
+    tmp_path, rng, cache, monkeypatch, image_size, splits, classes
+):
+    for split in splits:
+        for name in classes:
+            for index in range(11):
+                write(tmp_path / "mine" / split / name / f"{index}.png", picture(rng, 5, 7))
+
+    def load(check):
+        return catalog.load(str(tmp_path / "mine"), image_size=image_size, check=check)
+
+    (form,) = forms_of(load)
+    assert not cache.exists()
+    side = (5, 7) if image_size is None else (image_size, image_size)
+    assert form.sample_shape == (*side, 3)
+    assert not any(form.train.strides)  # of zeros that take no memory
+    assert form.num_classes == len(classes) * (len(classes) > 1)
+    if image_size == 4096:
+        monkeypatch.setattr(memory, "of_machine", lambda: 2.0**28)
+        message = message_of(load, lambda _: None)
+        assert "dataset: got mine, whose images take" in message
+        assert "expected at most the 0.25 GiB of memory" in message
+        assert not cache.exists()
+        return
+    seen = []
+    found = load(seen.append)
+    assert [each.train.shape for each in seen] == 2 * [found.train.shape]
+    for one, other in zip(seen[0], seen[1], strict=True):
+        assert (one is None) == (other is None)
+        assert np.shape(one) == np.shape(other)
+
+
+def test_an_array_that_memory_does_not_hold_is_refused(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "x.npz", np.zeros((1000, 1000), np.float32))
+    monkeypatch.setattr(memory, "of_machine", lambda: 1e6)
+    assert "4000128 bytes unpacked, more than 1000000" in message_of(
+        catalog.load, str(tmp_path / "x.npz")
+    )
 
 
 class Harmful:

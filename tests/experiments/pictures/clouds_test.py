@@ -63,6 +63,34 @@ def test_points_are_over_the_data_on_the_datas_axes(figures, rng):
     np.testing.assert_allclose(limits[:, 1], high + 0.15 * (high - low))
 
 
+def test_numbers_are_histograms_on_the_datas_axis(figures, rng):
+    samples, data = rng.normal(size=(50, 1)), rng.normal(2.0, 0.5, size=(90, 1))
+    samples[0] = 1e30
+    clouds.points(samples, data, "kl on mine, step 20")
+    clouds.on_a_line({"before": samples, "after": data}, data)
+    assert [axes.get_title() for axes in figures[1].axes] == ["before", "after"]
+    for axes, points in zip(
+        (*figures[0].axes, *figures[1].axes), (samples, samples, data), strict=True
+    ):
+        low, high = data.min(), data.max()
+        ends = (low - 0.15 * (high - low), high + 0.15 * (high - low))
+        np.testing.assert_allclose(axes.get_xlim(), ends)
+        behind, above = (patch.get_data() for patch in axes.patches)
+        for (heights, edges, _), values in ((behind, data), (above, points)):
+            inside = np.mean((values >= ends[0]) & (values <= ends[1]))
+            np.testing.assert_allclose(np.sum(heights * np.diff(edges)), inside, rtol=1e-9)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, -1e30])
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_data_that_are_all_one_are_in_the_middle(figures, value, d):
+    data = np.full((5, d), value, np.float32)
+    clouds.points(data, data, "one place")
+    for ends in (figures[0].axes[0].get_xlim(), figures[0].axes[0].get_ylim())[: min(d, 2)]:
+        assert ends[0] < value < ends[1]
+        np.testing.assert_allclose(np.mean(ends), value, atol=1e-6)
+
+
 @pytest.mark.parametrize("num", [1, 4, 5])
 def test_sets_of_points_are_side_by_side(figures, backdrop, draws, rng, num):
     sets = {f"set {i}": rng.normal(size=(3 + i, 2)) for i in range(num)}

@@ -20,6 +20,7 @@ from experiments.training.extractors import Recipe, train_or_load
 from experiments.training.objectives import OBJECTIVES
 from experiments.training.settings import Config
 from kernelgrad import critic, objectives
+from tests.experiments.conftest import loading
 
 QUICK = Recipe(width=4, num_features=6, batch_size=8, num_steps=2)
 TINY = Config(
@@ -38,7 +39,7 @@ def untrained(monkeypatch, toy):
         return extractors.Extractor(name, "toy", encoder, params, (8, 8, 1), f"{number}" * 64)
 
     monkeypatch.setattr(extractors, "train_or_load", load)
-    monkeypatch.setattr(catalog, "load", lambda name, data_dir, seed, image_size=0: toy)
+    monkeypatch.setattr(catalog, "load", loading(toy))
     return load
 
 

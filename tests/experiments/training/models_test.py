@@ -156,3 +156,12 @@ def test_a_step_takes_the_log_normalizer_to_its_next_value(key, rng, name, track
         following = track(before, energies, rate=0.3)
         np.testing.assert_allclose(state.params["log_normalizer"], following, rtol=1e-5, atol=1e-6)
         assert abs(following - before) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["digits", "eight_gaussians"])
+@pytest.mark.parametrize("conditional", [False, True])
+def test_the_size_of_rows_is_that_of_the_rows(name, conditional):
+    dataset = catalog.load(name)
+    config = Config(dataset=name, conditional=conditional)
+    rows = models.training_rows(config, dataset)
+    assert models.size_of_rows(config, dataset) == rows.nbytes
