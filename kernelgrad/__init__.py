@@ -28,12 +28,15 @@ those above it::
     hmc               Hamiltonian Monte Carlo
     langevin          Langevin steps: ULA, MALA, underdamped
     metrics           how good samples are
+    feature_maps      kernels of finite rank: random waves, landmarks
 
     latent            a density seen through a generator
     pullback          from a direction in sample space to an update of parameters
     chains            the Stein test of Markov chains
     kale_rkhs         KALE over an RKHS: between KL and MMD, by a convex fit
     kernel_learning   kernels learned by the power of their two-sample test
+    low_rank          sums over pairs, MMD, KSD, SVGD in linear time, with their error
+    low_rank_fits     scores and density ratios in linear time, with a bound of their error
     objectives        directions, as a training step takes them, and their algebra
     two_player        directions that follow a critic, which learns beside the generator
     critic            the second player: its network, its state, its steps

@@ -19,6 +19,7 @@ from kernelgrad import (
     chains,
     drift,
     energy,
+    feature_maps,
     fssd,
     hmc,
     kale,
@@ -28,6 +29,8 @@ from kernelgrad import (
     kmm,
     ksd,
     langevin,
+    low_rank,
+    low_rank_fits,
     median,
     metrics,
     mmd,
@@ -300,6 +303,84 @@ row(
 row(selection.kliep_cv, num_folds=2, tolerance=1e-3, smooth=False, least=2)
 row(selection.logistic_cv, num_folds=2, ridge=0.5, smooth=False, least=2)
 row(kmm.kernel_mean_matching, max_weight=5.0, tolerance=0.1, num_steps=20, smooth=False)
+
+# ----------------------------------------------------------------------------------- finite rank
+
+
+def _waves(e, x):
+    return feature_maps.fourier_map(e.key, e.kernel, x, num_features=8)
+
+
+def _landmarks(e, x):
+    return feature_maps.landmark_map(e.key, e.kernel, x, num_landmarks=2)
+
+
+def _by_map(function, make, **numbers):
+    """A function of a map, which is made of its points."""
+
+    def call(e, first, *others):
+        return function(e.key, first, *others, make(e, first), num_probes=4, **given(e, numbers))
+
+    return call
+
+
+_mmd_v = _by_map(low_rank.mmd_v_statistic, _waves)
+_mmd_u = _by_map(low_rank.mmd_u_statistic, _landmarks)
+_mmd_gradient = _by_map(low_rank.mmd_gradient, _waves)
+_ksd_v = _by_map(low_rank.ksd_v_statistic, _waves)
+_ksd_u = _by_map(low_rank.ksd_u_statistic, _landmarks)
+_direction = _by_map(low_rank.svgd_direction, _waves)
+_stein_score = _by_map(low_rank_fits.stein_score, _landmarks, ridge=0.5)
+row(low_rank.mmd_v_statistic, 0, lambda e, x, y: _mmd_v(e, x, y))
+row(low_rank.mmd_u_statistic, 0, lambda e, x, y: _mmd_u(e, x, y), least=2)
+row(low_rank.mmd_gradient, (-1, 0, 0), lambda e, x, y: _mmd_gradient(e, x, y))
+row(low_rank.ksd_v_statistic, -2, lambda e, particles, score: _ksd_v(e, particles, score))
+row(low_rank.ksd_u_statistic, -2, lambda e, particles, score: _ksd_u(e, particles, score), least=2)
+row(
+    low_rank.svgd_direction,
+    (-1, 0, 0),
+    lambda e, particles, score: _direction(e, particles, score),
+)
+row(
+    low_rank.kernel_sum,
+    0,
+    lambda e, x, y, weights: low_rank.kernel_sum(e.key, _waves(e, x), x, y, weights, num_probes=4),
+)
+row(
+    low_rank.gradient_sum,
+    (-1, 0, 0),
+    lambda e, x, y, gradient_weights: low_rank.gradient_sum(
+        e.key, _waves(e, x), x, y, gradient_weights, num_probes=4
+    ),
+)
+row(
+    low_rank_fits.stein_score,
+    (-1, 0, 0),
+    lambda e, samples: _stein_score(e, samples),
+    least=2,
+)
+row(
+    low_rank_fits.rkhs_score_at,
+    (-1, 0, 0),
+    lambda e, queries, samples: low_rank_fits.rkhs_score_at(
+        e.key, queries, samples, _landmarks(e, samples), ridge=e.number(0.5), num_probes=4
+    ),
+    least=2,
+)
+
+
+def _landmark_ratio(e, p, q):
+    model, *error = low_rank_fits.ulsif(
+        e.key, p, q, _landmarks(e, p), ridge=e.number(0.5), num_probes=4
+    )
+    return ratio.density_ratio(model, p), *error
+
+
+row(low_rank_fits.ulsif, 0, _landmark_ratio, least=2)
+row(feature_maps.fourier_map, 0, lambda e, x: _waves(e, x).features(x))
+row(feature_maps.landmark_map, 0, lambda e, x: _landmarks(e, x).features(x), least=2)
+row(feature_maps.second_moment, 0, lambda e, x: feature_maps.second_moment(_waves(e, x), x))
+row(feature_maps.squared_norms, 0, lambda e, x: feature_maps.squared_norms(_waves(e, x), x))
 
 # ------------------------------------------------------------------------------ energies and GANs
 
