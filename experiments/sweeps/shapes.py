@@ -27,6 +27,7 @@ TRACED = (
     "penalty_weight",
     "noise_variance",
     "discount",
+    "leading_discount",
     "freeze_threshold",
     "log_normalizer_rate",
     "margin",

@@ -249,29 +249,46 @@ class Config:
     discount: float = fields.share(
         0.7, "Gamma, by which the samples' energy counts less.", **_SPECIAL
     )
+    leading_discount: float | None = fields.share(
+        None,
+        "Gamma where the samples' energy is at least the data's, 0.9 in the authors' scripts of "
+        "MNIST and CIFAR-10; --discount by default.",
+        **_SPECIAL,
+    )
     stein_field: str = fields.choice(
         "svgd",
         objectives.FIELDS,
-        "What the samples follow; row_normalized and nearest as in the authors' code.",
+        "What the samples follow: eq. (7) of paper 003; one_pass as in the authors' scripts of "
+        "MNIST and CIFAR-10, nearest as in that of LSUN, row_normalized as in that of the "
+        "Boltzmann machine.",
         **_SPECIAL,
     )
     feature_lengthscale: str = fields.choice(
         "half_median",
         objectives.FEATURE_LENGTHSCALES,
-        "Rule of the kernel on features; half_svgd as in the authors' code.",
+        "Rule of the kernel on features; half_svgd as in all of the authors' scripts of images.",
         **_SPECIAL,
     )
     energy_norm: str = fields.choice(
         "euclidean",
         energies.NORMS,
-        "Norm of the reconstruction's error; root_sum as in the authors' code.",
+        "Norm of the reconstruction's error; root_sum as in the authors' script of LSUN.",
+        **_CRITIC,
+    )
+    freeze: str = fields.choice(
+        "one_sided",
+        objectives.FREEZES,
+        "When the energy waits: where the samples' exceeds the data's by --freeze_threshold, as in "
+        "the authors' scripts of MNIST and CIFAR-10, or for a difference of either sign, as paper "
+        "003 reads.",
         **_CRITIC,
     )
     freeze_threshold: float = fields.number(
         0.5,
         fields.SMALLEST,
         math.inf,
-        "Lead of the energy that freezes it; inf, as in the authors' code, never does.",
+        "Difference of energies that freezes the energy; inf never does, as in the authors' "
+        "scripts of CelebA and LSUN.",
         **_CRITIC,
     )
     log_normalizer: str = fields.choice(

@@ -90,7 +90,7 @@ VARIED = {
     "f_divergence": {"ridge": (1.0, 2.0)},
     "wgan_clip": {"clip": (0.01, 0.1)},
     "energy_distance": {"ema": (0.5, 0.9), "warmup": (1, 2), "clip_norm": (0.01, 1.0)},
-    "steingan": {"discount": (0.5, 0.7), "freeze_threshold": (0.5, 1.0)},
+    "steingan": {"leading_discount": (0.5, 0.9), "freeze_threshold": (0.5, 1.0)},
     "kale": {"log_normalizer_rate": (0.1, 0.2)},
 }
 

@@ -48,6 +48,13 @@ def energy_and_features(points):
 REACHED = [
     ("steingan", {}, steingan.steingan()),
     ("steingan", {"discount": 0.2}, steingan.steingan(discount=0.2)),
+    ("steingan", {"leading_discount": 0.2}, steingan.steingan(leading_discount=0.2)),
+    ("steingan", {"freeze": "two_sided"}, steingan.steingan(two_sided=True)),
+    (
+        "steingan",
+        {"stein_field": "one_pass"},
+        steingan.steingan(field=steingan.one_pass_direction),
+    ),
     (
         "steingan",
         {"stein_field": "row_normalized"},
