@@ -244,6 +244,7 @@ def _given(**options: Any) -> dict[str, Any]:
 
 def _kale_network(
     shape: tuple[int, ...],
+    axis_name: str | None = None,
     *,
     width: int,
     spectral_norm: bool,
@@ -251,7 +252,7 @@ def _kale_network(
     log_normalizer: str,
 ) -> nn.Module:
     network = choices.value_network(
-        shape, width=width, spectral_norm=spectral_norm, conditional=conditional
+        shape, axis_name, width=width, spectral_norm=spectral_norm, conditional=conditional
     )
     return network if TRACKS[log_normalizer] is None else critics.TrackedNormalizer(network)
 

@@ -275,6 +275,15 @@ class Config:
         "Norm of the reconstruction's error; root_sum as in the authors' script of LSUN.",
         **_CRITIC,
     )
+    batch_norm: bool = fields.switch(
+        False,
+        "BatchNorm in the energy's autoencoder, after all layers but the first and the last. A "
+        "sample's energy and features then depend on its batch.",
+        **_CRITIC,
+    )
+    tied_weights: bool = fields.switch(
+        False, "Make the autoencoder's decoder of the transposes of its encoder.", **_CRITIC
+    )
     freeze: str = fields.choice(
         "one_sided",
         objectives.FREEZES,
