@@ -71,7 +71,7 @@ def build(
         where anything is traced.
     """
     network = generators.generator_for(dataset.sample_shape, config.width, axis_name)
-    optimizer = optimizers.make(config, config.learning_rate)
+    optimizer = optimizers.make(config, config.learning_rate, config.generator_steps)
     networks = load_networks(config, dataset) if networks is None else networks
     views = {name: networks.get(name, _itself) for name in config.features}
     objective, init_critic, values = _build_objective(config, dataset, views, axis_name)

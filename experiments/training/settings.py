@@ -12,7 +12,7 @@ from experiments.data import catalog
 from experiments.networks import energies
 from experiments.run import fields
 from experiments.run.errors import UsageError
-from experiments.training import extractors, objectives, optimizers
+from experiments.training import extractors, objectives, optimizers, updates
 from experiments.training.choices import Choice
 from experiments.training.objectives import OBJECTIVES
 from experiments.training.presets import PRESETS
@@ -26,6 +26,7 @@ PRIORS: dict[str, Callable[..., Array]] = {
 }
 
 _GENERATOR, _LEARNING, _RUN = "The generator.", "How it learns.", "Looking at it, and memory."
+_UPDATE: dict[str, Any] = {"group": _LEARNING, "of": updates.reading}
 _SPECIAL: dict[str, Any] = {"group": "What some objectives read.", "of": objectives.reading}
 _CRITIC: dict[str, Any] = {"group": "The critic, where there is one.", "of": objectives.reading}
 _CRITICS = [name for name, choice in OBJECTIVES.items() if choice.critic_steps]
@@ -119,6 +120,36 @@ class Config:
         "such as 0.999. Samples, pictures and metrics are then those of the average; training "
         "and a critic do not see it. By default there is none.",
         group=_LEARNING,
+    )
+    update: str = fields.choice(
+        "chain_rule",
+        updates.UPDATES,
+        "How the generator follows a direction of its samples: by eq. (10), (8) or (9) of paper "
+        "003. That of gauss_newton is a step already, which --optimizer=sgd takes as it is, times "
+        "--learning_rate.",
+        group=_LEARNING,
+    )
+    generator_steps: int = fields.integer(
+        1,
+        1,
+        1000,
+        "Updates of the generator in a step, each on fresh latents, while a critic waits.",
+        group=_LEARNING,
+    )
+    step_size: float = fields.positive(
+        0.5, "How far the samples are to move, in units of their direction.", **_UPDATE
+    )
+    inner_steps: int = fields.integer(
+        10, 1, fields.MAX_COUNT, "Inner steps that fit them there.", **_UPDATE
+    )
+    inner_learning_rate: float = fields.positive(
+        0.005, "Rate of the inner momentum steps.", **_UPDATE
+    )
+    damping: float = fields.positive(
+        1e-3, "Lambda of the least squares, in units of the squared Jacobian.", **_UPDATE
+    )
+    cg_iterations: int = fields.integer(
+        20, 1, fields.MAX_COUNT, "Most iterations of conjugate gradients.", **_UPDATE
     )
     kernel: str = fields.choice("imq", kernels.FAMILIES, "Family of the mixture.", **_SPECIAL)
     kernel_scales: tuple[float, ...] | None = fields.numbers(

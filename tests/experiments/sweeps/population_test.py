@@ -83,6 +83,7 @@ VARIED = {
     "noisy_jsd": {"noise_variance": (0.1, 0.2), "seed": (0, 1)},
     "ratio_ulsif": {"kernel_scales": ((1.0,), (2.0,)), "select": (False, True)},
     "ratio_rulsif": {"alpha": (0.3, 0.5), "ridge": (0.1, 0.2)},
+    "mmd": {"update": ("regression", "gauss_newton"), "step_size": (0.2, 0.5)},
     "drift": {"temperatures": ((0.1, 0.2), (0.3, 0.4))},
     "mmd_gan": {"kernel_scales": ((0.5, 1.0), (1.0, 2.0)), "penalty_weight": (0.5, 1.0)},
     "kale_flow": {"regularization": (0.1, 1.0)},
