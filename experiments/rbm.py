@@ -5,6 +5,11 @@
 The machine has 10 hidden units, so that its test likelihood is exact (see
 :mod:`experiments.targets.boltzmann`). It is trained by Algorithm 2 of Wang & Liu 2016: the negative
 phase comes from a generator that follows a direction at its samples by the chain rule, eq. (10).
+The experiment is that of the authors' repository, mnist/rbm_adv.py; the paper has no such machine.
+
+The machine's samples are N(b + B h, I), of variance 784 at least on 28 x 28 pixels. The generator
+is x = network(xi_1) + Phi^-1(xi_2): noise of its own, and still a function of the noise that goes
+in. That of the authors' code is the network alone (--observation_noise=false).
 
 =========  =======================================================================================
 svgd       sum_j [k_ij s_j + grad_j k_ij] / sum_j k_ij: the public code's row-normalised eq. (7)
@@ -186,10 +191,10 @@ def _make_evaluate(
 def _shown_images(
     trainer: Trainer, state: State, key: Key, image_shape: tuple[int, ...]
 ) -> dict[str, np.ndarray]:
-    """Returns what the machine expects given its hidden units, and what the generator draws."""
+    """Returns what machine and generator draw, without the noise of observation."""
     shown = {"machine": boltzmann.sample_means(key, state.machine, 100)}
     if state.generator:
-        shown["generator"] = trainer.samples(state, key)[:100]
+        shown["generator"] = trainer.means(state, key)[:100]
     return {name: np.asarray(x).reshape(-1, *image_shape) for name, x in shown.items()}
 
 

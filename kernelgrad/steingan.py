@@ -1,23 +1,31 @@
 r"""SteinGAN: a deep energy model and a generator that learns to draw from it, by SVGD.
 
 The energy learns by maximum likelihood with the generator's samples in the place of the model's,
-the generator follows SVGD towards exp(-energy). Where the authors' public code departs from their
-paper, the paper is the default and the departure an argument:
+the generator follows SVGD towards exp(-energy). What the scripts of the authors' public code do
+otherwise than their paper is an argument each of :func:`steingan`:
 
-===================================  ==============================================================
-argument of :func:`steingan`         what the code does
-===================================  ==============================================================
-``field=row_normalized_direction``   the sums over particles, divided by those of the kernel
-``field=nearest_direction``          the score as it is, repulsion by the nearest neighbour alone
-``lengthscale=half_svgd``            a kernel narrower by the root of log(n + 1)
-``threshold=math.inf``               the energy is never frozen
-===================================  ==============================================================
+=========================  ===========================  =======================================
+script                     field                        controller
+=========================  ===========================  =======================================
+mnist/mnist_steingan.py,   ``one_pass_direction``,      frozen on one side at 0.5, boosted with
+cifar10/                   ``lengthscale=half_svgd``    the other discount:
+cifar10_steingan.py                                     ``leading_discount=0.9``
+celeba/celeba_steingan.py  the same                     never frozen: ``threshold=math.inf``
+celeba/                    ``nearest_direction``,       the same
+steingan_celeba.py,        ``lengthscale=half_svgd``
+lsun/steingan_lsun.py
+mnist/rbm_adv.py           ``row_normalized_direction`` none
+=========================  ===========================  =======================================
 
-A fourth, the norm inside of the energy, is the caller's network's.
+cifar10/steingan_supervised.py follows the nearest neighbour too, switches the discount and has one
+rate. The scripts of MNIST and CIFAR-10 compare errors of reconstruction alone, :func:`rate_factor`
+whole energies, that of the label included; they let both players take turns, and both rates fall
+to 0 over the second half of the epochs. Norms, layers and schedules are the caller's.
 """
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -31,7 +39,10 @@ from kernelgrad.types import Array, Info, Kernel, Key, PyTree
 
 
 class FieldFn(Protocol):
-    """An ascent direction of particles, such as :func:`kernelgrad.svgd.svgd_direction`."""
+    """An ascent direction of particles, affine in the score: it repels where that is 0.
+
+    Such as :func:`kernelgrad.svgd.svgd_direction`.
+    """
 
     def __call__(
         self,
@@ -124,7 +135,7 @@ def row_normalized_direction(
     Cost: that of the SVGD direction, and of one more sum of the kernel.
 
     References:
-      The public code of SteinGAN, its demonstration on restricted Boltzmann machines.
+      The public code of SteinGAN, mnist/rbm_adv.py: its kernel is between the points themselves.
     """
     particles, score = _checks.scored(particles, score)
     ascent = svgd.svgd_direction(particles, score, kernel, axis_name=axis_name)
@@ -132,6 +143,50 @@ def row_normalized_direction(
     shares = jnp.full((particles.shape[0], 1), 1 / size, _numeric.wide(particles).dtype)
     means = pairwise.kernel_sum(kernel, particles, None, shares, axis_name=axis_name)
     return _numeric.like(_numeric.wide(ascent) / means, particles)
+
+
+def one_pass_direction(
+    particles: Array, score: Array, kernel: FeatureKernel, *, axis_name: str | None = None
+) -> Array:
+    r"""Returns the row-normalised direction, the features differentiated where they are repelled.
+
+    .. math:: \frac{\sum_j k(x_j, x_i)\, s_j + J_i^\top \sum_j \nabla_{e_j} k_0(e_j, e_i)}
+        {\sum_j k(x_j, x_i)}, \quad J_i = \partial e(x_i) / \partial x_i
+
+    Ascent direction. SVGD has :math:`J_j` within the sum, a backward pass for every feature; this
+    is one in all. Its repulsion is :math:`-\nabla_{x_i} \log \sum_j k(x_j, x_i)` with the x_j held
+    still: minus the score of a kernel density estimate between features. Where the features are
+    the points themselves both are the same.
+
+    Args:
+      particles: x_i; shape (n, d), floating.
+      score: s_j = grad log p(x_j), in 1/units of particles; shape (n, d).
+      kernel: k, of the features e, k_0 between them.
+      axis_name: if set, j runs over the union of all devices' particles.
+
+    Returns:
+      Directions, shape (n, d), in 1/units of particles.
+
+    Raises:
+      ValueError: wrong rank, dtype or mismatched shapes.
+
+    Cost: O(n^2 (d + f)) time, one backward pass of the features.
+
+    References:
+      The public code of SteinGAN, mnist/mnist_steingan.py and cifar10/cifar10_steingan.py.
+    """
+    particles, score = _checks.scored(particles, score)
+    points = _devices.own_point(kernel.features, particles)
+    features, pull = jax.vjp(kernel.features, points)
+    score, embedded = _numeric.wide(score), _numeric.wide(features)
+    terms = jnp.concatenate([score, jnp.ones_like(score[:, :1])], axis=1)
+    each = jnp.ones_like(embedded[:, 0])
+    sums, apart = pairwise.kernel_and_gradient_sum(
+        kernel.base, embedded, None, terms, each, axis_name=axis_name
+    )
+    (repulsion,) = pull(_numeric.like(apart, features))
+    ascent = (sums[:, :-1] + _numeric.like(repulsion, sums)) / sums[:, -1:]
+    return _numeric.like(ascent, particles)
 
 
 def nearest_direction(
@@ -158,7 +213,7 @@ def nearest_direction(
     Cost: O(n^2 f) time, O(n^2) memory, a backward pass of the features.
 
     References:
-      The public code of SteinGAN, its images.
+      The public code of SteinGAN, lsun/steingan_lsun.py.
     """
     particles, score = _checks.scored(particles, score)
     pool = _devices.gather(particles, axis_name)
@@ -211,13 +266,19 @@ def stabilized_loss(
 
 
 def rate_factor(
-    energy_data: Array, energy_samples: Array, *, boost: float = 5.0, threshold: float = 0.5
+    energy_data: Array,
+    energy_samples: Array,
+    *,
+    boost: float = 5.0,
+    threshold: float = 0.5,
+    two_sided: bool = False,
 ) -> Array:
     r"""Returns what multiplies the learning rate of an energy, to keep both players aligned.
 
     The energy is frozen where it is ahead, the samples' energy far above the data's. Read
-    literally, the paper freezes it for a difference of either sign: where the data's energy is the
-    larger one, as it may be from the start, nothing could ever change that again.
+    literally, the paper freezes it for a difference of either sign, which is `two_sided`: where
+    the data's energy is the larger one by so much, as it may be from the start, the energy waits
+    for a generator that lowers the samples' energy still further.
 
     Args:
       energy_data: mean energy of the batch of data; shape ().
@@ -225,6 +286,7 @@ def rate_factor(
       boost: the factor while the data's energy is the larger one; > 0.
       threshold: of energy_samples - energy_data, beyond which the energy is frozen; > 0, infinity
         never freezes.
+      two_sided: whether a difference beyond -threshold freezes it too.
 
     Returns:
       0, 1 or boost, NaN where the energies do not compare; shape ().
@@ -233,16 +295,19 @@ def rate_factor(
       Wang & Liu 2016 (learning to draw samples), section 5: 5e-4 in place of 1e-4, and 0.5.
     """
     lead = _numeric.wide(energy_samples) - _numeric.wide(energy_data)
-    factor = jnp.where(lead < 0, boost, jnp.where(lead > threshold, 0.0, 1.0))
+    distance = jnp.abs(lead) if two_sided else lead
+    factor = jnp.where(distance > threshold, 0.0, jnp.where(lead < 0, boost, 1.0))
     return lax.stop_gradient(jnp.where(jnp.isnan(lead), jnp.nan, factor).astype(lead.dtype))
 
 
 def steingan(
     *,
     discount: float = 0.7,
+    leading_discount: float | None = None,
     field: FieldFn = svgd.svgd_direction,
     lengthscale: LengthscaleFn = half_median,
     threshold: float = 0.5,
+    two_sided: bool = False,
 ) -> TwoPlayer:
     r"""Returns amortized maximum likelihood of a deep energy model, SteinGAN.
 
@@ -255,15 +320,19 @@ def steingan(
 
     Args:
       discount: gamma of the stabilised update, in [0, 1); 0 is maximum likelihood.
+      leading_discount: gamma where the samples' energy is at least the data's, in [0, 1); None:
+        `discount` there too.
       field: what the generator ascends.
       lengthscale: of the kernel, in units of the features.
       threshold: of :func:`rate_factor`; > 0.
+      two_sided: of :func:`rate_factor`.
 
     Returns:
-      Objective of two players with info ``critic_loss``, ``energy_data``, ``energy_samples`` and
-      ``rate_factor``, by which the energy's learning rate is to be multiplied
-      (:func:`kernelgrad.critic.scale_by_info`; behind Adam, whose moments go on while the energy is
-      frozen).
+      Objective of two players with info ``critic_loss``, ``energy_data``, ``energy_samples``,
+      ``discount`` (the one in use), ``repulsion_ratio`` (of the field at 0 score over the rest of
+      it, root mean squares over samples), and ``rate_factor``, 0 where the energy is frozen, by
+      which its learning rate is to be multiplied (:func:`kernelgrad.critic.scale_by_info`; behind
+      Adam, whose moments go on while the energy is frozen).
 
     Raises:
       ValueError: a number out of its range.
@@ -274,17 +343,21 @@ def steingan(
       Wang & Liu 2016 (learning to draw samples), algorithm 2, eqs. (7), (14) and (16).
     """
     _checks.in_range("discount", discount, 0.0, 1.0, closed="l")
+    if leading_discount is not None:
+        _checks.in_range("leading_discount", leading_discount, 0.0, 1.0, closed="l")
     _checks.in_range("threshold", threshold, 0.0, math.inf, closed="r")
+    rate = functools.partial(rate_factor, threshold=threshold, two_sided=two_sided)
 
     return TwoPlayer(
-        on_batches(functools.partial(_energy_loss, discount, threshold)),
+        on_batches(functools.partial(_energy_loss, discount, leading_discount, rate)),
         on_batches(functools.partial(_generator_direction, field, lengthscale)),
     )
 
 
 def _energy_loss(
-    discount: float,
-    threshold: float,
+    behind: float,
+    leading: float | None,
+    rate: Callable[[Array, Array], Array],
     critic_fn: CriticFn,
     key: Key,
     samples: Array,
@@ -294,16 +367,20 @@ def _energy_loss(
 ) -> tuple[Array, Info]:
     del key
     of_data, of_samples = (_returned(critic_fn(points))[0] for points in (data, samples))
-    loss = stabilized_loss(of_data, of_samples, discount=discount)
     mean_data, mean_samples = (
         _devices.agreed(jnp.mean(_numeric.wide(energy)), axis_name)
         for energy in (of_data, of_samples)
     )
+    discount: float | Array = behind
+    if leading is not None:
+        discount = jnp.where(mean_samples < mean_data, behind, leading).astype(mean_data.dtype)
+    loss = stabilized_loss(of_data, of_samples, discount=discount)
     return loss, {
         "critic_loss": loss,
         "energy_data": mean_data,
         "energy_samples": mean_samples,
-        "rate_factor": rate_factor(mean_data, mean_samples, threshold=threshold),
+        "rate_factor": rate(mean_data, mean_samples),
+        "discount": _numeric.like(discount, mean_data),
     }
 
 
@@ -330,7 +407,14 @@ def _generator_direction(
     score = -jax.grad(lambda points: jnp.sum(outputs(points)[0]))(flat)
     base = kernels.rbf_mixture(lengthscale(outputs(flat)[1], axis_name=axis_name))
     kernel = kernels.feature_kernel(base, features, ())
-    return -field(flat, score, kernel, axis_name=axis_name).reshape(samples.shape), {}
+    ascent, repulsion = (
+        field(flat, one, kernel, axis_name=axis_name) for one in (score, jnp.zeros_like(score))
+    )  # of which XLA computes once what they share
+    pushed, pulled = (
+        _devices.over_rms(_numeric.wide(part), axis_name)[1]
+        for part in (repulsion, ascent - repulsion)
+    )
+    return -ascent.reshape(samples.shape), {"repulsion_ratio": pushed / pulled}
 
 
 def _returned(output: Any) -> tuple[Array, Array]:

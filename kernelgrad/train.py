@@ -152,6 +152,7 @@ def make_train_step(
     axis_name: str | None = None,
     pull_back: PullBack = pullback.chain_rule,
     ema_decay: float | Array | None = None,
+    num_updates: int = 1,
 ) -> TrainStep:
     r"""Returns the training step of any objective.
 
@@ -172,37 +173,36 @@ def make_train_step(
       ema_decay: d in [0, 1) of the averages :math:`\sum_s d^{t-s} \eta_s / \sum_s d^{t-s}` of
         parameters and batch statistics over the steps, for a state of ``init(..., ema=True)``;
         :func:`averaged` reads them, the step does not. None: none are kept.
+      num_updates: of the generator in a step, each on fresh latents, while data and critic stay;
+        static, >= 1. The step counts once.
 
     Returns:
       train_step(state, key, data) -> (state, info). With a critic data holds ``critic.num_steps``
-      batches, row i in batch i modulo their number; the generator's step sees the last one. info
-      holds the objective's scalars, ``direction_rms`` (root of the mean squared norm of phi) and
-      ``finite`` (whether all new parameters are).
+      batches, row i in batch i modulo their number; the generator's updates see the last one. info
+      holds the objective's scalars and ``direction_rms`` (root of the mean squared norm of phi),
+      both of the last update, and ``finite`` (whether all new parameters are).
 
     Raises:
-      ValueError: a critic without steps, or a decay out of its range; at trace time, a train state
-        without the critic's, or with averages and no decay, or the reverse, rows that the critic's
-        steps do not divide, or a function that does not take or return what it should.
+      ValueError: a critic without steps, no update, or a decay out of its range; at trace time, a
+        train state without the critic's, or with averages and no decay, or the reverse, rows that
+        the critic's steps do not divide, or a function that does not take or return what it should.
 
     References:
-      Goodfellow et al. 2014, algorithm 1; the noise: Arjovsky & Bottou 2017, section 3.
+      Goodfellow et al. 2014, algorithm 1; the noise: Arjovsky & Bottou 2017, section 3; several
+      updates: Wang & Liu 2016 (learning to draw samples), algorithm 2.
     """
     num_batches = objective.num_steps if isinstance(objective, Critic) else 1
     _checks.at_least("critic.num_steps", num_batches, 1)
+    _checks.at_least("num_updates", num_updates, 1)
     if ema_decay is not None:
         _checks.in_range("ema_decay", ema_decay, 0.0, 1.0, closed="l")
     draw = functools.partial(_drawn, generator, sample_latents, noise_variance, axis_name)
 
-    def train_step(state: TrainState, key: Key, data: Array) -> tuple[TrainState, Info]:
-        latent_key, objective_key, noise_key, critic_key = jax.random.split(
-            jax.random.fold_in(key, state.step), 4
-        )
-        (data,) = _checks.batches(data=data)
-        batches = _deal(data, num_batches)
-        state, direction_fn, critic_info = _follow(
-            objective, state, critic_key, functools.partial(draw, state), batches, axis_name
-        )
-        batch = draw(state, latent_key, noise_key, batches[-1])
+    def update(
+        state: TrainState, direction_fn: Objective, keys: Sequence[Key], data: Array
+    ) -> tuple[TrainState, Info]:
+        latent_key, objective_key, noise_key = keys
+        batch = draw(state, latent_key, noise_key, data)
         direction, info = _directed(direction_fn, objective_key, batch, axis_name)
 
         def generator_fn(params: PyTree) -> Array:
@@ -212,15 +212,21 @@ def make_train_step(
         gradient, batch_stats = _devices.mean((gradient, batch.batch_stats), axis_name)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        new_state = TrainState(
-            state.step + 1, params, batch_stats, opt_state, state.critic, state.ema
+        state = state._replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
+        return state, {**info, "direction_rms": _rms(direction, axis_name)}
+
+    def train_step(state: TrainState, key: Key, data: Array) -> tuple[TrainState, Info]:
+        *keys, critic_key = jax.random.split(jax.random.fold_in(key, state.step), 4)
+        (data,) = _checks.batches(data=data)
+        batches = _deal(data, num_batches)
+        state, direction_fn, critic_info = _follow(
+            objective, state, critic_key, functools.partial(draw, state), batches, axis_name
         )
-        new_state = _follow_average(new_state, ema_decay)
-        monitors = {
-            "direction_rms": _rms(direction, axis_name),
-            "finite": _finite(params, state.critic),
-        }
-        return new_state, {**critic_info, **info, **monitors}
+        for repeat in range(num_updates):
+            own = [jax.random.fold_in(one, repeat) for one in keys] if repeat else keys
+            state, info = update(state, direction_fn, own, batches[-1])
+        state = _follow_average(state._replace(step=state.step + 1), ema_decay)
+        return state, {**critic_info, **info, "finite": _finite(state.params, state.critic)}
 
     return train_step
 

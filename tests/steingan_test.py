@@ -1,5 +1,7 @@
 """SteinGAN: its fields against float64 loops over autodiff, its loss, its controller."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,6 +64,17 @@ def row_normalized_field(x):
     return total / weight
 
 
+def one_pass_field(x):
+    """The kernel's gradient in the point that is repelled, with the sign turned."""
+    k, gradient = gradient_of_kernel(median(x) / 2)
+    total, weight = np.zeros_like(x), np.zeros((len(x), 1))
+    for i in range(len(x)):
+        for j in range(len(x)):
+            total[i] += float(k(x[i], x[j])) * score(x[j]) - np.asarray(gradient(x[i], x[j]))
+            weight[i] += float(k(x[i], x[j]))
+    return total / weight
+
+
 def nearest_field(x):
     _, gradient = gradient_of_kernel(median(x) / 2)
     away = distances(x) + np.diag(np.full(len(x), np.inf))
@@ -81,17 +94,24 @@ def narrow_field(x):
     [
         ({}, paper_field),
         ({"field": steingan.row_normalized_direction}, row_normalized_field),
+        ({"field": steingan.one_pass_direction}, one_pass_field),
         ({"field": steingan.nearest_direction}, nearest_field),
         ({"lengthscale": steingan.half_svgd}, narrow_field),
     ],
 )
-def test_direction_is_minus_the_field(key, rng, options, expected):
+def test_direction_is_minus_the_field(key, rng, monkeypatch, options, expected):
     x = rng.normal(size=(6, 2))
     with jax.enable_x64(True):
         objective = steingan.steingan(**options)
-        direction, _ = jax.jit(lambda x: objective.direction(critic_fn, key, x, x))(jnp.asarray(x))
+        direction, info = jax.jit(lambda x: objective.direction(critic_fn, key, x, x))(
+            jnp.asarray(x)
+        )
         field = expected(x)
+        monkeypatch.setattr(sys.modules[__name__], "score", np.zeros_like)
+        repulsion = expected(x)
     np.testing.assert_allclose(direction, -field, rtol=1e-8, atol=1e-12)
+    ratio = np.linalg.norm(repulsion) / np.linalg.norm(field - repulsion)
+    np.testing.assert_allclose(info["repulsion_ratio"], ratio, rtol=1e-8)
 
 
 @pytest.mark.thorough
@@ -126,15 +146,33 @@ def test_critic_loss_is_the_discounted_contrast(key, rng, discount):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("field", [svgd.svgd_direction, steingan.nearest_direction])
+@pytest.mark.parametrize(
+    "field",
+    [svgd.svgd_direction, steingan.one_pass_direction, steingan.nearest_direction],
+)
 def test_two_devices_give_the_one_device_direction(key, rng, field):
     x = jnp.asarray(rng.normal(size=(8, 2)), jnp.float32)
     objective = steingan.steingan(field=field)
-    alone = jax.jit(lambda x: objective.direction(critic_fn, key, x, x)[0])(x)
-    spread = jax.pmap(
-        lambda x: objective.direction(critic_fn, key, x, x, axis_name="i")[0], axis_name="i"
+    alone, info = jax.jit(lambda x: objective.direction(critic_fn, key, x, x))(x)
+    spread, infos = jax.pmap(
+        lambda x: objective.direction(critic_fn, key, x, x, axis_name="i"), axis_name="i"
     )(x.reshape(2, 4, 2))
     np.testing.assert_allclose(spread.reshape(8, 2), alone, rtol=1e-4, atol=1e-5)
+    for ratio in infos["repulsion_ratio"]:
+        np.testing.assert_allclose(ratio, info["repulsion_ratio"], rtol=1e-4)
+
+
+@pytest.mark.thorough
+def test_between_the_points_themselves_one_pass_is_that_of_svgd(rng):
+    x, s = (jnp.asarray(rng.normal(size=(7, 3)), jnp.float32) for _ in range(2))
+    base = kernels.rbf_mixture(0.7)
+    kernel = kernels.feature_kernel(base, lambda _, x: x, ())
+    np.testing.assert_allclose(
+        steingan.one_pass_direction(x, s, kernel),
+        steingan.row_normalized_direction(x, s, base),
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.thorough
@@ -187,6 +225,25 @@ def test_controller(gap, factor):
     assert steingan.rate_factor(jnp.asarray(9.0), jnp.asarray(0.0), threshold=np.inf) == 5
 
 
+@pytest.mark.parametrize(("gap", "factor"), [(-0.6, 0), (-0.4, 1), (0.4, 5), (0.6, 0)])
+def test_read_literally_the_controller_freezes_on_both_sides(gap, factor):
+    energies = jnp.asarray(2.0 + gap), jnp.asarray(2.0)
+    assert steingan.rate_factor(*energies, two_sided=True) == factor
+
+
+@pytest.mark.parametrize(("energy_data", "discount"), [(2.1, 0.7), (2.0, 0.9), (1.4, 0.9)])
+def test_the_discount_is_another_where_the_energy_leads(key, energy_data, discount):
+    def critic_fn(points):
+        return points[:, 0], points
+
+    samples, data = jnp.full((3, 1), 2.0), jnp.full((3, 1), energy_data)
+    objective = steingan.steingan(leading_discount=0.9, two_sided=True)
+    loss, info = objective.critic_loss(critic_fn, key, samples, data)
+    np.testing.assert_allclose(info["discount"], discount, rtol=1e-6)
+    np.testing.assert_allclose(loss, energy_data - (1 - discount) * 2, rtol=1e-5)
+    assert info["rate_factor"] == {2.1: 5, 2.0: 1, 1.4: 0}[energy_data]
+
+
 def test_threshold_reaches_the_controller(key):
     def critic_fn(points):
         return points[:, 0], points
@@ -201,6 +258,7 @@ def test_threshold_reaches_the_controller(key):
     ("options", "message"),
     [
         ({"discount": 1.0}, "discount: got 1"),
+        ({"leading_discount": -0.1}, "leading_discount: got -0.1"),
         ({"threshold": 0.0}, "threshold: got 0"),
     ],
 )

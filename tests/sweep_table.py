@@ -465,13 +465,14 @@ for objective in (two_player.mmd_gan, two_player.mmd_power, two_player.kl_advers
 row(steingan.half_median, 1, spread="same", smooth=False, least=2)
 row(steingan.half_svgd, 1, spread="same", smooth=False, least=2)
 row(steingan.row_normalized_direction, -1, spread="rows")
-row(
-    steingan.nearest_direction,
-    -1,
-    kernel=lambda e: kernels.feature_kernel(e.kernel, lambda _, x: x, ()),
-    spread="rows",
-    least=2,
-)
+for field, least in ((steingan.one_pass_direction, 1), (steingan.nearest_direction, 2)):
+    row(
+        field,
+        -1,
+        kernel=lambda e: kernels.feature_kernel(e.kernel, lambda _, x: x, ()),
+        spread="rows",
+        least=least,
+    )
 row(steingan.stabilized_loss, None)
 row(
     steingan.rate_factor,

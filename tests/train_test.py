@@ -116,6 +116,45 @@ def test_one_step_is_the_mmd_loss_differentiated_through_the_generator(key, rng)
 
 
 @pytest.mark.thorough
+def test_updates_of_one_step_have_latents_of_their_own(key, rng):
+    state, _, data = _setup(rng, "mmd")
+    batch = data[:20]
+    step = train.make_train_step(
+        _generator, OBJECTIVES["mmd"], OPTIMIZER, sample_latents=_sample_latents, num_updates=3
+    )
+    new_state, _ = jax.jit(step)(state, key, batch)
+
+    @jax.jit
+    def update(params, opt_state, latents):
+        def loss(params):
+            x, _ = _generator(params, state.batch_stats, latents)
+            return mmd.mmd_v_statistic(x, batch, jax.lax.stop_gradient(make_imq(x, batch)))
+
+        updates, opt_state = OPTIMIZER.update(jax.grad(loss)(params), opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    first, _ = jax.random.split(jax.random.fold_in(key, 0))
+    params, opt_state = state.params, OPTIMIZER.init(state.params)
+    for latent_key in (first, jax.random.fold_in(first, 1), jax.random.fold_in(first, 2)):
+        params, opt_state = update(params, opt_state, _sample_latents(latent_key, 20))
+    _assert_close(new_state.params, params, 1e-5)
+    assert new_state.step == 1
+    assert new_state.batch_stats["calls"] == 3
+
+
+@pytest.mark.thorough
+def test_the_critic_waits_while_the_generator_goes_on(key, rng):
+    state, once, data = _setup(rng, "gan_kl")
+    twice = train.make_train_step(
+        _generator, OBJECTIVES["gan_kl"], OPTIMIZER, sample_latents=_sample_latents, num_updates=2
+    )
+    rows = data[: 10 * OBJECTIVES["gan_kl"].num_steps]
+    one, two = (jax.jit(step)(state, key, rows)[0] for step in (once, twice))
+    chex.assert_trees_all_equal(one.critic, two.critic)
+    assert not np.allclose(one.params["bias"], two.params["bias"])
+
+
+@pytest.mark.thorough
 @pytest.mark.parametrize("objective", ["kl", "mmd"])
 def test_training_fits_the_data(key, rng, objective):
     state, step, data = _setup(rng, objective)

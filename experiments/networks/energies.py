@@ -1,12 +1,14 @@
 """Energies of images and of points: how badly an autoencoder reconstructs them."""
 
-import math
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 
-from experiments.networks.generators import KERNEL_INIT
+from experiments.networks.generators import KERNEL_INIT, batch_norm
 from kernelgrad.types import Array
 
 
@@ -20,32 +22,47 @@ class ConvEnergy(nn.Module):
       width: channels of the first convolution.
       code_dim: size of the code.
       norm: of the error, one of NORMS.
+      batch_norm: whether BatchNorm follows every layer but the first and the last.
+      tied: whether the decoder's layers are the transposes of the encoder's.
+      axis_name: mapped axis over which BatchNorm pools its statistics; None for one device.
 
     References:
-      Wang & Liu 2016 (learning to draw samples), eq. (14), whose norm is taken as Euclidean.
+      Wang & Liu 2016 (learning to draw samples), eq. (14), whose norm is taken as Euclidean;
+      Radford, Metz & Chintala 2016, section 3.
     """
 
     width: int
     code_dim: int = 32
     norm: str = "euclidean"
+    batch_norm: bool = False
+    tied: bool = False
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, images: Array, train: bool) -> tuple[Array, Array]:
-        """Returns energies (n,) and codes (n, code_dim) of images (n, h, w, c) in [0, 1]."""
-        del train
-        hidden, features, channels = images, self.width, []
+        """Returns energies (n,) and codes (n, code_dim) of images (n, h, w, c) in [0, 1].
+
+        Args:
+          images: (n, h, w, c), floating.
+          train: normalise by the statistics of the batch, with BatchNorm.
+        """
+        normed = functools.partial(_normed, self.batch_norm, train, self.axis_name)
+        hidden, features, layers = images, self.width, []
         while min(hidden.shape[1:3]) > 4 and hidden.shape[1] % 2 == hidden.shape[2] % 2 == 0:
-            channels.append(hidden.shape[-1])
-            hidden = nn.Conv(features, (4, 4), (2, 2), kernel_init=KERNEL_INIT)(hidden)
-            hidden = nn.leaky_relu(hidden, 0.2)
+            layer = nn.Conv(features, (4, 4), (2, 2), kernel_init=KERNEL_INIT)
+            layers.append((layer, hidden.shape[-1]))
+            hidden = layer(hidden)
+            hidden = nn.leaky_relu(normed(hidden) if layers[1:] else hidden, 0.2)
             features *= 2
-        code = nn.Dense(self.code_dim, kernel_init=KERNEL_INIT)(hidden.reshape(hidden.shape[0], -1))
-        decoded = nn.Dense(math.prod(hidden.shape[1:]), kernel_init=KERNEL_INIT)(code)
-        decoded = nn.relu(decoded).reshape(hidden.shape)
-        for layer in reversed(range(len(channels))):
-            outputs = channels[layer]
-            decoded = nn.ConvTranspose(outputs, (4, 4), (2, 2), kernel_init=KERNEL_INIT)(decoded)
-            decoded = nn.relu(decoded) if layer else nn.sigmoid(decoded)
+        flat = hidden.reshape(hidden.shape[0], -1)
+        encode = nn.Dense(self.code_dim, kernel_init=KERNEL_INIT)
+        code = normed(encode(flat))
+        decode = nn.Dense(flat.shape[1], kernel_init=KERNEL_INIT)
+        decoded = nn.relu(normed(_mirrored(self.tied, encode, decode, code))).reshape(hidden.shape)
+        for index, (layer, outputs) in reversed(list(enumerate(layers))):
+            mirror = nn.ConvTranspose(outputs, (4, 4), (2, 2), kernel_init=KERNEL_INIT)
+            decoded = _mirrored(self.tied, layer, mirror, decoded)
+            decoded = nn.relu(normed(decoded)) if index else nn.sigmoid(decoded)
         return NORMS[self.norm](images - decoded), code
 
 
@@ -57,25 +74,63 @@ class MLPEnergy(nn.Module):
       code_dim: size of the code.
       depth: number of hidden layers of encoder and decoder each.
       norm: of the error, one of NORMS.
+      batch_norm: as in :class:`ConvEnergy`.
+      tied: as in :class:`ConvEnergy`.
+      axis_name: as in :class:`ConvEnergy`.
     """
 
     width: int
     code_dim: int = 8
     depth: int = 2
     norm: str = "euclidean"
+    batch_norm: bool = False
+    tied: bool = False
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, points: Array, train: bool) -> tuple[Array, Array]:
-        """Returns energies (n,) and codes (n, code_dim) of points (n, d)."""
-        del train
-        hidden = points
-        for _ in range(self.depth):
-            hidden = nn.leaky_relu(nn.Dense(self.width)(hidden), 0.2)
-        code = nn.Dense(self.code_dim)(hidden)
-        decoded = code
-        for _ in range(self.depth):
-            decoded = nn.leaky_relu(nn.Dense(self.width)(decoded), 0.2)
-        return NORMS[self.norm](points - nn.Dense(points.shape[1])(decoded)), code
+        """Returns energies (n,) and codes (n, code_dim) of points (n, d).
+
+        `train` is that of :class:`ConvEnergy`.
+        """
+        normed = functools.partial(_normed, self.batch_norm, train, self.axis_name)
+        hidden, layers = points, []
+        for index in range(self.depth):
+            layers.append((nn.Dense(self.width), hidden.shape[1]))
+            hidden = layers[-1][0](hidden)
+            hidden = nn.leaky_relu(normed(hidden) if index else hidden, 0.2)
+        layers.append((nn.Dense(self.code_dim), hidden.shape[1]))
+        code = decoded = normed(layers[-1][0](hidden))
+        for index, (layer, outputs) in reversed(list(enumerate(layers))):
+            decoded = _mirrored(self.tied, layer, nn.Dense(outputs), decoded)
+            decoded = nn.leaky_relu(normed(decoded), 0.2) if index else decoded
+        return NORMS[self.norm](points - decoded), code
+
+
+class _Transposed(nn.Module):
+    """The transpose of a dense layer, or of a convolution of stride 2, and a bias of its own."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, inputs: Array, kernel: Array) -> Array:
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        if kernel.ndim == 2:
+            return inputs @ kernel.T + bias
+        return lax.conv_transpose(inputs, kernel, (2, 2), "SAME", transpose_kernel=True) + bias
+
+
+def _mirrored(
+    tied: bool, layer: nn.Dense | nn.Conv, mirror: nn.Dense | nn.ConvTranspose, inputs: Array
+) -> Array:
+    """Returns inputs through the transpose of a layer of the encoder, or through its mirror."""
+    if not tied:
+        return mirror(inputs)
+    return _Transposed(mirror.features)(inputs, layer.variables["params"]["kernel"])
+
+
+def _normed(enabled: bool, train: bool, axis_name: str | None, hidden: Array) -> Array:
+    return batch_norm(train, axis_name)(hidden) if enabled else hidden
 
 
 def _euclidean(error: Array) -> Array:
@@ -98,16 +153,22 @@ NORMS = {"euclidean": _euclidean, "root_sum": _root_sum}
 
 
 def energy_for(
-    sample_shape: Sequence[int], width: int, norm: str = "euclidean"
+    sample_shape: Sequence[int], width: int, norm: str = "euclidean", **options: Any
 ) -> ConvEnergy | MLPEnergy:
     """Returns the autoencoder's energy for images (h, w, c) or for points (d,).
+
+    Args:
+      sample_shape: of an image or a point.
+      width: of the first layer.
+      norm: of the error.
+      **options: further attributes of both: batch_norm, tied, axis_name.
 
     Raises:
       ValueError: `sample_shape` has another length.
     """
     match tuple(sample_shape):
         case (_,):
-            return MLPEnergy(width, norm=norm)
+            return MLPEnergy(width, norm=norm, **options)
         case (_, _, _):
-            return ConvEnergy(width, norm=norm)
+            return ConvEnergy(width, norm=norm, **options)
     raise ValueError(f"sample_shape: got {tuple(sample_shape)}; expected (h, w, c) or (d,)")

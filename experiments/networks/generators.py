@@ -58,13 +58,7 @@ class DCGAN(nn.Module):
             )
 
         def norm_relu(hidden: Array) -> Array:
-            norm = nn.BatchNorm(
-                use_running_average=not train,
-                momentum=0.9,
-                scale_init=_scale_init,
-                axis_name=self.axis_name,
-            )
-            return nn.relu(norm(hidden))
+            return nn.relu(batch_norm(train, self.axis_name)(hidden))
 
         def upsample(features: int, use_bias: bool) -> nn.ConvTranspose:
             return nn.ConvTranspose(
@@ -80,6 +74,13 @@ class DCGAN(nn.Module):
             features //= 2
             hidden = norm_relu(upsample(features, use_bias=False)(hidden))
         return nn.sigmoid(upsample(channels, use_bias=True)(hidden))
+
+
+def batch_norm(train: bool, axis_name: str | None) -> nn.BatchNorm:
+    """Returns the layer of the guidelines, `train` and `axis_name` as in :class:`DCGAN`."""
+    return nn.BatchNorm(
+        use_running_average=not train, momentum=0.9, scale_init=_scale_init, axis_name=axis_name
+    )
 
 
 class MLPGenerator(nn.Module):

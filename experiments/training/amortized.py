@@ -86,6 +86,12 @@ class Config:
     num_hidden: int = fields.integer(10, 1, boltzmann.MAX_HIDDEN, "Hidden units.")
     generator: str = fields.choice("mlp", GENERATORS, "Its network.")
     width: int = fields.integer(512, 1, fields.MAX_SIZE, "Units (mlp) or channels (dcgan).")
+    observation_noise: bool = fields.switch(
+        True,
+        "Add N(0, I) to what the network draws, as the machine's samples have it; false: the "
+        "generator of the authors' code.",
+        before=False,
+    )
     batch_size: int = fields.integer(100, 2, fields.MAX_SIZE, "Images, and samples, per step.")
     latent_dim: int = fields.integer(100, 1, fields.MAX_SIZE, "Dimension of the latents.")
     learning_rate: float = fields.positive(3e-4, "Adam's, of both players.")
@@ -110,10 +116,11 @@ class Trainer(NamedTuple):
     initial_state: Callable[[Key], State]
     step: Callable[[State, Key, Array], State]
     samples: Callable[[State, Key], Array]
+    means: Callable[[State, Key], Array]  # of the same draws, without the noise of observation
 
 
 def make_trainer(config: Config, direction: str, image_shape: tuple[int, ...]) -> Trainer:
-    """Returns start, step and sampler for one direction; images come as uint8 (n, h, w, c)."""
+    """Returns start, step and samplers for one direction; images come as uint8 (n, h, w, c)."""
     size = math.prod(image_shape)
     network = GENERATORS[config.generator](image_shape, config.width)
     direction_fn = DIRECTIONS[direction]
@@ -122,6 +129,12 @@ def make_trainer(config: Config, direction: str, image_shape: tuple[int, ...]) -
 
     def sample_latents(key: Key, n: int) -> Array:
         return jax.random.uniform(key, (n, config.latent_dim), minval=-1.0, maxval=1.0)
+
+    def sample_noise(key: Key, n: int) -> Array:
+        """Returns Phi^-1(xi), xi uniform on (0, 1), beside the latents of the same key."""
+        if not config.observation_noise:
+            return jnp.zeros((n, size))
+        return jax.random.normal(jax.random.fold_in(key, 1), (n, size))
 
     def initial_state(key: Key) -> State:
         machine_key, generator_key = jax.random.split(key)
@@ -140,7 +153,9 @@ def make_trainer(config: Config, direction: str, image_shape: tuple[int, ...]) -
     def negative_phase(follow: DirectionFn, state: State, key: Key) -> tuple[Array, State]:
         """Returns the generator's samples, and the state after it followed the direction there."""
         latents = sample_latents(key, config.batch_size)
-        samples, stats = generator(state.generator, state.batch_stats, latents)
+        noise = sample_noise(key, config.batch_size)
+        means, stats = generator(state.generator, state.batch_stats, latents)
+        samples = means + noise
         ascent = follow(samples, boltzmann.score(state.machine, samples))
         gradient = pullback.chain_rule(
             lambda params: generator(params, state.batch_stats, latents)[0],
@@ -161,14 +176,17 @@ def make_trainer(config: Config, direction: str, image_shape: tuple[int, ...]) -
         updates, opt = decayed_adam.update(gradient, state.machine_opt, state.machine)
         return state._replace(machine=optax.apply_updates(state.machine, updates), machine_opt=opt)
 
-    def samples(state: State, key: Key) -> Array:
+    def means(state: State, key: Key) -> Array:
         if direction_fn is None:
             return boltzmann.sample_means(key, state.machine, _NUM_SAMPLES)
         variables = {"params": state.generator, "batch_stats": state.batch_stats}
         images = network.apply(variables, sample_latents(key, _NUM_SAMPLES), train=False)
         return images.reshape(_NUM_SAMPLES, size)
 
-    return Trainer(initial_state, step, samples)
+    def samples(state: State, key: Key) -> Array:
+        return means(state, key) + sample_noise(key, _NUM_SAMPLES)
+
+    return Trainer(initial_state, step, samples, means)
 
 
 def as_points(images: Array) -> Array:

@@ -26,26 +26,49 @@ T = TypeVar("T")
 
 
 def value_network(
-    shape: tuple[int, ...], *, width: int, spectral_norm: bool, conditional: bool
+    shape: tuple[int, ...],
+    axis_name: str | None = None,
+    *,
+    width: int,
+    spectral_norm: bool,
+    conditional: bool,
 ) -> nn.Module:
     """Returns the critic of samples of a shape, of one value each."""
+    del axis_name
     network: nn.Module = critics.critic_for(shape, width, spectral_norm)
     return ConditionalCritic(network, shape) if conditional else network
 
 
 def feature_network(
-    shape: tuple[int, ...], *, width: int, spectral_norm: bool, conditional: bool, num_features: int
+    shape: tuple[int, ...],
+    axis_name: str | None = None,
+    *,
+    width: int,
+    spectral_norm: bool,
+    conditional: bool,
+    num_features: int,
 ) -> nn.Module:
     """Returns the critic of samples of a shape, of some features each."""
+    del axis_name
     network: nn.Module = critics.critic_for(shape, width, spectral_norm, num_features)
     return ConditionalCritic(network, shape) if conditional else network
 
 
 def energy_network(
-    shape: tuple[int, ...], *, width: int, energy_norm: str, conditional: bool, margin: float
+    shape: tuple[int, ...],
+    axis_name: str | None = None,
+    *,
+    width: int,
+    energy_norm: str,
+    batch_norm: bool,
+    tied_weights: bool,
+    conditional: bool,
+    margin: float,
 ) -> nn.Module:
     """Returns the autoencoder's energy of samples of a shape, with its features."""
-    network: nn.Module = energies.energy_for(shape, width, energy_norm)
+    network: nn.Module = energies.energy_for(
+        shape, width, energy_norm, batch_norm=batch_norm, tied=tied_weights, axis_name=axis_name
+    )
     return JointEnergy(network, shape, margin) if conditional else network
 
 
@@ -60,7 +83,7 @@ class Choice(NamedTuple):
       normalize: whether the direction is normalised by default.
       spectral_norm: whether the critic is normalised by default.
       critic_rate: the critic's learning rate by default, in units of the generator's.
-      network: shape of a sample -> the critic.
+      network: (shape of a sample, mapped axis over which it pools statistics) -> the critic.
       optimizer: that of the settings -> the critic's.
       energy: output of the critic -> energies (n,), low where it sees data; None without a critic,
         or with one of features.
@@ -100,9 +123,11 @@ class Choice(NamedTuple):
         """Returns the objective of a run's config."""
         return self._called(self.build, config)
 
-    def critic_network(self, config: Any, shape: tuple[int, ...]) -> nn.Module:
+    def critic_network(
+        self, config: Any, shape: tuple[int, ...], axis_name: str | None = None
+    ) -> nn.Module:
         """Returns the critic of a run's config for samples of a shape."""
-        return self._called(self.network, config, shape)
+        return self._called(self.network, config, shape, axis_name)
 
     def critic_optimizer(self, config: Any) -> optax.GradientTransformation:
         """Returns the critic's optimizer of a run's config."""

@@ -22,7 +22,7 @@ from experiments.run.loop import Schedule
 from experiments.run.signals import Signals
 from experiments.run.timing import Timed
 from experiments.run.workdirs import Workdir
-from experiments.training import extractors, models, settings, trained
+from experiments.training import extractors, models, settings, trained, updates
 from experiments.training.settings import Config
 from kernelgrad import kernels, mmd, train
 from kernelgrad.types import Array, Key, PyTree
@@ -215,7 +215,9 @@ def make_train_step(
         sample_latents=model.sample_latents,
         noise_variance=noise if anneals else None,
         axis_name=axis_name,
+        pull_back=updates.make(config, axis_name),
         ema_decay=config.ema,
+        num_updates=config.generator_steps,
     )
 
 

@@ -3,6 +3,7 @@
 With label codes (n, k) in a conditional run, of which other runs have none, (n, 0).
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
@@ -17,7 +18,7 @@ from experiments.judges.image_metrics import Scores
 from experiments.training.objectives import OBJECTIVES
 from experiments.training.settings import Config
 from experiments.training.trained import Trained
-from kernelgrad import critic, kale, latent
+from kernelgrad import kale, latent
 from kernelgrad.critic import Critic
 from kernelgrad.train import TrainState, as_unit_interval
 from kernelgrad.types import Array, Key, LogDensityFn, PyTree
@@ -67,8 +68,8 @@ def generator_and_energy(
     if of_output is None:
         return generate, None
     player = cast(Critic, run.model.objective)
-    critic_fn = critic.bind(cast(Any, state.critic), player)
-    return generate, lambda points: of_output(critic_fn(player.objective.view(points)))
+    values = functools.partial(cast(Any, run.model.values), state.critic)
+    return generate, lambda points: of_output(values(player.objective.view(points)))
 
 
 def energy_of(config: Config) -> Callable[[Any], Array] | None:

@@ -32,7 +32,8 @@ def _itself(samples: Array) -> Array:
 class Model(NamedTuple):
     """The generator and the pieces of its training that follow from the config.
 
-    The last are the networks through which the objective looks.
+    The last are the networks through which the objective looks. `values` maps the critic's state
+    and points to its outputs, by the running averages of BatchNorm where it has any.
     """
 
     generate: Callable[[PyTree, PyTree, Array], Array]
@@ -41,6 +42,7 @@ class Model(NamedTuple):
     optimizer: optax.GradientTransformation
     sample_latents: Callable[[Key, int], Array]
     initial_state: Callable[[Key], train.TrainState]
+    values: Callable[[CriticState, Array], PyTree] | None = None
     extractors: tuple[Extractor, ...] = ()
 
 
@@ -69,10 +71,10 @@ def build(
         where anything is traced.
     """
     network = generators.generator_for(dataset.sample_shape, config.width, axis_name)
-    optimizer = optimizers.make(config, config.learning_rate)
+    optimizer = optimizers.make(config, config.learning_rate, config.generator_steps)
     networks = load_networks(config, dataset) if networks is None else networks
     views = {name: networks.get(name, _itself) for name in config.features}
-    objective, init_critic = _build_objective(config, dataset, views)
+    objective, init_critic, values = _build_objective(config, dataset, views, axis_name)
 
     def sample_latents(key: Key, n: int) -> Array:
         prior = settings.PRIORS[config.prior]
@@ -107,6 +109,7 @@ def build(
         optimizer,
         sample_latents,
         initial_state,
+        values,
         tuple(networks.values()),
     )
 
@@ -153,20 +156,34 @@ def _seen(
 
 
 def _build_objective(
-    config: Config, dataset: Dataset, views: Mapping[str, Callable[[Array], Array]]
-) -> tuple[Objective | Critic, Callable[[Key], CriticState | None]]:
-    """Returns the objective of a config, with its critic if it has one, and that one's start."""
+    config: Config,
+    dataset: Dataset,
+    views: Mapping[str, Callable[[Array], Array]],
+    axis_name: str | None,
+) -> tuple[
+    Objective | Critic,
+    Callable[[Key], CriticState | None],
+    Callable[[CriticState, Array], PyTree] | None,
+]:
+    """Returns the objective of a config; its critic's start and values, if it has one."""
     choice = OBJECTIVES[config.objective]
     objective = _seen(config, choice.make(config), views)
     if not isinstance(objective, TwoPlayer):
-        return objective, lambda _: None
+        return objective, lambda _: None, None
     shape = _seen_shape(config, dataset)
-    network = choice.critic_network(config, shape)
+    network = choice.critic_network(config, shape, axis_name)
 
-    def apply(params: PyTree, stats: PyTree, points: Array) -> tuple[Array, PyTree]:
+    def apply(
+        params: PyTree, stats: PyTree, points: Array, in_training: bool = True
+    ) -> tuple[Array, PyTree]:
         variables = {"params": params, "batch_stats": stats}
-        values, updated = network.apply(variables, points, train=True, mutable=["batch_stats"])
+        values, updated = network.apply(
+            variables, points, train=in_training, mutable=["batch_stats"]
+        )
         return values, updated.get("batch_stats", {})
+
+    def values(state: CriticState, points: Array) -> PyTree:
+        return apply(state.params, state.stats, points, in_training=not config.batch_norm)[0]
 
     optimizer = choice.critic_optimizer(config)
     player = Critic(objective, apply, optimizer, settings.critic_steps(config))
@@ -178,7 +195,7 @@ def _build_objective(
         variables = network.init(key, points, train=False)
         return critic.init(variables["params"], variables.get("batch_stats", {}), player)
 
-    return player, initial_state
+    return player, initial_state, values
 
 
 def training_rows(config: Config, dataset: Dataset) -> np.ndarray:

@@ -31,8 +31,10 @@ TRACKS = {"batch": None, "ema": kale.ema_step, "newton": kale.newton_step}
 FIELDS: dict[str, steingan.FieldFn] = {
     "svgd": svgd.svgd_direction,
     "row_normalized": steingan.row_normalized_direction,
+    "one_pass": steingan.one_pass_direction,
     "nearest": steingan.nearest_direction,
 }
+FREEZES = {"one_sided": False, "two_sided": True}
 FEATURE_LENGTHSCALES: dict[str, steingan.LengthscaleFn] = {
     "half_median": steingan.half_median,
     "half_svgd": steingan.half_svgd,
@@ -156,13 +158,21 @@ def _kale(
 
 
 def _steingan(
-    *, discount: float, stein_field: str, feature_lengthscale: str, freeze_threshold: float
+    *,
+    discount: float,
+    leading_discount: float | None,
+    stein_field: str,
+    feature_lengthscale: str,
+    freeze: str,
+    freeze_threshold: float,
 ) -> TwoPlayer:
     return steingan.steingan(
         discount=discount,
+        leading_discount=leading_discount,
         field=FIELDS[stein_field],
         lengthscale=FEATURE_LENGTHSCALES[feature_lengthscale],
         threshold=freeze_threshold,
+        two_sided=FREEZES[freeze],
     )
 
 
@@ -234,6 +244,7 @@ def _given(**options: Any) -> dict[str, Any]:
 
 def _kale_network(
     shape: tuple[int, ...],
+    axis_name: str | None = None,
     *,
     width: int,
     spectral_norm: bool,
@@ -241,7 +252,7 @@ def _kale_network(
     log_normalizer: str,
 ) -> nn.Module:
     network = choices.value_network(
-        shape, width=width, spectral_norm=spectral_norm, conditional=conditional
+        shape, axis_name, width=width, spectral_norm=spectral_norm, conditional=conditional
     )
     return network if TRACKS[log_normalizer] is None else critics.TrackedNormalizer(network)
 

@@ -12,7 +12,7 @@ from experiments.data import catalog
 from experiments.networks import energies
 from experiments.run import fields
 from experiments.run.errors import UsageError
-from experiments.training import extractors, objectives, optimizers
+from experiments.training import extractors, objectives, optimizers, updates
 from experiments.training.choices import Choice
 from experiments.training.objectives import OBJECTIVES
 from experiments.training.presets import PRESETS
@@ -26,6 +26,7 @@ PRIORS: dict[str, Callable[..., Array]] = {
 }
 
 _GENERATOR, _LEARNING, _RUN = "The generator.", "How it learns.", "Looking at it, and memory."
+_UPDATE: dict[str, Any] = {"group": _LEARNING, "of": updates.reading}
 _SPECIAL: dict[str, Any] = {"group": "What some objectives read.", "of": objectives.reading}
 _CRITIC: dict[str, Any] = {"group": "The critic, where there is one.", "of": objectives.reading}
 _CRITICS = [name for name, choice in OBJECTIVES.items() if choice.critic_steps]
@@ -119,6 +120,36 @@ class Config:
         "such as 0.999. Samples, pictures and metrics are then those of the average; training "
         "and a critic do not see it. By default there is none.",
         group=_LEARNING,
+    )
+    update: str = fields.choice(
+        "chain_rule",
+        updates.UPDATES,
+        "How the generator follows a direction of its samples: by eq. (10), (8) or (9) of paper "
+        "003. That of gauss_newton is a step already, which --optimizer=sgd takes as it is, times "
+        "--learning_rate.",
+        group=_LEARNING,
+    )
+    generator_steps: int = fields.integer(
+        1,
+        1,
+        1000,
+        "Updates of the generator in a step, each on fresh latents, while a critic waits.",
+        group=_LEARNING,
+    )
+    step_size: float = fields.positive(
+        0.5, "How far the samples are to move, in units of their direction.", **_UPDATE
+    )
+    inner_steps: int = fields.integer(
+        10, 1, fields.MAX_COUNT, "Inner steps that fit them there.", **_UPDATE
+    )
+    inner_learning_rate: float = fields.positive(
+        0.005, "Rate of the inner momentum steps.", **_UPDATE
+    )
+    damping: float = fields.positive(
+        1e-3, "Lambda of the least squares, in units of the squared Jacobian.", **_UPDATE
+    )
+    cg_iterations: int = fields.integer(
+        20, 1, fields.MAX_COUNT, "Most iterations of conjugate gradients.", **_UPDATE
     )
     kernel: str = fields.choice("imq", kernels.FAMILIES, "Family of the mixture.", **_SPECIAL)
     kernel_scales: tuple[float, ...] | None = fields.numbers(
@@ -249,29 +280,55 @@ class Config:
     discount: float = fields.share(
         0.7, "Gamma, by which the samples' energy counts less.", **_SPECIAL
     )
+    leading_discount: float | None = fields.share(
+        None,
+        "Gamma where the samples' energy is at least the data's, 0.9 in the authors' scripts of "
+        "MNIST and CIFAR-10; --discount by default.",
+        **_SPECIAL,
+    )
     stein_field: str = fields.choice(
         "svgd",
         objectives.FIELDS,
-        "What the samples follow; row_normalized and nearest as in the authors' code.",
+        "What the samples follow: eq. (7) of paper 003; one_pass as in the authors' scripts of "
+        "MNIST and CIFAR-10, nearest as in that of LSUN, row_normalized as in that of the "
+        "Boltzmann machine.",
         **_SPECIAL,
     )
     feature_lengthscale: str = fields.choice(
         "half_median",
         objectives.FEATURE_LENGTHSCALES,
-        "Rule of the kernel on features; half_svgd as in the authors' code.",
+        "Rule of the kernel on features; half_svgd as in all of the authors' scripts of images.",
         **_SPECIAL,
     )
     energy_norm: str = fields.choice(
         "euclidean",
         energies.NORMS,
-        "Norm of the reconstruction's error; root_sum as in the authors' code.",
+        "Norm of the reconstruction's error; root_sum as in the authors' script of LSUN.",
+        **_CRITIC,
+    )
+    batch_norm: bool = fields.switch(
+        False,
+        "BatchNorm in the energy's autoencoder, after all layers but the first and the last. A "
+        "sample's energy and features then depend on its batch.",
+        **_CRITIC,
+    )
+    tied_weights: bool = fields.switch(
+        False, "Make the autoencoder's decoder of the transposes of its encoder.", **_CRITIC
+    )
+    freeze: str = fields.choice(
+        "one_sided",
+        objectives.FREEZES,
+        "When the energy waits: where the samples' exceeds the data's by --freeze_threshold, as in "
+        "the authors' scripts of MNIST and CIFAR-10, or for a difference of either sign, as paper "
+        "003 reads.",
         **_CRITIC,
     )
     freeze_threshold: float = fields.number(
         0.5,
         fields.SMALLEST,
         math.inf,
-        "Lead of the energy that freezes it; inf, as in the authors' code, never does.",
+        "Difference of energies that freezes the energy; inf never does, as in the authors' "
+        "scripts of CelebA and LSUN.",
         **_CRITIC,
     )
     log_normalizer: str = fields.choice(

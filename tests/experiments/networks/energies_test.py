@@ -64,3 +64,46 @@ def test_the_decoder_is_relu_layers_and_a_sigmoid(rng, shape, width):
     decoded = 1 / (1 + np.exp(-np.asarray(hidden)))
     expected = [NORMS["euclidean"](error) for error in images - decoded]
     np.testing.assert_allclose(values, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(8, 6, 3), (5,)])
+def test_a_tied_layer_is_the_transpose_of_the_encoders(key, rng, shape):
+    """<K x, y> = <x, K^T y>."""
+    layer = nn.Conv(4, (4, 4), (2, 2)) if len(shape) == 3 else nn.Dense(4)
+    x = jnp.asarray(rng.normal(size=(2, *shape)), jnp.float32)
+    outputs, variables = layer.init_with_output(key, x)
+    outputs -= variables["params"]["bias"]
+    y = jnp.asarray(rng.normal(size=outputs.shape), jnp.float32)
+    back = energies._Transposed(shape[-1])
+    biases = {"bias": jnp.zeros(shape[-1])}
+    transposed = back.apply({"params": biases}, y, variables["params"]["kernel"])
+    np.testing.assert_allclose(jnp.vdot(outputs, y), jnp.vdot(x, transposed), rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 1), (3,)])
+def test_a_tied_decoder_has_biases_alone(key, shape):
+    points = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+
+    def kernels(**options):
+        network = energies.energy_for(shape, 4, **options)
+        params = jax.eval_shape(lambda x: network.init(key, x, train=False), points)["params"]
+        return sorted(leaf.shape for leaf in jax.tree.leaves(params) if leaf.ndim > 1)
+
+    tied, plain = kernels(tied=True), kernels()
+    assert len(plain) == 2 * len(tied)
+    assert set(tied) <= set(plain)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("shape", [(8, 8, 1), (3,)])
+def test_batch_norm_goes_by_the_batch_or_by_the_running_averages(key, rng, shape):
+    network = energies.energy_for(shape, 4, batch_norm=True, tied=True)
+    points = jnp.asarray(rng.uniform(size=(6, *shape)), jnp.float32)
+    variables = network.init(key, points, train=False)
+    whole, half = (network.apply(variables, some, train=False)[0] for some in (points, points[:3]))
+    np.testing.assert_allclose(half, whole[:3], rtol=1e-5)
+    (_, codes), _ = network.apply(variables, points, train=True, mutable=["batch_stats"])
+    scale = [n["scale"] for name, n in variables["params"].items() if "BatchNorm" in name]
+    scale = next(one for one in scale if one.shape == codes.shape[1:])
+    np.testing.assert_allclose(codes.mean(axis=0), 0, atol=1e-4)
+    assert np.all(codes.std(axis=0) <= 1.0001 * np.abs(scale))  # epsilon makes it less

@@ -83,6 +83,7 @@ VARIED = {
     "noisy_jsd": {"noise_variance": (0.1, 0.2), "seed": (0, 1)},
     "ratio_ulsif": {"kernel_scales": ((1.0,), (2.0,)), "select": (False, True)},
     "ratio_rulsif": {"alpha": (0.3, 0.5), "ridge": (0.1, 0.2)},
+    "mmd": {"update": ("regression", "gauss_newton"), "step_size": (0.2, 0.5)},
     "drift": {"temperatures": ((0.1, 0.2), (0.3, 0.4))},
     "mmd_gan": {"kernel_scales": ((0.5, 1.0), (1.0, 2.0)), "penalty_weight": (0.5, 1.0)},
     "kale_flow": {"regularization": (0.1, 1.0)},
@@ -90,7 +91,7 @@ VARIED = {
     "f_divergence": {"ridge": (1.0, 2.0)},
     "wgan_clip": {"clip": (0.01, 0.1)},
     "energy_distance": {"ema": (0.5, 0.9), "warmup": (1, 2), "clip_norm": (0.01, 1.0)},
-    "steingan": {"discount": (0.5, 0.7), "freeze_threshold": (0.5, 1.0)},
+    "steingan": {"leading_discount": (0.5, 0.9), "freeze_threshold": (0.5, 1.0)},
     "kale": {"log_normalizer_rate": (0.1, 0.2)},
 }
 

@@ -49,6 +49,32 @@ def test_directions_are_those_of_the_loops(rng):
         np.testing.assert_allclose(got, direction, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.thorough(quick=1)
+@pytest.mark.parametrize("noisy", [True, False])
+def test_the_generator_draws_its_means_and_noise_of_observation(key, noisy):
+    """To 6 standard errors; without the noise nothing is added."""
+    config = dataclasses.replace(TINY, observation_noise=noisy)
+    trainer = amortized.make_trainer(config, "svgd", (8, 8, 1))
+    noise = jax.jit(lambda key, state: trainer.samples(state, key) - trainer.means(state, key))
+    noise = np.asarray(noise(key, jax.jit(trainer.initial_state)(key)))
+    if noisy:
+        assert abs(noise.mean()) < 6 / np.sqrt(noise.size)
+        assert abs(noise.var() - 1) < 6 * np.sqrt(2 / noise.size)
+        assert np.abs(np.cov(noise.T) - np.eye(64)).max() < 6 * np.sqrt(2 / len(noise))
+    else:
+        np.testing.assert_array_equal(noise, 0)
+
+
+@pytest.mark.thorough
+def test_the_direction_is_taken_at_the_noisy_samples(key, monkeypatch):
+    seen = []
+    follow = lambda samples, scores: (seen.append(samples), scores)[1]  # noqa: E731
+    monkeypatch.setitem(amortized.DIRECTIONS, "score", follow)
+    trainer = amortized.make_trainer(TINY, "score", (8, 8, 1))
+    trainer.step(trainer.initial_state(key), key, jnp.zeros((TINY.batch_size, 8, 8, 1), jnp.uint8))
+    assert 0.9 < np.var(seen[0]) < 1.1  # the sigmoid's outputs are near 1/2 at the start
+
+
 @pytest.mark.thorough
 def test_generator_follows_the_direction_uphill(key):
     config = dataclasses.replace(TINY, learning_rate=1e-3)

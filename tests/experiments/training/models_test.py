@@ -48,6 +48,13 @@ def energy_and_features(points):
 REACHED = [
     ("steingan", {}, steingan.steingan()),
     ("steingan", {"discount": 0.2}, steingan.steingan(discount=0.2)),
+    ("steingan", {"leading_discount": 0.2}, steingan.steingan(leading_discount=0.2)),
+    ("steingan", {"freeze": "two_sided"}, steingan.steingan(two_sided=True)),
+    (
+        "steingan",
+        {"stein_field": "one_pass"},
+        steingan.steingan(field=steingan.one_pass_direction),
+    ),
     (
         "steingan",
         {"stein_field": "row_normalized"},
@@ -110,6 +117,48 @@ def test_the_norm_reaches_the_energy(key, rng, norm):
     network = energies.MLPEnergy(8, norm=norm)
     expected = network.apply({"params": state.params}, points, train=False)
     np.testing.assert_allclose(critic.bind(state, one)(points)[0], expected[0], rtol=1e-5)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    "field",
+    ["one_pass", *(pytest.param(one, marks=pytest.mark.slow) for one in ("svgd", "nearest"))],
+)
+def test_batch_norm_of_the_energy_pools_over_devices(key, rng, field):
+    config = dataclasses.replace(
+        STEINGAN, batch_norm=True, tied_weights=True, stein_field=field, optimizer="sgd"
+    )
+    one, start = build(config, key)
+    many = models.build(config, catalog.load(config.dataset), "i").objective
+
+    def play(player, axis_name, samples, data):
+        state, info = critic.step(key, start, player, samples, data, axis_name=axis_name)
+        critic_fn = critic.bind(start, player)
+        direction = player.objective.direction(critic_fn, key, samples, data, axis_name=axis_name)
+        return state, info, direction
+
+    both = tuple(clouds(rng))
+    alone = jax.jit(functools.partial(play, one, None))(*both)
+    shares = (cloud.reshape(2, 4, 2) for cloud in both)
+    state, info, (direction, of_field) = jax.pmap(functools.partial(play, many, "i"), "i")(*shares)
+    first = jax.tree.map(lambda leaf: leaf[0], (state, info, of_field))
+    for got, wanted in zip(
+        jax.tree.leaves((first, direction.reshape(8, 2))),
+        jax.tree.leaves(((alone[0], alone[1], alone[2][1]), alone[2][0])),
+        strict=True,
+    ):
+        np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.thorough
+def test_a_critic_in_use_goes_by_running_averages(key, rng):
+    model = models.build(
+        dataclasses.replace(STEINGAN, batch_norm=True), catalog.load(STEINGAN.dataset)
+    )
+    state = jax.jit(model.initial_state)(key).critic
+    points, _ = clouds(rng)
+    whole, half = (model.values(state, some)[0] for some in (points, points[:3]))
+    np.testing.assert_allclose(half, whole[:3], rtol=1e-5)
 
 
 @pytest.mark.thorough

@@ -28,6 +28,11 @@ from experiments.training.settings import Config
         ("clip_norm", 0.0),
         ("warmup", 0),
         ("warmup", 2000),  # of as many steps
+        ("update", "newton"),
+        ("generator_steps", 0),
+        ("damping", 0.0),
+        ("leading_discount", 1.0),
+        ("freeze", "both"),
     ],
 )
 def test_settings_out_of_range_are_named(field, value):
