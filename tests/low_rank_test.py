@@ -92,7 +92,7 @@ def full_rank(x, y):
     return feature_maps.LandmarkMap(KERNEL, jnp.asarray(landmarks), jnp.asarray(whitening))
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("name", PAIRS)
 def test_at_full_rank_it_is_the_exact_function_and_says_so(name, key, rng):
     approximate, exact = PAIRS[name]
@@ -109,7 +109,7 @@ def test_at_full_rank_it_is_the_exact_function_and_says_so(name, key, rng):
         assert float(got.standard_error) < 1e-5
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", PAIRS)
 def test_the_error_is_the_true_one(name, key, rng):
     """With so many probes that every point is among them, over maps of low rank."""
