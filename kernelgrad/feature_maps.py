@@ -344,9 +344,12 @@ def _orthogonal_normals(key: Key, size: int, dimension: int, dtype: Any) -> Arra
     direction_key, norm_key = jax.random.split(key)
     blocks = -(-size // dimension)
     normals = jax.random.normal(direction_key, (blocks, dimension, dimension), dtype)
-    directions, upper = jnp.linalg.qr(normals)
-    signs = jnp.where(jnp.diagonal(upper, axis1=1, axis2=2) < 0, -1, 1).astype(dtype)
-    rows = jnp.swapaxes(directions * signs[:, None, :], 1, 2).reshape(-1, dimension)[:size]
+
+    def directions(block: Array) -> Array:
+        columns, upper = jnp.linalg.qr(block)
+        return (columns * jnp.where(jnp.diagonal(upper) < 0, -1, 1).astype(dtype)[None]).T
+
+    rows = lax.map(directions, normals).reshape(-1, dimension)[:size]
     norms = jnp.linalg.norm(jax.random.normal(norm_key, (size, dimension), dtype), axis=1)
     return norms[:, None] * rows
 
