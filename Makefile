@@ -1,12 +1,12 @@
-# make run | test | test-thorough | check | bench | test-statistical | test-faults: each sets up
-# .venv once.
+# make run | test | test-thorough | check | docs | bench | test-statistical | test-faults: each sets
+# up .venv once.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/digits
 ROWS ?=
 
-.PHONY: run test test-thorough test-statistical test-faults check bench format clean
+.PHONY: run test test-thorough test-statistical test-faults check docs bench format clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 $(VENV)/.installed-bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[experiments,bench]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[experiments,docs]'
 	touch $@
 
 run: $(VENV)/.installed ## train a generator on the embedded digits, about two minutes
@@ -42,6 +46,10 @@ check: $(VENV)/.installed-dev ## ruff, mypy, and what a release would hold
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/packaging_test.py
+
+docs: $(VENV)/.installed-docs ## the site, in build/docs/index.html; a page that has not changed is kept
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --nitpicky \
+	    --conf-dir docs --doctree-dir build/doctrees . build/docs
 
 bench: $(VENV)/.installed-bench ## speed and memory against peers; ROWS=svgd,mmd-1000x50 for a part
 	$(BIN)/python -m benchmarks --rows=$(ROWS)

@@ -2,13 +2,14 @@
 
 A method says, for each generated sample, which way it should move; the chain rule carries that
 direction back through the generator. The rooms of the house by storey, each of which stands on
-those above it:
+those above it::
 
     types             names for what crosses the borders of modules: arrays, functions, kernels
 
     pairwise          the engine: sums over all pairs of points, on one device or many
     median            the exact median of all pairwise squared distances
     kernels           radial families, deep kernels, rules for lengthscales
+    selection         hyperparameters, by held-out losses of ratios and scores
 
     score             the score of a density from samples, by Stein's identity
     score_peers       the same by other means: spectral, nu-method, kernel density
@@ -27,13 +28,15 @@ those above it:
     hmc               Hamiltonian Monte Carlo
     langevin          Langevin steps: ULA, MALA, underdamped
     metrics           how good samples are
+    feature_maps      kernels of finite rank: random waves, landmarks
 
     latent            a density seen through a generator
     pullback          from a direction in sample space to an update of parameters
     chains            the Stein test of Markov chains
-    ratio_selection   hyperparameters of density ratios, by held-out scores
     kale_rkhs         KALE over an RKHS: between KL and MMD, by a convex fit
     kernel_learning   kernels learned by the power of their two-sample test
+    low_rank          sums over pairs, MMD, KSD, SVGD in linear time, with their error
+    low_rank_fits     scores and density ratios in linear time, with a bound of their error
     objectives        directions, as a training step takes them, and their algebra
     two_player        directions that follow a critic, which learns beside the generator
     critic            the second player: its network, its state, its steps

@@ -1,9 +1,9 @@
 """Trace-time contracts: each names the argument, what was got and what was expected.
 
-They are also the one way in for arrays: those that say they return take JAX and NumPy arrays alike.
+They are also the one way in for arrays: those that say they return take JAX and NumPy arrays alike,
+and bring the arrays of one call to one floating dtype, the widest of theirs.
 """
 
-import functools
 import inspect
 import math
 import operator
@@ -51,8 +51,19 @@ def array(name: str, value: ArrayLike, kind: type = jnp.number, expected: str = 
 
 
 def floating(**arrays: ArrayLike) -> tuple[Array, ...]:
-    """Returns the arguments as arrays; raises ValueError for the first that is not floating."""
-    return tuple(array(name, value, jnp.floating, "floating") for name, value in arrays.items())
+    """Returns the arguments as arrays of one dtype, the widest of theirs.
+
+    Where they differ it is at least float32, which the two dtypes of half precision have in common.
+
+    Raises:
+      ValueError: for the first that is not floating.
+    """
+    taken = [array(name, value, jnp.floating, "floating") for name, value in arrays.items()]
+    if len({value.dtype for value in taken}) > 1:
+        taken = [_numeric.wide(value) for value in taken]
+        widest = max((value.dtype for value in taken), key=lambda dtype: dtype.itemsize)
+        taken = [value.astype(widest) for value in taken]
+    return tuple(taken)
 
 
 def floating_leaves(name: str, tree: PyTree) -> PyTree:
@@ -112,8 +123,7 @@ def raveled(**trees: PyTree) -> tuple[Array, ...]:
     """Returns arrays or pytrees of points as floating (n, d) arrays, or raises ValueError.
 
     A tree's leaves are arrays of shape (n, ...), one n for all; a point is what it has in each of
-    them, raveled, side by side in the order of the leaves, in the widest of their dtypes, and at
-    least float32 where they differ.
+    them, raveled, side by side in the order of the leaves.
     """
     return points(**{name: _joined(name, value) for name, value in trees.items()})
 
@@ -126,14 +136,10 @@ def _joined(name: str, tree: PyTree) -> Any:
         (name + jax.tree_util.keystr(path), leaf)
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
     ]
-    leaves = [batches(**{path: leaf})[0] for path, leaf in paths]
+    leaves = batches(**dict(paths))
     for (path, _), leaf in zip(paths, leaves, strict=True):
         shape(path, leaf, (leaves[0].shape[0], *leaf.shape[1:]))
-    if len({leaf.dtype for leaf in leaves}) > 1:
-        leaves = [_numeric.wide(leaf) for leaf in leaves]
-    dtype = functools.reduce(np.promote_types, [leaf.dtype for leaf in leaves])
-    flat = [leaf.reshape(leaf.shape[0], -1).astype(dtype) for leaf in leaves]
-    return jnp.concatenate(flat, axis=1)
+    return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
 
 
 def _is_tree(value: Any) -> bool:
@@ -170,9 +176,10 @@ def scored(particles: PyTree, score: PyTree) -> tuple[Array, Array]:
     form, other = (str(jax.tree.structure(tree)) for tree in (particles, score))
     if _is_tree(particles) and other != form:
         raise ValueError(f"score: got {other}; expected the form of particles, {form}")
-    ((points_,), (scores,)) = raveled(particles=particles), floating(score=_joined("score", score))
-    shape("score", scores, points_.shape)
-    return points_, scores
+    (rows,) = raveled(particles=particles)
+    rows, scores = floating(particles=rows, score=_joined("score", score))
+    shape("score", scores, rows.shape)
+    return rows, scores
 
 
 def vectors(**arrays: ArrayLike) -> tuple[Array, ...]:

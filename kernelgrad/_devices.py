@@ -60,6 +60,26 @@ def mean(tree: PyTree, axis_name: str | None) -> PyTree:
     return tree if axis_name is None else lax.pmean(tree, axis_name)
 
 
+def total(array: Array, axis_name: str | None) -> Array:
+    """Returns the sum over devices of what each of them has.
+
+    Args:
+      array: floating.
+      axis_name: of the devices; None: there is one.
+    """
+    return array if axis_name is None else lax.psum(array, axis_name)
+
+
+def any_of(flag: Array, axis_name: str | None) -> Array:
+    """Returns the largest of the devices' flags, on all of them.
+
+    Args:
+      flag: int32, shape (), without a gradient.
+      axis_name: of the devices; None: there is one.
+    """
+    return flag if axis_name is None else lax.pmax(flag, axis_name)
+
+
 def statistic(tree: PyTree, axis_name: str | None) -> PyTree:
     """Returns the mean over devices of what each of them has, as one value of the union.
 

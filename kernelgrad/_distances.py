@@ -4,6 +4,9 @@ The matmul |a|^2 + |b|^2 - 2 a.b of centred points errs by some eps (|a|^2 + |b|
 where that is more than the kernel bears and more than a small part of the distance itself: such as
 two neighbours in a cluster far from the middle. A tile with such a pair is computed from the
 differences of the coordinates as they came, which are exact; and so are a few points.
+
+A point that is not finite spoils its own pairs alone: the middle and the unit are those of the
+others, and what may be lost is asked of them.
 """
 
 from collections.abc import Callable
@@ -23,6 +26,10 @@ FEW_DIFFERENCES = 1 << 15  # up to here, over all pairs, they are cheaper than a
 
 _BORNE = 24  # epsilons of k(0) by which rounding may move a kernel
 _RELATIVE = 1e-5  # error of a squared distance that no radial kernel feels
+_CHANGED = 0.3  # share of k(0) by which a kernel has changed over its own length
+_LOOKED_AT = 512  # points, of which the outermost say how far apart neighbours are
+_OUTERMOST = 8
+_ROUNDED_OFF = 4  # epsilons of the largest norm by which a sum of centred coordinates may err
 
 T = TypeVar("T")
 
@@ -58,8 +65,9 @@ class Points(NamedTuple):
         In this unit of length no product of lengths overflows, and none of them loses a digit.
         """
         norms = lax.stop_gradient(self.sq_norms)
-        middle = jnp.median(norms)
-        middle = jnp.where(middle > 0, middle, jnp.max(norms))
+        norms = jnp.where(jnp.isfinite(norms), norms, jnp.nan)
+        middle = jnp.nanmedian(norms)
+        middle = jnp.where(middle > 0, middle, jnp.nanmax(norms))
         middle = jnp.where((middle > 0) & jnp.isfinite(middle), middle, 1)
         exponent = jnp.frexp(middle)[1] // 2
         return jnp.ldexp(jnp.ones((), middle.dtype), exponent)
@@ -130,23 +138,6 @@ def moved(points: Array | Bare, centre: Array) -> Points:
     return Points(raw, centred, sq_norms(centred))
 
 
-def pool(x: Array, y: Array) -> Array:
-    """Returns the points of both, one after the other.
-
-    Args:
-      x: shape (n, d), floating.
-      y: shape (m, d); of another dtype, if need be, and then the wider of both counts.
-
-    Returns:
-      Points, shape (n + m, d); in at least float32 where the dtypes differ.
-    """
-    if x.dtype != y.dtype:
-        x, y = _numeric.wide(x), _numeric.wide(y)
-        wider = np.promote_types(x.dtype, y.dtype)
-        x, y = x.astype(wider), y.astype(wider)
-    return jnp.concatenate([x, y])
-
-
 class InUnits(NamedTuple):
     """A radial kernel of points that are given in another unit of length.
 
@@ -167,13 +158,15 @@ def _middle(x: Array) -> Array:
     """The median of three medians of three points in each coordinate; shape (1, d).
 
     No outlier moves it, as it would the mean. Its coordinates are those of points, so that a
-    fused multiply-add cannot centre two copies of a point differently.
+    fused multiply-add cannot centre two copies of a point differently. What is not finite counts as
+    an outlier at 0; should it be most, no pair is lost by a worse middle, for those are looked at.
     """
 
     def median(a: Array, b: Array, c: Array) -> Array:
         return jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
 
     nine = x[np.linspace(0, x.shape[0] - 1, 9).astype(int)]
+    nine = jnp.where(jnp.isfinite(nine), nine, 0)
     return median(*jnp.split(median(*jnp.split(nine, 3)), 3))
 
 
@@ -333,7 +326,7 @@ def lost(kernel: Kernel | None, rows: Points, cols: Points, shift: Any = None) -
         unit = jnp.finfo(rows.raw.dtype).eps
         rounding = unit * (rows.sq_norms[:, None] + cols.sq_norms[None, :])
         bad = _moves(kernel, rounding) & ~(products(rows, cols) >= rounding / _RELATIVE)
-        return _any(jnp.any(at_same_point(bad, shift, False)).astype(jnp.int32))
+        return is_set(jnp.any(at_same_point(bad, shift, False)))
 
     possible = may_lose(kernel, rows, cols)
     return choose(possible, look, lambda: possible)
@@ -354,8 +347,9 @@ def may_lose(kernel: Kernel | None, rows: Points, cols: Points) -> Array:
     """
     rows, cols, kernel = _devices.varying(lax.stop_gradient((rows, cols, kernel)))
     unit = jnp.finfo(rows.raw.dtype).eps
-    farthest = unit * (jnp.max(rows.sq_norms) + jnp.max(cols.sq_norms))
-    return _any(_moves(kernel, farthest).astype(jnp.int32))
+    ends = (jnp.max(jnp.where(jnp.isnan(a), 0, a)) for a in (rows.sq_norms, cols.sq_norms))
+    farthest = unit * jnp.add(*ends)
+    return is_set(_moves(kernel, farthest))
 
 
 def _moves(kernel: Kernel | None, rounding: Array) -> Array:
@@ -380,7 +374,67 @@ def far_apart(rows: Points, cols: Points, borne: Array) -> Array:
     """
     unit = jnp.finfo(rows.raw.dtype).eps
     far = ~(unit * (jnp.max(rows.sq_norms) + jnp.max(cols.sq_norms)) < borne)
-    return _any(far.astype(jnp.int32))
+    return is_set(far)
+
+
+def blurs(kernel: Kernel, rows: Points, cols: Points) -> Array:
+    """Returns whether the kernel changes over lengths that are :func:`blurred`.
+
+    Args:
+      kernel: radial.
+      rows: from :func:`prepare`; shape (n, d).
+      cols: its other side; shape (m, d).
+
+    Returns:
+      int32, shape (), 0 or 1, the same over a vmap.
+    """
+    rows, cols, kernel = _devices.varying(lax.stop_gradient((rows, cols, kernel)))
+    sq_norm = jnp.maximum(jnp.max(rows.sq_norms), jnp.max(cols.sq_norms))
+    eps = jnp.finfo(sq_norm.dtype).eps
+    peak = kernel.profile(jnp.zeros_like(sq_norm))
+    there = kernel.profile(sq_norm * (_ROUNDED_OFF * eps / _RELATIVE) ** 2)
+    return is_set(~(jnp.abs(peak - there) <= _CHANGED * jnp.abs(peak)))
+
+
+def apart(*sides: Points, least: Array | None = None) -> Array:
+    """Returns whether points are in clusters apart, for their size: neighbours are :func:`blurred`.
+
+    Args:
+      *sides: from :func:`prepare`, of one middle; shapes (n, d).
+      least: length that is not blurred by neighbours that are closer; shape (). None: 0.
+
+    Returns:
+      int32, shape (), 0 or 1, the same over a vmap.
+
+    Cost: O(n d): the distance to a nearest other is the median of those of some outermost points.
+    """
+    sides, least = _devices.varying(lax.stop_gradient((sides, least)))
+    stride = -(-sum(side.sq_norms.shape[0] for side in sides) // _LOOKED_AT)
+    some = jax.tree.map(lambda *arrays: jnp.concatenate([a[::stride] for a in arrays]), *sides)
+    size, parts = some.sq_norms.shape[0], min(_OUTERMOST, some.sq_norms.shape[0])
+    padded = jnp.pad(some.sq_norms, (0, -size % parts), constant_values=-1).reshape(-1, parts)
+    outermost = jnp.argmax(padded, axis=0) * parts + jnp.arange(parts)  # of every parts-th
+    sq_dist = products(jax.tree.map(lambda a: a[outermost], some), some)
+    is_itself = outermost[:, None] == jnp.arange(size, dtype=outermost.dtype)[None]
+    gap = _numeric.root(jnp.median(jnp.min(jnp.where(is_itself, jnp.inf, sq_dist), axis=1)))
+    length = gap if least is None else jnp.maximum(gap, least)
+    farthest = jnp.max(jnp.stack([jnp.max(side.sq_norms) for side in sides]))
+    return blurred(_numeric.root(farthest), length)
+
+
+def blurred(farthest: Array, length: Array) -> Array:
+    """Returns whether rounded coordinates lose the digits of differences of a length.
+
+    Args:
+      farthest: the largest of the coordinates that are added up, or of their norms; shape ().
+      length: of the differences; shape ().
+
+    Returns:
+      int32, shape (), 0 or 1, the same over a vmap.
+    """
+    farthest, length = _devices.varying(lax.stop_gradient((farthest, length)))
+    rounding = _ROUNDED_OFF * jnp.finfo(farthest.dtype).eps * farthest
+    return is_set(~(rounding <= _RELATIVE * length))
 
 
 def choose(condition: bool | Array, if_true: Callable[[], T], if_false: Callable[[], T]) -> T:
@@ -399,9 +453,20 @@ def choose(condition: bool | Array, if_true: Callable[[], T], if_false: Callable
     return lax.cond(condition == 1, if_true, if_false)
 
 
+def is_set(flag: Array) -> Array:
+    """Returns a flag for :func:`choose`: under vmap one for the batch, whether any is set.
+
+    Args:
+      flag: bool, shape ().
+
+    Returns:
+      int32, shape (), 0 or 1.
+    """
+    return _any(lax.stop_gradient(flag).astype(jnp.int32))
+
+
 @custom_vmap
 def _any(flag: Array) -> Array:
-    """Returns the flag, and under vmap whether any is set: a choice stays one for the batch."""
     return flag
 
 

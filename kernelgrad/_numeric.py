@@ -22,6 +22,12 @@ def like(value: float | Array, other: Array) -> Array:
     return jnp.asarray(value).astype(jnp.result_type(other))
 
 
+def power_of_two(size: Array) -> Array:
+    """Returns the greatest power of two up to a size, 1 where it is not positive and finite."""
+    unit = jnp.ldexp(jnp.ones_like(size), jnp.frexp(size)[1] - 1)
+    return jnp.where((size > 0) & jnp.isfinite(size), unit, 1)
+
+
 def root(x: Array) -> Array:
     """Returns the square root, with derivative 0 at 0, and 0 below."""
     return jnp.where(x <= 0, 0, jnp.sqrt(jnp.where(x <= 0, 1, x)))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _devices, _numeric, ratio, ratio_selection
+from kernelgrad import _checks, _devices, _numeric, ratio, selection
 from kernelgrad._batch import flat, kernel_of
 from kernelgrad.types import Array, Info, Kernel, KernelRule, Key, Objective
 
@@ -32,7 +32,7 @@ def ratio_ulsif(
     logarithm of an unconstrained fit has a gradient that is mostly noise.
 
     Of several ridges or factors every batch takes the pair whose held-out loss is least, by
-    :func:`ratio_selection.select`; here that loss is :func:`ratio_selection.rulsif_loo`, which
+    :func:`selection.select`; here that loss is :func:`selection.rulsif_loo`, which
     stands for the fit without the constraint. The key has no part in it.
 
     Args:
@@ -54,7 +54,7 @@ def ratio_ulsif(
       Huszar 2016 (an alternative update rule for GANs), alternative M-step #2; Kanamori, Hido &
       Sugiyama 2009, section 3.1.
     """
-    fit, loss = ratio.lsif, ratio_selection.rulsif_loo
+    fit, loss = ratio.lsif, selection.rulsif_loo
     return _objective(make_kernel, _choosing(fit, loss, lengthscale_factors, ridge))
 
 
@@ -105,7 +105,7 @@ def ratio_rulsif(
     """
     _checks.in_range("alpha", alpha, 0.0, 1.0)
     fit = functools.partial(ratio.lsif, alpha=alpha)
-    loss = functools.partial(ratio_selection.rulsif_loo, alpha=alpha)
+    loss = functools.partial(selection.rulsif_loo, alpha=alpha)
 
     def toll(model: ratio.RatioModel, points: Array) -> Array:
         left = 1 - alpha * ratio.density_ratio(model, points)
@@ -124,7 +124,7 @@ def ratio_kliep(
 
     Args:
       make_kernel: the kernel of a batch, or what chooses it, centred on the batch's data; k > 0.
-      lengthscale_factors: as in :func:`ratio_ulsif`, by :func:`ratio_selection.kliep_cv`.
+      lengthscale_factors: as in :func:`ratio_ulsif`, by :func:`selection.kliep_cv`.
 
     Returns:
       Objective, infos of :func:`ratio_ulsif` but for the ridge.
@@ -136,7 +136,7 @@ def ratio_kliep(
       Huszar 2016 (an alternative update rule for GANs), alternative M-step #2; Sugiyama et al.
       2008, section 2.2.
     """
-    fit, loss = ratio.kliep, ratio_selection.kliep_cv
+    fit, loss = ratio.kliep, selection.kliep_cv
     return _objective(make_kernel, _choosing(fit, loss, lengthscale_factors))
 
 
@@ -153,7 +153,7 @@ def ratio_logistic(
     Args:
       make_kernel: the kernel of a batch, or what chooses it, centred on its samples and data.
       ridge: lambda of :func:`ratio.logistic`, > 0; or a sequence to choose from.
-      lengthscale_factors: as in :func:`ratio_ulsif`, by :func:`ratio_selection.logistic_cv`.
+      lengthscale_factors: as in :func:`ratio_ulsif`, by :func:`selection.logistic_cv`.
 
     Returns:
       Objective, infos of :func:`ratio_ulsif`.
@@ -164,7 +164,7 @@ def ratio_logistic(
     References:
       Huszar 2016 (an alternative update rule for GANs); Qin 1998.
     """
-    fit, loss = ratio.logistic, ratio_selection.logistic_cv
+    fit, loss = ratio.logistic, selection.logistic_cv
     return _objective(make_kernel, _choosing(fit, loss, lengthscale_factors, ridge))
 
 
@@ -254,7 +254,7 @@ def _choosing(
                 return loss(*(x / factor for x in everyone), kernel, **_named(ridge))
 
             axes = [jnp.asarray(grid, p.dtype) for grid in grids.values()]
-            values = ratio_selection.select(score, *axes).values
+            values = selection.select(score, *axes).values
             point = _devices.agreed(list(values), axis_name)
             chosen = {"lengthscale_factor": point[0], **_named(point[1:])}
         factor, *rest = point

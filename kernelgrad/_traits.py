@@ -95,5 +95,5 @@ def check_positive(kernel: Kernel) -> None:
         name = type(radial(kernel)).__name__.lower()
         raise ValueError(
             f"kernel: got {name}, whose k(0) is not positive; expected one "
-            "with k(0) > 0, such as imq_mixture, for a ridge or a density"
+            "with k(0) > 0, such as imq_mixture"
         )

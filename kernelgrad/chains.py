@@ -67,7 +67,7 @@ def stein_test(
         median lengthscale of the draws.
       chain_axis: which leading axis counts chains: 0 for (num_chains, num_draws, ...), 1 for
         (num_draws, num_chains, ...), None for one chain.
-      block_length: 1 to num_draws, may be traced. None: :func:`block_length` of the chains.
+      block_length: 1 to num_draws, may be traced. None: :func:`stein_block_length` of the chains.
       num_bootstrap: >= 1, static.
 
     Returns:
@@ -110,8 +110,8 @@ def stein_test(
 class Thinned(NamedTuple):
     """Draws that were chosen, in the order of choice; one may be chosen more than once.
 
-    Under jit a draw that is not finite is never chosen; where none is left, positions are NaN and
-    their places -1.
+    Under jit a draw that is not finite, or has no finite score, is never chosen, and does not
+    change how the others are; where none is left, positions are NaN and their places -1.
 
     Attributes:
       positions: the draws; leaves (num_points, ...).
@@ -141,7 +141,7 @@ def stein_thinning(
       positions: pytree of floating arrays, as of :func:`stein_test`.
       log_density_fn: maps one position to log p(x) up to a constant; shape ().
       kernel: k on positions raveled to vectors, radial. None: an inverse multiquadric with the
-        median lengthscale of the draws.
+        median lengthscale of the draws; in place of one that is not finite another counts twice.
       num_points: how many to choose, >= 1, static.
       chain_axis: which leading axis counts chains, as of :func:`stein_test`.
 
@@ -160,7 +160,7 @@ def stein_thinning(
     draws, vectors, score, num_chains = _scored(positions, log_density_fn, chain_axis)
     _check_draws(vectors.shape, num_chains, chain_axis)
     if kernel is None:
-        kernel = kernels.imq_mixture(kernels.median_lengthscale(vectors))
+        kernel = kernels.imq_mixture(kernels.median_lengthscale(_finite_draws(vectors)))
     indices = ksd.stein_thinning(vectors, score, kernel, num_points=num_points)
     length, found = vectors.shape[0] // num_chains, indices >= 0
 
@@ -227,6 +227,14 @@ def _scored(
         return _vector(_markov.evaluate(position, log_density_fn)[1])
 
     return draws, vectors, lax.map(score_of, draws, batch_size=_DRAWS_AT_ONCE), num_chains
+
+
+def _finite_draws(vectors: Array) -> Array:
+    """Returns the draws with finite ones, in their order again, for those that are not."""
+    known = jnp.all(jnp.isfinite(vectors), axis=1)
+    first = jnp.argsort(~known, stable=True)
+    stand_in = (jnp.cumsum(~known) - 1) % jnp.maximum(jnp.sum(known), 1)
+    return vectors[jnp.where(known, jnp.arange(known.shape[0]), first[stand_in])]
 
 
 def _vector(position: PyTree) -> Array:

@@ -6,6 +6,7 @@ neither an outlier nor a low temperature underflows, nor clouds that are far apa
 and no matrix of all pairs is ever held.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -68,7 +69,8 @@ def drift(
     scales = _temperatures(temperatures, _numeric.wide(samples))
     size = samples.shape[0] * _devices.num_devices(axis_name)
     _checks.at_least("number of samples", size, 2)
-    x, y = lax.stop_gradient((_numeric.wide(samples), _numeric.like(data, _numeric.wide(samples))))
+    x, y = (_numeric.wide(lax.stop_gradient(points)) for points in (samples, data))
+    x, y = _in_a_unit(x, y, axis_name)
     everyone = jnp.concatenate([_devices.gather(points, axis_name) for points in (x, y)])
     pairs = _Pairs(*_distances.prepare(x, everyone, axis_name), size, axis_name)
     mean = pairs.mean_distance()
@@ -76,6 +78,18 @@ def drift(
     fields = pairs.fields(scales, pairs.log_column_sums(scales))
     units, _ = jax.vmap(lambda field: _devices.over_rms(field, axis_name))(fields)
     return _numeric.like(math.sqrt(x.shape[1]) * jnp.sum(units, axis=0), samples)
+
+
+def _in_a_unit(x: Array, y: Array, axis_name: str | None) -> tuple[Array, Array]:
+    """Returns the points over a power of two near the largest of their coordinates.
+
+    The field knows no unit, and squares of lengths near 1 stay in range, an outlier's, too.
+    """
+    largest = jnp.maximum(jnp.max(jnp.abs(x)), jnp.max(jnp.abs(y)))
+    if axis_name is not None:
+        largest = lax.pmax(largest, axis_name)
+    unit = _numeric.power_of_two(largest)
+    return x / unit, y / unit
 
 
 class _Block(NamedTuple):
@@ -139,11 +153,12 @@ class _Pairs(NamedTuple):
     def fields(self, scales: Array, log_column_sums: Array) -> Array:
         """Returns a multiple of the field of each temperature, shape (t, n, d).
 
-        It is e^a times the field, a such that the greatest product of two shares is about 1.
+        It is e^a times the field, a such that the greatest product of two shares is about 1. Of
+        clusters that are apart differences of coordinates are added up, else coordinates.
         """
         fake, real = self.cols.centred[: self.size], self.cols.centred[self.size :]
 
-        def of(block: _Block) -> tuple[Array, Array]:
+        def of(exact: bool, block: _Block) -> tuple[Array, Array]:
             logits = _logits(*self.distances(block), scales)
             log_row_sums = jax.nn.logsumexp(logits, axis=2, keepdims=True)
             # of rows that pad the sum is 0
@@ -152,12 +167,24 @@ class _Pairs(NamedTuple):
             repel, most_repel = _over_greatest(log_shares[..., : self.size])
             attract, most_attract = _over_greatest(log_shares[..., self.size :])
             push, pull = (jnp.sum(each, axis=2, keepdims=True) for each in (repel, attract))
-            field = push * _numeric.dot(attract, real) - pull * _numeric.dot(repel, fake)
-            return field, most_repel + most_attract
+            if not exact:
+                field = push * _numeric.dot(attract, real) - pull * _numeric.dot(repel, fake)
+                return field, most_repel + most_attract
+            factors = jnp.concatenate([-pull * repel, push * attract], axis=2)
+            sums = functools.partial(
+                _distances.difference_sums, rows=block.points, cols=self.cols, axis=1
+            )
+            return jax.vmap(sums)(factors), most_repel + most_attract
 
+        def of_all(exact: bool) -> tuple[Array, Array]:
+            return lax.map(functools.partial(of, exact), self.blocks())
+
+        fields, log_sizes = _distances.choose(
+            _distances.apart(self.cols), lambda: of_all(True), lambda: of_all(False)
+        )
         fields, log_sizes = (
             jnp.moveaxis(each, 1, 0).reshape(scales.shape[0], -1, each.shape[-1])
-            for each in lax.map(of, self.blocks())
+            for each in (fields, log_sizes)
         )
         fields, log_sizes = (each[:, : self.rows.raw.shape[0]] for each in (fields, log_sizes))
         most = jnp.max(log_sizes, axis=1, keepdims=True)

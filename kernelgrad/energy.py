@@ -4,6 +4,7 @@ The energy distance itself, :math:`2 E|x - y| - E|x - x'| - E|y - y'|`, is MMD^2
 :math:`-|x - y|`: every function of :mod:`kernelgrad.mmd` takes :func:`kernelgrad.kernels.riesz`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -53,7 +54,8 @@ def sliced_energy_and_gradient(
     Args:
       x: samples x_i; shape (n, d), floating.
       y: samples y_j; shape (m, d).
-      directions: theta, as a rule from :func:`random_directions`; shape (l, d).
+      directions: theta, as a rule from :func:`random_directions`; shape (l, d). Numbers, whose
+        dtype is of no account.
       axis_name: if set, both samples are the union over all devices, of which only projections are
         gathered; the rows of this device's x come back.
 
@@ -70,7 +72,9 @@ def sliced_energy_and_gradient(
       Szekely & Rizzo 2013; Hertrich et al. 2024 (generative sliced MMD flows with Riesz kernels),
       Theorem 2 and section 3.
     """
-    x, y, directions = _checks.points(x=x, y=y, directions=directions)
+    x, y = _checks.points(x=x, y=y)
+    (directions,) = _checks.floating(directions=directions)
+    _checks.shape("directions", directions, ("l", x.shape[1]))
     still = lax.stop_gradient((x, y, directions))
     rows, cols = _distances.prepare(still[0], still[1], axis_name)
     lines = _devices.varying(_numeric.like(still[2], rows.raw), rows.raw)
@@ -78,32 +82,100 @@ def sliced_energy_and_gradient(
     def along(line: Array) -> tuple[Array, Array]:
         a, b = (_devices.gather(_numeric.dot(p.centred, line), axis_name) for p in (rows, cols))
         value, slopes = _on_the_line(a, b)
-        return _devices.agreed(value, axis_name), _devices.share(slopes, axis_name)
+        return value, _devices.share(slopes, axis_name)
 
-    values, slopes = lax.map(along, lines)
+    def exactly_along(line: Array) -> tuple[Array, Array]:
+        sides = [_in_two_parts(points.raw, line) for points in (rows, cols)]
+        gathered = [[_devices.gather(part, axis_name) for part in side] for side in sides]
+        value, slopes = _in_order(*gathered)
+        return value, _devices.share(slopes, axis_name)
+
+    values, slopes = _distances.choose(
+        _devices.any_of(_distances.apart(rows, cols), axis_name),
+        lambda: lax.map(exactly_along, lines),
+        lambda: lax.map(along, lines),
+    )
+    values = _devices.agreed(values, axis_name)
     gradient = _numeric.dot(slopes.T, lines) / lines.shape[0]
     return jnp.mean(values), _numeric.like(gradient, x)
 
 
 def _on_the_line(a: Array, b: Array) -> tuple[Array, Array]:
     """Returns the energy distance of points on a line, and its derivatives in a."""
-    n, m = a.shape[0], b.shape[0]
-    place = jnp.arange(n + m, dtype=jnp.int32)
     keys = jnp.sort(jnp.concatenate([_ordinal(a), _ordinal(b) + 1]))
-    count_b = jnp.cumsum((keys & 1).astype(jnp.int32))  # up to and with this place
-    count_a = place + 1 - count_b
-    excess = count_a.astype(a.dtype) / n - count_b.astype(a.dtype) / m
-    step = jnp.diff(_of_ordinal(keys, a.dtype))
-    value = 2 * jnp.sum(jnp.square(excess[:-1]) * step)
-    # the first place of points that tie, where the search below ends, knows the last
-    even = keys & ~1
+    even, step = keys & ~1, jnp.diff(_of_ordinal(keys, a.dtype))
     ends = jnp.concatenate([even[1:] > even[:-1], jnp.ones(1, bool)])
-    last = lax.cummin(jnp.where(ends, place, n + m - 1), reverse=True)
-    twice_b = count_b - (keys & 1).astype(jnp.int32) + count_b[last]
-    twice_a = place + last + 1 - twice_b
-    slopes = 2 / n * (twice_b.astype(a.dtype) / m - twice_a.astype(a.dtype) / n)
-    slopes = jnp.where(jnp.isfinite(value), slopes, jnp.nan)
+    value, slopes = _counted((keys & 1).astype(jnp.int32), step, ends, a.shape[0])
     return value, slopes[jnp.searchsorted(keys, _ordinal(a))]
+
+
+def _in_order(a: Sequence[Array], b: Sequence[Array]) -> tuple[Array, Array]:
+    """Returns the same from points in two parts, by a sort of both."""
+    n, size = a[0].shape[0], a[0].shape[0] + b[0].shape[0]
+    place = jnp.arange(size, dtype=jnp.int32)
+    high, low = (jnp.concatenate(parts) for parts in zip(a, b, strict=True))
+    high, low, origin = lax.sort((high, low, place), num_keys=2)
+    step = jnp.diff(high) + jnp.diff(low)
+    ends = jnp.concatenate([step > 0, jnp.ones(1, bool)])
+    value, slopes = _counted((origin >= n).astype(jnp.int32), step, ends, n)
+    first = lax.cummax(jnp.where(jnp.roll(ends, 1), place, 0))
+    return value, jnp.zeros(size, high.dtype).at[origin].set(slopes[first])[:n]
+
+
+def _counted(is_b: Array, step: Array, ends: Array, n: int) -> tuple[Array, Array]:
+    """Returns the distance, and its derivatives in points at each place.
+
+    Args:
+      is_b: whether the point at a place is one of b, in order; shape (n + m,), int32.
+      step: from each place to the next; shape (n + m - 1,).
+      ends: whether the next place is another point than this; shape (n + m,), bool.
+      n: how many are of a.
+
+    Of points that tie, the derivative is right at the first place.
+    """
+    size, dtype = is_b.shape[0], step.dtype
+    place = jnp.arange(size, dtype=jnp.int32)
+    count_b = jnp.cumsum(is_b)  # up to and with this place
+    count_a = place + 1 - count_b
+    excess = count_a.astype(dtype) / n - count_b.astype(dtype) / (size - n)
+    value = 2 * jnp.sum(jnp.square(excess[:-1]) * step)
+    last = lax.cummin(jnp.where(ends, place, size - 1), reverse=True)
+    twice_b = count_b - is_b + count_b[last]
+    twice_a = place + last + 1 - twice_b
+    slopes = 2 / n * (twice_b.astype(dtype) / (size - n) - twice_a.astype(dtype) / n)
+    return value, jnp.where(jnp.isfinite(value), slopes, jnp.nan)
+
+
+def _in_two_parts(points: Array, line: Array) -> tuple[Array, Array]:
+    """Returns projections as sums of two floats, exact to about twice the digits of one.
+
+    Halves of the digits of a coordinate and of a direction have exact products, fused with a sum
+    or not; the error of each sum is a float.
+    """
+
+    def add(sums: tuple[Array, Array], factors: tuple[Array, Array]) -> tuple[Any, None]:
+        total, error = sums
+        (x, rest_x), (t, rest_t) = (_halves(factor) for factor in factors)
+        for term in (x * t, x * rest_t, rest_x * t, rest_x * rest_t):
+            grown = total + term
+            added = grown - total
+            error += (total - (grown - added)) + (term - added)
+            total = grown
+        return (total, error), None
+
+    zeros = jnp.zeros_like(points[:, 0])
+    start = _devices.varying((zeros, zeros), points, line)
+    (total, error), _ = lax.scan(add, start, (points.T, line))
+    high = total + error
+    return high, error - (high - total)
+
+
+def _halves(x: Array) -> tuple[Array, Array]:
+    """Returns the leading half of the digits of floats, and the rest."""
+    kind, bits = {4: (jnp.int32, 12), 8: (jnp.int64, 27)}[x.dtype.itemsize]
+    leading = lax.bitcast_convert_type(x, kind) & ~((1 << bits) - 1)
+    high = lax.bitcast_convert_type(leading, x.dtype)
+    return high, x - high
 
 
 def _ordinal(points: Array) -> Array:

@@ -155,13 +155,14 @@ def goodness_of_fit_test(
     features = _stein_features(*test, kernel, locations)
     valid = jnp.all(jnp.isfinite(points)) & jnp.all(jnp.isfinite(score))
     null = _simulated_null(null_key, features, num_simulations)
-    return FSSDTest(*_resampling.result(_u_statistic(features), null, valid=valid), locations)
+    return FSSDTest(*_resampling.result(_u_statistic(features), null, 0.0, valid), locations)
 
 
 def _stein_features(particles: Array, score: Array, kernel: Kernel, locations: Array) -> Array:
     """Returns tau at each particle, shape (n, J d)."""
     if _traits.is_feature_kernel(kernel):
         raise ValueError("kernel: got a feature kernel; expected a radial kernel of the particles")
+    _traits.check_positive(kernel)
     points, sites = _numeric.wide(particles), _numeric.wide(locations)
     steps = points[:, None, :] - sites[None, :, :]
     sq_dist = jnp.sum(jnp.square(steps), axis=2)

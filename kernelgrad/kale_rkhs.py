@@ -89,7 +89,7 @@ def fit(
     within = jnp.mean(pairwise.kernel_sum(kernel, x, None, even))
     square = within + _numeric.dot(alpha, _numeric.dot(gram, alpha) - 2 * target)
     entropy = jnp.mean(_convex.divergence(log_weights, jnp.zeros_like(log_weights)))
-    value = entropy + square / (2 * size)
+    value = (1 + size) * entropy + (1 + 1 / size) * square / 2  # whatever the size, in range
     centers, weights = jnp.concatenate([x, y]), jnp.concatenate([even[:, 0], -alpha]) / size
     found = _devices.agreed((centers, weights, jnp.zeros_like(gap), gap, value), axis_name)
-    return KaleFit(ratio.LogLinearRatio(kernel, *found[:4]), (1 + size) * found[4])
+    return KaleFit(ratio.LogLinearRatio(kernel, *found[:4]), found[4])

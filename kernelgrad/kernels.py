@@ -79,14 +79,27 @@ class RadialMixture:
         return -0.5 / jnp.square(self.lengthscales[0])
 
     def log_profile(self, sq_dist: Array) -> Array | None:
-        """Returns log k of a Gaussian mixture, by way of no k that underflows; None for others."""
-        if self.shape is not _rbf:
+        """Returns log k, finite for infinite distances, too; None for IMQ, which never underflows.
+
+        By way of no k that underflows.
+        """
+        if self.shape is _imq:
             return None
         dtype = sq_dist.dtype
-        column = (-1,) + (1,) * sq_dist.ndim
-        halves = (0.5 / jnp.square(self.lengthscales)).astype(dtype).reshape(column)
-        weights = None if self.weights is None else self.weights.astype(dtype).reshape(column)
-        return jax.nn.logsumexp(-sq_dist[None] * halves, axis=0, b=weights)
+        largest = jnp.finfo(dtype).max
+        inverse_squares = _inverse_square(self.lengthscales).astype(dtype)
+        exponent = () if self.exponent is None else (self.exponent.astype(dtype),)
+        held, log_shape = jnp.minimum(sq_dist, largest), _LOG_SHAPES[self.shape]
+        logs = [
+            log_shape(jnp.minimum(held * inverse_squares[c], largest), *exponent)
+            for c in range(self.lengthscales.shape[0])
+        ]
+        if self.weights is None and len(logs) == 1:
+            return logs[0]
+        weights = None
+        if self.weights is not None:
+            weights = self.weights.astype(dtype).reshape((-1,) + (1,) * sq_dist.ndim)
+        return jax.nn.logsumexp(jnp.stack(logs), axis=0, b=weights)
 
 
 @_equality.by_value
@@ -381,9 +394,9 @@ def median_lengthscale(
 
     Cost: see :func:`kernelgrad.median.median_squared_distance`.
     """
-    (x,), y = _checks.raveled(x=x), None if y is None else _checks.raveled(y=y)[0]
+    x, y = (*_checks.raveled(x=x), None) if y is None else _checks.raveled(x=x, y=y)
     median = median_squared_distance(x, y, axis_name=axis_name)
-    pool = lax.stop_gradient(x if y is None else _distances.pool(x, y))
+    pool = lax.stop_gradient(x if y is None else jnp.concatenate([x, y]))
     pool = pool.astype(median.dtype)
     size = pool.shape[0] * _devices.num_devices(axis_name)
     moved = pool - _devices.first(pool[:1], axis_name)
@@ -497,10 +510,17 @@ def _root(u: Array, scale: float) -> Array:
     return _unless_zero(u, lambda s: s, scale)
 
 
-def _unless_zero(u: Array, fn: Callable[[Array], Array], scale: float) -> Array:
+def _unless_zero(
+    u: Array, fn: Callable[[Array], Array], scale: float, farthest: float = _FARTHEST
+) -> Array:
     """Returns fn(sqrt(scale u)), 0 at u = 0; the root stops where its exponential is long 0."""
-    root = jnp.sqrt(scale * jnp.where(u <= 0, 1, u))
-    return jnp.where(u <= 0, 0, fn(jnp.minimum(root, _FARTHEST)))
+    root = math.sqrt(scale) * jnp.sqrt(jnp.where(u <= 0, 1, u))
+    return jnp.where(u <= 0, 0, fn(jnp.minimum(root, farthest)))
+
+
+def _whole_root(u: Array, scale: float) -> Array:
+    """Returns sqrt(scale u) for a logarithm, with derivative 0 at 0."""
+    return _unless_zero(u, lambda s: s, scale, math.inf)
 
 
 def _rbf(u: Array) -> Array:
@@ -550,3 +570,46 @@ def _matern52(u: Array) -> Array:
 
 def _laplace(u: Array) -> Array:
     return _laplace_forms(u)
+
+
+# ------------------------------------------------------------------------------ and its logarithm
+
+_log_matern32 = _closed_form(
+    lambda u: jnp.log(1 + _whole_root(u, 3)) - _whole_root(u, 3),
+    lambda u: -1.5 / (1 + _whole_root(u, 3)),
+    lambda u: _unless_zero(u, lambda s: 2.25 / s / jnp.square(1 + s), 3, math.inf),
+)
+
+
+def _matern52_bend(s: Array) -> Array:
+    """Returns (1 + s + s^2 / 3) / (1 + s) - 1, by way of no square."""
+    return s / 3 * (s / (1 + s))
+
+
+_log_matern52 = _closed_form(
+    lambda u: (
+        jnp.log(1 + _whole_root(u, 5))
+        + jnp.log(1 + _matern52_bend(_whole_root(u, 5)))
+        - _whole_root(u, 5)
+    ),
+    lambda u: -5 / 6 / (1 + _matern52_bend(_whole_root(u, 5))),
+    lambda u: (
+        25
+        / 36
+        * ((2 + _whole_root(u, 5)) / jnp.square(1 + _whole_root(u, 5)))
+        / jnp.square(1 + _matern52_bend(_whole_root(u, 5)))
+    ),
+)
+_log_laplace = _closed_form(
+    lambda u: -_whole_root(u, 1),
+    lambda u: _unless_zero(u, lambda s: -0.5 / s, 1, math.inf),
+    lambda u: _unless_zero(u, lambda s: 0.25 / s / s / s, 1, math.inf),
+)
+
+_LOG_SHAPES: dict[Callable[..., Array], Callable[..., Array]] = {
+    _rbf: lambda u: -u / 2,
+    _power: lambda u, exponent: exponent * jnp.log1p(u),
+    _matern32: _log_matern32,
+    _matern52: _log_matern52,
+    _laplace: _log_laplace,
+}

@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _convex, _numeric, kernels, pairwise
+from kernelgrad import _checks, _convex, _numeric, _traits, kernels, pairwise
 from kernelgrad.types import Array, Kernel
 
 
@@ -42,8 +42,8 @@ def kernel_mean_matching(
       sample is not finite.
 
     Raises:
-      ValueError: wrong rank, dtype or dimensions, a concrete max_weight or tolerance outside of its
-        range, or num_steps below 1.
+      ValueError: wrong rank, dtype or dimensions, a kernel without k(0) > 0, a concrete max_weight
+        or tolerance outside of its range, or num_steps below 1.
 
     Cost: O(m (n + m) d + T m^2) time, O(m^2) memory.
 
@@ -51,6 +51,7 @@ def kernel_mean_matching(
       Huang et al. 2007, section 3; Gretton et al. 2009.
     """
     p, q = _checks.points(p=p, q=q)
+    _traits.check_positive(kernel)
     _checks.shape("max_weight", max_weight, ())
     _checks.in_range("max_weight", max_weight, 1.0, math.inf, closed="lr")
     _checks.shape("tolerance", tolerance, ())

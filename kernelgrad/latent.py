@@ -8,13 +8,13 @@ are far from the model, choosing among them does as well: :func:`reject`, :func:
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _numeric
+from kernelgrad import _checks, _devices, _numeric
 from kernelgrad.types import Array, Key, LogDensityFn
 
 
@@ -149,8 +149,8 @@ def reject(
     _checks.at_least("num_kept", num_kept, 1)
     log_weights = _log_weights(energy_base, inverse_temperature, num_kept)
     _checks.at_least("draws of energy_base", log_weights.shape[0], num_kept + 1)
-    uniform = jax.random.exponential(key, log_weights.shape, log_weights.dtype)  # -log u_j
-    ratios, indices = lax.top_k(log_weights + uniform, num_kept + 1)
+    uniform = _uniform(key, log_weights.shape, log_weights.dtype)
+    ratios, indices = lax.top_k(log_weights - jnp.log(uniform), num_kept + 1)
     num_capped = jnp.sum(log_weights > ratios[-1], dtype=jnp.int32)
     return Kept(jnp.where(jnp.isfinite(ratios[:-1]), indices[:-1], -1), num_capped)
 
@@ -163,6 +163,10 @@ def resample(
     Sampling by importance and resampling: what comes out follows the model as m grows, but holds
     the same draw again and again where few weigh much;
     :func:`kernelgrad.kale.log_normalizer_estimate` has the effective number of draws.
+
+    Each is drawn on its own, and is j with probability :math:`w_j / \sum_l w_l` up to some epsilons
+    of it, however many they are: by halving the draws again and again, with the half of a draw
+    chosen by its share of their weight. A sum over all has lost the last digits of each.
 
     Args:
       key: of the choice.
@@ -178,17 +182,37 @@ def resample(
       ValueError: wrong rank or dtype, num_draws below 1, or a concrete inverse temperature that is
         not positive.
 
-    Cost: O(m + num_draws log m) time.
+    Cost: O(m + num_draws log m) time, O(m + num_draws) memory.
 
     References:
       Grover et al. 2019 (likelihood-free importance weighting), section 4; Rubin 1988.
     """
     _checks.at_least("num_draws", num_draws, 1)
     log_weights = _log_weights(energy_base, inverse_temperature, 1)
-    steps = jnp.cumsum(jax.nn.softmax(log_weights))
-    places = steps[-1] * jax.random.uniform(key, (num_draws,), steps.dtype)
-    indices = jnp.searchsorted(steps, places, side="right").astype(jnp.int32)
-    return jnp.where(jnp.isfinite(steps[-1]), indices, -1)
+    depth = max(1, (log_weights.shape[0] - 1).bit_length())
+    sums = [jnp.pad(jnp.exp(log_weights), (0, 2**depth - log_weights.shape[0]))]
+    for _ in range(depth):
+        sums.append(sums[-1].reshape(-1, 2).sum(axis=1))
+    tree = jnp.concatenate([jnp.zeros_like(sums[-1]), *reversed(sums)])  # of 2 i and 2 i + 1: i
+
+    def descend(node: Array, key: Array) -> tuple[Array, None]:
+        left, right = tree[2 * node], tree[2 * node + 1]
+        place = _uniform(key, node.shape, tree.dtype) * (left + right)
+        lesser = place < jnp.minimum(left, right)  # by its share: a small one keeps its digits
+        return 2 * node + (lesser == (right < left)).astype(jnp.int32), None
+
+    keys = jax.random.split(key, depth)
+    start = _devices.varying(jnp.ones(num_draws, jnp.int32), tree, jax.random.key_data(keys))
+    node, _ = lax.scan(descend, start, keys)
+    return jnp.where(tree[1] > 0, node - 2**depth, -1)
+
+
+def _uniform(key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Returns draws from (0, 1] that keep all digits of the dtype near 0, down to 2^-64."""
+    high, low = (
+        jax.random.bits(one, shape, jnp.uint32).astype(dtype) for one in jax.random.split(key)
+    )
+    return (high + (low + 1) * 2.0**-32) * 2.0**-32
 
 
 def _log_weights(energy_base: Array, inverse_temperature: float | Array, fewest: int) -> Array:

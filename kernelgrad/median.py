@@ -47,7 +47,7 @@ def median_squared_distance(
       on one device, one pass and O((n + m)^2) memory.
     """
     x, y = _checks.pair(x, y)
-    pool = lax.stop_gradient(x if y is None else _distances.pool(x, y))
+    pool = lax.stop_gradient(x if y is None else jnp.concatenate([x, y]))
     pool = _numeric.wide(pool)
     centre = _distances.middle(pool, axis_name)
     points = _distances.moved(pool, centre)

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.special import xlogy
 
-from kernelgrad import _checks, _devices, _numeric
+from kernelgrad import _checks, _devices, _distances, _numeric
+from kernelgrad._distances import Points
 from kernelgrad.types import Array
 
 _BLOCK_ROWS = 256  # of n points against m: 256 m floats at a time
+_TIES = 1e-4  # share of points near a sphere that rounding may take to its other side
 
 
 def inception_score(probs: Array) -> Array:
@@ -276,8 +278,9 @@ def precision_recall(real: Array, fake: Array, *, k: int = 5) -> PrecisionRecall
     Raises:
       ValueError: wrong rank or dtype, mismatched d, k < 1, or no more than k points.
 
-    Cost: O((n + m)^2 d) time, O((n + m) d) memory. Distances, centred, are exact to about 1e-6 of
-      the squared diameter of the data: neighbours closer than that are ties.
+    Cost: O((n + m)^2 d) time, O((n + m) d) memory; several times that where points have their
+      neighbours within a thousandth or so of the diameter of the data, whose distances are then
+      computed from differences of coordinates.
 
     References:
       Kynkäänniemi et al. 2019, eqs. (1)-(2); Naeem et al. 2020, section 3, and their code for the
@@ -289,59 +292,83 @@ def precision_recall(real: Array, fake: Array, *, k: int = 5) -> PrecisionRecall
         if points.shape[0] <= k:
             raise ValueError(f"{name}: got {points.shape[0]} points; expected more than k = {k}")
     real, fake = _numeric.wide(real), _numeric.wide(fake)
-    centre = jnp.mean(real, axis=0, keepdims=True)
-    real, fake = real - centre, fake - centre
     size = lax.stop_gradient(jnp.maximum(jnp.max(jnp.abs(real)), jnp.max(jnp.abs(fake))))
-    unit = jnp.where(size > 0, size, 1)  # squares of tiny or huge points stay in range
+    unit = _numeric.power_of_two(size)  # squares of tiny or huge points stay in range
     real, fake = real / unit, fake / unit
-    real_sq_radii, fake_sq_radii = _squared_radii(real, k), _squared_radii(fake, k)
+    balls, others = _distances.prepare(real, fake)
+    radii = _squared_radii(balls, k, False), _squared_radii(others, k, False)
+    norm = jnp.maximum(jnp.max(balls.sq_norms), jnp.max(others.sq_norms))
+    rounding = jnp.finfo(norm.dtype).eps * norm
+    ties = jnp.maximum(*(jnp.mean(rounding / jnp.maximum(each, rounding)) for each in radii))
+    shares = _distances.choose(
+        _distances.is_set(ties > _TIES),
+        lambda: _shares(balls, others, k, exact=True),
+        lambda: _shares(balls, others, k, exact=False, radii=radii),
+    )
+    finite = jnp.isfinite(real).all() & jnp.isfinite(fake).all()
+    return jax.tree.map(lambda share: jnp.where(finite, share, jnp.nan), shares)
 
-    def balls_around(point: Array) -> Array:
-        return jnp.sum(_squared_distances(point, real) < real_sq_radii)
 
-    def recalled_and_covered(item: tuple[Array, Array]) -> tuple[Array, Array]:
+def _shares(
+    real: Points,
+    fake: Points,
+    k: int,
+    *,
+    exact: bool,
+    radii: tuple[Array, Array] | None = None,
+) -> PrecisionRecall:
+    """Returns the shares, from the squared radii of the balls, which None computes."""
+    if radii is None:
+        radii = _squared_radii(real, k, exact), _squared_radii(fake, k, exact)
+    real_sq_radii, fake_sq_radii = radii
+
+    def balls_around(point: Points) -> Array:
+        return jnp.sum(_squared_distances(point, real, exact) < real_sq_radii)
+
+    def recalled_and_covered(item: tuple[Points, Array]) -> tuple[Array, Array]:
         point, sq_radius = item
-        sq_dist = _squared_distances(point, fake)
+        sq_dist = _squared_distances(point, fake, exact)
         return jnp.any(sq_dist < fake_sq_radii), jnp.min(sq_dist) < sq_radius
 
     num_balls = lax.map(balls_around, fake, batch_size=_BLOCK_ROWS)
     recalled, covered = lax.map(recalled_and_covered, (real, real_sq_radii), batch_size=_BLOCK_ROWS)
 
     def share(hits: Array) -> Array:  # counted in integers: float32 ends at 2^24
-        return jnp.sum(hits, dtype=jnp.int32).astype(real.dtype) / hits.shape[0]
+        return jnp.sum(hits, dtype=jnp.int32).astype(real.raw.dtype) / hits.shape[0]
 
-    shares = PrecisionRecall(
+    return PrecisionRecall(
         precision=share(num_balls > 0),
         recall=share(recalled),
-        density=jnp.mean(num_balls, dtype=real.dtype) / k,
+        density=jnp.mean(num_balls, dtype=real.raw.dtype) / k,
         coverage=share(covered),
     )
-    finite = jnp.isfinite(real).all() & jnp.isfinite(fake).all()
-    return jax.tree.map(lambda share: jnp.where(finite, share, jnp.nan), shares)
 
 
-def _squared_distances(point: Array, others: Array) -> Array:
-    """Returns |point - others_j|^2, shape (m,); both centred."""
-    norms = jnp.sum(jnp.square(others), axis=1)
-    return jnp.maximum(jnp.sum(jnp.square(point)) + norms - 2 * _numeric.dot(others, point), 0)
+def _squared_distances(point: Points, others: Points, exact: bool) -> Array:
+    """Returns |point - others_j|^2, shape (m,), from differences of coordinates or by products."""
+    if exact:
+        return _distances.direct(jax.tree.map(lambda a: a[None], point), others)[0]
+    inner = _numeric.dot(others.centred, point.centred)
+    return jnp.maximum(point.sq_norms + others.sq_norms - 2 * inner, 0)
 
 
-def _squared_radii(points: Array, k: int) -> Array:
+def _squared_radii(points: Points, k: int, exact: bool) -> Array:
     """Returns the squared distance of each point to its k-th nearest other point."""
 
-    def sq_radius(item: tuple[Array, Array]) -> Array:
+    def sq_radius(item: tuple[Array, Points]) -> Array:
         index, point = item
-        sq_dist = _squared_distances(point, points)
-        others = jnp.where(jnp.arange(points.shape[0]) == index, jnp.inf, sq_dist)
+        sq_dist = _squared_distances(point, points, exact)
+        others = jnp.where(jnp.arange(sq_dist.shape[0]) == index, jnp.inf, sq_dist)
 
         def next_larger(_: int, value: Array) -> Array:
             larger = jnp.min(jnp.where(others > value, others, jnp.inf))
             return jnp.where(jnp.sum(others <= value) < k, larger, value)
 
-        below = _devices.varying(jnp.full((), -1, points.dtype), others)
+        below = _devices.varying(jnp.full((), -1, others.dtype), others)
         return lax.fori_loop(0, k, next_larger, below)
 
-    return lax.map(sq_radius, (jnp.arange(points.shape[0]), points), batch_size=_BLOCK_ROWS)
+    places = jnp.arange(points.raw.shape[0])
+    return lax.map(sq_radius, (places, points), batch_size=_BLOCK_ROWS)
 
 
 def nearest_neighbors_l1(queries: Array, data: Array) -> tuple[Array, Array]:
@@ -385,7 +412,7 @@ def nearest_neighbors_l1(queries: Array, data: Array) -> tuple[Array, Array]:
 
     def merge(best: tuple[Array, Array], start: Array) -> tuple[tuple[Array, Array], None]:
         points = in_units(lax.dynamic_slice_in_dim(data, start, num_rows))
-        distances = jnp.sum(jnp.abs(queries[:, None, :] - points[None, :, :]), axis=2)
+        distances = jnp.sum(_sizes(queries[:, None, :] - points[None, :, :]), axis=2)
         indices = start + jnp.argmin(distances, axis=1).astype(jnp.int32)
         nearest = (indices, jnp.min(distances, axis=1))
         closer = nearest[1] < best[1]
@@ -398,6 +425,15 @@ def nearest_neighbors_l1(queries: Array, data: Array) -> tuple[Array, Array]:
     best = _devices.varying(best, queries, data)
     (indices, distances), _ = lax.scan(merge, best, starts)
     return indices, jnp.where(finite, distances / units, jnp.nan)
+
+
+@jax.custom_jvp
+def _sizes(x: Array) -> Array:
+    """Returns |x|, with derivative 0 at 0."""
+    return jnp.abs(x)
+
+
+_sizes.defjvp(lambda x, dx: (_sizes(*x), jnp.sign(x[0]) * dx[0]))
 
 
 def _floating_or_uint8(name: str, array: Array) -> Array:

@@ -1,10 +1,8 @@
-r"""Maximum mean discrepancy: estimates of MMD^2, its gradient in the samples, a two-sample test.
+r"""Maximum mean discrepancy: estimates of MMD^2, its gradient in the samples, two-sample tests.
 
 .. math:: \mathrm{MMD}^2(P, Q) = E\,k(x, x') + E\,k(y, y') - 2 E\,k(x, y)
 """
 
-import functools
-import operator
 from typing import NamedTuple
 
 import jax
@@ -16,14 +14,15 @@ from kernelgrad import (
     _devices,
     _distances,
     _numeric,
-    _resampling,
     _tiles,
     _traits,
     pairwise,
 )
-from kernelgrad.types import Array, Kernel, Key, TestResult
+from kernelgrad._two_sample import aggregated_test as aggregated_test
+from kernelgrad._two_sample import fused_test as fused_test
+from kernelgrad._two_sample import two_sample_test as two_sample_test
+from kernelgrad.types import Array, Kernel
 
-_PERMUTATIONS_AT_ONCE = 128
 _OFFSET_POINTS = 32
 _LEAST_VARIANCE = 1e-8  # of test_power, in units of k(0)^2; as in the reference
 
@@ -150,7 +149,8 @@ def witness_gradient(
       axis_name: if set, both samples are the union over all devices; queries stay apart.
 
     Returns:
-      Gradient, shape (q, d), dtype of queries, in 1/units of x.
+      Gradient, shape (q, d), dtype of queries, in 1/units of x; 0 at a query from where the dtype
+      cannot tell x from y.
 
     Raises:
       ValueError: wrong rank, dtype or mismatched dimensions.
@@ -242,8 +242,8 @@ def test_power(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None = No
       J, shape (); at least float32.
 
     Raises:
-      ValueError: wrong rank, dtype or mismatched shapes, fewer than two samples, or a concrete
-        k(0) <= 0.
+      ValueError: wrong rank, dtype or mismatched shapes, fewer than two samples, a kernel without
+        k(0) > 0, or a concrete k(0) <= 0.
 
     Cost: O(n^2 d) time, O(n d) memory.
 
@@ -257,6 +257,8 @@ def test_power(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None = No
         )
     size = x.shape[0] * _devices.num_devices(axis_name)
     _checks.at_least("number of samples in x", size, 2)
+    for part in _traits.parts(kernel):
+        _traits.check_positive(part)
     parts = [_differences(x, y, part, axis_name) for part in _traits.parts(kernel)]
     rows, diagonal, peak = (sum(terms) for terms in zip(*parts, strict=True))
     _checks.positive(**{"k(0) of kernel": peak})
@@ -266,72 +268,6 @@ def test_power(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None = No
     variance = 4 * _devices.statistic(jnp.mean(squares), axis_name)
     deviation = jnp.sqrt(variance + _LEAST_VARIANCE)
     return (size * mean - mean_diagonal) / (size - 1) / deviation
-
-
-def two_sample_test(
-    key: Key, x: Array, y: Array, kernel: Kernel, *, num_permutations: int = 999
-) -> TestResult:
-    r"""Tests whether x and y come from one distribution, by permuting the pooled sample.
-
-    The statistic is the V-statistic of MMD^2. With signed weights :math:`a = 1/n` on x and
-    :math:`-1/m` on y it is :math:`a^\top K a`, and a permutation only reorders a: many are summed
-    against the same tiles of K, which is never stored. A permuted statistic that equals the
-    observed one up to rounding counts as a tie, so that the level is exact.
-
-    Args:
-      key: random key of the permutations.
-      x: samples; shape (n, d), floating.
-      y: samples; shape (m, d), floating.
-      kernel: k. It may depend on the pooled sample (a median lengthscale) but not on which point
-        belongs to which sample, or the p-value loses its meaning.
-      num_permutations: B >= 1, static.
-
-    Returns:
-      statistic MMD^2, and p_value = (1 + #{permuted >= observed}) / (1 + B), in at least float32;
-      NaN, both, where a sample or a statistic is not finite.
-
-    Raises:
-      ValueError: wrong rank, dtype, mismatched dimensions, concrete samples that are not finite or
-        whose statistic is not, or B < 1.
-
-    Cost: O((n + m)^2 (d B / 128 + B)) time, O((n + m) (d + 128)) memory.
-
-    References:
-      Gretton et al. 2012, section 5; Phipson & Smyth 2010 for the p-value.
-    """
-    x, y = _checks.points(x=x, y=y)
-    _checks.finite(x=x, y=y)
-    _checks.at_least("num_permutations", num_permutations, 1)
-    n, m = x.shape[0], y.shape[0]
-    points = _distances.pool(x, y)
-    pools = [(_traits.radial(part), _embed(part, points)) for part in _traits.parts(kernel)]
-    dtype = pools[0][1].dtype
-    signed = jnp.concatenate([jnp.full(n, 1 / n, dtype), jnp.full(m, -1 / m, dtype)])
-
-    def statistics(weights: Array) -> Array:
-        sums = (pairwise.kernel_sum(base, pool, None, weights) for base, pool in pools)
-        return jnp.sum(weights * functools.reduce(operator.add, sums), axis=0)
-
-    def permuted(key: Key) -> Array:
-        keys = jax.random.split(key, _PERMUTATIONS_AT_ONCE)
-        shuffled = jax.vmap(lambda k: jax.random.permutation(k, signed))(keys)
-        return statistics(shuffled.T)
-
-    batches = -(-num_permutations // _PERMUTATIONS_AT_ONCE)
-    null = lax.map(permuted, jax.random.split(key, batches)).ravel()[:num_permutations]
-    observed = statistics(signed[:, None])[0]
-    sizes = [_size(base, pool) for base, pool in pools]
-    rounding = 32 * jnp.finfo(dtype).eps * functools.reduce(operator.add, sizes)
-    valid = functools.reduce(operator.and_, (jnp.all(jnp.isfinite(pool)) for _, pool in pools))
-    return _resampling.result(observed, null, valid=valid, rounding=rounding * (1 / n + 1 / m))
-
-
-def _size(kernel: Kernel, points: Array) -> Array:
-    """Returns a size of k between the points: k(0), or where that is 0 the mean of |k|."""
-    if _traits.positive_at_zero(kernel):
-        return kernel.profile(jnp.zeros((), points.dtype))
-    weights = jnp.full((points.shape[0], 1), 1 / points.shape[0], points.dtype)
-    return jnp.abs(jnp.mean(pairwise.kernel_sum(kernel, points, None, weights)))
 
 
 class _Samples(NamedTuple):

@@ -113,7 +113,7 @@ def noisy_logits(
     the logarithm of the ratio of the two noised densities, in closed form: no network. Summed in
     logarithms, it is finite however far the point, up to the range of the dtype. At points that
     carry fresh noise of the same variance, the logits of real and of generated ones make
-    :func:`jsd_estimate` an unbiased estimate of the JSD of the two noised clouds.
+    :func:`adversarial.jsd_estimate` an unbiased estimate of the JSD of the two noised clouds.
 
     Args:
       points: x, noised or not; shape (q, d), floating.
@@ -151,7 +151,7 @@ def noisy_logits_and_gradient(
 
     and likewise the mean :math:`\mu_g` of the generated samples near x. Ascent moves x towards the
     data near it and away from the generated samples near it; descending the negative is the update
-    of :func:`kl_loss`.
+    of :func:`adversarial.kl_loss`.
 
     Args:
       points: as in :func:`noisy_logits`.
@@ -185,13 +185,19 @@ def noisy_logits_and_gradient(
     )
     reach = _FAR * lax.stop_gradient(jnp.max(jnp.abs(cols.centred)))
 
+    exact = _distances.apart(cols, least=jnp.sqrt(width))
+
     @jax.checkpoint
     def at(row: Points) -> tuple[Array, Array]:
         far = jnp.max(jnp.abs(row.centred)) > reach
-        of_real, of_fake = (_kernel_sums(row, cloud, width, far) for cloud in (reals, fakes))
-        logit = of_real.log_mean - of_fake.log_mean
+        of_real, of_fake = (_weights(row, cloud, width, far) for cloud in (reals, fakes))
+        logit = jnp.log(jnp.mean(of_real.kappa)) - jnp.log(jnp.mean(of_fake.kappa))
         logit += (of_fake.nearest - of_real.nearest) / (2 * width)
-        return logit, (of_real.centre - of_fake.centre) / width
+        centre, other = (
+            _centre(row, cloud, each.kappa, far, exact)
+            for cloud, each in ((reals, of_real), (fakes, of_fake))
+        )
+        return logit, (centre - other) / width
 
     rows_at_once = max(1, _PAIRS_AT_ONCE // num_cols)
     logits, gradients = lax.map(at, rows, batch_size=rows_at_once)
@@ -243,15 +249,14 @@ def noisy_jsd_direction(
     return -jax.nn.sigmoid(logits)[:, None] * gradient
 
 
-class _KernelSums(NamedTuple):
-    r"""Sums over a cloud of :math:`\kappa_j = e^{-(|x - y_j|^2 - r) / 2 \sigma^2}` at one x."""
+class _Weights(NamedTuple):
+    r"""What the points of a cloud weigh at one x, :math:`e^{-(|x - y_j|^2 - r) / 2 \sigma^2}`."""
 
     nearest: Array  # r, the least squared distance: no sum underflows; less |x|^2 where x is far
-    log_mean: Array  # of kappa
-    centre: Array  # mu, the mean of y weighted by kappa
+    kappa: Array
 
 
-def _kernel_sums(row: Points, cloud: Points, variance: Array, far: Array) -> _KernelSums:
+def _weights(row: Points, cloud: Points, variance: Array, far: Array) -> _Weights:
     kernel = kernels.rbf_mixture(jnp.sqrt(variance))
     # where x is far its squared distances overflow: those of a point of the cloud stand in
     one = jax.tree.map(lambda a, others: jnp.where(far, others[:1], a[None]), row, cloud)
@@ -262,10 +267,21 @@ def _kernel_sums(row: Points, cloud: Points, variance: Array, far: Array) -> _Ke
     exponents = (nearest - sq_dist) / (2 * variance)
     # XLA may round a distance here otherwise than in its minimum; far away exp would not bear it
     is_nearest = sq_dist <= nearest + 4 * jnp.finfo(sq_dist.dtype).eps * jnp.abs(nearest)
-    exponents += lax.stop_gradient(jnp.where(is_nearest, 0, exponents) - exponents)
-    kappa = jnp.exp(exponents)
-    centre = _numeric.dot(kappa, cloud.centred) / jnp.sum(kappa)
-    return _KernelSums(nearest, jnp.log(jnp.mean(kappa)), centre)
+    exponents -= lax.stop_gradient(jnp.where(is_nearest, exponents, 0))
+    return _Weights(nearest, jnp.exp(exponents))
+
+
+def _centre(row: Points, cloud: Points, kappa: Array, far: Array, exact: Array) -> Array:
+    """Returns the mean of a cloud weighted by kappa, less a point that both clouds share."""
+
+    def by_differences() -> Array:
+        one = jax.tree.map(lambda a: jnp.where(far, 0, a)[None], row)
+        return _distances.difference_sums(kappa[None], one, cloud, axis=1)[0]
+
+    def by_products() -> Array:
+        return _numeric.dot(kappa, cloud.centred)
+
+    return _distances.choose(exact, by_differences, by_products) / jnp.sum(kappa)
 
 
 # -------------------------------------------------------------------------------------- contracts

@@ -1,7 +1,7 @@
 r"""The engine: sums over all pairs of points, in tiles, differentiable, on one device or many.
 
 Every sum of this package has the form :math:`\sum_j f(x_i, y_j)` with a radial kernel inside.
-:mod:`kernelgrad._tiles` adds them up tile by tile, so that neither the sum nor its gradient ever
+``_tiles`` adds them up tile by tile, so that neither the sum nor its gradient ever
 holds an (n, m) buffer, let alone (n, m, d). Where y is x itself, on one device, each pair is
 visited once for both of its points.
 
@@ -22,6 +22,8 @@ from kernelgrad._distances import Bare, Points
 from kernelgrad.types import Array, Kernel
 
 _Dot = Callable[[Array, Array], Array]
+
+_OFFSETS = ("offsets[0]", "offsets[1]")
 
 
 def squared_distances(x: Array, y: Array | None = None) -> Array:
@@ -81,9 +83,9 @@ def kernel_sum(
 
     Cost: O(n m (d + p)) time, O((n + m) (d + p)) memory.
     """
-    x, y = _checks.pair(x, y)
-    weights = _of_rows("weights", weights, x if y is None else y, "p")
-    offsets = _offsets(offsets, x, y)
+    x, y, given = _taken(x, y, offsets, weights=weights)
+    weights = _of_rows("weights", given["weights"], x if y is None else y, "p")
+    offsets = _offsets(given, x, y)
     points, others = _traits.embed(kernel, x), None if y is None else _traits.embed(kernel, y)
     pairs = _pairs(_traits.radial(kernel), points, others, axis_name)
     return pairs.sums(weights, offsets=offsets)[0].astype(jnp.result_type(x))
@@ -124,11 +126,9 @@ def gradient_sum(
     References:
       Li 2017 (approximate KL gradients), eq. (2), where w = 1 and y = x.
     """
-    x, y = _checks.pair(x, y)
+    x, y, given = _taken(x, y, None, **({} if weights is None else {"weights": weights}))
     others = x if y is None else y
-    if weights is None:
-        weights = jnp.ones(others.shape[:1], x.dtype)
-    weights = _of_rows("weights", weights, others)
+    weights = _of_rows("weights", given.get("weights"), others)
     if _traits.is_feature_kernel(kernel):
         return _feature_gradient_sum(kernel, x, y, weights, axis_name)
     sums = _pairs(kernel, x, y, axis_name).sums(None, weights, joined=True)
@@ -165,11 +165,11 @@ def kernel_and_gradient_sum(
 
     Cost: O(n m (d + p)) time, O((n + m) (d + p)) memory.
     """
-    x, y = _checks.pair(x, y)
+    x, y, given = _taken(x, y, offsets, weights=weights, gradient_weights=gradient_weights)
     others = x if y is None else y
-    weights = _of_rows("weights", weights, others, "p")
-    gradient_weights = _of_rows("gradient_weights", gradient_weights, others)
-    offsets = _offsets(offsets, x, y)
+    weights = _of_rows("weights", given["weights"], others, "p")
+    gradient_weights = _of_rows("gradient_weights", given["gradient_weights"], others)
+    offsets = _offsets(given, x, y)
     if _traits.is_feature_kernel(kernel):
         values = kernel_sum(kernel, x, y, weights, offsets=offsets, axis_name=axis_name)
         return values, gradient_sum(kernel, x, y, gradient_weights, axis_name=axis_name)
@@ -214,12 +214,11 @@ def stein_sum(
     References:
       Liu & Wang 2016, eq. (8); Wang & Liu 2016 (amortized SVGD), eq. (7).
     """
-    x, y = _checks.pair(x, y)
+    forces = {} if gradient_weights is None else {"gradient_weights": gradient_weights}
+    x, y, given = _taken(x, y, None, weights=weights, **forces)
     others = x if y is None else y
-    if gradient_weights is None:
-        gradient_weights = jnp.ones(others.shape[:1], x.dtype)
-    weights = _of_rows("weights", weights, others, x.shape[1])
-    gradient_weights = _of_rows("gradient_weights", gradient_weights, others)
+    weights = _of_rows("weights", given["weights"], others, x.shape[1])
+    gradient_weights = _of_rows("gradient_weights", given.get("gradient_weights"), others)
     if _traits.is_feature_kernel(kernel):
         values = kernel_sum(kernel, x, y, weights, axis_name=axis_name)
         return values + gradient_sum(kernel, x, y, gradient_weights, axis_name=axis_name)
@@ -227,21 +226,32 @@ def stein_sum(
     return sums.astype(jnp.result_type(x))
 
 
-def _of_rows(name: str, values: Array, points: Array, *rest: int | str) -> Array:
-    """Returns what belongs to points, a row each, or raises ValueError."""
-    (values,) = _checks.floating(**{name: values})
+def _taken(
+    x: Array, y: Array | None, offsets: tuple[Array, Array] | None, /, **values: Array
+) -> tuple[Array, Array | None, dict[str, Array]]:
+    """Returns the points, and by name what belongs to them, all of one dtype."""
+    x, y = _checks.pair(x, y)
+    arrays = {"x": x, **({} if y is None else {"y": y}), **values}
+    if offsets is not None:
+        arrays.update(zip(_OFFSETS, offsets, strict=True))
+    given = dict(zip(arrays, _checks.floating(**arrays), strict=True))
+    return given.pop("x"), given.pop("y", None), given
+
+
+def _of_rows(name: str, values: Array | None, points: Array, *rest: int | str) -> Array:
+    """Returns what belongs to points, a row each, ones for None, or raises ValueError."""
+    if values is None:
+        return jnp.ones(points.shape[:1], points.dtype)
     _checks.shape(name, values, (points.shape[0], *rest))
     return values
 
 
-def _offsets(
-    offsets: tuple[Array, Array] | None, x: Array, y: Array | None
-) -> tuple[Array, Array] | None:
-    if offsets is None:
+def _offsets(given: dict[str, Array], x: Array, y: Array | None) -> tuple[Array, Array] | None:
+    sides = zip(_OFFSETS, (x, x if y is None else y), strict=True)
+    if _OFFSETS[0] not in given:
         return None
-    above, beside = offsets
-    others = x if y is None else y
-    return _of_rows("offsets", above, x), _of_rows("offsets", beside, others)
+    above, beside = (_of_rows(name, given[name], points) for name, points in sides)
+    return above, beside
 
 
 # ------------------------------------------------------------------------------------- sums
@@ -415,11 +425,12 @@ def _feature_gradient_sum(
 
     With :math:`e_i = \phi(x_i)` and :math:`f_j = \phi(y_j)`, both centred,
     :math:`P_{ij} = 2 k'(r_{ij}^2) w_j` and the Jacobian :math:`J_j`, :math:`N_i = \sum_j P_{ij}
-    J_j^\top f_j - \sum_a c_{ia} \sum_j P_{ij} J_j^\top u_a` with any vectors u that span the
-    :math:`e_i = \sum_a c_{ia} u_a`: one backward pass and one sum for each of them, never an
-    (m, l, d) Jacobian. They are the l unit vectors, or the :math:`e_i` themselves where those are
-    fewer. No fewer passes do in general: the :math:`J_j` differ, and each is to be multiplied by
-    as many vectors as the :math:`f_j - e_i` span over i.
+    J_j^\top f_j - \sum_a e_{ia} \sum_j P_{ij} J_j^\top u_a` with the l unit vectors u: one
+    backward pass and one sum for each of them, never an (m, l, d) Jacobian. Or each i has a pass of
+    its own, for the :math:`P_{ij} (f_j - e_i)`: where those are fewer, or features are so many
+    lengthscales apart that their products lose the differences. No fewer passes do in general: the
+    :math:`J_j` differ, and each is to be multiplied by as many vectors as the :math:`f_j - e_i`
+    span over i.
     """
     x, y, weights = jax.tree.map(jnp.asarray, (x, y, weights))
     points = _devices.own_point(kernel.features, x if y is None else y)
@@ -429,25 +440,37 @@ def _feature_gradient_sum(
     rows, cols = here.centred, there.centred
     slope = _Slope(_traits.radial(kernel))
     pairs = _pairs(slope, embedded, None if y is None else targets, axis_name)
+    weights = weights.astype(cols.dtype)
 
     def slope_sum(vectors: Array) -> Array:
-        weighted = 2 * weights[:, None].astype(cols.dtype) * vectors.astype(cols.dtype)
-        return pairs.sums(weighted)[0]
+        return pairs.sums(2 * weights[:, None] * vectors.astype(cols.dtype))[0]
 
     def add_feature(total: Array, feature: tuple[Array, Array]) -> tuple[Array, None]:
         vector, coordinate = feature
         (row,) = pull(jnp.broadcast_to(vector, targets.shape))
         return total - coordinate[:, None] * slope_sum(row), None
 
-    (own,) = pull(cols.astype(targets.dtype))
-    basis, coordinates = jnp.eye(rows.shape[1], dtype=targets.dtype), rows
-    size = rows.shape[0] * _devices.num_devices(axis_name)
-    if size < rows.shape[1]:
-        basis = _devices.gather(rows, axis_name).astype(targets.dtype)
-        coordinates = _devices.share(jnp.eye(size, dtype=rows.dtype), axis_name)
-    basis, coordinates = _devices.varying((basis, coordinates), targets)
-    gradient, _ = lax.scan(add_feature, slope_sum(own), (basis, coordinates.T))
-    return gradient.astype(x.dtype)
+    def by_products() -> Array:
+        (own,) = pull(cols.astype(targets.dtype))
+        units = jnp.eye(rows.shape[1], dtype=targets.dtype)
+        units, coordinates = _devices.varying((units, rows.T), targets)
+        return lax.scan(add_feature, slope_sum(own), (units, coordinates))[0]
+
+    @jax.checkpoint
+    def at(row: Array) -> Array:
+        gaps = there.raw - row[None]
+        factors = 2 * weights * slope.profile(_distances.sq_norms(gaps))
+        (pulled,) = pull((factors[:, None] * gaps).astype(targets.dtype))
+        return jnp.sum(pulled, axis=0)
+
+    def by_differences() -> Array:
+        everyone = lax.map(at, _devices.gather(here.raw, axis_name)).astype(cols.dtype)
+        return _devices.share(_devices.total(everyone, axis_name), axis_name)
+
+    if rows.shape[0] * _devices.num_devices(axis_name) <= rows.shape[1]:
+        return by_differences().astype(x.dtype)
+    exact = _devices.any_of(_distances.blurs(kernel, here, there), axis_name)
+    return _distances.choose(exact, by_differences, by_products).astype(x.dtype)
 
 
 class _Slope(NamedTuple):

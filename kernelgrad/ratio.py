@@ -12,179 +12,32 @@ logistic    p / q, log-odds of a classifier                 :class:`LogLinearRat
 
 A fitted model is a discriminator: :func:`log_ratio_gradient` points from q to p, and its negative
 is the direction to descend for KL[q || p]. Everything is linear in kernels at some centers; their
-number sets the cost, and a few hundred of many samples serve as well as all.
-:mod:`kernelgrad.ratio_selection` chooses the hyperparameters.
+number sets the cost, and a few hundred of many samples serve as well as all. Where no kernel or
+ridge is given it is chosen by a held-out loss of :mod:`kernelgrad.selection`, whose functions
+choose among others, too.
 """
 
-import math
-from typing import NamedTuple
+import warnings
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from kernelgrad import (
-    _checks,
-    _convex,
-    _devices,
-    _distances,
-    _equality,
-    _gram,
-    _numeric,
-    _solve,
-    _traits,
-    kernels,
-    pairwise,
-)
+from kernelgrad import _checks, _numeric, _ratio_fits, kernels, selection
+from kernelgrad._ratio_models import LinearRatio as LinearRatio
+from kernelgrad._ratio_models import LogLinearRatio as LogLinearRatio
+from kernelgrad._ratio_models import MixtureRatio as MixtureRatio
+from kernelgrad._ratio_models import RatioModel as RatioModel
+from kernelgrad._ratio_models import density_ratio as density_ratio
+from kernelgrad._ratio_models import kl_divergence as kl_divergence
+from kernelgrad._ratio_models import log_density_ratio as log_density_ratio
+from kernelgrad._ratio_models import log_ratio_gradient as log_ratio_gradient
+from kernelgrad._ratio_models import pearson_divergence as pearson_divergence
 from kernelgrad.types import Array, Kernel
 
-
-@_equality.by_value
-class LinearRatio(NamedTuple):
-    r"""The ratio :math:`r(x) = \max(0, g(x))`, with :math:`g(x) = \sum_c w_c k(x, z_c)`.
-
-    Attributes:
-      kernel: k.
-      centers: z_c; shape (c, d).
-      weights: w_c, of either sign; shape (c,).
-      floor: g below which its logarithm is continued by the tangent; shape ().
-    """
-
-    kernel: Kernel
-    centers: Array
-    weights: Array
-    floor: Array
-
-
-@_equality.by_value
-class MixtureRatio(NamedTuple):
-    r"""The ratio :math:`r(x) = \sum_c e^{a_c} k(x, z_c)`, with k > 0.
-
-    Attributes:
-      kernel: k.
-      centers: z_c; shape (c, d).
-      log_weights: a_c, -infinity where the weight is 0; shape (c,).
-      gap: bound of what the fit lacks to the optimum of its objective, for :func:`kliep` in nats a
-        sample of p; shape ().
-    """
-
-    kernel: Kernel
-    centers: Array
-    log_weights: Array
-    gap: Array
-
-
-@_equality.by_value
-class LogLinearRatio(NamedTuple):
-    r"""The ratio :math:`r(x) = \exp(b + \sum_c w_c k(x, z_c))`.
-
-    Attributes:
-      kernel: k.
-      centers: z_c; shape (c, d).
-      weights: w_c; shape (c,).
-      intercept: b; shape ().
-      gap: what the objective lacked to its minimum before the last step, in nats a sample, by
-        the quadratic model; shape ().
-    """
-
-    kernel: Kernel
-    centers: Array
-    weights: Array
-    intercept: Array
-    gap: Array
-
-
-RatioModel = LinearRatio | MixtureRatio | LogLinearRatio
-
-
-# ----------------------------------------------------------------------------------- evaluation
-
-
-def density_ratio(model: RatioModel, x: Array) -> Array:
-    r"""Returns the estimated ratio p / q (of a model of :func:`rulsif`, the relative one).
-
-    Args:
-      model: fitted by a function of this module.
-      x: points, new or old; shape (n, d), floating.
-
-    Returns:
-      Ratios, shape (n,), dtype of x, non-negative. A ratio beyond the range of the dtype stops at
-      the largest power of e in it, e^88 in float32; :func:`log_density_ratio` does not.
-
-    Raises:
-      ValueError: wrong rank, dtype or dimension.
-
-    Cost: O(n c d) time.
-    """
-    x, _ = _checks.points(x=x, centers=model.centers)
-    if isinstance(model, LinearRatio):
-        return _numeric.like(jnp.maximum(_expansion(model, x), 0), x)
-    log_ratio = log_density_ratio(model, x)
-    largest = math.floor(math.log(jnp.finfo(log_ratio.dtype).max))
-    return jnp.exp(jnp.minimum(log_ratio, largest))
-
-
-def log_density_ratio(model: RatioModel, x: Array) -> Array:
-    r"""Returns the logarithm of the estimated ratio, finite wherever x is.
-
-    For a :class:`LinearRatio`, whose g may be 0 or less, it is :math:`\log g` for g above the floor
-    f and :math:`\log f + g / f - 1` below: the tangent at f, which keeps the slope of g, where a
-    clipped logarithm has none. The floor is 1/sqrt(n), the order of the sampling error of g fitted
-    to n samples of p: below, g cannot be told from 0. A :class:`MixtureRatio` is summed in
-    logarithms: with a Gaussian kernel, however far x is, its gradient draws x to the nearest
-    centers. Any other kernel counts as the smallest normal float where it is less. An x farther
-    than 1e18 lengthscales, whose squared distance float32 does not hold, counts as that far.
-
-    Args:
-      model: fitted by a function of this module.
-      x: points, new or old; shape (n, d), floating.
-
-    Returns:
-      Log-ratios, shape (n,), dtype of x, in nats.
-
-    Raises:
-      ValueError: wrong rank, dtype or dimension.
-
-    Cost: O(n c d) time; O((n + c) d) memory, and O(n c) for a :class:`MixtureRatio`.
-    """
-    x, centers = _checks.points(x=x, centers=model.centers)
-    if isinstance(model, MixtureRatio):
-        logits = _log_gram(model.kernel, x, centers)
-        return _numeric.like(jax.nn.logsumexp(logits + model.log_weights[None, :], axis=1), x)
-    value = _expansion(model, x)
-    if isinstance(model, LogLinearRatio):
-        return _numeric.like(value + _numeric.like(model.intercept, value), x)
-    floor = _numeric.like(model.floor, value)
-    above = value > floor
-    tangent = jnp.log(floor) + value / floor - 1
-    return _numeric.like(jnp.where(above, jnp.log(jnp.where(above, value, 1)), tangent), x)
-
-
-def log_ratio_gradient(model: RatioModel, x: Array) -> Array:
-    r"""Returns :math:`\nabla_x \log r(x)`, the gradient of :func:`log_density_ratio`.
-
-    It leads from q to p: descend its negative, :math:`\nabla \log (q / p)`, to lower KL[q || p].
-
-    Args:
-      model: fitted by a function of this module, held fixed.
-      x: points, new or old; shape (n, d), floating.
-
-    Returns:
-      Gradients, shape (n, d), dtype of x, in 1/units of x; finite wherever x is.
-
-    Raises:
-      ValueError: wrong rank, dtype or dimension.
-
-    Cost: about three times that of :func:`log_density_ratio`.
-
-    References:
-      Huszar 2016 (an alternative update rule for GANs), alternative M-step #2.
-    """
-    (x,) = _checks.points(x=x)
-    x = _devices.varying(x, model)
-    value, pull = jax.vjp(lambda points: log_density_ratio(model, points), x)
-    (gradient,) = pull(jnp.ones_like(value))
-    return gradient
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # lengthscales that are tried, over the median distance
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+MOST_CENTERS = 500  # where something is chosen
 
 
 # -------------------------------------------------------------------------------- least squares
@@ -193,9 +46,9 @@ def log_ratio_gradient(model: RatioModel, x: Array) -> Array:
 def ulsif(
     p: Array,
     q: Array,
-    kernel: Kernel,
+    kernel: Kernel | None = None,
     *,
-    ridge: float | Array,
+    ridge: float | Array | None = None,
     centers: Array | None = None,
     axis_name: str | None = None,
 ) -> LinearRatio:
@@ -207,16 +60,19 @@ def ulsif(
     Args:
       p: x_i, samples of the numerator; shape (n, d), floating.
       q: y_j, samples of the denominator; shape (m, d).
-      kernel: k; its lengthscales are in units of p.
+      kernel: k, as in :func:`rulsif`.
       ridge: lambda > 0, as in :func:`rulsif`.
-      centers: z_c; shape (c, d). None: all of p.
-      axis_name: if set, p, q and centers are the unions over all devices.
+      centers: z_c, as in :func:`rulsif`; shape (c, d).
+      axis_name: as in :func:`rulsif`.
 
     Returns:
       The model, of p / q.
 
     Raises:
-      ValueError: wrong rank, dtype or dimensions, or a concrete ridge that is not positive.
+      ValueError: as :func:`rulsif`.
+
+    Warns:
+      RuntimeWarning: as :func:`rulsif`.
 
     Cost: O((n + m) c (d + c) + c^3) time, O((n + m) c) memory.
 
@@ -230,9 +86,9 @@ def ulsif(
 def rulsif(
     p: Array,
     q: Array,
-    kernel: Kernel,
+    kernel: Kernel | None = None,
     *,
-    ridge: float | Array,
+    ridge: float | Array | None = None,
     alpha: float | Array = 0.1,
     centers: Array | None = None,
     axis_name: str | None = None,
@@ -251,12 +107,16 @@ def rulsif(
     Args:
       p: x_i, samples of the numerator; shape (n, d), floating.
       q: y_j, samples of the denominator; shape (m, d).
-      kernel: k; its lengthscales are in units of p.
+      kernel: k; its lengthscales are in units of p. None: a Gaussian kernel, whose lengthscale
+        is that of ``FACTORS`` times the median distance with the least loss by
+        :func:`kernelgrad.selection.rulsif_loo`.
       ridge: lambda > 0, in units of k^2, 0.01 to 1 as a rule. Keep it above 10 c eps k(0)^2, with
-        eps the machine epsilon: below, rounding decides the result.
+        eps the machine epsilon: below, rounding decides the result. None: one of ``RIDGES``,
+        likewise.
       alpha: share of p in the denominator, in [0, 1).
-      centers: z_c; shape (c, d). None: all of p.
-      axis_name: if set, p, q and centers are the unions over all devices.
+      centers: z_c; shape (c, d). None: all of p; at most ``MOST_CENTERS`` of them where kernel or
+        ridge is chosen here.
+      axis_name: if set, p, q and centers are the unions over all devices; nothing is chosen then.
 
     Returns:
       The model, of r_alpha, differentiable in everything; all NaN where the Cholesky factorisation
@@ -264,26 +124,34 @@ def rulsif(
 
     Raises:
       ValueError: wrong rank, dtype or dimensions, a concrete ridge that is not positive, or alpha
-        outside of its range.
+        outside of its range, or nothing to choose by under axis_name.
 
-    Cost: O((n + m) c (d + c) + c^3) time, O((n + m) c) memory.
+    Warns:
+      RuntimeWarning: a lengthscale or ridge that was chosen is the least or the largest tried;
+        outside of jit alone.
+
+    Cost: O((n + m) c (d + c) + c^3) time, O((n + m) c) memory; a choice, that of 25 such fits.
 
     References:
       Yamada et al. 2013, section 2.
     """
-    centers, moment, mean = _least_squares(p, q, kernel, ridge, alpha, centers, axis_name)
-    weights = _solve.dense(moment, _numeric.like(ridge, mean))(mean[:, None])[:, 0]
-    size = p.shape[0] * _devices.num_devices(axis_name)
-    centers, weights = _devices.agreed((centers, weights), axis_name)
-    return LinearRatio(kernel, centers, weights, _numeric.like(1 / math.sqrt(size), mean))
+    centers = _few(p, kernel, ridge, centers)
+
+    def loss(kernel: Kernel, ridge: float | Array) -> Array:
+        return selection.rulsif_loo(p, q, kernel, ridge=ridge, alpha=alpha, centers=centers)
+
+    kernel, ridge = _settled("rulsif", p, q, kernel, ridge, axis_name, loss)
+    return _ratio_fits.rulsif(
+        p, q, kernel, ridge=ridge, alpha=alpha, centers=centers, axis_name=axis_name
+    )
 
 
 def lsif(
     p: Array,
     q: Array,
-    kernel: Kernel,
+    kernel: Kernel | None = None,
     *,
-    ridge: float | Array,
+    ridge: float | Array | None = None,
     alpha: float | Array = 0.0,
     centers: Array | None = None,
     num_steps: int = 1000,
@@ -299,65 +167,48 @@ def lsif(
     Args:
       p: x_i, samples of the numerator; shape (n, d), floating.
       q: y_j, samples of the denominator; shape (m, d).
-      kernel: k > 0; its lengthscales are in units of p.
-      ridge: lambda > 0, in units of k^2.
+      kernel: k > 0; its lengthscales are in units of p. None: chosen as :func:`rulsif` does.
+      ridge: lambda > 0, in units of k^2. None: likewise.
       alpha: share of p in the denominator, in [0, 1); 0 stands for p / q.
-      centers: z_c; shape (c, d). None: all of p.
+      centers: z_c; shape (c, d). None: all of p; at most ``MOST_CENTERS`` of them where kernel or
+        ridge is chosen here.
       num_steps: greatest number T of steps, at least 1; static.
       tolerance: gap at which to stop before, >= 0.
-      axis_name: if set, p, q and centers are the unions over all devices.
+      axis_name: if set, p, q and centers are the unions over all devices; nothing is chosen then.
 
     Returns:
       The model, of r_alpha, without a gradient in what it is fitted to.
 
     Raises:
-      ValueError: wrong rank, dtype or dimensions, a concrete ridge that is not positive, alpha
-        outside of its range, num_steps below 1, or a negative tolerance.
+      ValueError: wrong rank, dtype or dimensions, a kernel without k(0) > 0, a concrete ridge that
+        is not positive, alpha outside of its range, num_steps below 1, or a negative tolerance.
+
+    Warns:
+      RuntimeWarning: a lengthscale or ridge that was chosen is the least or the largest tried;
+        outside of jit alone.
 
     Cost: O((n + m) c (d + c) + T c^2) time, O((n + m) c) memory.
 
     References:
       Kanamori, Hido & Sugiyama 2009, section 2.2, with the square of w as penalty for its sum.
     """
-    _check_loop(num_steps, tolerance)
-    p, q, centers = _checks.points(p=p, q=q, centers=p if centers is None else centers)
-    p, q, kernel, ridge, alpha, centers = lax.stop_gradient((p, q, kernel, ridge, alpha, centers))
-    centers, moment, mean = _least_squares(p, q, kernel, ridge, alpha, centers, axis_name)
-    size = _numeric.like(ridge, mean)
-    weights, residual = _convex.quadratic(
-        moment + size * jnp.eye(mean.shape[0], dtype=mean.dtype),
-        mean,
-        lambda point: jnp.maximum(point, 0),
-        jnp.zeros_like(mean),
+    centers = _few(p, kernel, ridge, centers)
+
+    def loss(kernel: Kernel, ridge: float | Array) -> Array:
+        return selection.rulsif_loo(p, q, kernel, ridge=ridge, alpha=alpha, centers=centers)
+
+    kernel, ridge = _settled("lsif", p, q, kernel, ridge, axis_name, loss)
+    return _ratio_fits.lsif(
+        p,
+        q,
+        kernel,
+        ridge=ridge,
+        alpha=alpha,
+        centers=centers,
         num_steps=num_steps,
-        tolerance=2 * size * _numeric.like(tolerance, mean),
+        tolerance=tolerance,
+        axis_name=axis_name,
     )
-    fit = _devices.agreed((centers, weights, residual), axis_name)
-    return MixtureRatio(kernel, fit[0], jnp.log(fit[1]), fit[2] / (2 * size))
-
-
-def _least_squares(
-    p: Array,
-    q: Array,
-    kernel: Kernel,
-    ridge: float | Array,
-    alpha: float | Array,
-    centers: Array | None,
-    axis_name: str | None,
-) -> tuple[Array, Array, Array]:
-    """Returns the centers, H and h."""
-    _check_ridge(ridge)
-    _checks.shape("alpha", alpha, ())
-    _checks.in_range("alpha", alpha, 0.0, 1.0, closed="l")
-    p, q, centers = _unions(p, q, p if centers is None else centers, axis_name)
-    at_p, at_q = kernels.gram(kernel, p, centers), kernels.gram(kernel, q, centers)
-    share = _numeric.like(alpha, at_p)
-    moment = share * _second_moment(at_p) + (1 - share) * _second_moment(at_q)
-    return centers, moment, jnp.mean(at_p, axis=0)
-
-
-def _second_moment(features: Array) -> Array:
-    return _numeric.dot(features.T, features) / features.shape[0]
 
 
 # --------------------------------------------------------------------------- maximum likelihood
@@ -366,7 +217,7 @@ def _second_moment(features: Array) -> Array:
 def kliep(
     p: Array,
     q: Array,
-    kernel: Kernel,
+    kernel: Kernel | None = None,
     *,
     centers: Array | None = None,
     num_steps: int = 1000,
@@ -385,11 +236,14 @@ def kliep(
     Args:
       p: x_i, samples of the numerator; shape (n, d), floating.
       q: y_j, samples of the denominator; shape (m, d).
-      kernel: k > 0; its lengthscales are in units of p. They are the only regulariser.
-      centers: z_c; shape (c, d). None: all of p.
+      kernel: k > 0; its lengthscales are in units of p, and the only regulariser. None: a Gaussian
+        kernel, whose lengthscale is that of ``FACTORS`` times the median distance with the least
+        loss by :func:`kernelgrad.selection.kliep_cv`.
+      centers: z_c; shape (c, d). None: all of p; at most ``MOST_CENTERS`` of them where kernel is
+        chosen here.
       num_steps: greatest number T of steps, at least 1; static.
       tolerance: gap in nats at which to stop before, >= 0.
-      axis_name: if set, p, q and centers are the unions over all devices.
+      axis_name: if set, p, q and centers are the unions over all devices; nothing is chosen then.
 
     Returns:
       The model, without a gradient in what it is fitted to.
@@ -397,22 +251,33 @@ def kliep(
     Raises:
       ValueError: wrong rank, dtype or dimensions, num_steps below 1, or a negative tolerance.
 
+    Warns:
+      RuntimeWarning: a lengthscale or ridge that was chosen is the least or the largest tried;
+        outside of jit alone.
+
     Cost: O((n + m) c d + T n c) time, O((n + m) c) memory.
 
     References:
       Sugiyama et al. 2008, section 2.2, where projected gradient ascent solves the same problem;
       Csiszar & Tusnady 1984 for the rate.
     """
-    _check_loop(num_steps, tolerance)
-    p, q, centers = _unions(p, q, p if centers is None else centers, axis_name)
-    kernel, p, q, centers = lax.stop_gradient((kernel, p, q, centers))
-    log_mean = jax.nn.logsumexp(_log_gram(kernel, q, centers), axis=0) - math.log(q.shape[0])
-    log_convex = _log_gram(kernel, p, centers) - log_mean[None, :]
-    log_shares, gap = _convex.mixture_shares(
-        log_convex, num_steps=num_steps, tolerance=_numeric.like(tolerance, log_convex)
+    centers = _few(p, kernel, _NONE, centers)
+
+    def loss(kernel: Kernel, _: float | Array) -> Array:
+        return selection.kliep_cv(
+            p, q, kernel, centers=centers, num_steps=num_steps, tolerance=tolerance
+        )
+
+    kernel, _ = _settled("kliep", p, q, kernel, _NONE, axis_name, loss)
+    return _ratio_fits.kliep(
+        p,
+        q,
+        kernel,
+        centers=centers,
+        num_steps=num_steps,
+        tolerance=tolerance,
+        axis_name=axis_name,
     )
-    fit = _devices.agreed((centers, log_shares - log_mean, gap), axis_name)
-    return MixtureRatio(kernel, *fit)
 
 
 # ----------------------------------------------------------------------------- logistic regression
@@ -421,9 +286,9 @@ def kliep(
 def logistic(
     p: Array,
     q: Array,
-    kernel: Kernel,
+    kernel: Kernel | None = None,
     *,
-    ridge: float | Array,
+    ridge: float | Array | None = None,
     centers: Array | None = None,
     num_steps: int = 50,
     tolerance: float | Array = 1e-6,
@@ -444,13 +309,16 @@ def logistic(
     Args:
       p: x_i, samples of the numerator; shape (n, d), floating.
       q: y_j, samples of the denominator; shape (m, d).
-      kernel: k; its lengthscales are in units of p.
+      kernel: k; its lengthscales are in units of p. None: a Gaussian kernel, whose lengthscale is
+        that of ``FACTORS`` times the median distance with the least loss by
+        :func:`kernelgrad.selection.logistic_cv`.
       ridge: lambda > 0, in units of k^2. Keep it above 10 c eps k(0)^2, with eps the machine
-        epsilon: below, rounding decides the result.
-      centers: z_c; shape (c, d). None: all of p and q.
+        epsilon: below, rounding decides the result. None: one of ``RIDGES``, likewise.
+      centers: z_c; shape (c, d). None: all of p and q; at most ``MOST_CENTERS`` of them where
+        kernel or ridge is chosen here.
       num_steps: greatest number T of steps, at least 1; static. Ten are plenty as a rule.
       tolerance: gap in nats at which to stop before, >= 0.
-      axis_name: if set, p, q and centers are the unions over all devices.
+      axis_name: if set, p, q and centers are the unions over all devices; nothing is chosen then.
 
     Returns:
       The model, without a gradient in what it is fitted to; all NaN where a Cholesky factorisation
@@ -460,74 +328,99 @@ def logistic(
       ValueError: wrong rank, dtype or dimensions, a concrete ridge that is not positive, num_steps
         below 1, or a negative tolerance.
 
+    Warns:
+      RuntimeWarning: a lengthscale or ridge that was chosen is the least or the largest tried;
+        outside of jit alone.
+
     Cost: O((n + m) c d + T ((n + m) c^2 + c^3)) time, O((n + m) c) memory.
 
     References:
       Qin 1998; Bickel, Brueckner & Scheffer 2007; Huszar 2016 (an alternative update rule).
     """
-    _check_ridge(ridge)
-    _check_loop(num_steps, tolerance)
-    p, q = _checks.points(p=p, q=q)
-    pool = _distances.pool(p, q) if centers is None else centers
-    p, q, centers = _unions(p, q, pool, axis_name)
-    kernel, p, q, centers = lax.stop_gradient((kernel, p, q, centers))
-    n, m = p.shape[0], q.shape[0]
-    features = kernels.gram(kernel, _distances.pool(p, q), centers)
-    features = jnp.concatenate([jnp.ones_like(features[:, :1]), features], axis=1)
-    signs = jnp.concatenate([jnp.ones(n, features.dtype), -jnp.ones(m, features.dtype)])
-    weights, gap = _convex.classifier(
-        signs[:, None] * features,
-        signs * math.log(n / m),
-        lax.stop_gradient(_numeric.like(ridge, features)),
+    if centers is None:
+        centers = _few(jnp.concatenate(_checks.points(p=p, q=q)), kernel, ridge, None)
+
+    def loss(kernel: Kernel, ridge: float | Array) -> Array:
+        return selection.logistic_cv(
+            p,
+            q,
+            kernel,
+            ridge=ridge,
+            centers=centers,
+            num_steps=num_steps,
+            tolerance=tolerance,
+        )
+
+    kernel, ridge = _settled("logistic", p, q, kernel, ridge, axis_name, loss)
+    return _ratio_fits.logistic(
+        p,
+        q,
+        kernel,
+        ridge=ridge,
+        centers=centers,
         num_steps=num_steps,
-        tolerance=_numeric.like(tolerance, features),
+        tolerance=tolerance,
+        axis_name=axis_name,
     )
-    fit = _devices.agreed((centers, weights[1:], weights[0], gap), axis_name)
-    return LogLinearRatio(kernel, *fit)
 
 
-# -------------------------------------------------------------------------------- what they share
+# ---------------------------------------------------------------------------------- what is chosen
+
+_NONE = 0.0  # ridge, where there is none to choose
 
 
-def _expansion(model: LinearRatio | LogLinearRatio, x: Array) -> Array:
-    """Returns the weighted sum of kernels, in at least float32."""
-    radial, x, centers = _compared(model.kernel, x, model.centers)
-    return pairwise.kernel_sum(radial, x, centers, model.weights[:, None])[:, 0]
+def _few(
+    points: Array, kernel: Kernel | None, ridge: float | Array | None, centers: Array | None
+) -> Array | None:
+    """Returns the centers, and where there are none and something is chosen, some of the points."""
+    if centers is not None or (kernel is not None and ridge is not None):
+        return centers
+    (points,) = _checks.points(p=points)
+    return points[:: -(-points.shape[0] // MOST_CENTERS)]
 
 
-def _compared(kernel: Kernel, x: Array, centers: Array) -> tuple[Kernel, Array, Array]:
-    """Returns the radial kernel and what it compares, none too far for the range of floats."""
-    x, centers = (_numeric.wide(_traits.embed(kernel, points)) for points in (x, centers))
-    radial = _traits.radial(kernel)
-    return radial, _gram.within_reach(radial, x, centers), centers
+def _settled(
+    name: str,
+    p: Array,
+    q: Array,
+    kernel: Kernel | None,
+    ridge: float | Array | None,
+    axis_name: str | None,
+    loss: Callable[[Kernel, float | Array], Array],
+) -> tuple[Kernel, float | Array]:
+    """Returns kernel and ridge, each of them that of the least loss where it is None."""
+    if kernel is not None and ridge is not None:
+        return kernel, ridge
+    if axis_name is not None:
+        missing = "kernel" if kernel is None else "ridge"
+        raise ValueError(
+            f"{missing}: got None with axis_name {axis_name!r}; expected one, for none is "
+            "chosen over devices. See selection"
+        )
+    p, q = _checks.points(p=p, q=q)
+    dtype = _numeric.wide(p).dtype
+    grids: dict[str, Array] = {}
+    if kernel is None:
+        median = kernels.median_lengthscale(p, q).astype(dtype)
+        grids["lengthscale"] = median * jnp.asarray(FACTORS, dtype)
+    if ridge is None:
+        grids["ridge"] = jnp.asarray(RIDGES, dtype)
+
+    def taken(values: Sequence[Array]) -> tuple[Kernel, float | Array]:
+        found = dict(zip(grids, values, strict=True))
+        own = kernels.rbf_mixture(found["lengthscale"]) if kernel is None else kernel
+        return own, found["ridge"] if ridge is None else ridge
+
+    best = selection.select(lambda *values: loss(*taken(values)), *grids.values()).values
+    for label, value in zip(grids, best, strict=True):
+        _warn_at_the_edge(f"ratio.{name}: {label}", value, grids[label])
+    return taken(best)
 
 
-def _log_gram(kernel: Kernel, x: Array, centers: Array) -> Array:
-    """Returns log k, finite, and exact for a Gaussian however small k is."""
-    _traits.check_positive(kernel)
-    radial, x, centers = _compared(kernel, x, centers)
-    sq_dist = pairwise.squared_distances(x, centers)
-    logarithm = _traits.log_profile(radial, sq_dist)
-    if logarithm is not None:
-        return logarithm
-    return jnp.log(jnp.maximum(radial.profile(sq_dist), jnp.finfo(sq_dist.dtype).tiny))
-
-
-def _unions(
-    p: Array, q: Array, centers: Array, axis_name: str | None
-) -> tuple[Array, Array, Array]:
-    """Returns the samples and centers of all devices, in at least float32."""
-    p, q, centers = _checks.points(p=p, q=q, centers=centers)
-    p, q, centers = (_devices.gather(_numeric.wide(x), axis_name) for x in (p, q, centers))
-    return p, q, centers
-
-
-def _check_ridge(ridge: float | Array) -> None:
-    _checks.shape("ridge", ridge, ())
-    _checks.positive(ridge=ridge)
-
-
-def _check_loop(num_steps: int, tolerance: float | Array) -> None:
-    _checks.at_least("num_steps", num_steps, 1)
-    _checks.shape("tolerance", tolerance, ())
-    _checks.in_range("tolerance", tolerance, 0.0, math.inf, closed="l")
+def _warn_at_the_edge(what: str, value: Array, grid: Array) -> None:
+    if isinstance(value, jax.core.Tracer):
+        return
+    for edge, word in ((jnp.min(grid), "least"), (jnp.max(grid), "largest")):
+        if value == edge:
+            message = f"{what} {float(value):.4g} is the {word} tried; better ones may be beyond"
+            warnings.warn(message, RuntimeWarning, stacklevel=4)

@@ -8,9 +8,11 @@ decay to 0: there is no restoring force. :mod:`kernelgrad.score_peers` holds the
 regularise otherwise.
 """
 
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from kernelgrad import (
@@ -22,7 +24,9 @@ from kernelgrad import (
     _solve,
     _tiles,
     _traits,
+    kernels,
     pairwise,
+    selection,
 )
 from kernelgrad.types import Array, Kernel, LogDensityFn, PyTree, ScoreFn
 
@@ -49,6 +53,78 @@ def default_ridge(n: int | Array, kernel: Kernel) -> Array:
     _checks.positive(n=n)
     _traits.check_positive(kernel)
     return 0.1 * jnp.sqrt(jnp.asarray(n, dtype=float)) * kernel.profile(jnp.zeros((), dtype=float))
+
+
+class Selected(NamedTuple):
+    """What a score is estimated best with.
+
+    Attributes:
+      kernel: k, at the best lengthscale.
+      ridge: eta; shape ().
+      losses: held-out, by factor of the lengthscale and of the ridge; shape (a, b).
+    """
+
+    kernel: Kernel
+    ridge: Array
+    losses: Array
+
+
+def select(
+    samples: Array,
+    *,
+    family: Callable[[Array], Kernel] = kernels.imq_mixture,
+    factors: Sequence[float] = (0.5, 1.0, 2.0, 4.0),
+    ridge_factors: Sequence[float] = (0.001, 0.01, 0.1, 1.0, 10.0),
+    num_folds: int = 5,
+) -> Selected:
+    r"""Returns the lengthscale and the ridge of :func:`stein_score` with the least held-out loss.
+
+    The loss is :func:`kernelgrad.selection.hyvarinen_loss` of :func:`stein_score_at`, fitted to all
+    folds but one, on that one, averaged over folds.
+
+    Args:
+      samples: draws of q, in exchangeable order; shape (n, d), floating.
+      family: lengthscale -> k.
+      factors: lengthscales to try, over the median distance of the samples.
+      ridge_factors: ridges to try, over :func:`default_ridge`.
+      num_folds: 2 to n / 2; static.
+
+    Returns:
+      Kernel and ridge, for ``stein_score(samples, kernel, ridge=ridge)``, and all losses.
+
+    Raises:
+      ValueError: wrong rank or dtype, factors that are not positive, too many folds, or no finite
+        loss.
+
+    Cost: num_folds times a b fits and d derivatives of each, one at a time.
+    """
+    (samples,) = _checks.points(samples=samples)
+    samples = _numeric.wide(samples)
+    _checks.positive(factors=factors, ridge_factors=ridge_factors)
+    _checks.at_least("num_folds", num_folds, 2)
+    _checks.at_least("number of samples", samples.shape[0], 2 * num_folds)
+    folds = selection.folds(samples.shape[0], num_folds)
+    scales = kernels.median_lengthscale(samples) * jnp.asarray(factors, samples.dtype)
+
+    def at(factor: Array, size: int, kernel: Kernel) -> Array:
+        return factor * _numeric.like(default_ridge(size, kernel), factor)
+
+    def loss(lengthscale: Array, factor: Array) -> Array:
+        kernel = family(lengthscale)
+
+        def of_fold(rows: tuple[Array, Array]) -> Array:
+            fitted, held = (samples[row] for row in rows)
+            ridge = at(factor, fitted.shape[0], kernel)
+            return selection.hyvarinen_loss(
+                lambda x: stein_score_at(x, fitted, kernel, ridge=ridge), held
+            )
+
+        return jnp.mean(lax.map(of_fold, folds))
+
+    grid = jnp.asarray(ridge_factors, samples.dtype)
+    (lengthscale, factor), losses = selection.select(loss, scales, grid)
+    kernel = family(lengthscale)
+    return Selected(kernel, at(factor, samples.shape[0], kernel), losses)
 
 
 def score_from_log_density(log_density_fn: LogDensityFn) -> ScoreFn:
@@ -165,8 +241,6 @@ def stein_score_at(
     queries, samples = _checks.points(queries=queries, samples=samples)
     _check_ridge(ridge)
     points, everyone = _numeric.wide(queries), _devices.gather(_numeric.wide(samples), axis_name)
-    wider = np.promote_types(points.dtype, everyone.dtype)
-    points, everyone = points.astype(wider), everyone.astype(wider)
     solve, repulsion = _system(kernel, everyone, ridge)
     floor = _gram.at_zero(kernel, everyone) + _numeric.like(ridge, everyone)
 

@@ -293,10 +293,9 @@ def kde_score_at(
 
     .. math:: s(x) = \nabla_x \log \sum_j k(x, y_j)
 
-    Gaussian mixtures are summed in logarithms: however far the query, it is drawn to its nearest
-    samples by (y - x) / l^2, beyond 1e18 lengthscales (in float32) as from there. Other kernels
-    must not underflow: the Laplace and Matern kernels do so beyond 50 to 90 lengthscales in
-    float32, the inverse multiquadric never does.
+    Kernels are summed in logarithms: however far the query, it is drawn to its nearest samples,
+    with a Gaussian by (y - x) / l^2; beyond 1e18 lengthscales (in float32) as from there. A kernel
+    of your own without a method ``log_profile`` must not underflow.
 
     Args:
       queries: points x; shape (q, d), floating.
@@ -306,7 +305,7 @@ def kde_score_at(
 
     Returns:
       Scores, shape (q, d), dtype of queries, in 1/units of samples. NaN in the rows where
-      every k(x, y_j) underflows.
+      every k(x, y_j) is 0.
 
     Raises:
       ValueError: wrong rank, dtype or dimension.

@@ -4,18 +4,18 @@ The energy learns by maximum likelihood with the generator's samples in the plac
 the generator follows SVGD towards exp(-energy). What the scripts of the authors' public code do
 otherwise than their paper is an argument each of :func:`steingan`:
 
-=========================  ===========================  =======================================
-script                     field                        controller
-=========================  ===========================  =======================================
-mnist/mnist_steingan.py,   ``one_pass_direction``,      frozen on one side at 0.5, boosted with
-cifar10/                   ``lengthscale=half_svgd``    the other discount:
-cifar10_steingan.py                                     ``leading_discount=0.9``
-celeba/celeba_steingan.py  the same                     never frozen: ``threshold=math.inf``
-celeba/                    ``nearest_direction``,       the same
+=========================  ============================  =======================================
+script                     field                         controller
+=========================  ============================  =======================================
+mnist/mnist_steingan.py,   ``one_pass_direction``,       frozen on one side at 0.5, boosted with
+cifar10/                   ``lengthscale=half_svgd``     the other discount:
+cifar10_steingan.py                                      ``leading_discount=0.9``
+celeba/celeba_steingan.py  the same                      never frozen: ``threshold=math.inf``
+celeba/                    ``nearest_direction``,        the same
 steingan_celeba.py,        ``lengthscale=half_svgd``
 lsun/steingan_lsun.py
-mnist/rbm_adv.py           ``row_normalized_direction`` none
-=========================  ===========================  =======================================
+mnist/rbm_adv.py           ``row_normalized_direction``  none
+=========================  ============================  =======================================
 
 cifar10/steingan_supervised.py follows the nearest neighbour too, switches the discount and has one
 rate. The scripts of MNIST and CIFAR-10 compare errors of reconstruction alone, :func:`rate_factor`
@@ -142,7 +142,7 @@ def row_normalized_direction(
     size = particles.shape[0] * _devices.num_devices(axis_name)
     shares = jnp.full((particles.shape[0], 1), 1 / size, _numeric.wide(particles).dtype)
     means = pairwise.kernel_sum(kernel, particles, None, shares, axis_name=axis_name)
-    return ascent / means
+    return _numeric.like(_numeric.wide(ascent) / means, particles)
 
 
 def one_pass_direction(

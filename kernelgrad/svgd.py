@@ -73,7 +73,7 @@ def svgd_direction(
       Directions, shaped and typed like particles, in 1/units of particles.
 
     Raises:
-      ValueError: wrong rank, dtype or mismatched shapes.
+      ValueError: wrong rank, dtype or mismatched shapes, or a kernel without k(0) > 0.
 
     Cost: O(n^2 d) time, O(n d) memory; with a feature kernel as
       :func:`kernelgrad.pairwise.gradient_sum`.
@@ -82,6 +82,7 @@ def svgd_direction(
       Wang & Liu 2016, eq. (7); Liu & Wang 2016, eq. (8).
     """
     rows, score = _checks.scored(particles, score)
+    _traits.check_positive(kernel)
     size = rows.shape[0] * _devices.num_devices(axis_name)
     points = rows if _traits.is_feature_kernel(kernel) else _numeric.wide(rows)
     sums = pairwise.stein_sum(kernel, points, None, score, axis_name=axis_name)
@@ -182,7 +183,7 @@ def step(
     particles = _checks.like_points(rows, state.particles)
     score = _checks.call("score_fn", "(particles) -> scores", score_fn, particles)
     direction = svgd_direction(particles, score, kernel, axis_name=axis_name)
-    descent = jax.tree.map(jnp.negative, direction)
+    descent = jax.tree.map(lambda d, x: -d.astype(x.dtype), direction, particles)
     updates, opt_state = optimizer.update(descent, state.opt_state, particles)
     particles = optax.apply_updates(particles, updates)
     steps, places = _checks.raveled(direction=direction, particles=particles)

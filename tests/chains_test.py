@@ -253,6 +253,19 @@ def test_draws_that_are_not_finite_have_no_p_value(key):
         chains.stein_block_length(jnp.ones((12, 2)), jnp.ones((12, 2)), num_chains=5)
 
 
+def test_thinning_with_the_default_kernel_leaves_out_what_is_not_finite(key):
+    x = jax.random.normal(key, (30, 2)).at[4, 1].set(jnp.nan)
+    thin = jax.jit(
+        lambda x: chains.stein_thinning(x, lambda x: -jnp.sum(x**2) / 2, num_points=6).draws
+    )
+    others = np.delete(np.asarray(x), 4, axis=0)
+    lengthscale = kernels.median_lengthscale(np.concatenate([others[:4], others[:1], others[4:]]))
+    kernel = kernels.imq_mixture(lengthscale)
+    expected = ksd.stein_thinning(others, -others, kernel, num_points=6)
+    np.testing.assert_array_equal(thin(x), np.delete(np.arange(30), 4)[expected])
+    assert thin(jnp.full_like(x, jnp.nan)).tolist() == [-1] * 6
+
+
 def test_a_log_density_of_many_is_named(key):
     with pytest.raises(ValueError, match=r"log_density_fn\(position\): got shape \(2,\)"):
         chains.stein_test(key, jnp.ones((5, 2)), lambda x: -(x**2), KERNEL)

@@ -5,7 +5,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernelgrad import _distances, _tiles, kernels, ksd, median, mmd, pairwise, score, svgd
+from kernelgrad import (
+    _distances,
+    _tiles,
+    drift,
+    energy,
+    kernels,
+    ksd,
+    median,
+    metrics,
+    mmd,
+    noise,
+    objectives,
+    pairwise,
+    ratio,
+    score,
+    score_peers,
+    svgd,
+)
 
 FAR = (0.0, 5.0, 10.0, 100.0, 3000.0, 1e4)  # of the clusters, in lengthscales
 GEOMETRIES = ("two clusters", "line of clusters", "offset", "heavy tails")
@@ -107,6 +124,62 @@ def test_far_clusters_keep_their_digits(d, rng, layout):
             for name, value in expected.items():
                 error = np.max(np.abs(got[name] - value)) / np.max(np.abs(value))
                 assert error < BOUND, (geometry, far, name, error)
+
+
+def bent_features():
+    """Four of five of them the points themselves; a factory, for its numbers' dtype."""
+    bent = lambda _, x: jnp.concatenate([x, jnp.sin(x[:, :1])], axis=1)  # noqa: E731
+    return kernels.feature_kernel(kernels.imq_mixture(2.0), bent, ())
+
+
+LINES = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))[0].astype(np.float32)
+FIELDS = {
+    "drift": drift.drift,
+    "noise": lambda x, y: noise.noisy_logits_and_gradient(x, y, x, variance=4.0),
+    "features": lambda x, y: pairwise.gradient_sum(bent_features(), x, y),
+    "feature scores": lambda x, y: score.stein_score(x, bent_features(), ridge=1.0),
+    "lines": lambda x, y: energy.sliced_energy_and_gradient(x, y, LINES),
+    "balls": lambda x, y: metrics.precision_recall(x, y, k=3),
+}
+
+
+@pytest.mark.thorough(quick=1)
+@pytest.mark.parametrize("name", FIELDS)
+def test_fields_of_far_clusters_keep_their_digits(name, rng):
+    compiled, in_full = jax.jit(FIELDS[name]), jax.jit(FIELDS[name])
+    for geometry in ("two clusters", "line of clusters"):
+        for far in (50.0, 1e4):
+            x, y = (points(geometry, far, 40, 4, rng) for _ in range(2))
+            got = jax.tree.leaves(compiled(x, y))
+            with jax.enable_x64(True):
+                expected = jax.tree.leaves(in_full(x.astype(float), y.astype(float)))
+            for ours, exact in zip(got, map(np.asarray, expected), strict=True):
+                error = np.max(np.abs(np.asarray(ours, float) - exact)) / np.max(np.abs(exact))
+                assert error < BOUND, (geometry, far, error)
+
+
+@pytest.mark.parametrize("d", [2, 4, 50])
+def test_one_cloud_needs_no_differences_in_sums(d, rng):
+    x = rng.normal(size=(400, d)).astype(np.float32)
+    kernel = kernels.median_mixture(kernels.imq_mixture, x)
+    rows, cols = _distances.prepare(x)
+    assert _distances.blurs(kernel, rows, cols) == 0
+    assert _distances.apart(rows) == 0
+    assert _distances.apart(_distances.prepare(points("two clusters", 100.0, 400, d, rng))[0]) == 1
+
+
+def test_a_point_that_is_not_finite_spoils_its_own_pairs_alone(rng, many):
+    """At the places that choose a middle, too, and between clusters that need one."""
+    x = points("two clusters", 1e4, 45, 4, rng)
+    bad = [0, 22, 44]
+    others = np.delete(np.arange(45), bad)
+    gram = jax.jit(lambda x: kernels.gram(kernels.imq_mixture(2.0), x))
+    expected = imq(x[others], x[others], 2.0)[0]
+    for value in (np.nan, np.inf):
+        spoilt = x.copy()
+        spoilt[bad] = value
+        got = np.asarray(gram(spoilt))[np.ix_(others, others)]
+        assert np.max(np.abs(got - expected)) < BOUND
 
 
 @pytest.mark.thorough
@@ -229,3 +302,39 @@ def test_points_whose_squares_overflow_are_far(family, rng):
         score.rkhs_score_at(queries, x, kernel, ridge=1.0),
     ):
         np.testing.assert_array_equal(values, np.zeros_like(values))
+
+
+KERNEL = kernels.rbf_mixture(1.0)
+WITH_FAR_SAMPLES = {
+    "drift": lambda x, y: drift.drift(x, y),
+    "kde_score": lambda x, y: score_peers.kde_score(x, KERNEL),
+    "kde_score_at": lambda x, y: score_peers.kde_score_at(y, x, KERNEL),
+    "conservative_drift": lambda x, y: objectives.conservative_drift(KERNEL)(None, y, x)[0],
+    "noisy": lambda x, y: noise.noisy_logits_and_gradient(y, x, y + 1, variance=1.0),
+    "kliep": lambda x, y: ratio.log_ratio_gradient(ratio.kliep(x, y, KERNEL), y),
+}
+
+
+@pytest.mark.thorough(quick=1)
+@pytest.mark.parametrize("name", WITH_FAR_SAMPLES)
+def test_one_sample_whose_square_overflows_is_far(name, rng):
+    x, y = (rng.normal(size=(8, 4)).astype(np.float32) for _ in range(2))
+    compiled, in_full = jax.jit(WITH_FAR_SAMPLES[name]), jax.jit(WITH_FAR_SAMPLES[name])
+    for far in (3e19, 1e30):
+        x[3] = far
+        got = jax.tree.leaves(compiled(x, y))
+        with jax.enable_x64(True):
+            expected = jax.tree.leaves(in_full(x.astype(float), y.astype(float)))
+        for ours, exact in zip(got, map(np.asarray, expected), strict=True):
+            assert np.all(np.isfinite(ours))
+            if name != "kliep":  # whose centers tell points apart by distances with no digits left
+                np.testing.assert_allclose(ours, exact, rtol=0, atol=1e-5 * np.max(np.abs(exact)))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("family", kernels.FAMILIES)
+def test_densities_of_clouds_a_hundred_lengthscales_apart_have_a_score(family, rng):
+    x, y = (rng.normal(size=(6, 2)).astype(np.float32) for _ in range(2))
+    objective = objectives.conservative_drift(kernels.FAMILIES[family](0.01))
+    direction, _ = jax.jit(objective)(jax.random.key(0), x, y)
+    assert np.all(np.isfinite(direction))

@@ -30,7 +30,7 @@ PAGES = {
     for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 }
 IMAGES = ("png", "gif")
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"^```(?:\{code-cell\} )?(\{?[\w-]*\}?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
 _COMMAND = re.compile(r"python -m experiments\.(\w+)((?:[^`\n\\]|\\\n|\n(?=\S))*)")
 _CODE = re.compile(r"^    .*\n(?:    .*\n)*|`[^`]+`", re.MULTILINE)

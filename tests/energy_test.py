@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from memory import compiled_megabytes
 
-from kernelgrad import energy, kernels, mmd, ratio, score, score_peers
+from kernelgrad import energy, fssd, kernels, kmm, mmd, ratio, score, score_peers, svgd
 
 sliced = jax.jit(energy.sliced_energy_and_gradient)
 
@@ -100,6 +100,13 @@ REFUSED = {
     "kde_score": lambda x, kernel: score_peers.kde_score(x, kernel),
     "nu_method_score": lambda x, kernel: score_peers.nu_method_score(x, kernel, num_steps=2),
     "kliep": lambda x, kernel: ratio.kliep(x, x, kernel),
+    "lsif": lambda x, kernel: ratio.lsif(x, x, kernel, ridge=1.0),
+    "test_power": lambda x, kernel: jax.jit(mmd.test_power)(x, x, kernel),
+    "kernel_mean_matching": lambda x, kernel: kmm.kernel_mean_matching(
+        x, x, kernel, max_weight=2.0, tolerance=0.0
+    ),
+    "svgd_direction": lambda x, kernel: svgd.svgd_direction(x, x, kernel),
+    "fssd_u_statistic": lambda x, kernel: fssd.fssd_u_statistic(x, x, kernel, x),
 }
 
 

@@ -91,6 +91,16 @@ def test_the_flow_descends_kale_and_with_much_regularization_half_of_mmd(key, rn
 
 
 @pytest.mark.thorough
+def test_a_penalty_near_the_end_of_the_range_leaves_half_of_mmd(rng):
+    x, y = (jnp.asarray(points, jnp.float32) for points in _clouds(rng))
+    kernel = kernels.rbf_mixture(1.0)
+    half = mmd.mmd_v_statistic(x, y, kernel) / 2
+    for size in (1e6, 1e37):
+        found = jax.jit(lambda x, s: fit(x, y, kernel, regularization=s).value)(x, size)
+        np.testing.assert_allclose(found, half, rtol=1e-4)
+
+
+@pytest.mark.thorough
 def test_two_clouds_far_apart_stop_with_the_gap_they_say(rng):
     x, y = (jnp.asarray(points, jnp.float32) for points in _clouds(rng))
     found = fit(x + 30, y, kernels.rbf_mixture(1.0), regularization=1e-3)

@@ -113,6 +113,28 @@ def test_three_derivatives_of_the_profile_equal_autodiff_of_the_formula(family):
     np.testing.assert_allclose(at_zero, scaled, rtol=1e-14)
 
 
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "imq_mixture"])
+def test_the_logarithm_is_that_of_the_formula_and_never_underflows(family):
+    u = np.append(np.logspace(-4, 2.5, 26), 0.0)
+    with jax.enable_x64(True):
+        got = derivatives(FAMILIES[family](1.0).log_profile, 2)(u)
+        formula = lambda u: jnp.log(oracles.PROFILES[family](u))  # noqa: E731
+        expected = derivatives(formula, 2)(u[:-1])
+    np.testing.assert_allclose(got[:-1], expected, rtol=1e-7, atol=1e-14)
+    assert np.all(np.isfinite(got[-1]))
+    far = np.array([1e8, 1e30, 3e38, np.inf], np.float32)
+    of_far = np.asarray(derivatives(FAMILIES[family](0.3, [2.0]).log_profile, 1)(far))
+    assert np.all(np.isfinite(of_far))
+    assert np.all(np.diff(of_far[:, 0]) <= 0)
+    root = np.sqrt(far[0]) / 0.3
+    tail = {
+        **{"rbf_mixture": -(root**2) / 2},
+        **{"rational_quadratic": -np.log(root**2 / 2), "laplace": -root},
+        **{"matern32": -np.sqrt(3) * root, "matern52": -np.sqrt(5) * root},
+    }
+    np.testing.assert_allclose(of_far[0, 0], tail[family] + np.log(2), rtol=1e-3)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_derivatives_in_float32_are_finite_from_zero_to_1e30_and_keep_nan(family):
     u = np.concatenate([np.zeros(1), np.logspace(-24, 30, 55)]).astype(np.float32)

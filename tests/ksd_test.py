@@ -10,7 +10,7 @@ import memory
 import numpy as np
 import pytest
 
-from kernelgrad import _tiles, kernels, ksd
+from kernelgrad import _distances, _tiles, kernels, ksd
 
 DEFINITIONS = {
     "rbf_mixture": lambda r2, l: jnp.exp(-r2 / (2 * l**2)),
@@ -340,6 +340,23 @@ def test_thinning_never_chooses_what_is_not_finite(rng):
     assert thin(x, jnp.full_like(x, jnp.nan)).tolist() == [-1] * 4
     with pytest.raises(ValueError, match="indices of finite potentials: got"):
         ksd.stein_thinning(x, jnp.full_like(x, 1e30), kernels.imq_mixture(1.0), num_points=2)
+
+
+@pytest.mark.thorough(quick=1)
+@pytest.mark.parametrize("rows", [[0, 5, 39], list(range(0, 40, 2))])
+def test_thinning_of_the_others_knows_nothing_of_what_is_not_finite(rows, rng, monkeypatch):
+    """Not by the middle, the unit or the balance, nor by the digits of two clusters."""
+    monkeypatch.setattr(_distances, "FEW_DIFFERENCES", 0)
+    x = rng.normal(size=(40, 5)).astype(np.float32)
+    x[::3] += 1e4
+    kernel = kernels.imq_mixture(1.0)
+    thin = jax.jit(lambda x, s: ksd.stein_thinning(x, s, kernel, num_points=5))
+    others = np.delete(np.arange(40), rows)
+    expected = others[thin(x[others], np.cos(x[others]))]
+    for value in (np.nan, np.inf):
+        bad = x.copy()
+        bad[rows] = value
+        np.testing.assert_array_equal(thin(bad, np.cos(x)), expected)
 
 
 def test_memory_is_linear(key):

@@ -276,6 +276,27 @@ def _left_out(weights):
     return (density * others).sum(axis=1)
 
 
+@pytest.mark.thorough
+def test_of_millions_of_equal_draws_all_are_chosen_alike(key):
+    """The sum over all of them, and a uniform of 23 bits, know no single one."""
+    indices = jax.jit(lambda k: latent.resample(k, jnp.zeros(2**24), num_draws=4096))(key)
+    bits = np.asarray(indices)[:, None] >> np.arange(24) & 1
+    assert np.all(np.abs(bits.mean(axis=0) - 0.5) < 5 * 0.5 / 64)
+    kept = np.asarray(latent.reject(key, jnp.zeros(2**22), num_kept=1000).indices)
+    assert abs(np.mean(np.diff(kept) > 0) - 0.5) < 0.08  # of ties the first comes first
+
+
+def test_a_share_of_one_in_ten_millions_keeps_its_digits(key):
+    """Draws of small weights within one of weight 1, and one of none."""
+    energy = jnp.full(1000, np.log(1e7), jnp.float32).at[500].set(0).at[7].set(jnp.inf)
+    indices = np.asarray(latent.resample(key, energy, num_draws=2**18))
+    others = indices[indices != 500]
+    expected = 2**18 * 998e-7
+    assert abs(len(others) - expected) < 5 * np.sqrt(expected)
+    assert not np.any(others == 7)
+    assert np.all((indices >= 0) & (indices < 1000))
+
+
 def test_rejection_says_how_many_weights_the_bound_cuts(key):
     few = jnp.concatenate([jnp.full(2, -20.0), jnp.zeros(98)])
     cut = latent.reject(key, few, num_kept=10)

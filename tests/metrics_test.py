@@ -380,6 +380,14 @@ def test_nearest_neighbors_l1_of_ties_is_the_first(rng):
     np.testing.assert_array_equal(nearest, 0)
 
 
+def test_nearest_neighbors_l1_has_no_slope_where_coordinates_coincide(rng):
+    data = normal(rng, 5, 3)
+    queries = data[:2].copy()
+    queries[1, 2] += 0.5
+    gradient = jax.grad(lambda q: jnp.sum(metrics.nearest_neighbors_l1(q, data)[1]))(queries)
+    np.testing.assert_array_equal(gradient, [[0, 0, 0], [0, 0, 1]])
+
+
 def test_nearest_neighbors_l1_shows_points_that_are_not_finite(rng):
     queries, data = normal(rng, 4, 3), normal(rng, 9, 3)
     queries[1, 2] = np.inf

@@ -17,8 +17,8 @@ from kernelgrad import (
     noise,
     objectives,
     ratio,
-    ratio_selection,
     score,
+    selection,
 )
 
 make_imq = functools.partial(kernels.median_mixture, kernels.imq_mixture)
@@ -244,16 +244,16 @@ def test_the_exact_relative_ratio_leads_down_the_skewed_jensen_shannon(key, monk
 
 FACTORS, RIDGES = (0.4, 1.0, 2.5), (0.01, 0.1)
 SELECTED = {
-    "ulsif": (ratio_selection.rulsif_loo, RIDGES, {}),
-    "rulsif": (ratio_selection.rulsif_loo, RIDGES, {"alpha": 0.5}),
-    "kliep": (ratio_selection.kliep_cv, None, {}),
-    "logistic": (ratio_selection.logistic_cv, RIDGES, {}),
+    "ulsif": (selection.rulsif_loo, RIDGES, {}),
+    "rulsif": (selection.rulsif_loo, RIDGES, {"alpha": 0.5}),
+    "kliep": (selection.kliep_cv, None, {}),
+    "logistic": (selection.logistic_cv, RIDGES, {}),
 }
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", SELECTED)
-def test_lengthscale_and_ridge_are_those_of_ratio_selection(key, rng, name):
+def test_lengthscale_and_ridge_are_those_of_selection(key, rng, name):
     """Whatever the key, in one compilation for all batches; and the direction is by that pair."""
     loss, ridges, options = SELECTED[name]
     maker = getattr(objectives, f"ratio_{name}")
@@ -275,7 +275,7 @@ def test_lengthscale_and_ridge_are_those_of_ratio_selection(key, rng, name):
             return loss(y, x, kernels.imq_mixture(0.9 * factor), **of_ridge, **options)
 
         grids = [jnp.asarray(grid) for grid in (FACTORS, ridges) if grid]
-        best = jax.jit(lambda score=score, grids=grids: ratio_selection.select(score, *grids))()
+        best = jax.jit(lambda score=score, grids=grids: selection.select(score, *grids))()
         got = [info[one] for one in ("lengthscale_factor", "ridge") if one in info]
         np.testing.assert_array_equal(got, best.values)
         chosen = {} if ridges is None else {"ridge": float(got[1])}

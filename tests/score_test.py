@@ -554,12 +554,28 @@ def test_kde_of_fifty_thousand_points_takes_less_than_a_gibibyte():
 
 
 @pytest.mark.thorough
-def test_kde_of_an_underflowing_kernel_is_nan_only_where_all_samples_are_lost():
+def test_kde_follows_the_nearest_samples_where_every_kernel_underflows():
     x = jnp.array([[0.0], [5.0], [1e4]])
-    kernel = kernels.laplace(1.0)
-    got = score_peers.kde_score_at(jnp.array([[2.0], [5000.0]]), x, kernel)
-    expected = (-math.exp(-2) + math.exp(-3)) / (math.exp(-2) + math.exp(-3))
-    np.testing.assert_allclose(got, [[expected], [np.nan]], rtol=1e-5)
+    queries = jnp.array([[2.0], [5000.0]])
+    got = score_peers.kde_score_at(queries, x, kernels.laplace(1.0))
+    near, far = math.exp(-2), math.exp(-3)
+    ahead, behind = math.exp(-5000 + 4995), 1 + math.exp(-5)  # shares, but for a factor
+    expected = [(far - near) / (far + near), (ahead - behind) / (ahead + behind)]
+    np.testing.assert_allclose(got[:, 0], expected, rtol=1e-5)
+
+
+class _Bump:
+    """A kernel of one's own without a logarithm."""
+
+    def profile(self, sq_dist):
+        return jnp.where(sq_dist < 9, jnp.exp(-sq_dist), 0)
+
+
+@pytest.mark.thorough
+def test_kde_of_a_kernel_that_is_zero_is_nan_only_where_all_samples_are_lost():
+    x = jnp.array([[0.0], [5.0], [1e4]])
+    got = score_peers.kde_score_at(jnp.array([[1.0], [5000.0]]), x, _Bump())
+    np.testing.assert_allclose(got, [[-2.0], [np.nan]], rtol=1e-5)
 
 
 @every_estimator

@@ -19,6 +19,7 @@ from kernelgrad import (
     chains,
     drift,
     energy,
+    feature_maps,
     fssd,
     hmc,
     kale,
@@ -28,6 +29,8 @@ from kernelgrad import (
     kmm,
     ksd,
     langevin,
+    low_rank,
+    low_rank_fits,
     median,
     metrics,
     mmd,
@@ -36,9 +39,9 @@ from kernelgrad import (
     pairwise,
     pullback,
     ratio,
-    ratio_selection,
     score,
     score_peers,
+    selection,
     steingan,
     svgd,
     two_player,
@@ -57,6 +60,7 @@ ELSEWHERE = {
     ),
     **dict.fromkeys(["critic", "train"], "trains networks"),
     "score.score_from_log_density": "takes a function, no points",
+    "selection.folds": "takes numbers, no points",
     "_learned_features.adversarial_kernel": "makes its siblings",
     "_players.on_batches": "wraps a function of arrays",
     "_players.of_union": "is in the rows of two_player.mmd_gan and its siblings",
@@ -121,14 +125,14 @@ row(kernels.svgd_lengthscale, 1, spread="same", smooth=False, least=2)
 
 
 def _median_kernel(e, x, y):
-    return _at_a_unit(
-        e, kernels.median_mixture(kernels.imq_mixture, x, y, axis_name=e.axis_name), x
-    )
+    kernel = kernels.median_mixture(kernels.imq_mixture, x, y, axis_name=e.axis_name)
+    return _at_a_unit(e, kernel, x, y)
 
 
-def _at_a_unit(e, kernel, x):
-    """A kernel's value there: its numbers have the dtype of all numbers, whatever x."""
-    dtype = jax.dtypes.canonicalize_dtype(x.dtype.newbyteorder("="))
+def _at_a_unit(e, kernel, *points):
+    """A kernel's value there: its numbers have the dtype of all numbers, whatever the points."""
+    dtype = max((p.dtype for p in points), key=lambda dtype: dtype.itemsize)
+    dtype = jax.dtypes.canonicalize_dtype(dtype.newbyteorder("="))
     return kernel.profile(jnp.full(1, e.unit**2, dtype))
 
 
@@ -140,6 +144,19 @@ row(median.median_squared_distance, 2, spread="same", smooth=False)
 row(score.stein_score, -1, ridge=0.5, spread="rows")
 row(score.stein_score_at, -1, ridge=0.5, spread="rows")
 row(score.rkhs_score_at, -1, ridge=0.5)
+
+
+def _selected(e, samples):
+    options = {"factors": (1.0, 2.0), "ridge_factors": (0.1, 1.0), "num_folds": 2}
+    return score.select(samples, family=kernels.rbf_mixture, **options).losses
+
+
+row(score.select, -2, _selected, smooth=False, least=4)
+row(
+    selection.hyvarinen_loss,
+    -2,
+    lambda e, x: selection.hyvarinen_loss(lambda points: -points / e.unit / e.unit, x),
+)
 row(score_peers.spectral_score, -1, mass_fraction=0.9)
 row(score_peers.spectral_score_at, -1, mass_fraction=0.9)
 row(score_peers.nu_method_score, -1, num_steps=3, nu=1.0)
@@ -156,6 +173,9 @@ row(mmd.witness_gradient, -1, spread="rows")
 row(mmd.mmd_value_and_gradient, (0, -1), spread=("same", "rows"))
 row(mmd.test_power, spread="same", least=2)
 row(mmd.two_sample_test, num_permutations=19, smooth=False)
+SEVERAL = {"kernels": lambda e: [e.kernel, e.gaussian], "smooth": False}
+row(mmd.aggregated_test, num_permutations=19, **SEVERAL)
+row(mmd.fused_test, num_permutations=19, least=2, **SEVERAL)
 row(kernel_learning.halves, 1, least=4)
 LEARNER = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))
 LEARNING = {"optimizer": lambda e: LEARNER, "num_steps": 2, "smooth": False}
@@ -163,7 +183,7 @@ LEARNING = {"optimizer": lambda e: LEARNER, "num_steps": 2, "smooth": False}
 
 def _learned(e, x, y):
     learned = kernel_learning.learn(e.key, x, y, e.kernel, LEARNER, num_steps=2)
-    return _at_a_unit(e, learned.kernel, x), learned.powers
+    return _at_a_unit(e, learned.kernel, x, y), learned.powers
 
 
 row(kernel_learning.learn, 0, _learned, smooth=False, least=2)
@@ -173,6 +193,7 @@ row(ksd.ksd_v_statistic, -2, spread="same")
 row(ksd.ksd_u_statistic, -2, spread="same", least=2)
 row(ksd.ksd_gradient, -3, score_fn=lambda e: lambda x: -x / e.unit / e.unit)
 row(ksd.goodness_of_fit_test, (-2, 0), num_bootstrap=19, smooth=False, least=6)
+row(ksd.aggregated_test, num_bootstrap=19, least=6, **SEVERAL)
 row(ksd.stein_thinning, num_points=4, smooth=False)
 row(fssd.fssd_u_statistic, -2, least=2)
 row(
@@ -226,6 +247,18 @@ def _fitted(function, **numbers):
 row(ratio.density_ratio, 0, _evaluated(ratio.density_ratio))
 row(ratio.log_density_ratio, 0, _evaluated(ratio.log_density_ratio))
 row(ratio.log_ratio_gradient, -1, _evaluated(ratio.log_ratio_gradient))
+row(
+    ratio.kl_divergence,
+    0,
+    lambda e, p, q: ratio.kl_divergence(ratio.rulsif(p, q, e.kernel, ridge=e.number(0.5)), p),
+)
+row(
+    ratio.pearson_divergence,
+    0,
+    lambda e, p, q: ratio.pearson_divergence(
+        ratio.rulsif(p, q, e.kernel, ridge=e.number(0.5)), p, q, alpha=e.number(0.1)
+    ),
+)
 
 
 def _plugged_in(function, **numbers):
@@ -254,22 +287,100 @@ row(
     **FIT,
 )
 row(
-    ratio_selection.select,
+    selection.select,
     (1, 0),
-    lambda e, lengthscales: ratio_selection.select(lambda l: (l / e.unit - 1.9) ** 2, lengthscales),
+    lambda e, lengthscales: selection.select(lambda l: (l / e.unit - 1.9) ** 2, lengthscales),
     smooth=False,
 )
 row(
-    ratio_selection.rulsif_loo,
+    selection.rulsif_loo,
     0,
-    lambda e, p, q, centers: ratio_selection.rulsif_loo(
+    lambda e, p, q, centers: selection.rulsif_loo(
         p, q, e.kernel, ridge=e.number(0.5), alpha=e.number(0.1), centers=centers
     ),
     least=2,
 )
-row(ratio_selection.kliep_cv, num_folds=2, tolerance=1e-3, smooth=False, least=2)
-row(ratio_selection.logistic_cv, num_folds=2, ridge=0.5, smooth=False, least=2)
+row(selection.kliep_cv, num_folds=2, tolerance=1e-3, smooth=False, least=2)
+row(selection.logistic_cv, num_folds=2, ridge=0.5, smooth=False, least=2)
 row(kmm.kernel_mean_matching, max_weight=5.0, tolerance=0.1, num_steps=20, smooth=False)
+
+# ----------------------------------------------------------------------------------- finite rank
+
+
+def _waves(e, x):
+    return feature_maps.fourier_map(e.key, e.kernel, x, num_features=8)
+
+
+def _landmarks(e, x):
+    return feature_maps.landmark_map(e.key, e.kernel, x, num_landmarks=2)
+
+
+def _by_map(function, make, **numbers):
+    """A function of a map, which is made of its points."""
+
+    def call(e, first, *others):
+        return function(e.key, first, *others, make(e, first), num_probes=4, **given(e, numbers))
+
+    return call
+
+
+_mmd_v = _by_map(low_rank.mmd_v_statistic, _waves)
+_mmd_u = _by_map(low_rank.mmd_u_statistic, _landmarks)
+_mmd_gradient = _by_map(low_rank.mmd_gradient, _waves)
+_ksd_v = _by_map(low_rank.ksd_v_statistic, _waves)
+_ksd_u = _by_map(low_rank.ksd_u_statistic, _landmarks)
+_direction = _by_map(low_rank.svgd_direction, _waves)
+_stein_score = _by_map(low_rank_fits.stein_score, _landmarks, ridge=0.5)
+row(low_rank.mmd_v_statistic, 0, lambda e, x, y: _mmd_v(e, x, y))
+row(low_rank.mmd_u_statistic, 0, lambda e, x, y: _mmd_u(e, x, y), least=2)
+row(low_rank.mmd_gradient, (-1, 0, 0), lambda e, x, y: _mmd_gradient(e, x, y))
+row(low_rank.ksd_v_statistic, -2, lambda e, particles, score: _ksd_v(e, particles, score))
+row(low_rank.ksd_u_statistic, -2, lambda e, particles, score: _ksd_u(e, particles, score), least=2)
+row(
+    low_rank.svgd_direction,
+    (-1, 0, 0),
+    lambda e, particles, score: _direction(e, particles, score),
+)
+row(
+    low_rank.kernel_sum,
+    0,
+    lambda e, x, y, weights: low_rank.kernel_sum(e.key, _waves(e, x), x, y, weights, num_probes=4),
+)
+row(
+    low_rank.gradient_sum,
+    (-1, 0, 0),
+    lambda e, x, y, gradient_weights: low_rank.gradient_sum(
+        e.key, _waves(e, x), x, y, gradient_weights, num_probes=4
+    ),
+)
+row(
+    low_rank_fits.stein_score,
+    (-1, 0, 0),
+    lambda e, samples: _stein_score(e, samples),
+    least=2,
+)
+row(
+    low_rank_fits.rkhs_score_at,
+    (-1, 0, 0),
+    lambda e, queries, samples: low_rank_fits.rkhs_score_at(
+        e.key, queries, samples, _landmarks(e, samples), ridge=e.number(0.5), num_probes=4
+    ),
+    least=2,
+)
+
+
+def _landmark_ratio(e, p, q):
+    model, *error = low_rank_fits.ulsif(
+        e.key, p, q, _landmarks(e, p), ridge=e.number(0.5), num_probes=4
+    )
+    return ratio.density_ratio(model, p), *error
+
+
+row(low_rank_fits.ulsif, 0, _landmark_ratio, least=2)
+row(feature_maps.fourier_map, 0, lambda e, x: _waves(e, x).features(x))
+row(feature_maps.landmark_map, 0, lambda e, x: _landmarks(e, x).features(x), least=2)
+row(feature_maps.second_moment, 0, lambda e, x: feature_maps.second_moment(_waves(e, x), x))
+row(feature_maps.squared_norms, 0, lambda e, x: feature_maps.squared_norms(_waves(e, x), x))
 
 # ------------------------------------------------------------------------------ energies and GANs
 

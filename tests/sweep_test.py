@@ -119,6 +119,25 @@ def test_x64_changes_no_dtype_of_float32_data(name):
     ]
 
 
+SEVERAL = [name for name, row in TABLE.items() if len({*row.names} - {"labels"}) > 1]
+
+
+@pytest.mark.parametrize("wide_first", [False, True])
+@pytest.mark.parametrize("name", SEVERAL)
+def test_arrays_of_two_dtypes_are_brought_to_the_wider(name, wide_first):
+    """Float32 beside float64, with gradients; by tracing alone."""
+    arrays, row = data(name), TABLE[name]
+    for place, (key, value) in enumerate(arrays.items()):
+        arrays[key] = value.astype(np.float64 if wide_first == (place == 0) else np.float32)
+    with jax.enable_x64(True):
+        outputs, gradient = jax.eval_shape(row.with_gradient(PLAIN), arrays)
+    for leaf in jax.tree.leaves(outputs):
+        assert leaf.dtype == jnp.float64 or not jnp.issubdtype(leaf.dtype, jnp.floating)
+    assert {key: leaf.dtype for key, leaf in gradient.items()} == {
+        key: value.dtype for key, value in arrays.items() if gradient
+    }
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -205,7 +224,7 @@ AT_A_PLACE = {
         "adversarial.interpolates",
     ),
     *("noise.instance_noise", "noise.bounded_noise", "fssd.goodness_of_fit_test"),
-    *("steingan.steingan", "chains.stein_block_length", "ratio_selection.select"),
+    *("steingan.steingan", "chains.stein_block_length", "selection.select"),
     *("metrics.frechet_distance", "objectives.noisy_jsd", "_fields.noisy_mmd"),
     *("kernel_learning.halves", "_algebra.through"),
     *(name for name in TABLE if "penalty" in name or name.split(".")[0] in ("hmc", "langevin")),
@@ -213,7 +232,7 @@ AT_A_PLACE = {
 
 CHOICES = {
     *("ksd.stein_thinning", "chains.stein_thinning", "chains.stein_block_length"),
-    "ratio_selection.select",
+    "selection.select",
 }
 
 

@@ -4,6 +4,7 @@ On the loopback, two processes of two forced devices each; the long version is i
 """
 
 import json
+import pathlib
 import shutil
 import signal
 
@@ -227,24 +228,24 @@ def size_of_parameters(*_):
     return evaluate
 
 
-def every_objective():
-    """A child: joins the other, and trains under one objective after the other."""
+def one_objective():
+    """A child: joins the other, and trains under the objective that its folder is called by."""
     fit._make_evaluate = size_of_parameters
     charts.learning_curves = lambda *_: b"a picture"
 
     def start(given):
-        for name in OBJECTIVES:
-            fit.run(of(name), workdir=f"{given['workdir']}/{name}")
+        fit.run(of(pathlib.Path(given["workdir"]).name), workdir=given["workdir"])
 
     command.main(start, command.Place, Layout)
 
 
 @pytest.mark.slow
-def test_every_objective_makes_the_updates_of_one_device(tmp_path, monkeypatch):
-    fleet = Fleet(tmp_path, [f"--workdir={tmp_path / 'fleet'}"], main=every_objective)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_makes_the_updates_of_one_device(tmp_path, monkeypatch, objective):
+    together, alone = tmp_path / "fleet" / objective, tmp_path / "alone"
+    fleet = Fleet(tmp_path, [f"--workdir={together}"], main=one_objective)
     assert fleet.end() == [0, 0]
     monkeypatch.setattr(fit, "_make_evaluate", size_of_parameters)
     monkeypatch.setattr(charts, "learning_curves", lambda *_: b"a picture")
-    for name in OBJECTIVES:
-        fit.run(of(name), workdir=str(tmp_path / "alone" / name), num_devices=1)
-        assert_close(records(tmp_path / "fleet" / name), records(tmp_path / "alone" / name))
+    fit.run(of(objective), workdir=str(alone), num_devices=1)
+    assert_close(records(together), records(alone))

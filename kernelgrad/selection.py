@@ -1,4 +1,4 @@
-r"""Held-out scores of the density ratio estimators, and the hyperparameters that are best by them.
+r"""Held-out losses of estimators, and the hyperparameters that are best by them.
 
 Choose by ``select(lambda l, ridge: rulsif_loo(p, q, rbf_mixture(l), ridge=ridge), ls, ridges)``,
 or with any other score and as many grids as it has arguments. All scores are losses.
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from kernelgrad import _checks, _numeric, _solve, kernels, ratio
-from kernelgrad.types import Array, Kernel
+from kernelgrad import _checks, _numeric, _ratio_fits, _ratio_models, _solve, kernels
+from kernelgrad.types import Array, Kernel, ScoreFn
 
 
 class Selection(NamedTuple):
@@ -57,6 +57,44 @@ def select(score_fn: Callable[..., Array], *grids: Array) -> Selection:
     shape = tuple(grid.shape[0] for grid in grids)
     values = tuple(jnp.where(found, axis[best], jnp.nan) for axis in points)
     return Selection(values, scores.reshape(shape))
+
+
+def hyvarinen_loss(score_fn: ScoreFn, points: Array) -> Array:
+    r"""Returns the loss of a score at points that it was not fitted to.
+
+    .. math:: \frac1m \sum_j \Big[ \tfrac12 |s(x_j)|^2 + \nabla \cdot s(x_j) \Big]
+
+    It estimates, without a bias and up to a constant of the density alone,
+    :math:`\tfrac12 E |s - \nabla \log q|^2`, with no density at hand. At points of the fit it
+    does not: an estimate may have any divergence there.
+
+    Args:
+      score_fn: s, maps points (m, d) to scores (m, d), each from its own point; such as
+        ``lambda x: score.stein_score_at(x, samples, kernel, ridge=ridge)``.
+      points: x_j, draws of q; shape (m, d), floating.
+
+    Returns:
+      The loss, shape (), in 1/units of points squared, in at least float32.
+
+    Raises:
+      ValueError: wrong rank or dtype, or scores of another shape.
+
+    Cost: that of s and of d of its derivatives along a coordinate, one at a time.
+
+    References:
+      Hyvarinen 2005, Theorem 1 and eq. (4).
+    """
+    (points,) = _checks.points(points=points)
+    points = _numeric.wide(points)
+    values, pushed = jax.linearize(score_fn, points)
+    _checks.shape("score_fn's values", values, points.shape)
+
+    def slopes(axis: Array) -> Array:
+        moved = jnp.zeros_like(points).at[:, axis].set(1)
+        return pushed(moved)[:, axis]
+
+    slope = jnp.sum(lax.map(slopes, jnp.arange(points.shape[1])), axis=0)
+    return jnp.mean(jnp.sum(jnp.square(values), axis=1) / 2 + slope)
 
 
 def rulsif_loo(
@@ -137,6 +175,7 @@ def kliep_cv(
     q: Array,
     kernel: Kernel,
     *,
+    centers: Array | None = None,
     num_folds: int = 5,
     num_steps: int = 1000,
     tolerance: float | Array = 1e-3,
@@ -154,6 +193,7 @@ def kliep_cv(
       p: x_i, samples of the numerator, in exchangeable order; shape (n, d), floating.
       q: y_j, samples of the denominator, in exchangeable order; shape (m, d).
       kernel: k > 0; its lengthscales are in units of p.
+      centers: z_c, in every fit; shape (c, d). None: all that is fitted there.
       num_folds: 2 to min(n, m); static. Fold f holds out every num_folds-th sample from the f-th.
       num_steps: of each fit; static.
       tolerance: of each fit, in nats.
@@ -171,8 +211,10 @@ def kliep_cv(
     """
 
     def loss(train: _Pair, held: _Pair) -> Array:
-        model = ratio.kliep(*train, kernel, num_steps=num_steps, tolerance=tolerance)
-        log_p, log_q = (ratio.log_density_ratio(model, _numeric.wide(x)) for x in held)
+        model = _ratio_fits.kliep(
+            *train, kernel, centers=centers, num_steps=num_steps, tolerance=tolerance
+        )
+        log_p, log_q = (_ratio_models.log_density_ratio(model, _numeric.wide(x)) for x in held)
         return jax.nn.logsumexp(log_q) - math.log(log_q.shape[0]) - jnp.mean(log_p)
 
     return _cross_validated(loss, p, q, num_folds)
@@ -184,6 +226,7 @@ def logistic_cv(
     kernel: Kernel,
     *,
     ridge: float | Array,
+    centers: Array | None = None,
     num_folds: int = 5,
     num_steps: int = 50,
     tolerance: float | Array = 1e-6,
@@ -200,6 +243,7 @@ def logistic_cv(
       q: y_j, samples of the denominator, in exchangeable order; shape (m, d).
       kernel: k; its lengthscales are in units of p.
       ridge: lambda > 0, in units of k^2.
+      centers: z_c, in every fit; shape (c, d). None: all that is fitted there.
       num_folds: 2 to min(n, m); static. Fold f holds out every num_folds-th sample from the f-th.
       num_steps: of each fit; static.
       tolerance: of each fit, in nats.
@@ -215,15 +259,31 @@ def logistic_cv(
     """
 
     def loss(train: _Pair, held: _Pair) -> Array:
-        model = ratio.logistic(
-            *train, kernel, ridge=ridge, num_steps=num_steps, tolerance=tolerance
+        model = _ratio_fits.logistic(
+            *train, kernel, ridge=ridge, centers=centers, num_steps=num_steps, tolerance=tolerance
         )
-        log_p, log_q = (ratio.log_density_ratio(model, _numeric.wide(x)) for x in held)
+        log_p, log_q = (_ratio_models.log_density_ratio(model, _numeric.wide(x)) for x in held)
         odds = math.log(p.shape[0] / q.shape[0])
         losses = jax.nn.softplus(jnp.concatenate([-log_p - odds, log_q + odds]))
         return jnp.mean(losses)
 
     return _cross_validated(loss, p, q, num_folds)
+
+
+def folds(size: int, num_folds: int) -> tuple[Array, Array]:
+    """Returns which of so many samples each fold fits and which it holds out, of one size each.
+
+    Args:
+      size: number of samples, at least num_folds.
+      num_folds: at least 2. Fold f holds out every num_folds-th sample from the f-th.
+
+    Returns:
+      Indices of the fitted ones and of those held out; a row for each fold.
+    """
+    everyone = np.arange(size)
+    held = everyone[: size - size % num_folds].reshape(-1, num_folds).T
+    train = np.stack([np.setdiff1d(everyone, some) for some in held])
+    return jnp.asarray(train), jnp.asarray(held)
 
 
 _Pair = tuple[Array, Array]
@@ -242,13 +302,5 @@ def _cross_validated(
         train, held = indices
         return loss((p[train[0]], q[train[1]]), (p[held[0]], q[held[1]]))
 
-    (train_p, held_p), (train_q, held_q) = (_folds(x.shape[0], num_folds) for x in (p, q))
+    (train_p, held_p), (train_q, held_q) = (folds(x.shape[0], num_folds) for x in (p, q))
     return jnp.mean(lax.map(fold, ((train_p, train_q), (held_p, held_q))))
-
-
-def _folds(size: int, num_folds: int) -> _Pair:
-    """Returns which samples are fitted and which are held out; a row for each fold."""
-    everyone = np.arange(size)
-    held = everyone[: size - size % num_folds].reshape(-1, num_folds).T
-    train = np.stack([np.setdiff1d(everyone, some) for some in held])
-    return jnp.asarray(train), jnp.asarray(held)

@@ -9,7 +9,7 @@ import numpy as np
 import oracles
 import pytest
 
-from kernelgrad import kernels, ratio, ratio_selection
+from kernelgrad import kernels, ratio, score, selection
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3])
@@ -34,7 +34,7 @@ def test_leave_one_out_is_n_plus_m_refits(rng, alpha, sizes):
     expected = np.mean(alpha / 2 * r_p**2 - r_p) + (1 - alpha) / 2 * np.mean(r_q**2)
     with jax.enable_x64(True):
         kernel = kernels.rbf_mixture(0.9)
-        fit = jax.jit(ratio_selection.rulsif_loo)
+        fit = jax.jit(selection.rulsif_loo)
         points = (jnp.asarray(x) for x in (p, q))
         loss = fit(*points, kernel, ridge=ridge, alpha=alpha, centers=jnp.asarray(p[:5]))
     np.testing.assert_allclose(loss, expected, rtol=1e-9)
@@ -68,9 +68,9 @@ def test_folds_are_refits(rng, name):
             wrong = [*np.log1p(np.exp(-log_p - odds)), *np.log1p(np.exp(log_q + odds))]
             losses.append(np.mean(wrong))
     if name == "kliep":
-        cv = functools.partial(ratio_selection.kliep_cv, num_folds=3)
+        cv = functools.partial(selection.kliep_cv, num_folds=3)
     else:
-        cv = functools.partial(ratio_selection.logistic_cv, ridge=0.01, num_folds=3)
+        cv = functools.partial(selection.logistic_cv, ridge=0.01, num_folds=3)
     np.testing.assert_allclose(jax.jit(cv)(p, q, kernel), np.mean(losses), rtol=2e-3)
 
 
@@ -78,7 +78,7 @@ def test_selection_is_the_least_score_that_is_a_number():
     def score(a, b):
         return jnp.where(a == 3, jnp.nan, jnp.square(a - 2) + jnp.square(b - 20))
 
-    chosen = ratio_selection.select(score, jnp.array([3.0, 1.0, 2.5]), jnp.array([10.0, 21.0]))
+    chosen = selection.select(score, jnp.array([3.0, 1.0, 2.5]), jnp.array([10.0, 21.0]))
     np.testing.assert_array_equal(chosen.values, (2.5, 21.0))
     expected = [[np.nan, np.nan], [101, 2], [100.25, 1.25]]
     np.testing.assert_allclose(chosen.scores, expected)
@@ -97,9 +97,9 @@ def test_kliep_is_near_one_for_equal_distributions(rng, same):
     @jax.jit
     def run(p, q):
         def score(scale):
-            return ratio_selection.kliep_cv(p, q, kernels.rbf_mixture(scale))
+            return selection.kliep_cv(p, q, kernels.rbf_mixture(scale))
 
-        chosen = ratio_selection.select(score, SCALES)
+        chosen = selection.select(score, SCALES)
         model = ratio.kliep(p, q, kernels.rbf_mixture(chosen.values[0]))
         return chosen.values[0], ratio.density_ratio(model, q)
 
@@ -131,15 +131,15 @@ def test_choice_is_near_the_best(rng, name):
     def loss(scale, ridge):
         kernel = kernels.rbf_mixture(scale)
         if name == "rulsif":
-            return ratio_selection.rulsif_loo(p, q, kernel, ridge=ridge, alpha=0.1)
-        return ratio_selection.logistic_cv(p, q, kernel, ridge=ridge)
+            return selection.rulsif_loo(p, q, kernel, ridge=ridge, alpha=0.1)
+        return selection.logistic_cv(p, q, kernel, ridge=ridge)
 
     def error(scale, ridge):
         return jnp.mean(jnp.square(ratio.density_ratio(fit(scale, ridge), new) - true))
 
     grids = SCALES[2:], ridges
-    chosen = jax.jit(lambda: ratio_selection.select(loss, *grids))()
-    errors = jax.jit(lambda: ratio_selection.select(error, *grids).scores)()
+    chosen = jax.jit(lambda: selection.select(loss, *grids))()
+    errors = jax.jit(lambda: selection.select(error, *grids).scores)()
     got = errors[jnp.argmax(grids[0] == chosen.values[0]), jnp.argmax(ridges == chosen.values[1])]
     assert got < 0.2 * jnp.var(true)
     assert got < jnp.median(errors)
@@ -147,7 +147,7 @@ def test_choice_is_near_the_best(rng, name):
 
 def test_errors_name_the_argument():
     x, kernel = jnp.ones((4, 2)), kernels.rbf_mixture(1.0)
-    s = ratio_selection
+    s = selection
     for call, message in (
         (lambda: s.rulsif_loo(x, x, kernel, ridge=0.0), "ridge: got 0"),
         (lambda: s.rulsif_loo(x, x, kernel, ridge=1.0, alpha=1.0), "alpha: got 1"),
@@ -168,11 +168,75 @@ def test_errors_name_the_argument():
 def test_no_finite_score_chooses_nothing():
     grids = jnp.array([0.5, 1.0]), jnp.array([2.0, 3.0, 4.0])
     for bad in (jnp.nan, jnp.inf, -jnp.inf):
-        chosen = jax.jit(
-            lambda a, b, bad=bad: ratio_selection.select(lambda x, y: bad * x * y, a, b)
-        )(*grids)
+        chosen = jax.jit(lambda a, b, bad=bad: selection.select(lambda x, y: bad * x * y, a, b))(
+            *grids
+        )
         assert np.isnan(chosen.values).all()
         with pytest.raises(ValueError, match="scores: got none of 6 finite"):
-            ratio_selection.select(lambda x, y, bad=bad: bad * x * y, *grids)
-    best = ratio_selection.select(lambda x: jnp.where(x < 3, -jnp.inf, x), grids[1])
+            selection.select(lambda x, y, bad=bad: bad * x * y, *grids)
+    best = selection.select(lambda x: jnp.where(x < 3, -jnp.inf, x), grids[1])
     assert best.values == (3.0,)
+
+
+def test_the_hyvarinen_loss_is_that_of_its_formula(rng):
+    """For the score A x of N(0, -A^-1): |A x|^2 / 2 + tr A, on average."""
+    matrix = -np.array([[2.0, 0.3], [0.3, 1.0]])
+    x = rng.normal(size=(7, 2))
+    expected = np.mean([0.5 * sum((matrix @ row) ** 2) for row in x]) + np.trace(matrix)
+    linear = jnp.asarray(matrix, jnp.float32)
+    got = selection.hyvarinen_loss(lambda points: points @ linear, jnp.asarray(x, jnp.float32))
+    assert float(got) == pytest.approx(expected, rel=1e-5)
+
+    def bent(points):  # d/dx sin x + d/dy x y = cos x + x
+        return jnp.stack([jnp.sin(points[:, 0]), points[:, 0] * points[:, 1]], axis=1)
+
+    values = [(np.sin(a) ** 2 + (a * b) ** 2) / 2 + np.cos(a) + a for a, b in x]
+    got = selection.hyvarinen_loss(bent, jnp.asarray(x, jnp.float32))
+    assert float(got) == pytest.approx(np.mean(values), rel=1e-5)
+    with pytest.raises(ValueError, match="score_fn's values: got shape"):
+        selection.hyvarinen_loss(lambda points: points[:, :1], jnp.zeros((3, 2)))
+
+
+@pytest.mark.thorough
+def test_a_selected_score_is_that_of_the_least_held_out_loss_and_better_than_the_default(key):
+    samples = jax.random.normal(key, (120, 4))
+    found = jax.jit(lambda x: score.select(x, factors=(1.0, 2.0), ridge_factors=(0.01, 1.0)))(
+        samples
+    )
+    median = float(kernels.median_lengthscale(samples))
+    losses = np.zeros((2, 2))
+    for i, factor in enumerate((1.0, 2.0)):
+        kernel = kernels.imq_mixture(factor * median)
+        for j, share in enumerate((0.01, 1.0)):
+            for fold in range(5):
+                held = np.arange(fold, 120, 5)
+                fitted = samples[np.setdiff1d(np.arange(120), held)]
+                ridge = share * score.default_ridge(96, kernel)
+
+                def at(x, fitted=fitted, kernel=kernel, ridge=ridge):
+                    return score.stein_score_at(x[None], fitted, kernel, ridge=ridge)[0]
+
+                x = samples[held]
+                values, slopes = jax.vmap(at)(x), jax.vmap(jax.jacrev(at))(x)
+                traces = np.trace(slopes, axis1=1, axis2=2)
+                losses[i, j] += np.mean(np.sum(np.square(values), axis=1) / 2 + traces) / 5
+    np.testing.assert_allclose(found.losses, losses, rtol=1e-3, atol=1e-3)
+    i, j = np.unravel_index(np.argmin(losses), losses.shape)
+    assert float(found.kernel.lengthscales.squeeze()) == pytest.approx(median * (1, 2)[i], rel=1e-5)
+    expected = (0.01, 1.0)[j] * score.default_ridge(120, found.kernel)
+    assert float(found.ridge) == pytest.approx(float(expected), rel=1e-5)
+
+    def error(kernel, ridge):
+        return float(jnp.mean((score.stein_score(samples, kernel, ridge=ridge) + samples) ** 2))
+
+    around = kernels.imq_mixture(median)
+    assert error(found.kernel, found.ridge) < error(around, score.default_ridge(120, around))
+
+
+def test_bad_numbers_of_folds_and_factors_are_named():
+    with pytest.raises(ValueError, match="number of samples: got 9; expected an integer >= 10"):
+        score.select(jnp.zeros((9, 2)))
+    with pytest.raises(ValueError, match="num_folds: got 1"):
+        score.select(jnp.zeros((9, 2)), num_folds=1)
+    with pytest.raises(ValueError, match="factors: got"):
+        score.select(jnp.zeros((12, 2)), factors=(0.0,))
