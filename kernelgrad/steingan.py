@@ -39,7 +39,7 @@ from kernelgrad.types import Array, Info, Kernel, Key, PyTree
 
 
 class FieldFn(Protocol):
-    """An ascent direction of particles, affine in the score: it repels where that is 0.
+    """An ascent direction of particles, which repels by the gradient of the kernel's features.
 
     Such as :func:`kernelgrad.svgd.svgd_direction`.
     """
@@ -329,10 +329,11 @@ def steingan(
 
     Returns:
       Objective of two players with info ``critic_loss``, ``energy_data``, ``energy_samples``,
-      ``discount`` (the one in use), ``repulsion_ratio`` (of the field at 0 score over the rest of
-      it, root mean squares over samples), and ``rate_factor``, 0 where the energy is frozen, by
-      which its learning rate is to be multiplied (:func:`kernelgrad.critic.scale_by_info`; behind
-      Adam, whose moments go on while the energy is frozen).
+      ``discount`` (the one in use), ``repulsion_ratio`` (what the features' gradient adds to the
+      field over the rest of it, root mean squares over samples), and ``rate_factor``, 0 where the
+      energy is frozen, by which its learning rate is to be multiplied
+      (:func:`kernelgrad.critic.scale_by_info`; behind Adam, whose moments go on while the energy
+      is frozen).
 
     Raises:
       ValueError: a number out of its range.
@@ -406,15 +407,15 @@ def _generator_direction(
     flat = _devices.own_point(outputs, flat)
     score = -jax.grad(lambda points: jnp.sum(outputs(points)[0]))(flat)
     base = kernels.rbf_mixture(lengthscale(outputs(flat)[1], axis_name=axis_name))
-    kernel = kernels.feature_kernel(base, features, ())
-    ascent, repulsion = (
-        field(flat, one, kernel, axis_name=axis_name) for one in (score, jnp.zeros_like(score))
-    )  # of which XLA computes once what they share
-    pushed, pulled = (
-        _devices.over_rms(_numeric.wide(part), axis_name)[1]
-        for part in (repulsion, ascent - repulsion)
+    kernel, still = (
+        kernels.feature_kernel(base, one, ())
+        for one in (features, lambda *args: lax.stop_gradient(features(*args)))
     )
-    return -ascent.reshape(samples.shape), {"repulsion_ratio": pushed / pulled}
+    ascent, pulled = (field(flat, score, one, axis_name=axis_name) for one in (kernel, still))
+    pushed_rms, pulled_rms = (
+        _devices.over_rms(_numeric.wide(part), axis_name)[1] for part in (ascent - pulled, pulled)
+    )
+    return -ascent.reshape(samples.shape), {"repulsion_ratio": pushed_rms / pulled_rms}
 
 
 def _returned(output: Any) -> tuple[Array, Array]:
