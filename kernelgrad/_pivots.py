@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _numeric, kernels
+from kernelgrad import _devices, _numeric, kernels
 from kernelgrad.types import Array, Kernel, Key
 
 _PROPOSALS = 128  # of a block
@@ -76,9 +76,9 @@ def random_pivots(key: Key, kernel: Kernel, x: Array, num_pivots: int) -> Array:
     zero = jnp.zeros((), jnp.int32)
     pivots = jnp.zeros(num_pivots, jnp.int32)
     factor = jnp.zeros((size, num_pivots), x.dtype)
-    return lax.while_loop(
-        unfinished, extend, _State(key, zero, pivots, factor, diagonal, zero)
-    ).pivots
+    inputs = (x, kernel, jax.random.key_data(key))
+    start = _devices.varying((zero, pivots, factor, diagonal, zero), *inputs)
+    return lax.while_loop(unfinished, extend, _State(key, *start)).pivots
 
 
 def _draw(key: Key, shares: Array, size: int) -> Array:
@@ -106,7 +106,7 @@ def _accept(gram: Array, thresholds: Array, most: Array) -> tuple[Array, Array]:
         left -= column[:, None] * column[None, :]
         return left, lower.at[:, i].set(column), accepted.at[i].set(accept)
 
-    start = gram, jnp.zeros_like(gram), jnp.zeros(width, bool)
+    start = _devices.varying((gram, jnp.zeros_like(gram), jnp.zeros(width, bool)), thresholds)
     _, lower, accepted = lax.fori_loop(0, width, step, start)
     both = accepted[:, None] & accepted[None, :]
     return jnp.where(both, lower, jnp.eye(width, dtype=gram.dtype)), accepted

@@ -149,7 +149,7 @@ def witness_gradient(
       axis_name: if set, both samples are the union over all devices; queries stay apart.
 
     Returns:
-      Gradient, shape (q, d), dtype of queries, in 1/units of x; 0 at a query from where the dtype
+      Gradient, shape (q, d), dtype of both, in 1/units of x; 0 at a query from where the dtype
       cannot tell x from y.
 
     Raises:

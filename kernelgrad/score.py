@@ -222,7 +222,7 @@ def stein_score_at(
       axis_name: if set, j runs over the union of all devices' samples.
 
     Returns:
-      Scores, shape (q, d), dtype of queries, in 1/units of samples. NaN in every row where the
+      Scores, shape (q, d), dtype of both, in 1/units of samples. NaN in every row where the
       Cholesky factorisation fails, in each row whose own system did not converge as
       :func:`stein_score` asks, beyond ``DENSE_SAMPLES``, and in each row whose denominator, at
       least eta in exact arithmetic, is not positive.
@@ -279,7 +279,7 @@ def rkhs_score_at(queries: Array, samples: Array, kernel: Kernel, *, ridge: floa
         :func:`stein_score`.
 
     Returns:
-      Scores, shape (q, d), dtype of queries, in 1/units of samples. NaN as :func:`stein_score` is.
+      Scores, shape (q, d), dtype of both, in 1/units of samples. NaN as :func:`stein_score` is.
 
     Raises:
       ValueError: wrong rank, dtype or dimension, or a concrete ridge that is not positive.

@@ -89,7 +89,7 @@ def spectral_score_at(
       mass_fraction: as in :func:`spectral_score`.
 
     Returns:
-      Scores, shape (q, d), dtype of queries, in 1/units of samples.
+      Scores, shape (q, d), dtype of both, in 1/units of samples.
 
     Raises:
       ValueError: wrong rank, dtype or dimension, or a concrete mass_fraction outside its range.
@@ -208,7 +208,7 @@ def nu_method_score_at(
       nu: as in :func:`nu_method_score`.
 
     Returns:
-      Scores, shape (q, d), dtype of queries, in 1/units of samples.
+      Scores, shape (q, d), dtype of both, in 1/units of samples.
 
     Raises:
       ValueError: wrong rank, dtype or dimension, num_steps below 1, or a concrete nu that is not
@@ -304,7 +304,7 @@ def kde_score_at(
       axis_name: if set, j runs over the union of all devices' samples; queries stay apart.
 
     Returns:
-      Scores, shape (q, d), dtype of queries, in 1/units of samples. NaN in the rows where
+      Scores, shape (q, d), dtype of both, in 1/units of samples. NaN in the rows where
       every k(x, y_j) is 0.
 
     Raises:

@@ -84,6 +84,7 @@ def test_an_aggregated_test_ranks_ranks(key, rng, weights):
     assert float(result.p_value) == pytest.approx(p_value, rel=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_fused_test_is_a_soft_maximum_of_standardized_statistics(key, rng):
     x, y = _samples(rng)
     z, count = np.concatenate([x, y]).astype(float), 150
@@ -104,6 +105,7 @@ def test_a_fused_test_is_a_soft_maximum_of_standardized_statistics(key, rng):
     assert float(result.p_value) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.thorough
 def test_of_one_kernel_they_are_the_test_under_it(key, rng):
     x, y = _samples(rng, n=8, m=8)
     kernel = kernels.imq_mixture(jnp.array([0.3, 1.0]))
@@ -119,6 +121,7 @@ def test_of_one_kernel_they_are_the_test_under_it(key, rng):
     assert float(found.statistic) == pytest.approx(-math.log(alone.p_value), rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_kernels_of_several_forms_keep_their_order(key, rng):
     """The weight goes to the second, an IMQ between two Gaussians."""
     x, y = _samples(rng, n=8, m=6)
@@ -195,6 +198,7 @@ def test_bad_kernels_and_weights_are_named(key, rng):
         ksd.aggregated_test(key, x, x, one, num_bootstrap=0)
 
 
+@pytest.mark.thorough
 def test_inside_jit_what_is_not_finite_has_no_p_value(key, rng):
     x, y = _samples(rng)
     several = [kernels.rbf_mixture(1.0), kernels.rbf_mixture(2.0)]

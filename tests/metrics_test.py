@@ -508,7 +508,7 @@ def test_double_precision_stays_double(rng, name):
         (metrics.label_entropy, [jnp.ones(3), 2], "labels: got dtype float32"),
         (metrics.label_entropy, [jnp.ones((3, 1), int), 2], "labels: got shape"),
         (metrics.label_entropy, [jnp.array([0, 2]), 2], r"labels: got \[0 2\]"),
-        (metrics.label_entropy, [jnp.array([-1, 0]), 2], r"labels: got \[-1  0\]"),
+        (metrics.label_entropy, [jnp.array([-1, 0]), 2], r"labels: got \[-1 0\]"),
         (metrics.label_entropy, [jnp.array([0]), 0], "num_classes: got 0"),
         (
             metrics.frechet_distance,

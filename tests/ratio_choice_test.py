@@ -57,6 +57,7 @@ def test_what_is_chosen_has_the_least_held_out_loss(samples, fit):
         np.testing.assert_allclose(value, wanted, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_one_of_both_may_be_given(samples):
     p, q = samples
     kernel = kernels.rbf_mixture(1.3)
@@ -70,6 +71,7 @@ def test_one_of_both_may_be_given(samples):
     assert np.min(np.abs(scales - chosen)) < 1e-5
 
 
+@pytest.mark.thorough
 def test_choices_have_some_centers_of_many(samples, monkeypatch):
     monkeypatch.setattr(ratio, "MOST_CENTERS", 7)
     p, q = samples
@@ -79,6 +81,7 @@ def test_choices_have_some_centers_of_many(samples, monkeypatch):
     assert ratio.logistic(p, q, num_steps=5).centers.shape == (7, 2)
 
 
+@pytest.mark.thorough
 def test_the_edge_of_a_grid_is_warned_of(samples, monkeypatch):
     monkeypatch.setattr(ratio, "FACTORS", (1.0, 2.0))
     p, _ = samples
@@ -98,6 +101,7 @@ def test_nothing_is_chosen_over_devices(samples):
         ratio.logistic(p, q, kernels.rbf_mixture(1.0), axis_name="d")
 
 
+@pytest.mark.thorough
 def test_divergences_are_means_of_the_ratio(samples):
     p, q = samples
     model = ratio.rulsif(p, q, kernels.rbf_mixture(1.0), ridge=0.1, alpha=0.3)

@@ -12,7 +12,7 @@ import pytest
 import experiments
 from experiments.run import fields
 from experiments.run.errors import UsageError
-from experiments.training import objectives, settings
+from experiments.training import objectives, settings, updates
 from experiments.training.objectives import OBJECTIVES
 from experiments.training.settings import Config
 
@@ -97,7 +97,8 @@ def test_settings_of_few_objectives_say_so():
     """All but what the generator, or the noise on samples and data, need too."""
     shared = {"width", "noise_variance"}
     for name, rule in fields.rules(Config).items():
-        assert bool(rule.of) == (bool(objectives.reading(name)) and name not in shared), name
+        some = objectives.reading(name) or updates.reading(name)
+        assert bool(rule.of) == (bool(some) and name not in shared), name
 
 
 @pytest.mark.thorough(quick=1)
