@@ -122,7 +122,7 @@ def test_x64_changes_no_dtype_of_float32_data(name):
 SEVERAL = [name for name, row in TABLE.items() if len({*row.names} - {"labels"}) > 1]
 
 
-@pytest.mark.parametrize("wide_first", [False, True])
+@pytest.mark.parametrize("wide_first", [False, pytest.param(True, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("name", SEVERAL)
 def test_arrays_of_two_dtypes_are_brought_to_the_wider(name, wide_first):
     """Float32 beside float64, with gradients; by tracing alone."""
