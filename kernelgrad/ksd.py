@@ -402,9 +402,10 @@ def _balanced(points: Points, score: Array, root: Array) -> _Side:
 
 
 def _balance(point_norms: Array, score_norms: Array) -> Array:
-    """Returns sqrt(c) = (median |s|^2 / median |x|^2)^(1/4), which no outlier or NaN moves."""
+    """Returns sqrt(c) = (median |s|^2 / median |x|^2)^(1/4), which no bad row or outlier moves."""
     points, scores = (
-        jnp.nanmedian(lax.stop_gradient(norms)) for norms in (point_norms, score_norms)
+        jnp.nanmedian(jnp.where(jnp.isfinite(norms), norms, jnp.nan))
+        for norms in lax.stop_gradient((point_norms, score_norms))
     )
     known = (points > 0) & (scores > 0)
     return jnp.where(known, scores, 1) ** 0.25 / jnp.where(known, points, 1) ** 0.25
