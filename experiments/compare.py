@@ -95,25 +95,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
         image_size=config.base.image_size,
         check=check,
     )
-    scores: list[fit.ScoreFn] = []
-    reference: dict[str, float] = {}  # held-out images; training points, for W1 is to test points
-    if dataset.is_image and dataset.train_labels is not None:
-        classifier = classifiers.train_or_load(dataset, places.cache())
-        scores += [
-            image_metrics.inception(classifier),
-            image_metrics.frechet(dataset, classifier),
-        ]
-        test = image_metrics.as_images(dataset.test)
-        known = image_metrics.as_images(dataset.train[: fit.EVALUATED_SAMPLES])
-        reference = {
-            **scores[0](test),
-            **scores[1](known),
-            **image_metrics.neighbours(dataset)(test[: fit.EVALUATED_SAMPLES]),
-        }
-    elif not dataset.is_image:
-        scores.append(_w1(dataset))
-        reference = scores[0](jnp.asarray(dataset.train))
-
+    scores, reference = _judges(dataset)
     times = time_steps(configs, dataset)
     _warn(*comparisons.too_slow(times, config.base.num_steps, config.base.eval_every))
     histories: dict[str, list[list[dict[str, float]]]] = {}
@@ -137,6 +119,25 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
     if dataset.is_image:
         _show(root, config, dataset)
     return curves
+
+
+def _judges(dataset: Dataset) -> tuple[list[fit.ScoreFn], dict[str, float]]:
+    """Returns what samples are scored by beyond a run's metrics, and what real ones have there.
+
+    Real ones are held-out images, and training points, for W1 is to test points.
+    """
+    if not dataset.is_image:
+        distance = _w1(dataset)
+        return [distance], distance(jnp.asarray(dataset.train))
+    if dataset.train_labels is None:
+        return [], {}
+    classifier = classifiers.train_or_load(dataset, places.cache())
+    inception = image_metrics.inception(classifier)
+    frechet = image_metrics.frechet(dataset, classifier)
+    test = image_metrics.as_images(dataset.test)
+    known = image_metrics.as_images(dataset.train[: fit.EVALUATED_SAMPLES])
+    neighbours = image_metrics.neighbours(dataset)(test[: fit.EVALUATED_SAMPLES])
+    return [inception, frechet], {**inception(test), **frechet(known), **neighbours}
 
 
 def _check_meanings(base: settings.Config, configs: dict[str, settings.Config]) -> None:
@@ -244,7 +245,9 @@ def _show(root: pathlib.Path, config: Config, dataset: Dataset) -> None:
         last = sorted(folder.glob("[0-9]*.png"))[-1:]
         for path in last:
             with files.storage(str(path)):
-                rows[name] = mosaics.tiles(path.read_bytes(), dataset.sample_shape, 10)[:_SHOWN]
+                picture = path.read_bytes()
+            tiles = mosaics.tiles(picture, dataset.sample_shape, fit.GRID_COLUMNS)
+            rows[name] = tiles[:_SHOWN]
     rows["test data"] = dataset.test[:_SHOWN] / 255
     with files.storage(str(root / "samples.png")):
         files.replace(root / "samples.png", mosaics.image_rows(rows), shared=True)

@@ -216,7 +216,7 @@ def pearson_divergence(
     Cost: that of :func:`density_ratio` at both.
 
     References:
-      Yamada et al. 2013, eq. (5), the second of its estimates.
+      Yamada et al. 2013.
     """
     _checks.shape("alpha", alpha, ())
     _checks.in_range("alpha", alpha, 0.0, 1.0, closed="l")

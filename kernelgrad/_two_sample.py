@@ -100,7 +100,7 @@ def aggregated_test(
 
     References:
       Schrab et al. 2023 (MMDAgg), Algorithm 1, whose level is set by bisection on permutations of
-      their own; here by ranks of ranks, as in Westfall & Young 1993, section 2.3.
+      their own; here by ranks of ranks, as in Westfall & Young 1993.
     """
     x, y = _check(x, y, num_permutations)
     each = _resampling.for_each(
@@ -116,10 +116,11 @@ def fused_test(
 
     .. math:: \widehat{\mathrm{FUSE}} = \frac1\lambda \log \frac1K \sum_k \exp \Big( \lambda
         \frac{\widehat{\mathrm{MMD}}^2_k}{\sqrt{N_k}} \Big), \quad
-        N_k = \frac{1}{m (m - 1)} \sum_{i \neq j} k(z_i, z_j)^2
+        N_k = \frac{1}{n (n - 1)} \sum_{i \neq j} k(z_i, z_j)^2
 
     with the U-statistic of each kernel, z the pooled sample, :math:`\lambda = \sqrt{n (n - 1)}`,
-    and n <= m the sizes of the samples.
+    and n <= m the sizes of the samples. The authors' program multiplies the exponent by another
+    :math:`\sqrt{n (n - 1)}`: it is closer to the largest of the kernels' statistics.
 
     Args:
       key: random key of the permutations.
@@ -140,7 +141,7 @@ def fused_test(
       compiled once.
 
     References:
-      Biggs, Schrab & Gretton 2023 (MMD-FUSE), eq. (6) and section 5, uniform weights.
+      Biggs, Schrab & Gretton 2023 (MMD-FUSE), with uniform weights.
     """
     x, y = _check(x, y, num_permutations)
     few = min(x.shape[0], y.shape[0])
@@ -233,8 +234,8 @@ def _standardized(pool: _Pool) -> tuple[_Statistics, Array]:
     peak = functools.reduce(
         operator.add, (base.profile(jnp.zeros((), pool.dtype)) for base, _ in pool.parts)
     )
-    most = max(n, m)
-    unit = jnp.sqrt(_sum_of_squares(pool) / (most * (most - 1)))
+    few = min(n, m)
+    unit = jnp.sqrt(_sum_of_squares(pool) / (few * (few - 1)))
 
     def statistics(a: Array) -> Array:
         biased = jnp.sum(a * pool.sums(a), axis=0)

@@ -23,13 +23,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _devices, _distances, _equality, _numeric, _traits
+from kernelgrad import _checks, _devices, _distances, _equality, _numeric, _profiles, _traits
 from kernelgrad.median import median_squared_distance
 from kernelgrad.types import Array, Kernel, PyTree
 
 Scales = float | Sequence[float] | Array
-
-_FARTHEST = 1e4  # lengthscales: a root distance, whose exponential is 0 in float64, too
 
 
 @_equality.by_value
@@ -70,11 +68,11 @@ class RadialMixture:
     @property
     def smooth_at_zero(self) -> bool:
         """Whether k is differentiable where its points coincide, as all families but one are."""
-        return self.shape is not _laplace
+        return self.shape is not _profiles.laplace
 
     def log_slope(self) -> Array | None:
         """Returns (log k)' where it is constant, for a single Gaussian; None for any other."""
-        if self.shape is not _rbf or self.lengthscales.shape[0] != 1:
+        if self.shape is not _profiles.rbf or self.lengthscales.shape[0] != 1:
             return None
         return -0.5 / jnp.square(self.lengthscales[0])
 
@@ -83,13 +81,13 @@ class RadialMixture:
 
         By way of no k that underflows.
         """
-        if self.shape is _imq:
+        if self.shape is _profiles.imq:
             return None
         dtype = sq_dist.dtype
         largest = jnp.finfo(dtype).max
         inverse_squares = _inverse_square(self.lengthscales).astype(dtype)
         exponent = () if self.exponent is None else (self.exponent.astype(dtype),)
-        held, log_shape = jnp.minimum(sq_dist, largest), _LOG_SHAPES[self.shape]
+        held, log_shape = jnp.minimum(sq_dist, largest), _profiles.LOGARITHMS[self.shape]
         logs = [
             log_shape(jnp.minimum(held * inverse_squares[c], largest), *exponent)
             for c in range(self.lengthscales.shape[0])
@@ -168,7 +166,7 @@ def rbf_mixture(lengthscales: Scales, weights: Scales | None = None) -> RadialMi
       ValueError: a concrete lengthscale that is not positive and finite, a negative weight, or
         shapes that differ.
     """
-    return _mixture(_rbf, lengthscales, weights)
+    return _mixture(_profiles.rbf, lengthscales, weights)
 
 
 def imq_mixture(
@@ -195,10 +193,10 @@ def imq_mixture(
       Li 2017 (approximate KL gradients), section 2: e = -1/2, w = 1.
     """
     if isinstance(exponent, float) and exponent == -0.5:
-        return _mixture(_imq, lengthscales, weights)
+        return _mixture(_profiles.imq, lengthscales, weights)
     _checks.shape("exponent", exponent, ())
     _checks.in_range("exponent", exponent, -math.inf, 0.0)
-    return _mixture(_power, lengthscales, weights, jnp.asarray(exponent, dtype=float))
+    return _mixture(_profiles.power, lengthscales, weights, jnp.asarray(exponent, dtype=float))
 
 
 def rational_quadratic(
@@ -223,7 +221,10 @@ def rational_quadratic(
     _checks.positive(alpha=alpha, lengthscales=lengthscales)
     alpha = jnp.asarray(alpha, dtype=float)
     return _mixture(
-        _power, jnp.asarray(lengthscales, dtype=float) * jnp.sqrt(2 * alpha), weights, -alpha
+        _profiles.power,
+        jnp.asarray(lengthscales, dtype=float) * jnp.sqrt(2 * alpha),
+        weights,
+        -alpha,
     )
 
 
@@ -243,7 +244,7 @@ def matern32(lengthscales: Scales, weights: Scales | None = None) -> RadialMixtu
     Raises:
       ValueError: a concrete argument out of its range, or shapes that differ.
     """
-    return _mixture(_matern32, lengthscales, weights)
+    return _mixture(_profiles.matern32, lengthscales, weights)
 
 
 def matern52(lengthscales: Scales, weights: Scales | None = None) -> RadialMixture:
@@ -261,7 +262,7 @@ def matern52(lengthscales: Scales, weights: Scales | None = None) -> RadialMixtu
     Raises:
       ValueError: a concrete argument out of its range, or shapes that differ.
     """
-    return _mixture(_matern52, lengthscales, weights)
+    return _mixture(_profiles.matern52, lengthscales, weights)
 
 
 def laplace(lengthscales: Scales, weights: Scales | None = None) -> RadialMixture:
@@ -284,7 +285,7 @@ def laplace(lengthscales: Scales, weights: Scales | None = None) -> RadialMixtur
     Raises:
       ValueError: a concrete argument out of its range, or shapes that differ.
     """
-    return _mixture(_laplace, lengthscales, weights)
+    return _mixture(_profiles.laplace, lengthscales, weights)
 
 
 def riesz(exponent: float | Array = 1.0) -> Riesz:
@@ -480,18 +481,6 @@ def _mixture(
     return RadialMixture(shape, scales, weights, exponent)
 
 
-# --------------------------------------------------------------------- one function of u a family
-
-
-def _closed_form(*forms: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """Returns forms[0], differentiated by the closed forms of its derivatives that follow it."""
-    if len(forms) == 1:
-        return forms[0]
-    value, slope = jax.custom_jvp(forms[0]), _closed_form(*forms[1:])
-    value.defjvp(lambda u, du: (value(*u), slope(*u) * du[0]))
-    return value
-
-
 @jax.custom_jvp
 def _inverse_square(lengthscales: Array) -> Array:
     return 1 / jnp.square(lengthscales)
@@ -503,113 +492,3 @@ def _inverse_square_jvp(
 ) -> tuple[Array, Array]:  # by way of no fourth power, which leaves the range of float32 early
     value = _inverse_square(*lengthscales)
     return value, -2 * value * (tangents[0] / lengthscales[0])
-
-
-def _root(u: Array, scale: float) -> Array:
-    """Returns sqrt(scale u), with derivative 0 at 0."""
-    return _unless_zero(u, lambda s: s, scale)
-
-
-def _unless_zero(
-    u: Array, fn: Callable[[Array], Array], scale: float, farthest: float = _FARTHEST
-) -> Array:
-    """Returns fn(sqrt(scale u)), 0 at u = 0; the root stops where its exponential is long 0."""
-    root = math.sqrt(scale) * jnp.sqrt(jnp.where(u <= 0, 1, u))
-    return jnp.where(u <= 0, 0, fn(jnp.minimum(root, farthest)))
-
-
-def _whole_root(u: Array, scale: float) -> Array:
-    """Returns sqrt(scale u) for a logarithm, with derivative 0 at 0."""
-    return _unless_zero(u, lambda s: s, scale, math.inf)
-
-
-def _rbf(u: Array) -> Array:
-    return jnp.exp(-u / 2)
-
-
-def _power(u: Array, exponent: Array) -> Array:
-    return jnp.exp(exponent * jnp.log1p(u))
-
-
-_imq_forms = _closed_form(
-    lambda u: lax.rsqrt(1 + u),
-    lambda u: -0.5 * lax.rsqrt(1 + u) ** 3,
-    lambda u: 0.75 * lax.rsqrt(1 + u) ** 5,
-)
-_matern32_forms = _closed_form(
-    lambda u: (1 + _root(u, 3)) * jnp.exp(-_root(u, 3)),
-    lambda u: -1.5 * jnp.exp(-_root(u, 3)),
-    lambda u: _unless_zero(u, lambda s: 2.25 * jnp.exp(-s) / s, 3),
-)
-_matern52_forms = _closed_form(
-    lambda u: (1 + _root(u, 5) + _root(u, 5) ** 2 / 3) * jnp.exp(-_root(u, 5)),
-    lambda u: -5 / 6 * (1 + _root(u, 5)) * jnp.exp(-_root(u, 5)),
-    lambda u: 25 / 12 * jnp.exp(-_root(u, 5)),
-)
-_laplace_forms = _closed_form(
-    lambda u: jnp.exp(-_root(u, 1)),
-    lambda u: _unless_zero(u, lambda s: -jnp.exp(-s) / (2 * s), 1),
-    lambda u: _unless_zero(u, lambda s: jnp.exp(-s) * (s + 1) / (4 * s**3), 1),
-)
-
-
-# Functions of the module, which pickle and copy by reference: a kernel's copy is of its family.
-
-
-def _imq(u: Array) -> Array:
-    return _imq_forms(u)
-
-
-def _matern32(u: Array) -> Array:
-    return _matern32_forms(u)
-
-
-def _matern52(u: Array) -> Array:
-    return _matern52_forms(u)
-
-
-def _laplace(u: Array) -> Array:
-    return _laplace_forms(u)
-
-
-# ------------------------------------------------------------------------------ and its logarithm
-
-_log_matern32 = _closed_form(
-    lambda u: jnp.log(1 + _whole_root(u, 3)) - _whole_root(u, 3),
-    lambda u: -1.5 / (1 + _whole_root(u, 3)),
-    lambda u: _unless_zero(u, lambda s: 2.25 / s / jnp.square(1 + s), 3, math.inf),
-)
-
-
-def _matern52_bend(s: Array) -> Array:
-    """Returns (1 + s + s^2 / 3) / (1 + s) - 1, by way of no square."""
-    return s / 3 * (s / (1 + s))
-
-
-_log_matern52 = _closed_form(
-    lambda u: (
-        jnp.log(1 + _whole_root(u, 5))
-        + jnp.log(1 + _matern52_bend(_whole_root(u, 5)))
-        - _whole_root(u, 5)
-    ),
-    lambda u: -5 / 6 / (1 + _matern52_bend(_whole_root(u, 5))),
-    lambda u: (
-        25
-        / 36
-        * ((2 + _whole_root(u, 5)) / jnp.square(1 + _whole_root(u, 5)))
-        / jnp.square(1 + _matern52_bend(_whole_root(u, 5)))
-    ),
-)
-_log_laplace = _closed_form(
-    lambda u: -_whole_root(u, 1),
-    lambda u: _unless_zero(u, lambda s: -0.5 / s, 1, math.inf),
-    lambda u: _unless_zero(u, lambda s: 0.25 / s / s / s, 1, math.inf),
-)
-
-_LOG_SHAPES: dict[Callable[..., Array], Callable[..., Array]] = {
-    _rbf: lambda u: -u / 2,
-    _power: lambda u, exponent: exponent * jnp.log1p(u),
-    _matern32: _log_matern32,
-    _matern52: _log_matern52,
-    _laplace: _log_laplace,
-}

@@ -260,7 +260,7 @@ def aggregated_test(
 
     References:
       Schrab et al. 2022 (KSDAgg), Algorithm 1, whose level is set by bisection on draws of their
-      own; here by ranks of ranks, as in Westfall & Young 1993, section 2.3.
+      own; here by ranks of ranks, as in Westfall & Young 1993.
     """
     particles, score = _checks.scored(particles, score)
     _check_test(particles, score, num_bootstrap)

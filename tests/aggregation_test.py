@@ -95,7 +95,7 @@ def test_a_fused_test_is_a_soft_maximum_of_standardized_statistics(key, rng):
         for scale in SCALES:
             gram = _gram(z, scale)
             squares = (gram**2).sum() - np.trace(gram**2)
-            each.append(temperature * _mmd_u(gram, labels) / math.sqrt(squares / (9 * 8)))
+            each.append(temperature * _mmd_u(gram, labels) / math.sqrt(squares / (7 * 6)))
         fused.append(scipy.special.logsumexp(each, b=1 / 3) / temperature)
     result = mmd.fused_test(
         key, x, y, [kernels.rbf_mixture(scale) for scale in SCALES], num_permutations=count

@@ -277,7 +277,7 @@ def test_a_statistic_that_overflows_has_no_p_value(key, rng):
     kernel, huge = kernels.imq_mixture(1.0), jnp.full_like(x, 1e30)
     test = jax.jit(lambda s: ksd.goodness_of_fit_test(key, x, s, kernel, num_bootstrap=9))
     assert np.isnan(test(huge).p_value)
-    with pytest.raises(ValueError, match="statistic: got (nan|inf); expected a finite number"):
+    with pytest.raises(ValueError, match=r"statistic: got (nan|inf); expected a finite number"):
         ksd.goodness_of_fit_test(key, x, huge, kernel, num_bootstrap=9)
     with pytest.raises(ValueError, match="number of particles: got 5; expected an integer >= 6"):
         ksd.goodness_of_fit_test(key, x[:5], x[:5], kernel)

@@ -127,21 +127,12 @@ def make_trainer(config: Config, direction: str, image_shape: tuple[int, ...]) -
     adam = optax.adam(config.learning_rate, b1=config.b1)
     decayed_adam = optax.chain(optax.add_decayed_weights(config.weight_decay), adam)
 
-    def sample_latents(key: Key, n: int) -> Array:
-        return jax.random.uniform(key, (n, config.latent_dim), minval=-1.0, maxval=1.0)
-
-    def sample_noise(key: Key, n: int) -> Array:
-        """Returns Phi^-1(xi), xi uniform on (0, 1), beside the latents of the same key."""
-        if not config.observation_noise:
-            return jnp.zeros((n, size))
-        return jax.random.normal(jax.random.fold_in(key, 1), (n, size))
-
     def initial_state(key: Key) -> State:
         machine_key, generator_key = jax.random.split(key)
         machine = boltzmann.initial_params(machine_key, size, config.num_hidden)
         params, stats = {}, {}
         if direction_fn is not None:
-            variables = network.init(generator_key, sample_latents(key, 2), train=False)
+            variables = network.init(generator_key, _latents(config, key, 2), train=False)
             params, stats = variables["params"], variables.get("batch_stats", {})
         return State(machine, decayed_adam.init(machine), params, stats, adam.init(params))
 
@@ -152,8 +143,8 @@ def make_trainer(config: Config, direction: str, image_shape: tuple[int, ...]) -
 
     def negative_phase(follow: DirectionFn, state: State, key: Key) -> tuple[Array, State]:
         """Returns the generator's samples, and the state after it followed the direction there."""
-        latents = sample_latents(key, config.batch_size)
-        noise = sample_noise(key, config.batch_size)
+        latents = _latents(config, key, config.batch_size)
+        noise = _noise(config, key, (config.batch_size, size))
         means, stats = generator(state.generator, state.batch_stats, latents)
         samples = means + noise
         ascent = follow(samples, boltzmann.score(state.machine, samples))
@@ -180,13 +171,24 @@ def make_trainer(config: Config, direction: str, image_shape: tuple[int, ...]) -
         if direction_fn is None:
             return boltzmann.sample_means(key, state.machine, _NUM_SAMPLES)
         variables = {"params": state.generator, "batch_stats": state.batch_stats}
-        images = network.apply(variables, sample_latents(key, _NUM_SAMPLES), train=False)
+        images = network.apply(variables, _latents(config, key, _NUM_SAMPLES), train=False)
         return images.reshape(_NUM_SAMPLES, size)
 
     def samples(state: State, key: Key) -> Array:
-        return means(state, key) + sample_noise(key, _NUM_SAMPLES)
+        return means(state, key) + _noise(config, key, (_NUM_SAMPLES, size))
 
     return Trainer(initial_state, step, samples, means)
+
+
+def _latents(config: Config, key: Key, n: int) -> Array:
+    return jax.random.uniform(key, (n, config.latent_dim), minval=-1.0, maxval=1.0)
+
+
+def _noise(config: Config, key: Key, shape: tuple[int, int]) -> Array:
+    """Returns Phi^-1(xi), xi uniform on (0, 1), beside the latents of the same key."""
+    if not config.observation_noise:
+        return jnp.zeros(shape)
+    return jax.random.normal(jax.random.fold_in(key, 1), shape)
 
 
 def as_points(images: Array) -> Array:

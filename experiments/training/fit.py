@@ -30,8 +30,8 @@ from kernelgrad.types import Array, Key, PyTree
 ScoreFn = Callable[[Array], dict[str, float]]
 METRICS = ("test_mmd", "test_w1", *image_metrics.METRICS)  # of an evaluation; the first of all
 EVALUATED_SAMPLES = 500  # of a generator, and as many of the test data at most
+GRID_COLUMNS = 10  # of the images that a run shows, and as many rows
 
-_JUDGED_SCALES = (0.5, 1.0, 2.0, 4.0)  # squared lengthscales over the median squared distance
 _MAX_STEPS_PER_RECORD = 50
 _COMPARED_EXAMPLES = 1000  # of the data that several processes have
 _LAYOUT = "devices.txt"
@@ -242,7 +242,7 @@ def make_judge(
 
 def judging_kernel(test: Array) -> kernels.Kernel:
     """Returns the kernel of test_mmd, whatever kernel a run is trained with: test points (n, d)."""
-    return kernels.median_mixture(kernels.imq_mixture, test, scales=_JUDGED_SCALES)
+    return kernels.median_mixture(kernels.imq_mixture, test)
 
 
 def held_out(dataset: Dataset) -> Array:
@@ -300,9 +300,9 @@ def _make_evaluate(
         return lambda *_: {}
     scores = [*image_scores(dataset), *extra_scores]
     latents = model.sample_latents(key, EVALUATED_SAMPLES)
-    shown = np.arange(100)
+    shown = np.arange(GRID_COLUMNS**2)
     if config.conditional:
-        shown = labelled.by_class(latents[:, config.latent_dim :], 10)
+        shown = labelled.by_class(latents[:, config.latent_dim :], GRID_COLUMNS)
     test, judge = held_out(dataset), jax.jit(make_judge(config, model))
 
     def evaluate(step: int, state: train.TrainState) -> dict[str, float]:
