@@ -15,8 +15,9 @@ density_estimation    fits unnormalised densities by KALE and its rivals
 neural_sampler        trains networks to draw from a density, by amortized SVGD
 svgd_posterior        moves particles to the posterior of a logistic regression by SVGD
 rbm                   trains Boltzmann machines by amortized maximum likelihood
+reproduce             makes a page of results again, and says claim by claim what came out
 
-Everything else: run, pictures, data, networks, targets, judges, training, reports, sweeps.
+Everything else: run, pictures, data, networks, targets, judges, training, reports, sweeps, papers.
 """
 
 from experiments.run import places

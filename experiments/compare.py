@@ -5,9 +5,9 @@
 An objective may bring features of its own: --objectives=kl,kl@vicreg,kl@pixels+vicreg. Every run
 lives in workdir/<objective>/seed<k> and resumes like one of experiments.train. The table
 (comparison.md) gives each metric at equal steps and at equal training time, with the milliseconds
-per step measured in turns in one process; comparison.png shows the metrics along the way, dashed
-what real samples have, and samples.png, of images, a row of each objective. Points are also judged
-by W1, by assignment.
+per step measured in turns in one process; comparison.json has all of them along the way,
+comparison.png shows them, dashed what real samples have, and samples.png, of images, a row of each
+objective. Points are also judged by W1, by assignment.
 """
 
 import dataclasses
@@ -230,7 +230,11 @@ def _report(
     )
     over = "" if len(config.seeds) == 1 else "; mean and standard deviation"
     text = f"{title}{over}\n\n{table}\n"
-    for name, content in {"comparison.md": text.encode(), "comparison.png": picture}.items():
+    for name, content in {
+        "comparison.md": text.encode(),
+        "comparison.json": comparisons.as_json(curves, reference),
+        "comparison.png": picture,
+    }.items():
         with files.storage(str(root / name)):
             files.replace(root / name, content, shared=True)
     print(table)

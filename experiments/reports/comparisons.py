@@ -1,8 +1,10 @@
 """What runs under several objectives have come to, at equal steps and at equal training time."""
 
 import dataclasses
+import json
+import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -132,6 +134,36 @@ def rows(curves: Mapping[str, Curves]) -> Rows:
         texts = _texts(one.at_time(seconds)) if one.covers(seconds) else {}
         found[f"{name}, {seconds:.3g} s"] = texts
     return found
+
+
+def as_json(curves: Mapping[str, Curves], reference: Mapping[str, float]) -> bytes:
+    """Returns all curves, and what real samples have, as JSON; what is not finite is null."""
+    found = {
+        name: {
+            "steps": one.steps.tolist(),
+            "ms_per_step": one.ms_per_step,
+            "metrics": {
+                metric: [
+                    [x if math.isfinite(x) else None for x in seed] for seed in values.tolist()
+                ]
+                for metric, values in one.metrics.items()
+            },
+        }
+        for name, one in curves.items()
+    }
+    return (json.dumps({"curves": found, "reference": reference}) + "\n").encode()
+
+
+def from_json(found: Any) -> dict[str, Curves]:
+    """Returns the curves of what :func:`as_json` has made."""
+    return {
+        name: Curves(
+            np.array(one["steps"]),
+            {metric: np.array(values, float) for metric, values in one["metrics"].items()},
+            one["ms_per_step"],
+        )
+        for name, one in found["curves"].items()
+    }
 
 
 def _texts(values: Mapping[str, np.ndarray]) -> dict[str, float | str]:

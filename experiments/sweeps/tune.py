@@ -10,9 +10,6 @@ import importlib.util
 import logging
 import os
 import pathlib
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -21,24 +18,15 @@ from tqdm import tqdm
 
 from experiments.run import files
 from experiments.run.errors import StorageError, UsageError
-from experiments.sweeps import commands, runs
+from experiments.sweeps import children, commands, runs
 from experiments.sweeps.runs import ENDED, Datasets, Run
 from experiments.training import fit
 
 GOALS = {"test_mmd": "min", "label_entropy": "max", "nearest_l1": "min"}  # of stopping early
 
-_CHECKOUT = pathlib.Path(__file__).parents[2]
 _MOST_FAILURES = 8  # of a trial: nodes lost, processes killed
 _REDUCTION = 4  # of the trials at a rung, the share that goes on is one in so many
 _DIVERGED = 3  # exit code
-_PROGRAM = """# experiments.train, which is killed when the process that started it ends
-import ctypes, sys
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
-from experiments import train
-train.main()
-"""
-_PAUSE = 0.5  # seconds between two looks at a trial's metrics
 
 
 class Tuning(NamedTuple):
@@ -139,12 +127,11 @@ def _connect(address: str | None) -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the bar speaks for all of it
     if ray.is_initialized():
         return
-    paths = os.pathsep.join(filter(None, [str(_CHECKOUT), os.environ.get("PYTHONPATH", "")]))
     options = {} if address else {"include_dashboard": False}
     try:
         ray.init(
             address=address,
-            runtime_env={"env_vars": {"PYTHONPATH": paths}},
+            runtime_env={"env_vars": {"PYTHONPATH": children.paths()}},
             log_to_driver=False,
             logging_level=logging.ERROR,
             **options,
@@ -228,32 +215,20 @@ def follow(
     Raises:
       RuntimeError: the process failed, otherwise than by diverging, of which a note is left.
     """
-    command, reported = [sys.executable, "-c", _PROGRAM, *arguments], 0
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(  # noqa: S603
-            command,
-            cwd=here,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-        )
-        try:
-            while process.poll() is None:
-                time.sleep(_PAUSE)
-                found = [r for r in runs.evaluations(folder) if r["step"] < num_steps]
-                for record in found[reported:]:
-                    report(record)
-                reported = max(reported, len(found))
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-        errors.seek(0)
-        said = errors.read().strip().splitlines()
-    last = said[-1] if said else ""
-    if process.returncode == _DIVERGED:
+    reported = 0
+
+    def look() -> None:
+        nonlocal reported
+        found = [r for r in runs.evaluations(folder) if r["step"] < num_steps]
+        for record in found[reported:]:
+            report(record)
+        reported = max(reported, len(found))
+
+    code, said = children.run("train", arguments, look, here=here)
+    if code == _DIVERGED:
         with files.storage(str(folder / ENDED)):
-            files.replace(folder / ENDED, f"diverged: {last}\n".encode())
-    elif process.returncode:
-        raise RuntimeError(f"exit code {process.returncode}: {last}")
+            files.replace(folder / ENDED, f"diverged: {said}\n".encode())
+    elif code:
+        raise RuntimeError(f"exit code {code}: {said}")
     for record in runs.evaluations(folder)[reported:]:
         report(record)

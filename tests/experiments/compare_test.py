@@ -11,6 +11,7 @@ from PIL import Image
 from experiments import compare
 from experiments.data import catalog
 from experiments.pictures import mosaics
+from experiments.reports import comparisons
 from experiments.run import timing
 from experiments.run.errors import UsageError
 from experiments.training.settings import Config
@@ -54,6 +55,8 @@ def test_curves_are_those_of_the_runs(tmp_path, monkeypatch, capsys):
         assert curve.ms_per_step == {"kl": 1.0, "mmd": 2.0}[name]
         half_way = curve.at_time(3 * curve.ms_per_step / 1000)["test_mmd"]
         np.testing.assert_allclose(half_way, curve.metrics["test_mmd"].mean(axis=1))
+    stored = comparisons.from_json(json.loads((tmp_path / "comparison.json").read_text()))
+    assert {name: one.ms_per_step for name, one in stored.items()} == {"kl": 1.0, "mmd": 2.0}
     table = (tmp_path / "comparison.md").read_text()
     assert "ring, width 8, 1 seed(s)" in table
     assert all(f"{name}, step 4" in table for name in curves)

@@ -30,6 +30,7 @@ ROWS = [
     {"judges"},
     {"training"},
     {"reports", "sweeps"},
+    {"papers"},
     {"a binary"},
 ]
 ROW = {folder: row for row, folders in enumerate(ROWS) for folder in folders}

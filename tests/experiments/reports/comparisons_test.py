@@ -1,5 +1,7 @@
 """What runs have in common, and which figures of theirs can be compared."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -83,3 +85,17 @@ def test_the_end_of_the_fastest_is_in_its_own_reach(ms):
     curves = comparisons.Curves(np.array([7, 2100]), {"m": np.array([[1.0, 2.0]])}, ms)
     assert curves.covers(comparisons.equal_time({"a": 2100}, {"a": ms}))
     assert not curves.covers(2.2 * ms)
+
+
+def test_curves_come_back_from_their_json():
+    metrics = {"test_mmd": np.array([[0.1, np.nan]]), "label_entropy": np.array([[1.5, 2.0]])}
+    curves = {"kl": comparisons.Curves(np.array([4, 8]), metrics, 3.5)}
+    text = comparisons.as_json(curves, {"label_entropy": 2.3})
+    found = json.loads(text)
+    assert found["reference"] == {"label_entropy": 2.3}
+    assert "NaN" not in text.decode()
+    (one,) = comparisons.from_json(found).values()
+    assert one.ms_per_step == 3.5
+    np.testing.assert_array_equal(one.steps, [4, 8])
+    for name, values in metrics.items():
+        np.testing.assert_array_equal(one.metrics[name], values)

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from experiments.run.errors import UsageError
-from experiments.sweeps import runs, tune
+from experiments.sweeps import children, runs, tune
 from experiments.sweeps.tune import Tuning
 from experiments.training import fit
 from experiments.training.settings import Config
@@ -41,7 +41,7 @@ def process(tmp_path, monkeypatch):
         program.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{code}'\n")
         program.chmod(0o700)
         monkeypatch.setattr(sys, "executable", str(program))
-        monkeypatch.setattr(tune, "_PAUSE", 0.01)
+        monkeypatch.setattr(children, "_PAUSE", 0.01)
         (tmp_path / "run").mkdir()
         return tmp_path / "run"
 

@@ -1,0 +1,173 @@
+"""Paper 000 (Li 2017): KL by Stein scores against MMD."""
+
+import pathlib
+
+from experiments.papers.claims import (
+    OURS,
+    Claim,
+    Paper,
+    Part,
+    ahead,
+    at_most,
+    compared,
+    end,
+    ends,
+    lower,
+    results,
+    rising,
+)
+from experiments.papers.runs import Run
+
+_PAPERS, _LOCAL = "0.5,1,2,4", "0.01,0.03,0.1,0.3"  # scales of the kernel
+_LEFT = ("comparison.md", "comparison.png")
+_DRAWN = (*_LEFT, "kl/seed0/samples/*[0-9].png")
+_SMALL = "--dataset=digits --seeds=0 --num_steps=4 --eval_every=4 --width=4"
+
+
+def _three_epochs(
+    name: str,
+    flags: str,
+    *,
+    objectives: str = "kl,mmd",
+    seeds: str = "0,1,2",
+    scales: str = _PAPERS,
+    normalize: str = "--nonormalize",
+    minutes: float = 8,
+    smoke: str | None = None,
+) -> Run:
+    return Run(
+        f"compare --dataset=mnist --data_dir=data --objectives={objectives} --seeds={seeds} "
+        f"--num_steps=1800 --eval_every=600 --width=8 {normalize} --kernel_scales={scales} "
+        f"{flags} --workdir=runs/{name}",
+        minutes,
+        _DRAWN if "kl" in objectives else _LEFT,
+        smoke,
+        needs=("mnist",),
+    )
+
+
+def _elsewhere(dataset: str, name: str) -> tuple[Run, Run]:
+    """Returns the runs on another data set, at the project's defaults and the paper's settings."""
+    command = f"compare --dataset={dataset} --objectives=kl,mmd --seeds=0,1,2"
+    return (
+        Run(f"{command} --workdir=runs/{name}_local", 6, _LEFT),
+        Run(
+            f"{command} --kernel_scales={_PAPERS} --nonormalize --workdir=runs/{name}_paper",
+            6,
+            _LEFT,
+        ),
+    )
+
+
+def _one_seed(name: str, flags: str, objectives: str = "kl,mmd") -> Run:
+    return _three_epochs(name, flags, objectives=objectives, seeds="0", minutes=2)
+
+
+RUNS = (
+    Run(
+        "train --dataset=digits --workdir=runs/digits",
+        2,
+        ("samples/*[0-9].png", "curves.png"),
+        "--num_steps=4 --eval_every=4 --width=4",
+    ),
+    Run(
+        "compare --dataset=mnist --data_dir=data --objectives=kl,mmd --seeds=0,1,2 "
+        "--num_steps=6000 --eval_every=600 --width=8 --kernel_scales=0.5,1,2,4 --nonormalize "
+        "--workdir=runs/compare",
+        15,
+        _LEFT,
+        _SMALL,
+        "compare --preset=paper000 --data_dir=data --objectives=kl,mmd --seeds=0,1,2 "
+        "--workdir=runs/compare",
+        ("mnist",),
+    ),
+    Run(
+        "evaluate --workdir=runs/compare/kl/seed0 --data_dir=data",
+        2,
+        ("samples/evaluated.png",),
+        "--num_samples=500",
+        needs=("mnist",),
+    ),
+    _three_epochs(
+        "local",
+        "",
+        objectives="kl,mmd,drift",
+        scales=_LOCAL,
+        normalize="--normalize",
+        minutes=12,
+        smoke=f"{_SMALL} --objectives=kl,mmd",
+    ),
+    _three_epochs("paper_scales", ""),
+    _three_epochs("scales", "", scales=_LOCAL),
+    *_elsewhere("digits", "digits"),
+    *_elsewhere("ring", "ring"),
+    *_elsewhere("eight_gaussians", "eight_gaussians"),
+    _one_seed("ridge_0.4", "--ridge=0.4", "kl"),
+    _one_seed("ridge_40", "--ridge=40", "kl"),
+    _one_seed("rate_3e-4", "--learning_rate=3e-4"),
+    _one_seed("rate_4e-3", "--learning_rate=4e-3"),
+    _one_seed("b1_0.5", "--b1=0.5"),
+    _one_seed("batch_200", "--batch_size=200"),
+)
+
+
+def _better(root: pathlib.Path) -> list[Part]:
+    curves = compared(root / "compare")
+    return ahead(ends(curves, "kl"), ends(curves, "mmd"))
+
+
+def _faster(root: pathlib.Path) -> list[Part]:
+    kl, mmd = (compared(root / "compare")[name] for name in ("kl", "mmd"))
+    seconds = min(one.steps[-1] * one.ms_per_step for one in (kl, mmd)) / 1000
+    at_time = ahead(kl.at_time(seconds), mmd.at_time(seconds), ", at equal time")
+    return [lower("ms per step", [kl.ms_per_step], [mmd.ms_per_step]), *at_time]
+
+
+def _yardstick(root: pathlib.Path) -> list[Part]:
+    score = results(root / "compare/comparison.json")["reference"]["inception_score"]
+    return [at_most(f"distance of {score:.4g} to 9.82", [abs(score - 9.82)], 0.1)]
+
+
+def _local(root: pathlib.Path) -> list[Part]:
+    curves = compared(root / "local")
+    return ahead(ends(curves, "kl"), ends(curves, "mmd"))
+
+
+def _against_paper_scales(root: pathlib.Path) -> list[Part]:
+    one, other = (compared(root / name) for name in ("local", "paper_scales"))
+    return [
+        part
+        for name in ("kl", "mmd")
+        for part in ahead(ends(one, name), ends(other, name), f" of {name}")
+    ]
+
+
+def _ridge(root: pathlib.Path) -> list[Part]:
+    low, usual, high = (compared(root / name) for name in ("ridge_0.4", "paper_scales", "ridge_40"))
+    along = [(low, "kl"), (usual, "kl"), (high, "kl"), (usual, "mmd")]
+    return [
+        rising(metric, [end(curves, name, metric)[:1] for curves, name in along])
+        for metric in ("inception_score", "nearest_l1")
+    ]
+
+
+_COMPARE = ("compare",)
+CLAIMS = (
+    Claim("KL learns better than MMD", "better in all four measures", _COMPARE, _better),
+    Claim("KL learns faster than MMD", "6.84 against 10.77 s an epoch", _COMPARE, _faster),
+    Claim("Real test images have a known score", "inception score 9.82", _COMPARE, _yardstick),
+    Claim("At local scales KL is better than MMD", OURS, ("local",), _local),
+    Claim(
+        "Local scales are better than the paper's",
+        OURS,
+        ("local", "paper_scales"),
+        _against_paper_scales,
+    ),
+    Claim(
+        "The ridge leads from KL to MMD: 0.4, 4, 40, infinity",
+        OURS,
+        ("paper_scales", "ridge_0.4", "ridge_40"),
+        _ridge,
+    ),
+)
+PAPER = Paper("Paper 000: KL against MMD", RUNS, CLAIMS)

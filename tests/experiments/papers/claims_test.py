@@ -1,0 +1,219 @@
+"""The rules behind a verdict, and the claims of each page on the figures that stand there."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from experiments.papers import claims, paper000, paper001, paper002, paper003, paper004
+from experiments.reports import comparisons
+from experiments.reports.comparisons import Curves
+from experiments.run.errors import StorageError
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "holds"),
+    [
+        ([1.0, 2.0, 3.0], [1.5, 2.5, 3.5], True),  # seed by seed, though the seeds spread
+        ([1.0, 2.0, 3.0], [1.0, 2.0, 4.0], False),  # 1/3 is not above its error, 1/3
+        ([1.0, 2.0, 3.0], [1.1, 2.0, 4.0], True),
+        ([2.0], [2.1], True),
+        ([2.0], [2.0], False),
+        ([math.nan], [2.0], False),
+    ],
+)
+def test_below_is_seed_by_seed_and_by_more_than_the_error(one, other, holds):
+    assert claims.lower("a", one, other).holds is holds
+    assert claims.higher("a", np.negative(one), np.negative(other)).holds is holds
+    assert not claims.higher("a", one, other).holds
+
+
+def test_limits_are_those_of_every_seed():
+    assert claims.at_most("a", [1.0, 2.0], 2).holds
+    assert not claims.at_most("a", [1.0, 2.1], 2).holds
+    assert claims.at_least("a", [1.0, 2.0], 1).holds
+    assert not claims.at_least("a", [0.9, 2.0], 1).holds
+    assert not claims.at_least("a", [math.nan, 2.0], 1).holds
+    assert claims.at_least("a", [1.0, 2.0], 1)[:2] == ("a: at least 1", "1.5 ± 0.71")
+    assert claims.rising("a", [[1.0], [2.0], [3.0]]).holds
+    assert not claims.rising("a", [[1.0], [2.0], [2.0]]).holds
+
+
+@pytest.mark.parametrize(
+    ("held", "word"),
+    [((1, 1), "holds"), ((1, 0), "holds in part"), ((0, 0), "does not hold here")],
+)
+def test_the_verdict_follows_from_the_parts(held, word):
+    parts = [claims.Part("", "", bool(one), 3) for one in held]
+    assert claims.verdict(parts) == word
+    alone = [part._replace(seeds=1) for part in parts]
+    assert claims.verdict(alone) == f"{word} (one seed)"
+
+
+@pytest.mark.parametrize("content", [None, "{", "[NaN]"])
+def test_what_a_run_has_left_is_named_where_it_is_damaged(tmp_path, content):
+    path = tmp_path / "results.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(StorageError, match=r"results\.json: "):
+        claims.results(path)
+
+
+@pytest.mark.parametrize("look", [claims.last, claims.histories])
+def test_records_that_are_missing_are_an_error(tmp_path, look):
+    with pytest.raises(StorageError, match="got no records"):
+        look(tmp_path)
+
+
+# ---------------------------------------------------------------------- the figures of the pages
+
+
+def leave(path, found):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found))
+
+
+def leave_records(folder, *records):
+    folder.mkdir(parents=True)
+    lines = (json.dumps({"step": step, **record}) for step, record in enumerate(records))
+    (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+
+
+def leave_curves(folder, reference=None, **objectives):
+    """objective=(ms a step, {metric: a figure a seed}); half as good at half of the steps."""
+    curves = {
+        name: Curves(
+            np.array([5, 10]),
+            {metric: np.array([[x / 2, x] for x in seeds]) for metric, seeds in metrics.items()},
+            ms,
+        )
+        for name, (ms, metrics) in objectives.items()
+    }
+    folder.mkdir(parents=True)
+    (folder / "comparison.json").write_bytes(comparisons.as_json(curves, reference or {}))
+
+
+def verdicts(paper, root, *of):
+    """The verdicts of the claims of a page that these runs are enough for, without the seeds."""
+    found = [one for one in paper.PAPER.claims if set(one.of) <= set(of)]
+    return [claims.verdict(one.look(root)).removesuffix(" (one seed)") for one in found]
+
+
+def test_kl_against_mmd(tmp_path):
+    spread = np.array([-1.0, 0.0, 1.0])
+    leave_curves(
+        tmp_path / "compare",
+        {"inception_score": 9.798},
+        kl=(16.0, {"test_mmd": 0.0099 + 1e-4 * spread, "inception_score": 5.925 + 0.08 * spread}),
+        mmd=(9.0, {"test_mmd": 0.0115 + 2e-4 * spread, "inception_score": 5.852 - 0.18 * spread}),
+    )
+    found = verdicts(paper000, tmp_path, "compare")
+    assert found == ["holds in part", "holds in part", "holds"]
+    better, faster, _ = (one.look(tmp_path) for one in paper000.CLAIMS[:3])
+    assert [part.holds for part in better] == [True, False]
+    assert [part.holds for part in faster] == [False, True, False]  # half-way KL has half of all
+
+
+def test_the_ridge_leads_from_kl_to_mmd(tmp_path):
+    for name, score in (("ridge_0.4", 3.49), ("ridge_40", 4.95)):
+        one = {"inception_score": [score], "nearest_l1": [80 + score]}
+        leave_curves(tmp_path / name, kl=(1.0, one))
+    usual = {"inception_score": [4.25, 9.0], "nearest_l1": [85.0, 0.0]}
+    mmd = {"inception_score": [5.11, 0.0], "nearest_l1": [96.7, 0.0]}
+    leave_curves(tmp_path / "paper_scales", kl=(1.0, usual), mmd=(1.0, mmd))
+    found = verdicts(paper000, tmp_path, "ridge_0.4", "ridge_40", "paper_scales")
+    assert found == ["holds in part"]  # 83.49, 85, 84.95, 96.7
+
+
+def test_gan_kl_on_the_roll(tmp_path):
+    ends = {
+        "gan_kl": 0.4,
+        "gan_non_saturating": 0.54,
+        "gan_saturating": 0.399,
+        "ratio_ulsif": 7.9,
+        "ratio_kliep": 5.5,
+    }
+    for name, end in ends.items():
+        for seed in range(3):
+            records = [{"true_kl": 11.1 + seed}, {"true_kl": end + 0.001 * seed}]
+            leave_records(tmp_path / "toys" / name / f"seed{seed}", *records)
+    found = verdicts(paper001, tmp_path, "toys")
+    assert found == ["holds", "holds in part", "does not hold here"]
+
+
+def test_vanishing_gradients(tmp_path):
+    def course(*values):
+        return [
+            {"saturating_norm": x, "non_saturating_variance": 1 / x, "accuracy": 0.995}
+            for x in values
+        ]
+
+    tail = {"cauchy_distance": 0.071, "gaussian_distance": 0.23}
+    leave(
+        tmp_path / "diagnostics/results.json",
+        {
+            "diagnoses": {
+                epoch: {
+                    "records": {"no noise": course(*plain), "noise": course(*noised)},
+                    "tails": {"one latent": tail, "100 latents": {}, "over steps of D": tail},
+                    "certificate": {"cloud": [14.4], "distance": 3.26, "diameter": 8.0},
+                }
+                for epoch, plain, noised in (
+                    ("1", (0.26, 0.26, 2e-5), (0.077, 0.27, 0.11)),
+                    ("25", (0.28, 2.7, 0.39), (0.18, 0.92, 0.77)),
+                )
+            }
+        },
+    )
+    found = verdicts(paper002, tmp_path, "diagnostics")
+    assert found == ["holds", "holds in part", "holds in part", "holds in part", "holds"]
+
+
+def test_machines_and_what_images_teach(tmp_path):
+    for name, value in {"svgd": -832.7, "score": -838.0, "smoothed": -835.2, "exact": -745}.items():
+        for seed in range(3):
+            record = {"test_log_likelihood": value + 0.1 * seed}
+            leave_records(tmp_path / "rbm" / name / f"seed{seed}", record)
+    leave(tmp_path / "rbm/results.json", {"N(0, I)": {"mean": "-765.1"}})
+    rows = {
+        "real": (9.892, 0.9926),
+        "duplicates": (9.794, 0.903),
+        "dcgan": (7.496, 0.6139),
+        "steingan": (9.714, 0.8279),
+    }
+    scores = {
+        name: {"inception_score": score, "accuracies": [accuracy]}
+        for name, (score, accuracy) in rows.items()
+    }
+    leave(tmp_path / "scores/results.json", {"rows": scores})
+    found = verdicts(paper003, tmp_path, "rbm", "scores")
+    assert found[:2] == ["holds", "holds in part"]
+    assert found[2:] == ["holds in part", "does not hold here", "holds in part"]
+
+
+def test_the_model_against_its_generator(tmp_path):
+    before, after = (161.2, 179.8, 148.1), (103.3, 89.0, 117.4)
+    for seed, (first, last) in enumerate(zip(before, after, strict=True)):
+        rows = {
+            name: {"classifier_frechet": x, "classifier_kid": x, "inception_score": 1 / x}
+            for name, x in {"generator": first, "hmc, 40 steps": last, "real samples": 1}.items()
+        }
+        name = f"kale_seed{seed}" if seed else "kale"
+        leave(tmp_path / name / "samples_hmc/results.json", {"rows": rows})
+    assert verdicts(paper004, tmp_path, "kale") == ["holds"]
+    parts = paper004.CLAIMS[0].look(tmp_path)
+    assert {part.seeds for part in parts} == {3}
+    assert parts[0].ours == "103.2 ± 14 against 163 ± 16"
+
+
+def test_smooth_but_not_at_that_rate(tmp_path):
+    distances = [0.0, 1.0, 2.0]
+    rates = {
+        "linear": {"sizes": [64, 256], "errors": [[0.2, 0.1], [0.4, 0.2]]},
+        "RKHS": {"sizes": [64, 256], "errors": [[0.2, 0.15], [0.4, 0.3]]},
+    }
+    masses = {"distances": distances, "kale": [0.0, 0.5, 1.0]}
+    leave(tmp_path / "divergences/config.json", {"lipschitz": 0.5})
+    leave(tmp_path / "divergences/results.json", {"point_masses": masses, "rates": rates})
+    assert verdicts(paper004, tmp_path, "divergences") == ["holds", "holds in part"]
