@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from experiments.papers.claims import (
+    OURS,
     Claim,
     Paper,
     Part,
@@ -187,7 +188,7 @@ CLAIMS = (
     ),
     Claim(
         "So does rejection by it",
-        "not in the paper",
+        OURS,
         ("kale_short",),
         _of(_gain, "kale_short", "rejection"),
     ),
