@@ -165,7 +165,8 @@ def _middle(x: Array) -> Array:
     def median(a: Array, b: Array, c: Array) -> Array:
         return jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
 
-    nine = x[np.linspace(0, x.shape[0] - 1, 9).astype(int)]
+    rows = np.linspace(0, x.shape[0] - 1, 9).astype(int).tolist()  # no array, for shard_map's types
+    nine = jnp.stack([x[row] for row in rows])
     nine = jnp.where(jnp.isfinite(nine), nine, 0)
     return median(*jnp.split(median(*jnp.split(nine, 3)), 3))
 

@@ -469,7 +469,7 @@ def _feature_gradient_sum(
 
     if rows.shape[0] * _devices.num_devices(axis_name) <= rows.shape[1]:
         return by_differences().astype(x.dtype)
-    exact = _devices.any_of(_distances.blurs(kernel, here, there), axis_name)
+    exact = _devices.largest(_distances.blurs(kernel, here, there), axis_name)
     return _distances.choose(exact, by_differences, by_products).astype(x.dtype)
 
 
