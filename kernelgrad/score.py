@@ -18,6 +18,7 @@ from jax import lax
 from kernelgrad import (
     _checks,
     _devices,
+    _distances,
     _gram,
     _markov,
     _numeric,
@@ -191,12 +192,12 @@ def stein_score(
     """
     (samples,) = _checks.points(samples=samples)
     _check_ridge(ridge)
-    points = _numeric.wide(samples)
+    kernel, points, _, unit = _distances.in_own_unit(kernel, _numeric.wide(samples))
     if points.shape[0] * _devices.num_devices(axis_name) > DENSE_SAMPLES:
         solve, repulsion = _system(kernel, points, ridge, axis_name)
-        return _numeric.like(-solve(repulsion), samples)
+        return _numeric.like(-solve(repulsion) / unit, samples)
     solve, repulsion = _system(kernel, _devices.gather(points, axis_name), ridge)
-    return _numeric.like(_devices.share(-solve(repulsion), axis_name), samples)
+    return _numeric.like(_devices.share(-solve(repulsion) / unit, axis_name), samples)
 
 
 def stein_score_at(
@@ -244,7 +245,10 @@ def stein_score_at(
     """
     queries, samples = _checks.points(queries=queries, samples=samples)
     _check_ridge(ridge)
-    points, everyone = _numeric.wide(queries), _devices.gather(_numeric.wide(samples), axis_name)
+    kernel, points, everyone, unit = _distances.in_own_unit(
+        kernel, _numeric.wide(queries), _numeric.wide(samples)
+    )
+    everyone = _devices.gather(everyone, axis_name)
     solve, repulsion = _system(kernel, everyone, ridge)
     floor = _gram.at_zero(kernel, everyone) + _numeric.like(ridge, everyone)
 
@@ -257,7 +261,7 @@ def stein_score_at(
             own = pull(weights) - pairwise.gradient_sum(kernel, block, everyone)
         else:
             own = pull(weights + 1)
-        return (_numeric.dot(weights, repulsion) + own) / schur[:, None]
+        return (_numeric.dot(weights, repulsion) + own) / schur[:, None] / unit
 
     if everyone.shape[0] <= DENSE_SAMPLES or points.shape[0] <= QUERY_BLOCK:
         return _numeric.like(estimate(points), queries)
