@@ -30,7 +30,7 @@ RUNS = (
         30,
         ("table.md", "*.png"),
         "--epochs=1 --width=4 --critic_width=8 --batch_size=20 --num_iterations=40 "
-        "--annealed_noise=0.3,0.03 --annealed_iterations=10",
+        "--annealed_noise=0.3 --annealed_iterations=10",
         "gan_diagnostics --dataset=mnist --data_dir=data --steps_per_epoch=600 --width=64 "
         "--workdir=runs/diagnostics",
         ("mnist",),
@@ -39,7 +39,8 @@ RUNS = (
         "divergences --workdir=runs/divergences",
         8,
         ("table.md", "certificate.png", "manifolds.png"),
-        "--num_points=60 --num_steps=20 --num_repeats=2 --num_seeds=1 --num_iterations=40",
+        "--num_points=60 --num_steps=20 --num_repeats=2 --num_seeds=1 --num_iterations=40 "
+        "--noise_variances=0.01",
     ),
     Run(f"{_SEGMENTS} --workdir=runs/segments", 5, ("comparison.md", "comparison.png"), _SMALL),
     Run(
