@@ -6,7 +6,6 @@ many of them are so. A figure that is not finite decides nothing in favour of a 
 
 import math
 import pathlib
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -140,7 +139,7 @@ def histories(folder: pathlib.Path) -> list[list[dict[str, float]]]:
     Raises:
       StorageError: there are none, or damaged ones.
     """
-    found = sorted(folder.glob("seed*"), key=lambda path: int(path.name[4:]))
+    found = sorted(folder.glob("seed[0-9]*"), key=lambda path: int(path.name[4:]))
     all_records = [list(records.parsed(path / "metrics.jsonl")) for path in found]
     if not all_records or not all(all_records):
         raise StorageError(f"{folder}: got no records of seeds; expected those of a run")
@@ -161,20 +160,13 @@ def last(folder: pathlib.Path) -> dict[str, float]:
 
 def of_seeds(root: pathlib.Path, name: str, file: str) -> list[Any]:
     """Returns the results of a run and of the same under other seeds: name, name_seed1, ..."""
-    folders = (path for path in root.glob(f"{name}*") if re.fullmatch(r".*_seed\d+", path.name))
-    others = sorted(path for path in folders if path.name.startswith(f"{name}_seed"))
-    found = [path / file for path in others if (path / file).exists()]
-    return [results(path) for path in (root / name / file, *found)]
+    others = sorted(root.glob(f"{name}_seed[0-9]"))
+    return [results(folder / file) for folder in (root / name, *others)]
 
 
 def compared(folder: pathlib.Path) -> dict[str, Curves]:
     """Returns the curves of a comparison by objective."""
     return comparisons.from_json(results(folder / "comparison.json"))
-
-
-def end(curves: Mapping[str, Curves], objective: str, metric: str) -> np.ndarray:
-    """Returns a metric of an objective at the last step, one figure a seed."""
-    return curves[objective].metrics[metric][:, -1]
 
 
 def ahead(one: Mapping[str, Figures], other: Mapping[str, Figures], say: str = "") -> list[Part]:

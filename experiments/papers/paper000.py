@@ -10,7 +10,6 @@ from experiments.papers.claims import (
     ahead,
     at_most,
     compared,
-    end,
     ends,
     lower,
     results,
@@ -146,7 +145,7 @@ def _ridge(root: pathlib.Path) -> list[Part]:
     low, usual, high = (compared(root / name) for name in ("ridge_0.4", "paper_scales", "ridge_40"))
     along = [(low, "kl"), (usual, "kl"), (high, "kl"), (usual, "mmd")]
     return [
-        rising(metric, [end(curves, name, metric)[:1] for curves, name in along])
+        rising(metric, [ends(curves, name)[metric][:1] for curves, name in along])
         for metric in ("inception_score", "nearest_l1")
     ]
 

@@ -1,6 +1,7 @@
 """report.md: the claims of a page with their verdicts, and its tables and figures, made again."""
 
 import json
+import re
 from collections.abc import Collection, Sequence
 
 from experiments.papers import claims
@@ -12,6 +13,7 @@ from experiments.run.tables import format_table
 from experiments.run.workdirs import Workdir
 
 _MOST_BYTES = 2**24
+_SEED = re.compile(r"_seed\d+$")  # of a run that is the same under another seed
 _LEGEND = """\
 A verdict follows from the parts below a claim: holds, if all are so; does not hold here, if none
 is; else holds in part. Figures are means and deviations over seeds; lower and higher are meant seed
@@ -20,13 +22,20 @@ by seed, in the mean by more than the standard error of the differences."""
 Rows = dict[str, dict[str, str]]
 
 
-def rows(folder: Workdir, all_claims: Sequence[Claim], run: Collection[str], scale: str) -> Rows:
+def rows(
+    folder: Workdir,
+    all_claims: Sequence[Claim],
+    all_steps: Sequence[Step],
+    run: Collection[Step],
+    scale: str,
+) -> Rows:
     """Returns the table of claims: each, and below it its parts.
 
     Args:
       folder: of all runs.
       all_claims: of the page.
-      run: folders of the runs that have finished.
+      all_steps: its runs at this scale.
+      run: those that have finished.
       scale: at smoke nothing is decided.
 
     Raises:
@@ -34,7 +43,9 @@ def rows(folder: Workdir, all_claims: Sequence[Claim], run: Collection[str], sca
     """
     found: Rows = {}
     for number, claim in enumerate(all_claims, start=1):
-        parts = claim.look(folder.path) if set(claim.of) <= set(run) else ()
+        behind = [step for step in all_steps if _SEED.sub("", step.folder) in claim.of]
+        there = set(claim.of) <= {step.folder for step in behind}
+        parts = claim.look(folder.path) if there and all(step in run for step in behind) else ()
         decided = claims.verdict(parts) if parts else claims.NOT_RUN
         verdict = claims.UNDECIDED if scale == "smoke" else decided
         found[f"{number} {claim.says}"] = {"paper": claim.paper, "ours": "", "verdict": verdict}
@@ -60,7 +71,7 @@ def write(
     Raises:
       StorageError: what a run has left is missing or damaged.
     """
-    table = rows(folder, paper.claims, {step.folder for step in run}, scale)
+    table = rows(folder, paper.claims, all_steps, run, scale)
     text = format_table(table)
     parts = [f"# {paper.title}", f"At the scale {scale}.", text, _LEGEND]
     for step in all_steps:

@@ -113,6 +113,17 @@ def test_it_resumes_and_another_scale_is_refused(tmp_path, processes, capsys):
         reproduce.run(Config("001"), workdir=workdir)
 
 
+def test_a_claim_waits_for_every_seed(tmp_path, processes, monkeypatch):
+    again = Run("train --workdir=runs/roll_seed1", 1)
+    claim = Claim("It falls", "to 0.1", ("roll",), look)
+    monkeypatch.setitem(reproduce.PAPERS, "001", Paper("", (RUNS[0], again), (claim,)))
+    processes.fails = True
+    with pytest.raises(StorageError, match="1 of 2 runs failed"):
+        reproduce.run(Config("001"), workdir=str(tmp_path))
+    (row,) = json.loads((tmp_path / "claims.json").read_text()).values()
+    assert row["verdict"] == claims.NOT_RUN
+
+
 def test_smoke_needs_no_data_and_decides_nothing(tmp_path, processes):
     rows = reproduce.run(Config("001", "smoke"), workdir=str(tmp_path))
     assert [one[0] for one in processes] == ["toy"]
