@@ -4,10 +4,10 @@
     python -m experiments.reproduce --paper=000 --workdir=runs/paper000 --data_dir=data
 
 The runs are the command lines of docs/results/paper<paper>.md, each a process of its binary in a
-folder below the work folder; logs/ has what they print. --scale=smoke tries each on small data of
-the checkout, in three minutes for a paper, and decides nothing; cpu is what the page says; full the
-papers' own sizes. Leaves report.md: the claims, with the paper's figure, ours and the verdict that
-follows from it by the rule below the claim, and the tables and pictures of the runs; and
+folder below the work folder; logs/ has what they print. --scale=smoke tries most of them on small
+data of the checkout, in about three minutes for a paper, and decides nothing; cpu is what the page
+says; full the papers' own sizes. Leaves report.md: the claims, with the paper's figure, ours and
+the verdict that follows from the comparisons below, and the tables and pictures of the runs; and
 claims.json. The same command again resumes: finished runs are not repeated.
 """
 
@@ -82,7 +82,7 @@ def _announce(config: Config, steps: list[Step], finished: list[Step]) -> None:
     """Says what will run, and about how long."""
     left = [step for step in steps if step not in finished]
     minutes = sum(step.run.minutes for step in left)
-    times = {"smoke": "up to three minutes", "cpu": f"about {minutes:.0f} minutes on two cores"}
+    times = {"smoke": "about three minutes", "cpu": f"about {minutes:.0f} minutes on two cores"}
     took = times.get(config.scale, "a time that was not measured")
     print(f"paper {config.paper} at {config.scale}: {len(left)} of {len(steps)} runs, {took}")
     for step in steps:

@@ -26,15 +26,13 @@ RUNS = (
         "toy --objective=gan_kl --eval_every=100 --workdir=runs/roll",
         3,
         ("table.md", "evolution.gif", "curves.png"),
-        _SMALL,
     ),
     Run(
         "toy --workdir=runs/toys --seeds=0,1,2 --num_steps=1000 --eval_every=100 "
         f"--objectives={_ALL}",
         20,
         ("table.md", "samples.png", "comparison.png"),
-        f"{_SMALL} --seeds=0 --objectives=gan_kl,gan_non_saturating,gan_saturating,ratio_ulsif,"
-        "ratio_kliep",
+        f"{_SMALL} --seeds=0 --objectives=gan_kl,gan_saturating,ratio_ulsif",
     ),
     Run(
         "toy --workdir=runs/toys10 --seeds=0,1,2 --num_steps=1000 --eval_every=100 "
@@ -72,6 +70,11 @@ def _kl(root: pathlib.Path, objective: str, record: int = -1) -> list[float]:
     return [run[record]["true_kl"] for run in histories(root / "toys" / objective)]
 
 
+def _there(root: pathlib.Path, *objectives: str) -> list[str]:
+    """Returns those of the objectives that the runs have: at smoke, one of each kind."""
+    return [name for name in objectives if (root / "toys" / name).is_dir()]
+
+
 def _falls(root: pathlib.Path, *objectives: str) -> list[Part]:
     return [
         at_most(
@@ -79,7 +82,7 @@ def _falls(root: pathlib.Path, *objectives: str) -> list[Part]:
             [last / first for first, last in zip(_kl(root, name, 0), _kl(root, name), strict=True)],
             0.1,
         )
-        for name in objectives
+        for name in _there(root, *objectives)
     ]
 
 
@@ -87,7 +90,7 @@ def _below(root: pathlib.Path) -> list[Part]:
     own = _kl(root, "gan_kl")
     return [
         lower(f"KL of gan_kl against {name}", own, _kl(root, name))
-        for name in ("gan_non_saturating", "gan_saturating")
+        for name in _there(root, "gan_non_saturating", "gan_saturating")
     ]
 
 

@@ -54,7 +54,9 @@ def scalars(rule):
     if rule.kind is bool:
         yield from ("maybe", "2", "none", "")
     elif rule.choices:
-        yield from ("nosuch", next(iter(rule.choices)).upper(), "x" * 6000, "0")
+        first = next(iter(rule.choices))
+        near = first.upper() if first != first.upper() else f"{first}0"
+        yield from ("nosuch", near, "x" * 6000, "0")
     elif rule.kind is str:
         yield from ("", " ", "a\0b", "x" * 6000)
     else:
@@ -293,6 +295,13 @@ ORDERS = [
     ("svgd_posterior", [], "red_wine: needs winequality-red.csv"),
     ("svgd_posterior", ["--num_particles=100,64001"], "num_particles: got 64001; expected at most"),
     ("rbm", ["--dataset=ring"], "dataset: got ring; expected images"),
+    (
+        "reproduce",
+        ["--paper=5"],
+        "paper: got '5'; expected one of 000, 001, 002, 003, 004. Did you",
+    ),
+    ("reproduce", ["--paper=001", "--data_dir=nowhere"], "data_dir: "),
+    ("reproduce", ["--paper=003", "--data_dir=nowhere"], "data_dir: "),
     ("rbm", ["--dataset=digits", "--batch_size=1501"], "batch_size: got 1501; expected at most"),
     ("rbm", ["--dataset=digits", "--width=100000000"], "width, latent_dim, batch_size"),
     ("rbm", ["--dataset=digits", "--num_hidden=17"], "num_hidden: got 17; expected an integer in"),
