@@ -50,6 +50,13 @@ def ratio_ulsif(
     Cost: with a choice, that of a held-out loss for every pair besides, on each device for the
       union of all samples.
 
+    Example:
+      >>> from kernelgrad import kernels, objectives
+      >>> objective = objectives.ratio_ulsif(kernels.rbf_mixture(1.0))
+      >>> direction, _ = objective(jax.random.key(0), jnp.array([[0.0]]), jnp.array([[1.0]]))
+      >>> print(direction)  # log p / q = -(x - 1)^2 / 2 + const, the kernel at the one datum
+      [[-1.]]
+
     References:
       Huszar 2016 (an alternative update rule for GANs), alternative M-step #2; Kanamori, Hido &
       Sugiyama 2009, section 3.1.
@@ -99,6 +106,13 @@ def ratio_rulsif(
     Raises:
       ValueError: alpha out of its range, a ridge or factor <= 0, or none.
 
+    Example:
+      >>> from kernelgrad import kernels, objectives
+      >>> objective = objectives.ratio_rulsif(kernels.rbf_mixture(1.0), alpha=0.5, ridge=0.1)
+      >>> direction, _ = objective(jax.random.key(0), jnp.array([[0.0]]), jnp.array([[1.0]]))
+      >>> bool(-1 < direction[0, 0] < 0)  # -r / (2 - r), bounded where ratio_ulsif's -1 is not
+      True
+
     References:
       Yamada et al. 2013, section 2, for the ratio; Huszar 2016 (an alternative update rule for
       GANs) for the updates.
@@ -132,6 +146,13 @@ def ratio_kliep(
     Raises:
       ValueError: a factor <= 0, or none.
 
+    Example:
+      >>> from kernelgrad import kernels, objectives
+      >>> objective = objectives.ratio_kliep(kernels.rbf_mixture(1.0))
+      >>> direction, _ = objective(jax.random.key(0), jnp.array([[0.0]]), jnp.array([[1.0]]))
+      >>> print(direction)  # log p / q = -(x - 1)^2 / 2 + const, the kernel at the one datum
+      [[-1.]]
+
     References:
       Huszar 2016 (an alternative update rule for GANs), alternative M-step #2; Sugiyama et al.
       2008, section 2.2.
@@ -161,6 +182,13 @@ def ratio_logistic(
     Raises:
       ValueError: a ridge or factor <= 0, or none.
 
+    Example:
+      >>> from kernelgrad import kernels, objectives
+      >>> objective = objectives.ratio_logistic(kernels.rbf_mixture(1.0))
+      >>> direction, info = objective(jax.random.key(0), jnp.array([[0.0]]), jnp.array([[1.0]]))
+      >>> bool(direction[0, 0] < 0 < info["log_ratio"])  # to the datum; q is above p at the sample
+      True
+
     References:
       Huszar 2016 (an alternative update rule for GANs); Qin 1998.
     """
@@ -178,6 +206,13 @@ def density_ratio(make_kernel: KernelRule, fit: Fit) -> Objective:
 
     Returns:
       Objective with info ``log_ratio``, as in :func:`ratio_ulsif`.
+
+    Example:
+      >>> from kernelgrad import kernels, objectives, ratio
+      >>> objective = objectives.density_ratio(kernels.rbf_mixture(1.0), ratio.kliep)
+      >>> direction, _ = objective(jax.random.key(0), jnp.array([[0.0]]), jnp.array([[1.0]]))
+      >>> print(direction)  # as objectives.ratio_kliep
+      [[-1.]]
 
     References:
       Huszar 2016 (an alternative update rule for GANs), alternative M-step #2.

@@ -76,6 +76,13 @@ def ulsif(
 
     Cost: O((n + m) c (d + c) + c^3) time, O((n + m) c) memory.
 
+    Example:
+      >>> from kernelgrad import kernels, ratio
+      >>> p, q = jnp.array([[0.0]]), jnp.array([[1.0]])  # H = 1/e, h = 1
+      >>> model = ratio.ulsif(p, q, kernels.rbf_mixture(1.0), ridge=1.0)
+      >>> print(model.weights)  # 1 / (1/e + 1)
+      [0.731]
+
     References:
       Kanamori, Hido & Sugiyama 2009, section 3.1, with negative values of the ratio set to 0, and
       not negative weights: that spoils the fit where neighbouring weights alternate.
@@ -131,6 +138,13 @@ def rulsif(
         outside of jit alone.
 
     Cost: O((n + m) c (d + c) + c^3) time, O((n + m) c) memory; a choice, that of 25 such fits.
+
+    Example:
+      >>> from kernelgrad import kernels, ratio
+      >>> p, q = jnp.array([[0.0]]), jnp.array([[1.0]])  # H = (1 + 1/e) / 2, h = 1
+      >>> model = ratio.rulsif(p, q, kernels.rbf_mixture(1.0), ridge=1.0, alpha=0.5)
+      >>> print(model.weights)  # 1 / (H + 1)
+      [0.594]
 
     References:
       Yamada et al. 2013, section 2.
@@ -188,6 +202,13 @@ def lsif(
         outside of jit alone.
 
     Cost: O((n + m) c (d + c) + T c^2) time, O((n + m) c) memory.
+
+    Example:
+      >>> from kernelgrad import kernels, ratio
+      >>> p, q = jnp.array([[0.0]]), jnp.array([[1.0]])
+      >>> model = ratio.lsif(p, q, kernels.rbf_mixture(1.0), ridge=1.0)
+      >>> print(jnp.exp(model.log_weights))  # that of ulsif, which is positive here
+      [0.731]
 
     References:
       Kanamori, Hido & Sugiyama 2009, section 2.2, with the square of w as penalty for its sum.
@@ -256,6 +277,13 @@ def kliep(
         outside of jit alone.
 
     Cost: O((n + m) c d + T n c) time, O((n + m) c) memory.
+
+    Example:
+      >>> from kernelgrad import kernels, ratio
+      >>> p, q = jnp.array([[0.0]]), jnp.array([[1.0]])
+      >>> model = ratio.kliep(p, q, kernels.rbf_mixture(1.0))
+      >>> print(ratio.density_ratio(model, jnp.array([[0.0], [1.0]])))  # of mean 1 over q
+      [1.649 1.   ]
 
     References:
       Sugiyama et al. 2008, section 2.2, where projected gradient ascent solves the same problem;
@@ -333,6 +361,14 @@ def logistic(
         outside of jit alone.
 
     Cost: O((n + m) c d + T ((n + m) c^2 + c^3)) time, O((n + m) c) memory.
+
+    Example:
+      >>> from kernelgrad import kernels, ratio
+      >>> p, q = jnp.array([[1.0]]), jnp.array([[-1.0]])
+      >>> model = ratio.logistic(p, q, kernels.rbf_mixture(1.0), ridge=0.1)
+      >>> at_p, at_q = ratio.density_ratio(model, jnp.array([[1.0], [-1.0]]))
+      >>> bool(at_p > 1), round(float(at_p * at_q), 3)
+      (True, 1.0)
 
     References:
       Qin 1998; Bickel, Brueckner & Scheffer 2007; Huszar 2016 (an alternative update rule).
