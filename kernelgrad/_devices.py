@@ -70,14 +70,28 @@ def total(array: Array, axis_name: str | None) -> Array:
     return array if axis_name is None else lax.psum(array, axis_name)
 
 
-def any_of(flag: Array, axis_name: str | None) -> Array:
-    """Returns the largest of the devices' flags, on all of them.
+def largest(value: Array, axis_name: str | None) -> Array:
+    """Returns the largest of what the devices have, elementwise, on all of them.
 
     Args:
-      flag: int32, shape (), without a gradient.
+      value: any shape, without a gradient.
       axis_name: of the devices; None: there is one.
     """
-    return flag if axis_name is None else lax.pmax(flag, axis_name)
+    return value if axis_name is None else lax.pmax(value, axis_name)
+
+
+def of_largest(value: Array, tree: PyTree, axis_name: str | None) -> tuple[PyTree, Array]:
+    """Returns what the device with the largest value has, on all devices, and whether it is us.
+
+    Args:
+      value: shape (), without a gradient; of equal ones the first counts.
+      tree: pytree of floating arrays.
+      axis_name: of the devices; None: there is one.
+    """
+    if axis_name is None:
+        return tree, jnp.ones((), bool)
+    mine = jnp.argmax(lax.all_gather(value, axis_name)) == lax.axis_index(axis_name)
+    return lax.psum(jax.tree.map(lambda a: jnp.where(mine, a, 0), tree), axis_name), mine
 
 
 def statistic(tree: PyTree, axis_name: str | None) -> PyTree:

@@ -154,6 +154,44 @@ class InUnits(NamedTuple):
         return self.kernel.profile(sq_dist * self.square)
 
 
+def in_unit(kernel: Kernel, unit: Array) -> Kernel:
+    """Returns the kernel of points in another unit of length.
+
+    Args:
+      kernel: radial, with or without a method `in_unit`, under which it is one of its own kind,
+        whose derivatives are of the order of 1 in a unit near its lengthscale.
+      unit: shape ().
+    """
+    if hasattr(kernel, "in_unit"):
+        return kernel.in_unit(unit)
+    return InUnits(kernel, jnp.square(unit))
+
+
+def in_own_unit(
+    kernel: Kernel, x: Array, y: Array | None = None
+) -> tuple[Kernel, Array, Array | None, Array]:
+    """Returns kernel and points in a unit of length in which no derivative leaves float32.
+
+    The derivative of a sum of gradients has k'' in it, a lengthscale to the power of -4: beyond
+    2^20 or below 2^-20 the unit is a power of two near the largest lengthscale, else it is 1.
+
+    Args:
+      kernel: radial or of features; one without lengthscales stays in the unit 1.
+      x: points; shape (n, d), at least float32.
+      y: points, likewise, or None.
+
+    Returns:
+      Kernel, x, y, and the unit, shape (), dtype of x, without a gradient.
+    """
+    lengthscales = getattr(kernel, "lengthscales", None)
+    if lengthscales is None:
+        return kernel, x, y, jnp.ones((), x.dtype)
+    exponent = jnp.frexp(lax.stop_gradient(jnp.max(lengthscales)))[1]
+    exponent = jnp.where(jnp.abs(exponent) > 20, jnp.clip(exponent, -60, 60), 0)
+    unit = jnp.ldexp(jnp.ones((), x.dtype), exponent)
+    return in_unit(kernel, unit), x / unit, None if y is None else y / unit, unit
+
+
 def _middle(x: Array) -> Array:
     """The median of three medians of three points in each coordinate; shape (1, d).
 
@@ -165,7 +203,8 @@ def _middle(x: Array) -> Array:
     def median(a: Array, b: Array, c: Array) -> Array:
         return jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
 
-    nine = x[np.linspace(0, x.shape[0] - 1, 9).astype(int)]
+    rows = np.linspace(0, x.shape[0] - 1, 9).astype(int).tolist()  # no array, for shard_map's types
+    nine = jnp.stack([x[row] for row in rows])
     nine = jnp.where(jnp.isfinite(nine), nine, 0)
     return median(*jnp.split(median(*jnp.split(nine, 3)), 3))
 

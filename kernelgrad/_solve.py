@@ -6,12 +6,12 @@ it depends on: the derivatives are solves again.
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import cho_factor, cho_solve
-from jax.scipy.sparse.linalg import cg
 
 from kernelgrad import _devices, _distances, _gram, _numeric, _traits, pairwise
 from kernelgrad.types import Array, Kernel
@@ -48,7 +48,7 @@ def dense(gram: Array, ridge: Array) -> Solve:
     return solve
 
 
-def matrix_free(kernel: Kernel, points: Array, ridge: Array) -> Solve:
+def matrix_free(kernel: Kernel, points: Array, ridge: Array, axis_name: str | None = None) -> Solve:
     r"""Returns the solver that never holds K: conjugate gradients, refined and checked.
 
     The preconditioner is :math:`F F^\top + \mu I`, F the first columns of a Cholesky factorisation
@@ -61,28 +61,32 @@ def matrix_free(kernel: Kernel, points: Array, ridge: Array) -> Solve:
       kernel: k, positive definite; its lengthscales are in units of points.
       points: x_i; shape (n, d), at least float32.
       ridge: eta > 0; shape (), dtype of points.
+      axis_name: if set, points are this device's share of all, and so are the rows of B and X.
 
     Returns:
       Function from B to X, shape (n, p). A column whose bound stays above ``LARGEST_ERROR`` is NaN.
       What the bound cannot see is the rounding of K itself, relative to eta.
 
-    Cost: O(n^2 (d + p)) time an iteration; O(n (d + p + m)) memory, m = ``NUM_PIVOTS``.
+    Cost: O(n^2 (d + p)) time an iteration; O(n (d + p + m)) memory, m = ``NUM_PIVOTS``. Both are
+      shared among the devices, between which an iteration sends points and columns once round.
 
     References:
       Harbrecht, Peters & Schneider 2012 (pivoted Cholesky); Higham 2002, chapter 12 (refinement).
     """
     points, kernel = _traits.embed(kernel, points), _traits.radial(kernel)
 
-    precondition = _preconditioner(*jax.tree.map(lax.stop_gradient, (kernel, points, ridge)))
+    precondition = _preconditioner(kernel, points, ridge, axis_name)
 
     def solve(b: Array) -> Array:
         (radial, nodes, eta), b = _devices.varying(((kernel, points, ridge), b))
 
         def apply(vectors: Array) -> Array:
-            return pairwise.kernel_sum(radial, nodes, None, vectors) + eta * vectors
+            sums = pairwise.kernel_sum(radial, nodes, None, vectors, axis_name=axis_name)
+            return sums + eta * vectors
 
         held = lax.stop_gradient(eta)
-        return _linear(apply, functools.partial(_refined, apply, precondition, held))(b)
+        solver = functools.partial(_refined, apply, precondition, held, axis_name)
+        return _linear(apply, solver)(b)
 
     return solve
 
@@ -124,15 +128,21 @@ def _linear(apply: Solve, solve: Solve) -> Solve:
     return lambda b: lax.custom_linear_solve(apply, b, lambda _, c: solve(c), symmetric=True)
 
 
-def _refined(apply: Solve, precondition: Solve, ridge: Array, b: Array) -> Array:
+def _refined(
+    apply: Solve, precondition: Solve, ridge: Array, axis_name: str | None, b: Array
+) -> Array:
     """Returns the solution; CG squares and adds up all columns, hence their common size."""
-    scale = jnp.max(jnp.abs(b), axis=0, keepdims=True)
+    scale = _devices.largest(jnp.max(jnp.abs(b), axis=0, keepdims=True), axis_name)
     scale = jnp.where(scale > 0, scale, 1)
     b = b / scale
 
+    def norms(columns: Array) -> Array:
+        squares = jnp.sum(jnp.square(columns), axis=0, keepdims=True)
+        return jnp.sqrt(_devices.total(squares, axis_name))
+
     def excess(x: Array, residual: Array) -> Array:
-        size = _norms(residual)
-        return jnp.where(size > 0, size / (ridge * _norms(x)), size)
+        size = norms(residual)
+        return jnp.where(size > 0, size / (ridge * norms(x)), size)
 
     def unfinished(state: tuple[Array, Array, Array, Array]) -> Array:
         _, _, bound, bound_before = state
@@ -140,52 +150,108 @@ def _refined(apply: Solve, precondition: Solve, ridge: Array, b: Array) -> Array
 
     def refine(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         x, residual, bound, _ = state
-        change, _ = cg(apply, residual, M=precondition, tol=_CG_TOLERANCE, maxiter=_CG_STEPS)
-        x += change
+        x += _conjugate_gradients(apply, precondition, residual, axis_name)
         residual = b - apply(x)
-        return x, residual, jnp.max(excess(x, residual)), bound
+        return x, residual, _devices.varying(jnp.max(excess(x, residual)), b, ridge), bound
 
     largest = jnp.finfo(b.dtype).max
     start = jnp.zeros_like(b), b, jnp.full((), largest, b.dtype), jnp.full((), jnp.inf, b.dtype)
-    start = _devices.varying(start, ridge)
+    start = _devices.varying(start, b, ridge)
     x, residual, _, _ = lax.while_loop(unfinished, refine, start)
     return jnp.where(excess(x, residual) <= LARGEST_ERROR, x, jnp.nan) * scale
 
 
-def _preconditioner(kernel: Kernel, points: Array, ridge: Array) -> Solve:
+class _Search(NamedTuple):
+    """Where conjugate gradients are: |R|^2 over all columns, and R against what M makes of it."""
+
+    x: Array
+    residual: Array
+    direction: Array
+    product: Array
+    size: Array
+    steps: Array
+
+
+def _conjugate_gradients(
+    apply: Solve, precondition: Solve, b: Array, axis_name: str | None
+) -> Array:
+    """Returns X with A X near B, the columns as one vector; JAX's own adds up on one device alone.
+
+    It ends where |B - A X| is ``_CG_TOLERANCE`` of |B|, or after ``_CG_STEPS`` steps.
+    """
+
+    def dot(u: Array, v: Array) -> Array:
+        return _devices.varying(_devices.total(jnp.sum(u * v), axis_name), b)
+
+    goal = _CG_TOLERANCE**2 * dot(b, b)
+
+    def unfinished(at: _Search) -> Array:
+        return (at.size > goal) & (at.steps < _CG_STEPS)
+
+    def step(at: _Search) -> _Search:
+        moved = apply(at.direction)
+        length = at.product / dot(at.direction, moved)
+        residual = at.residual - length * moved
+        steepest = precondition(residual)
+        product = dot(residual, steepest)
+        direction = steepest + product / at.product * at.direction
+        x = at.x + length * at.direction
+        return _Search(x, residual, direction, product, dot(residual, residual), at.steps + 1)
+
+    first = precondition(b)
+    steps = _devices.varying(jnp.zeros((), jnp.int32), b)
+    start = _Search(jnp.zeros_like(b), b, first, dot(b, first), dot(b, b), steps)
+    return lax.while_loop(unfinished, step, start).x
+
+
+def _preconditioner(kernel: Kernel, points: Array, ridge: Array, axis_name: str | None) -> Solve:
     """Returns the inverse of F F^T + mu I, by orthonormal eigenvectors: never indefinite."""
-    factor, left = _pivoted_cholesky(kernel, points, min(NUM_PIVOTS, points.shape[0]))
-    basis, corner = jnp.linalg.qr(factor.T)
+    kernel, points, ridge = lax.stop_gradient((kernel, points, ridge))
+    size = points.shape[0] * _devices.num_devices(axis_name)
+    factor, left = _pivoted_cholesky(kernel, points, min(NUM_PIVOTS, size), axis_name)
+    basis, corner = _orthonormal(factor.T, axis_name)
     values, vectors = jnp.linalg.eigh(_numeric.dot(corner, corner.T))
-    basis, shift = _numeric.dot(basis, vectors), ridge + jnp.mean(left)
+    basis = _numeric.dot(basis, vectors)
+    shift = ridge + _devices.mean(jnp.mean(left), axis_name)
     inverse = 1 / (jnp.maximum(values, 0) + shift)[:, None]
 
     def precondition(residual: Array) -> Array:
-        inside = _numeric.dot(basis.T, residual)
+        inside = _devices.total(_numeric.dot(basis.T, residual), axis_name)
         outside = residual - _numeric.dot(basis, inside)
         return outside / shift + _numeric.dot(basis, inverse * inside)
 
     return precondition
 
 
-def _pivoted_cholesky(kernel: Kernel, points: Array, rank: int) -> tuple[Array, Array]:
+def _orthonormal(columns: Array, axis_name: str | None) -> tuple[Array, Array]:
+    """Returns this device's rows of Q, and R, of the union's rows: that of all devices' R first."""
+    basis, corner = jnp.linalg.qr(columns)
+    if axis_name is None:
+        return basis, corner
+    of_corners, corner = jnp.linalg.qr(_devices.gather(corner, axis_name))
+    return _numeric.dot(basis, _devices.share(of_corners, axis_name)), corner
+
+
+def _pivoted_cholesky(
+    kernel: Kernel, points: Array, rank: int, axis_name: str | None
+) -> tuple[Array, Array]:
     """Returns F^T, shape (rank, n), and the diagonal of K - F F^T; rows are 0 below rounding."""
     peak = _gram.at_zero(kernel, points)
     rounding = rank * jnp.finfo(points.dtype).eps * peak
 
     def add(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         factor, left = carry
-        pivot = jnp.argmax(left)
-        sq_dist = _distances.sq_norms(points - points[pivot][None])
-        row = kernel.profile(sq_dist) - _numeric.dot(factor[:, pivot], factor)
-        row = jnp.where(left[pivot] > rounding, row * lax.rsqrt(left[pivot]), 0)
-        left = jnp.maximum(left - jnp.square(row), 0).at[pivot].set(0)
-        return factor.at[index].set(row), left
+        best = jnp.argmax(left)
+        (pivot, column, most), mine = _devices.of_largest(
+            left[best], (points[best], factor[:, best], left[best]), axis_name
+        )
+        row = kernel.profile(_distances.sq_norms(points - pivot[None])) - _numeric.dot(
+            column, factor
+        )
+        row = jnp.where(most > rounding, row * lax.rsqrt(most), 0)
+        left = jnp.maximum(left - jnp.square(row), 0)
+        return factor.at[index].set(row), left.at[best].set(jnp.where(mine, 0, left[best]))
 
     empty = jnp.zeros((rank, points.shape[0]), points.dtype)
     start = _devices.varying((empty, jnp.broadcast_to(peak, points.shape[:1])), points)
     return lax.fori_loop(0, rank, add, start)
-
-
-def _norms(columns: Array) -> Array:
-    return jnp.linalg.norm(columns, axis=0, keepdims=True)

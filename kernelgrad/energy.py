@@ -104,7 +104,7 @@ def sliced_energy_and_gradient(
         return value, _devices.share(slopes, axis_name)
 
     values, slopes = _distances.choose(
-        _devices.any_of(_distances.apart(rows, cols), axis_name),
+        _devices.largest(_distances.apart(rows, cols), axis_name),
         lambda: lax.map(exactly_along, lines),
         lambda: lax.map(along, lines),
     )

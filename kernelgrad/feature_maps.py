@@ -21,7 +21,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _equality, _numeric, _pivots, _tiles, _traits, kernels, pairwise
+from kernelgrad import (
+    _checks,
+    _distances,
+    _equality,
+    _numeric,
+    _pivots,
+    _tiles,
+    _traits,
+    kernels,
+    pairwise,
+)
 from kernelgrad.kernels import RadialMixture
 from kernelgrad.types import Array, Kernel, Key, PyTree
 
@@ -184,7 +194,7 @@ def fourier_map(key: Key, kernel: RadialMixture, x: Array, *, num_features: int)
     Args:
       key: random key.
       kernel: k; its lengthscales are in units of x.
-      x: points among which k is wanted; shape (n, d), floating. Their mean is the center.
+      x: points among which k is wanted; shape (n, d), floating. A middle of them is the center.
       num_features: rank r, even, at least 2 for each component of the mixture; static.
 
     Returns:
@@ -221,7 +231,7 @@ def fourier_map(key: Key, kernel: RadialMixture, x: Array, *, num_features: int)
     scales = jnp.sqrt(_numeric.like(law(kernel, scale_key, size), x))
     scales /= _numeric.like(kernel.lengthscales, x)[component]
     frequencies = scales[:, None] * _orthogonal_normals(normal_key, size, dimension, x.dtype)
-    center = lax.stop_gradient(x[0] + jnp.mean(x - x[:1], axis=0))
+    center = _distances.middle(x)[0]
     return FourierMap(kernel, center, frequencies, _numeric.root((weights / share)[component]))
 
 

@@ -14,6 +14,7 @@ laplace             exp(-sqrt(u))
 and :func:`riesz`, -|x - y|^exponent, has no lengthscale.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -69,6 +70,10 @@ class RadialMixture:
     def smooth_at_zero(self) -> bool:
         """Whether k is differentiable where its points coincide, as all families but one are."""
         return self.shape is not _profiles.laplace
+
+    def in_unit(self, unit: Array) -> "RadialMixture":
+        """Returns the kernel of points in another unit of length."""
+        return dataclasses.replace(self, lengthscales=self.lengthscales / unit)
 
     def log_slope(self) -> Array | None:
         """Returns (log k)' where it is constant, for a single Gaussian; None for any other."""

@@ -435,7 +435,7 @@ def _side(particles: Array, score: Array, kernel: Kernel) -> tuple[_Side, Kernel
     score = score.astype(unit.dtype) * unit
     root = _balance(points.sq_norms, _distances.sq_norms(score))
     side = _balanced(points, score, root)
-    return side, _distances.InUnits(kernel, jnp.square(unit)), unit
+    return side, _distances.in_unit(kernel, unit), unit
 
 
 def _balanced(points: Points, score: Array, root: Array) -> _Side:
@@ -475,7 +475,7 @@ def _row_shares(
     centre = _distances.middle(points.raw, axis_name)
     norms = _distances.moved(points, centre).sq_norms
     root = _devices.median(_balance(norms, _distances.sq_norms(score)), axis_name)
-    shared = _distances.InUnits(kernel, jnp.square(unit)), centre, root
+    shared = _distances.in_unit(kernel, unit), centre, root
     travelling = _tiles.viewed(functools.partial(_row_tile, own), _dressed)
     here = _Bare(points, score)
     rows = _tiles.stream(travelling, shared, here, here, axis_name).rows

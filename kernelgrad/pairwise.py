@@ -306,6 +306,7 @@ class _Pairs(NamedTuple):
     cols: Points | Bare
     axis_name: str | None
     same: bool  # rows are (among) the columns
+    unit: Array  # of length, in which kernel and points are
     centre: Array | None  # of bare points
 
     def sums(
@@ -318,7 +319,9 @@ class _Pairs(NamedTuple):
     ) -> Any:
         """Returns the sums of (k - a - b) w and of g grad k as a pair, or joined into one array."""
         above, beside = (None, None) if offsets is None else offsets
-        side = _Side(self.cols, *map(self._typed, (beside, weights, gradient_weights)))
+        of_gradients = self._typed(gradient_weights)
+        of_gradients = None if of_gradients is None else of_gradients / self.unit
+        side = _Side(self.cols, self._typed(beside), self._typed(weights), of_gradients)
         if self.same and self.centre is None:
             mirrored = _either(True, functools.partial(_mirrored_tile, joined))
             return _tiles.stream_symmetric(mirrored, self.kernel, side).rows
@@ -334,12 +337,14 @@ class _Pairs(NamedTuple):
 
 
 def _pairs(kernel: Kernel, x: Array, y: Array | None, axis_name: str | None) -> _Pairs:
-    x, y = jax.tree.map(jnp.asarray, (x, y))
+    x = _numeric.wide(jnp.asarray(x))
+    y = None if y is None else _numeric.like(jnp.asarray(y), x)
+    kernel, x, y, unit = _distances.in_own_unit(kernel, x, y)
     if _devices.num_devices(axis_name) == 1:
-        return _Pairs(kernel, *_distances.prepare(x, y), axis_name, y is None, None)
+        return _Pairs(kernel, *_distances.prepare(x, y), axis_name, y is None, unit, None)
     rows, cols = _distances.bare(x, y)
     centre = _distances.middle(cols.raw, axis_name)
-    return _Pairs(kernel, rows, cols, axis_name, y is None, centre)
+    return _Pairs(kernel, rows, cols, axis_name, y is None, unit, centre)
 
 
 def _dressed(shared: tuple[Kernel, Array], side: _Side) -> tuple[Kernel, _Side]:
@@ -501,7 +506,7 @@ def _feature_gradient_sum(
 
     if rows.shape[0] * _devices.num_devices(axis_name) <= rows.shape[1]:
         return by_differences().astype(x.dtype)
-    exact = _devices.any_of(_distances.blurs(kernel, here, there), axis_name)
+    exact = _devices.largest(_distances.blurs(kernel, here, there), axis_name)
     return _distances.choose(exact, by_differences, by_products).astype(x.dtype)
 
 

@@ -18,6 +18,7 @@ from jax import lax
 from kernelgrad import (
     _checks,
     _devices,
+    _distances,
     _gram,
     _markov,
     _numeric,
@@ -199,9 +200,9 @@ def stein_score(
     Raises:
       ValueError: wrong rank or dtype, or a concrete ridge that is not positive.
 
-    Cost: O(n^3 + n^2 d) time, O(n^2 + n d) memory; beyond ``DENSE_SAMPLES`` O(n^2 d) time an
-      iteration of conjugate gradients, about ten under the default ridge, and O(n d) memory. The
-      union is solved on every device.
+    Cost: O(n^3 + n^2 d) time, O(n^2 + n d) memory, on every device; beyond ``DENSE_SAMPLES``
+      O(n^2 d) time an iteration of conjugate gradients, about ten under the default ridge, and
+      O(n d) memory, both shared among the devices.
 
     Example:
       >>> from kernelgrad import kernels, score
@@ -215,8 +216,12 @@ def stein_score(
     """
     (samples,) = _checks.points(samples=samples)
     _check_ridge(ridge)
-    solve, repulsion = _system(kernel, _devices.gather(_numeric.wide(samples), axis_name), ridge)
-    return _numeric.like(_devices.share(-solve(repulsion), axis_name), samples)
+    kernel, points, _, unit = _distances.in_own_unit(kernel, _numeric.wide(samples))
+    if points.shape[0] * _devices.num_devices(axis_name) > DENSE_SAMPLES:
+        solve, repulsion = _system(kernel, points, ridge, axis_name)
+        return _numeric.like(-solve(repulsion) / unit, samples)
+    solve, repulsion = _system(kernel, _devices.gather(points, axis_name), ridge)
+    return _numeric.like(_devices.share(-solve(repulsion) / unit, axis_name), samples)
 
 
 def stein_score_at(
@@ -273,7 +278,10 @@ def stein_score_at(
     """
     queries, samples = _checks.points(queries=queries, samples=samples)
     _check_ridge(ridge)
-    points, everyone = _numeric.wide(queries), _devices.gather(_numeric.wide(samples), axis_name)
+    kernel, points, everyone, unit = _distances.in_own_unit(
+        kernel, _numeric.wide(queries), _numeric.wide(samples)
+    )
+    everyone = _devices.gather(everyone, axis_name)
     solve, repulsion = _system(kernel, everyone, ridge)
     floor = _gram.at_zero(kernel, everyone) + _numeric.like(ridge, everyone)
 
@@ -286,7 +294,7 @@ def stein_score_at(
             own = pull(weights) - pairwise.gradient_sum(kernel, block, everyone)
         else:
             own = pull(weights + 1)
-        return (_numeric.dot(weights, repulsion) + own) / schur[:, None]
+        return (_numeric.dot(weights, repulsion) + own) / schur[:, None] / unit
 
     if everyone.shape[0] <= DENSE_SAMPLES or points.shape[0] <= QUERY_BLOCK:
         return _numeric.like(estimate(points), queries)
@@ -336,13 +344,15 @@ def rkhs_score_at(queries: Array, samples: Array, kernel: Kernel, *, ridge: floa
     return _numeric.like(-witness / _numeric.like(ridge, witness), queries)
 
 
-def _system(kernel: Kernel, samples: Array, ridge: float | Array) -> tuple[_solve.Solve, Array]:
-    """Returns the inverse of K + eta I as a function, and N."""
+def _system(
+    kernel: Kernel, samples: Array, ridge: float | Array, axis_name: str | None = None
+) -> tuple[_solve.Solve, Array]:
+    """Returns the inverse of K + eta I as a function, and N: over devices, their shares."""
     _traits.check_positive(kernel)
     eta = _numeric.like(ridge, samples)
-    if samples.shape[0] > DENSE_SAMPLES:
-        repulsion = pairwise.gradient_sum(kernel, samples, None)
-        return _solve.matrix_free(kernel, samples, eta), repulsion
+    if samples.shape[0] * _devices.num_devices(axis_name) > DENSE_SAMPLES:
+        repulsion = pairwise.gradient_sum(kernel, samples, None, axis_name=axis_name)
+        return _solve.matrix_free(kernel, samples, eta, axis_name), repulsion
     gram, repulsion = _gram.gram_and_repulsion(kernel, samples)
     return _solve.dense(gram, eta), repulsion
 

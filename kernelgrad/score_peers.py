@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _devices, _gram, _numeric, _traits, pairwise
+from kernelgrad import _checks, _devices, _distances, _gram, _numeric, _traits, pairwise
 from kernelgrad.types import Array, Kernel
 
 _PAIRS_AT_ONCE = 1 << 21
@@ -366,6 +366,7 @@ def kde_score_at(
 def _kde(queries: Array, samples: Array | None, kernel: Kernel, axis_name: str | None) -> Array:
     """Returns the scores, block by block of the queries; samples are those of all devices."""
     own, count = samples is None, queries.shape[0]
+    kernel, queries, samples, unit = _distances.in_own_unit(kernel, queries, samples)
     nodes = _devices.gather(queries, axis_name) if samples is None else samples
     before = 0 if axis_name is None else lax.axis_index(axis_name) * count
 
@@ -378,12 +379,12 @@ def _kde(queries: Array, samples: Array | None, kernel: Kernel, axis_name: str |
 
     at_once = max(1, _PAIRS_AT_ONCE // nodes.shape[0])
     if count <= at_once:
-        return at(0, queries)
+        return at(0, queries) / unit
     starts = jnp.arange(0, count, at_once)
     # the last query pads the last block: of points that come twice no sum is NaN
     places = jnp.minimum(starts[:, None] + jnp.arange(at_once)[None, :], count - 1)
     blocks = lax.map(jax.checkpoint(lambda block: at(*block)), (starts, queries[places]))
-    return blocks.reshape(-1, queries.shape[1])[:count]
+    return blocks.reshape(-1, queries.shape[1])[:count] / unit
 
 
 def _log_profile(kernel: Kernel, sq_dist: Array) -> Array:

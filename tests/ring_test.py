@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from memory import needs_proc
 
-from kernelgrad import _tiles, kernels, ksd, median, mmd, pairwise, svgd
+from kernelgrad import _tiles, kernels, ksd, median, mmd, pairwise, score, svgd
 
 KERNEL = kernels.imq_mixture([1.0, 2.0])
 
@@ -53,6 +53,10 @@ WAYS = {  # of two arrays: by a ring, and by hand on what was gathered
     "median": (
         lambda x, y: median.median_squared_distance(x, y, axis_name="i"),
         lambda x, y: median.median_squared_distance(*everyone(x, y)),
+    ),
+    "stein_score": (  # of more than score.DENSE_SAMPLES; to the digits of its iteration alike
+        lambda x, y: score.stein_score(x, KERNEL, ridge=30.0, axis_name="i"),
+        lambda x, y: score.stein_score(*everyone(x), KERNEL, ridge=30.0)[: len(x)],
     ),
 }
 

@@ -190,6 +190,35 @@ def test_two_devices_are_one(rng):
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures("without_gram")
+@pytest.mark.parametrize("typed", [True, False])
+@pytest.mark.parametrize("n", [10, 60])
+def test_a_system_over_devices_is_that_of_one(n, typed, rng, monkeypatch):
+    """With its gradient; of fewer points than pivots, and of more, whose shares are fewer."""
+    monkeypatch.setattr(_solve, "NUM_PIVOTS", 40)
+    x, weights = (jnp.asarray(rng.normal(size=(n, 3)), jnp.float32) for _ in range(2))
+    kernel = kernels.imq_mixture([1.0, 2.0])
+
+    def both(x, weights, axis_name=None):
+        value, pull = jax.vjp(
+            lambda x: score.stein_score(x, kernel, ridge=0.3, axis_name=axis_name), x
+        )
+        return value, pull(weights)[0]
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("i",))
+    rows = jax.sharding.PartitionSpec("i")
+    spread = jax.shard_map(
+        functools.partial(both, axis_name="i"),
+        mesh=mesh,
+        in_specs=rows,
+        out_specs=rows,
+        check_vma=typed,
+    )
+    for got, want in zip(jax.jit(spread)(x, weights), both(x, weights), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=2e-4 * np.abs(want).max())
+
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures("without_gram")
 def test_nothing_made_has_a_size_of_all_pairs():
     x, queries = jnp.ones((5000, 2)), jnp.ones((4000, 2))
     kernel = kernels.imq_mixture([1.0, 2.0])

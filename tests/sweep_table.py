@@ -380,7 +380,12 @@ row(low_rank_fits.ulsif, 0, _landmark_ratio, least=2)
 row(feature_maps.fourier_map, 0, lambda e, x: _waves(e, x).features(x))
 row(feature_maps.landmark_map, 0, lambda e, x: _landmarks(e, x).features(x), least=2)
 row(feature_maps.second_moment, 0, lambda e, x: feature_maps.second_moment(_waves(e, x), x))
-row(feature_maps.squared_norms, 0, lambda e, x: feature_maps.squared_norms(_waves(e, x), x))
+row(  # of waves it is one number
+    feature_maps.squared_norms,
+    0,
+    lambda e, x: feature_maps.squared_norms(_landmarks(e, x), x),
+    least=2,
+)
 
 # ------------------------------------------------------------------------------ energies and GANs
 

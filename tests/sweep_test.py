@@ -226,7 +226,7 @@ AT_A_PLACE = {
     *("noise.instance_noise", "noise.bounded_noise", "fssd.goodness_of_fit_test"),
     *("steingan.steingan", "chains.stein_block_length", "selection.select"),
     *("metrics.frechet_distance", "objectives.noisy_jsd", "_fields.noisy_mmd"),
-    *("kernel_learning.halves", "_algebra.through"),
+    *("kernel_learning.halves", "_algebra.through", "selection.hyvarinen_loss"),
     *(name for name in TABLE if "penalty" in name or name.split(".")[0] in ("hmc", "langevin")),
 }
 
@@ -280,6 +280,52 @@ def test_values(name):
 @pytest.mark.parametrize("name", OF_LENGTHS)
 def test_values_of_all(name):
     assert list(check_values(name)) == []
+
+
+def check_gradients(name):
+    """Yields where derivatives change with the unit of length, beyond the powers that they have."""
+    powers = TABLE[name].powers
+    arrays, twice = data(name), data(name, unit=2.0)
+    floats = {key for key, value in arrays.items() if value.dtype.kind == "f"}
+    of_inputs = {
+        key: np.log2(np.abs(twice[key]).max() / np.abs(arrays[key]).max()) for key in floats
+    }
+
+    @jax.jit
+    def gradient(unit, arrays):
+        def loss(own):
+            leaves = call(name, {**arrays, **own}, Setting(unit=unit, number=_traced_number))
+            each = [powers] * len(leaves) if isinstance(powers, int) else powers
+            parts = (
+                jnp.sum(leaf * unit ** -float(power))
+                for leaf, power in zip(leaves, each, strict=True)
+                if jnp.issubdtype(leaf.dtype, jnp.floating)
+            )
+            return sum(parts, start=jnp.zeros(()))
+
+        return jax.grad(loss)({key: arrays[key] for key in floats})
+
+    base = gradient(1.0, arrays)
+    for exponent in (-38, 38):
+        unit = 2.0**exponent
+        got = gradient(unit, data(name, unit=unit))
+        for key, want in base.items():
+            scaled = np.asarray(got[key], np.float64) * unit ** of_inputs[key]
+            if not np.allclose(scaled, want, rtol=1e-3, atol=1e-3 * np.abs(want).max()):
+                sizes = scaled.ravel()[:3], np.ravel(want)[:3]
+                yield f"in {key}, with the unit 2^{exponent}: {sizes[0]} {sizes[1]}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=() if n == "svgd.svgd_direction" else pytest.mark.slow)
+        for n in OF_LENGTHS
+        if TABLE[n].smooth
+    ],
+)
+def test_derivatives_do_not_depend_on_the_unit(name):
+    assert list(check_gradients(name)) == []
 
 
 # -------------------------------------------------------------------------------- transformations
