@@ -93,7 +93,7 @@ def test_every_public_function_has_an_example_of_its_call():
             assert shown[1].count("\n  >>> ") < 8, f"{room}.{name}"
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", MODULES)
 def test_the_examples_of_docstrings_run(name):
     if name == "_sinkhorn":
