@@ -32,8 +32,8 @@ def ratio_ulsif(
     logarithm of an unconstrained fit has a gradient that is mostly noise.
 
     Of several ridges or factors every batch takes the pair whose held-out loss is least, by
-    :func:`selection.select`; here that loss is :func:`selection.rulsif_loo`, which
-    stands for the fit without the constraint. The key has no part in it.
+    :func:`selection.select`; here that loss is :func:`selection.rulsif_loo` at ``ratio.CHOSEN_AT``,
+    which stands for the fit of p / q with the constraint. The key has no part in it.
 
     Args:
       make_kernel: the kernel of a batch, or what chooses it, centred on the batch's data; k > 0.
@@ -61,8 +61,8 @@ def ratio_ulsif(
       Huszar 2016 (an alternative update rule for GANs), alternative M-step #2; Kanamori, Hido &
       Sugiyama 2009, section 3.1.
     """
-    fit, loss = ratio.lsif, selection.rulsif_loo
-    return _objective(make_kernel, _choosing(fit, loss, lengthscale_factors, ridge))
+    loss = functools.partial(selection.rulsif_loo, alpha=ratio.CHOSEN_AT)
+    return _objective(make_kernel, _choosing(ratio.lsif, loss, lengthscale_factors, ridge))
 
 
 def ratio_rulsif(
