@@ -43,6 +43,8 @@ napoleon_attr_annotations = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 add_module_names = False
+copybutton_prompt_is_regexp = True
+copybutton_prompt_text = r">>> |\.\.\. "  # of an example its input alone is copied
 nitpick_ignore_regex = [("py:(class|obj|data|exc)", ".*")]  # types of signatures, of JAX and others
 
 html_theme = "furo"

@@ -69,6 +69,13 @@ def through(
 
     Cost: that of the objective in l dimensions, a forward and a backward pass of f for the samples
       and a forward pass for the data.
+
+    Example:
+      >>> from kernelgrad import objectives
+      >>> objective = objectives.through(lambda x: 2.0 * x, objectives.energy_distance())
+      >>> direction, _ = objective(jax.random.key(0), jnp.array([[0.0]]), jnp.array([[3.0]]))
+      >>> print(direction)  # -2 between the features, times their slope
+      [[-4.]]
     """
     if not callable(features):
         if not isinstance(features, Sequence):
@@ -119,6 +126,13 @@ def normalized(objective: Objective | TwoPlayer) -> Objective | TwoPlayer:
       Objective, of two players where that one is; n counts the union of all devices' samples. A
       direction of zeros stays one. Infos of the objective, and ``rms``, what was divided by, unless
       the objective has an info of that name.
+
+    Example:
+      >>> from kernelgrad import objectives
+      >>> objective = objectives.normalized(objectives.energy_distance())
+      >>> direction, info = objective(jax.random.key(0), jnp.array([[0.0]]), jnp.array([[3.0]]))
+      >>> round(float(direction[0, 0]), 3), round(float(info["rms"]), 3)
+      (-1.0, 2.0)
     """
     follow = _direction_of(objective)
 
@@ -161,6 +175,14 @@ def weighted(
     Raises:
       ValueError: no part, one of another form, a weight that is not finite, or more than one
         critic.
+
+    Example:
+      >>> from kernelgrad import objectives
+      >>> parts = [(1.0, objectives.energy_distance()), (0.5, objectives.energy_distance())]
+      >>> objective = objectives.weighted(parts)
+      >>> direction, info = objective(jax.random.key(0), jnp.array([[0.0]]), jnp.array([[3.0]]))
+      >>> round(float(direction[0, 0]), 3), sorted(info)  # 1.5 times -2
+      (-3.0, ['mmd/0', 'mmd/1'])
     """
     weights, objectives = _parts(parts)
     critics = [one for one in objectives if isinstance(one, TwoPlayer)]
@@ -210,6 +232,14 @@ def from_loss(loss: Callable[[Array, Array], Array]) -> Objective:
     Raises:
       ValueError: where the objective is called, a loss that does not take that or return a floating
         number.
+
+    Example:
+      >>> from kernelgrad import objectives
+      >>> objective = objectives.from_loss(lambda x, y: jnp.mean(x**2) - jnp.mean(y**2))
+      >>> samples, data = jnp.array([[1.0], [3.0]]), jnp.ones((2, 1))
+      >>> direction, info = objective(jax.random.key(0), samples, data)
+      >>> print(direction.T, info["loss"])  # n times the gradient, 2 x / n
+      [[2. 6.]] 4.0
     """
 
     def objective(

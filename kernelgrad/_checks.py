@@ -76,7 +76,9 @@ def floating_leaves(name: str, tree: PyTree) -> PyTree:
 def shape(name: str, array: ArrayLike, expected: Sequence[int | str]) -> None:
     """Raises ValueError unless `array` has the shape; a str entry matches any size >= 1.
 
-    >>> shape("x", jnp.zeros((3, 2)), ("n", 2))
+    Example:
+      >>> from kernelgrad import _checks
+      >>> _checks.shape("x", jnp.zeros((3, 2)), ("n", 2))
     """
     _admit(name, array, "a JAX or NumPy array" if expected else "a number")
     got = np.shape(array)

@@ -65,6 +65,11 @@ def of_union(statistic: Array, *, axis_name: str | None = None) -> Array:
 
     Returns:
       The statistic.
+
+    Example:
+      >>> from kernelgrad import two_player
+      >>> float(two_player.of_union(jnp.array(2.0)))  # on one device it is what it was
+      2.0
     """
     return _devices.copies(statistic, axis_name)
 
@@ -77,6 +82,16 @@ def on_batches(player_fn: PlayerFn) -> PlayerFn:
 
     Returns:
       Function of JAX or NumPy arrays; raises ValueError for anything else.
+
+    Example:
+      >>> from kernelgrad import two_player
+      >>> @two_player.on_batches
+      ... def critic_loss(critic_fn, key, samples, data, *, axis_name=None):
+      ...     return jnp.mean(critic_fn(samples)) - jnp.mean(critic_fn(data)), {}
+      >>> samples, data = jax.device_get((jnp.ones((2, 1)), jnp.zeros((2, 1))))  # NumPy's
+      >>> loss, info = critic_loss(lambda x: 3.0 * x[:, 0], jax.random.key(0), samples, data)
+      >>> float(loss)
+      3.0
     """
 
     def taken(

@@ -94,6 +94,13 @@ def density_ratio(model: RatioModel, x: Array) -> Array:
       ValueError: wrong rank, dtype or dimension.
 
     Cost: O(n c d) time.
+
+    Example:
+      >>> from kernelgrad import kernels, ratio
+      >>> p, q = jnp.array([[0.0]]), jnp.array([[1.0]])
+      >>> model = ratio.kliep(p, q, kernels.rbf_mixture(1.0))  # r(x) = exp((1 - x^2) / 2)
+      >>> print(ratio.density_ratio(model, jnp.array([[1.0], [2.0]])))
+      [1.    0.223]
     """
     x, _ = _checks.points(x=x, centers=model.centers)
     if isinstance(model, LinearRatio):
@@ -126,6 +133,13 @@ def log_density_ratio(model: RatioModel, x: Array) -> Array:
       ValueError: wrong rank, dtype or dimension.
 
     Cost: O(n c d) time; O((n + c) d) memory, and O(n c) for a :class:`MixtureRatio`.
+
+    Example:
+      >>> from kernelgrad import kernels, ratio
+      >>> p, q = jnp.array([[0.0]]), jnp.array([[1.0]])
+      >>> model = ratio.kliep(p, q, kernels.rbf_mixture(1.0))  # r(x) = exp((1 - x^2) / 2)
+      >>> print(ratio.log_density_ratio(model, jnp.array([[0.0], [9.0]])))
+      [  0.5 -40. ]
     """
     x, centers = _checks.points(x=x, centers=model.centers)
     if isinstance(model, MixtureRatio):
@@ -157,6 +171,14 @@ def log_ratio_gradient(model: RatioModel, x: Array) -> Array:
 
     Cost: about three times that of :func:`log_density_ratio`.
 
+    Example:
+      >>> from kernelgrad import kernels, ratio
+      >>> p, q = jnp.array([[0.0]]), jnp.array([[1.0]])
+      >>> model = ratio.kliep(p, q, kernels.rbf_mixture(1.0))  # r(x) = exp((1 - x^2) / 2)
+      >>> print(ratio.log_ratio_gradient(model, jnp.array([[1.0], [2.0]])))
+      [[-1.]
+       [-2.]]
+
     References:
       Huszar 2016 (an alternative update rule for GANs), alternative M-step #2.
     """
@@ -182,6 +204,13 @@ def kl_divergence(model: RatioModel, p: Array) -> Array:
       ValueError: wrong rank, dtype or dimension.
 
     Cost: that of :func:`log_density_ratio`.
+
+    Example:
+      >>> from kernelgrad import kernels, ratio
+      >>> p, q = jnp.array([[0.0]]), jnp.array([[1.0]])
+      >>> model = ratio.kliep(p, q, kernels.rbf_mixture(1.0))  # r(x) = exp((1 - x^2) / 2)
+      >>> round(float(ratio.kl_divergence(model, p)), 3)
+      0.5
 
     References:
       Sugiyama et al. 2008, section 2.2.
@@ -214,6 +243,13 @@ def pearson_divergence(
       ValueError: wrong rank, dtype or dimension, or alpha outside of its range.
 
     Cost: that of :func:`density_ratio` at both.
+
+    Example:
+      >>> from kernelgrad import kernels, ratio
+      >>> p, q = jnp.array([[0.0]]), jnp.array([[1.0]])
+      >>> model = ratio.kliep(p, q, kernels.rbf_mixture(1.0))  # r(x) = exp((1 - x^2) / 2)
+      >>> round(float(ratio.pearson_divergence(model, p, q)), 3)  # r(p) - r(q)^2 / 2 - 1/2
+      0.649
 
     References:
       Yamada et al. 2013.

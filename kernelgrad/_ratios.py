@@ -32,8 +32,8 @@ def ratio_ulsif(
     logarithm of an unconstrained fit has a gradient that is mostly noise.
 
     Of several ridges or factors every batch takes the pair whose held-out loss is least, by
-    :func:`selection.select`; here that loss is :func:`selection.rulsif_loo`, which
-    stands for the fit without the constraint. The key has no part in it.
+    :func:`selection.select`; here that loss is :func:`selection.rulsif_loo` at ``ratio.CHOSEN_AT``,
+    which stands for the fit of p / q with the constraint. The key has no part in it.
 
     Args:
       make_kernel: the kernel of a batch, or what chooses it, centred on the batch's data; k > 0.
@@ -50,12 +50,19 @@ def ratio_ulsif(
     Cost: with a choice, that of a held-out loss for every pair besides, on each device for the
       union of all samples.
 
+    Example:
+      >>> from kernelgrad import kernels, objectives
+      >>> objective = objectives.ratio_ulsif(kernels.rbf_mixture(1.0))
+      >>> direction, _ = objective(jax.random.key(0), jnp.array([[0.0]]), jnp.array([[1.0]]))
+      >>> print(direction)  # log p / q = -(x - 1)^2 / 2 + const, the kernel at the one datum
+      [[-1.]]
+
     References:
       Huszar 2016 (an alternative update rule for GANs), alternative M-step #2; Kanamori, Hido &
       Sugiyama 2009, section 3.1.
     """
-    fit, loss = ratio.lsif, selection.rulsif_loo
-    return _objective(make_kernel, _choosing(fit, loss, lengthscale_factors, ridge))
+    loss = functools.partial(selection.rulsif_loo, alpha=ratio.CHOSEN_AT)
+    return _objective(make_kernel, _choosing(ratio.lsif, loss, lengthscale_factors, ridge))
 
 
 def ratio_rulsif(
@@ -99,6 +106,13 @@ def ratio_rulsif(
     Raises:
       ValueError: alpha out of its range, a ridge or factor <= 0, or none.
 
+    Example:
+      >>> from kernelgrad import kernels, objectives
+      >>> objective = objectives.ratio_rulsif(kernels.rbf_mixture(1.0), alpha=0.5, ridge=0.1)
+      >>> direction, _ = objective(jax.random.key(0), jnp.array([[0.0]]), jnp.array([[1.0]]))
+      >>> bool(-1 < direction[0, 0] < 0)  # -r / (2 - r), bounded where ratio_ulsif's -1 is not
+      True
+
     References:
       Yamada et al. 2013, section 2, for the ratio; Huszar 2016 (an alternative update rule for
       GANs) for the updates.
@@ -132,6 +146,13 @@ def ratio_kliep(
     Raises:
       ValueError: a factor <= 0, or none.
 
+    Example:
+      >>> from kernelgrad import kernels, objectives
+      >>> objective = objectives.ratio_kliep(kernels.rbf_mixture(1.0))
+      >>> direction, _ = objective(jax.random.key(0), jnp.array([[0.0]]), jnp.array([[1.0]]))
+      >>> print(direction)  # log p / q = -(x - 1)^2 / 2 + const, the kernel at the one datum
+      [[-1.]]
+
     References:
       Huszar 2016 (an alternative update rule for GANs), alternative M-step #2; Sugiyama et al.
       2008, section 2.2.
@@ -161,6 +182,13 @@ def ratio_logistic(
     Raises:
       ValueError: a ridge or factor <= 0, or none.
 
+    Example:
+      >>> from kernelgrad import kernels, objectives
+      >>> objective = objectives.ratio_logistic(kernels.rbf_mixture(1.0))
+      >>> direction, info = objective(jax.random.key(0), jnp.array([[0.0]]), jnp.array([[1.0]]))
+      >>> bool(direction[0, 0] < 0 < info["log_ratio"])  # to the datum; q is above p at the sample
+      True
+
     References:
       Huszar 2016 (an alternative update rule for GANs); Qin 1998.
     """
@@ -178,6 +206,13 @@ def density_ratio(make_kernel: KernelRule, fit: Fit) -> Objective:
 
     Returns:
       Objective with info ``log_ratio``, as in :func:`ratio_ulsif`.
+
+    Example:
+      >>> from kernelgrad import kernels, objectives, ratio
+      >>> objective = objectives.density_ratio(kernels.rbf_mixture(1.0), ratio.kliep)
+      >>> direction, _ = objective(jax.random.key(0), jnp.array([[0.0]]), jnp.array([[1.0]]))
+      >>> print(direction)  # as objectives.ratio_kliep
+      [[-1.]]
 
     References:
       Huszar 2016 (an alternative update rule for GANs), alternative M-step #2.

@@ -35,6 +35,13 @@ def sinkhorn(epsilon: float = 0.05) -> Objective:
 
     Cost: O(n m d) time an iteration of Sinkhorn's; beyond 2^24 pairs O((n + m) d) memory.
 
+    Example:
+      >>> from kernelgrad import objectives
+      >>> samples, data = jnp.array([[0.0]]), jnp.array([[3.0]])
+      >>> direction, info = objectives.sinkhorn()(jax.random.key(0), samples, data)
+      >>> round(float(direction[0, 0]), 3), round(float(info["sinkhorn"]), 3)  # of |x - y|^2
+      (-6.0, 9.0)
+
     References:
       Feydy et al. 2019 (interpolating between optimal transport and MMD), eq. (3).
     """

@@ -51,6 +51,13 @@ def two_sample_test(
 
     Cost: O((n + m)^2 (d B / 128 + B)) time, O((n + m) (d + 128)) memory.
 
+    Example:
+      >>> from kernelgrad import kernels, mmd
+      >>> key, x = jax.random.key(0), jnp.linspace(0.0, 1.0, 6)[:, None]
+      >>> kernel = kernels.rbf_mixture(1.0)
+      >>> bool(mmd.two_sample_test(key, x, x + 3, kernel, num_permutations=99).p_value < 0.05)
+      True
+
     References:
       Gretton et al. 2012, section 5; Phipson & Smyth 2010 for the p-value.
     """
@@ -98,6 +105,13 @@ def aggregated_test(
     Cost: that of :func:`two_sample_test` for each kernel, and O(B log B). Kernels that differ in
       numbers alone are compiled once.
 
+    Example:
+      >>> from kernelgrad import kernels, mmd
+      >>> key, x = jax.random.key(0), jnp.linspace(0.0, 1.0, 6)[:, None]
+      >>> several = [kernels.rbf_mixture(scale) for scale in (0.1, 1.0, 10.0)]
+      >>> bool(mmd.aggregated_test(key, x, x + 3, several, num_permutations=99).p_value < 0.05)
+      True
+
     References:
       Schrab et al. 2023 (MMDAgg), Algorithm 1, whose level is set by bisection on permutations of
       their own; here by ranks of ranks, as in Westfall & Young 1993.
@@ -139,6 +153,13 @@ def fused_test(
 
     Cost: that of :func:`two_sample_test` for each kernel. Kernels that differ in numbers alone are
       compiled once.
+
+    Example:
+      >>> from kernelgrad import kernels, mmd
+      >>> key, x = jax.random.key(0), jnp.linspace(0.0, 1.0, 6)[:, None]
+      >>> several = [kernels.rbf_mixture(scale) for scale in (0.1, 1.0, 10.0)]
+      >>> bool(mmd.fused_test(key, x, x + 3, several, num_permutations=99).p_value < 0.05)
+      True
 
     References:
       Biggs, Schrab & Gretton 2023 (MMD-FUSE), with uniform weights.

@@ -48,6 +48,12 @@ def discriminator_loss(real_logits: Array, fake_logits: Array) -> Array:
     Raises:
       ValueError: wrong rank or dtype.
 
+    Example:
+      >>> from kernelgrad import adversarial
+      >>> unsure = jnp.zeros(2)
+      >>> round(float(adversarial.discriminator_loss(unsure, unsure)), 3)  # 2 log 2
+      1.386
+
     References:
       Arjovsky & Bottou 2017, -L(D, theta); Huszar 2016, D-step.
     """
@@ -71,6 +77,12 @@ def saturating_loss(fake_logits: Array) -> Array:
 
     Raises:
       ValueError: wrong rank or dtype.
+
+    Example:
+      >>> from kernelgrad import adversarial
+      >>> logits = jnp.log(jnp.array([3.0]))  # D = 3/4
+      >>> round(float(adversarial.saturating_loss(logits)), 3)  # log 1/4
+      -1.386
 
     References:
       Huszar 2016, M-step; Arjovsky & Bottou 2017.
@@ -96,6 +108,12 @@ def non_saturating_loss(fake_logits: Array) -> Array:
     Raises:
       ValueError: wrong rank or dtype.
 
+    Example:
+      >>> from kernelgrad import adversarial
+      >>> logits = jnp.log(jnp.array([3.0]))  # D = 3/4
+      >>> round(float(adversarial.non_saturating_loss(logits)), 3)  # -log 3/4
+      0.288
+
     References:
       Huszar 2016, alternative M-step; Arjovsky & Bottou 2017, alternate update.
     """
@@ -120,6 +138,15 @@ def kl_loss(fake_logits: Array) -> Array:
 
     Raises:
       ValueError: wrong rank or dtype.
+
+    Example:
+      >>> from kernelgrad import adversarial
+      >>> logits = jnp.log(jnp.array([3.0]))  # D = 3/4
+      >>> round(float(adversarial.kl_loss(logits)), 3)  # log 1/3
+      -1.099
+      >>> both = adversarial.saturating_loss(logits) + adversarial.non_saturating_loss(logits)
+      >>> bool(jnp.allclose(adversarial.kl_loss(logits), both))
+      True
 
     References:
       Huszar 2016, alternative M-step #2.
@@ -164,6 +191,12 @@ def jsd_estimate(real_logits: Array, fake_logits: Array) -> Array:
     Raises:
       ValueError: wrong rank or dtype.
 
+    Example:
+      >>> from kernelgrad import adversarial
+      >>> sure = jnp.array([30.0])
+      >>> round(float(adversarial.jsd_estimate(sure, -sure)), 3)  # log 2
+      0.693
+
     References:
       Arjovsky & Bottou 2017, JSD = max_D L / 2 + log 2; the slide that writes it as KL + KL lacks
       the two halves.
@@ -191,6 +224,12 @@ def kl_estimate(real_logits: Array, fake_logits: Array, *, axis_name: str | None
 
     Raises:
       ValueError: wrong rank or dtype.
+
+    Example:
+      >>> from kernelgrad import adversarial
+      >>> real, fake = jnp.array([1.0, 1.0]), jnp.array([-1.0])
+      >>> [round(float(adversarial.kl_estimate(real + c, fake + c)), 3) for c in (0.0, 5.0)]
+      [2.0, 2.0]
 
     References:
       Donsker & Varadhan 1983; Huszar 2016, connection to KL minimisation.
@@ -227,6 +266,12 @@ def wasserstein_bound(
     Raises:
       ValueError: no real scalar, or a concrete noise_variance or diameter that is negative.
 
+    Example:
+      >>> from kernelgrad import adversarial
+      >>> bound = adversarial.wasserstein_bound(jsd=0.25, noise_variance=0.01, diameter=2.0)
+      >>> round(float(bound), 3)  # 2 * 0.1 + 2 * 2 * 0.5
+      2.2
+
     References:
       Arjovsky & Bottou 2017, Theorem 3.3, eq. (6).
     """
@@ -261,6 +306,12 @@ def hinge_discriminator_loss(real_logits: Array, fake_logits: Array) -> Array:
     Raises:
       ValueError: wrong rank or dtype.
 
+    Example:
+      >>> from kernelgrad import adversarial
+      >>> real, fake = jnp.array([2.0, 0.0]), jnp.array([-2.0, 1.0])
+      >>> float(adversarial.hinge_discriminator_loss(real, fake))  # (0 + 1) / 2 + (0 + 2) / 2
+      1.5
+
     References:
       Lim & Ye 2017; Miyato et al. 2018, eq. (16).
     """
@@ -286,6 +337,11 @@ def wasserstein_critic_loss(real_values: Array, fake_values: Array) -> Array:
     Raises:
       ValueError: wrong rank or dtype.
 
+    Example:
+      >>> from kernelgrad import adversarial
+      >>> float(adversarial.wasserstein_critic_loss(jnp.array([3.0]), jnp.array([1.0])))
+      -2.0
+
     References:
       Arjovsky, Chintala & Bottou 2017, eq. (2).
     """
@@ -310,6 +366,11 @@ def wasserstein_generator_loss(fake_values: Array) -> Array:
     Raises:
       ValueError: wrong rank or dtype.
 
+    Example:
+      >>> from kernelgrad import adversarial
+      >>> float(adversarial.wasserstein_generator_loss(jnp.array([1.0, 3.0])))
+      -2.0
+
     References:
       Arjovsky, Chintala & Bottou 2017, Theorem 3; Miyato et al. 2018, eq. (17).
     """
@@ -329,6 +390,11 @@ def clip_weights(params: PyTree, *, clip: float | Array) -> PyTree:
 
     Raises:
       ValueError: a concrete clip that is not positive, or a leaf that is not floating, by its path.
+
+    Example:
+      >>> from kernelgrad import adversarial
+      >>> print(adversarial.clip_weights({"weight": jnp.array([-3.0, 0.5])}, clip=1.0)["weight"])
+      [-1.   0.5]
 
     References:
       Arjovsky, Chintala & Bottou 2017, algorithm 1.
@@ -363,6 +429,12 @@ def interpolates(key: Key, real: Array, fake: Array, *, axis_name: str | None = 
     Raises:
       ValueError: wrong dtype or shapes that differ.
 
+    Example:
+      >>> from kernelgrad import adversarial
+      >>> points = adversarial.interpolates(jax.random.key(0), jnp.zeros((4, 1)), jnp.ones((4, 1)))
+      >>> bool(jnp.all((points >= 0) & (points <= 1))), points.shape
+      (True, (4, 1))
+
     References:
       Gulrajani et al. 2017, algorithm 1.
     """
@@ -394,6 +466,12 @@ def gradient_penalty(critic_fn: Callable[[Array], Array], points: Array) -> Arra
 
     Cost: one backward pass through the critic, and another for the penalty's gradient.
 
+    Example:
+      >>> from kernelgrad import adversarial
+      >>> points = jnp.array([[0.0, 1.0], [2.0, 3.0]])
+      >>> float(adversarial.gradient_penalty(lambda x: 3.0 * x[:, 0], points))  # (3 - 1)^2
+      4.0
+
     References:
       Gulrajani et al. 2017, eq. (3).
     """
@@ -418,6 +496,13 @@ def one_sided_gradient_penalty(critic_fn: Callable[[Array], Array], points: Arra
       ValueError: as :func:`gradient_penalty`.
 
     Cost: that of :func:`gradient_penalty`.
+
+    Example:
+      >>> from kernelgrad import adversarial
+      >>> points = jnp.array([[0.0, 1.0], [2.0, 3.0]])
+      >>> fns = [lambda x: 3.0 * x[:, 0], lambda x: 0.5 * x[:, 0]]
+      >>> [float(adversarial.one_sided_gradient_penalty(critic_fn, points)) for critic_fn in fns]
+      [4.0, 0.0]
 
     References:
       Gulrajani et al. 2017, section 4; Petzka, Fischer & Lukovnikov 2018, eq. (8).
@@ -444,6 +529,12 @@ def zero_centred_gradient_penalty(critic_fn: Callable[[Array], Array], points: A
       ValueError: as :func:`gradient_penalty`.
 
     Cost: that of :func:`gradient_penalty`.
+
+    Example:
+      >>> from kernelgrad import adversarial
+      >>> points = jnp.array([[0.0, 1.0], [2.0, 3.0]])
+      >>> float(adversarial.zero_centred_gradient_penalty(lambda x: 3.0 * x[:, 0], points))  # 3^2
+      9.0
 
     References:
       Mescheder, Geiger & Nowozin 2018, eqs. (9) and (10).

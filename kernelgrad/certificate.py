@@ -33,6 +33,11 @@ def pinsker_total_variation(jsd: float | Array) -> Array:
     Raises:
       ValueError: no real scalar.
 
+    Example:
+      >>> from kernelgrad import certificate
+      >>> round(float(certificate.pinsker_total_variation(0.02)), 3)  # sqrt(0.04)
+      0.2
+
     References:
       Arjovsky & Bottou 2017, proof of Theorem 3.3, which has :math:`2 \sqrt{\mathrm{JSD}}`; the
       factor as derived above.
@@ -63,6 +68,14 @@ def total_variation_bound(jsd: float | Array) -> Array:
     Raises:
       ValueError: no real scalar.
 
+    Example:
+      >>> from kernelgrad import certificate
+      >>> jsd = 0.5 * jnp.atanh(0.5) + 0.5 * jnp.log(1 - 0.5**2)
+      >>> round(float(certificate.total_variation_bound(jsd)), 3)
+      0.5
+      >>> bool(certificate.total_variation_bound(jsd) <= certificate.pinsker_total_variation(jsd))
+      True
+
     References:
       Lin 1991 (Divergence measures based on the Shannon entropy), for the entropy of a guess;
       derived above.
@@ -92,6 +105,12 @@ def sharp_wasserstein_bound(
 
     Raises:
       ValueError: no real scalar, or a concrete noise_variance or diameter that is negative.
+
+    Example:
+      >>> from kernelgrad import certificate
+      >>> jsd = jnp.log(2.0)  # of laws that are told apart for certain
+      >>> round(float(certificate.sharp_wasserstein_bound(jsd, 0.01, 2.0)), 3)  # 2 * 0.1 + 2
+      2.2
 
     References:
       Arjovsky & Bottou 2017, Theorem 3.3, with the last step of its proof replaced.

@@ -82,6 +82,13 @@ def stein_test(
     Cost: one gradient a draw, and the test over n = num_chains num_draws draws: O(n^2) time, O(n)
       memory. Thin long chains first.
 
+    Example:
+      >>> from kernelgrad import chains
+      >>> draws = jnp.linspace(3.0, 4.0, 16)[:, None]  # not of N(0, 1)
+      >>> log_p, settings = lambda x: -jnp.sum(x**2) / 2, {"block_length": 2, "num_bootstrap": 99}
+      >>> bool(chains.stein_test(jax.random.key(0), draws, log_p, **settings).p_value < 0.05)
+      True
+
     References:
       Chwialkowski, Strathmann & Gretton 2016, section 2; Gorham & Mackey 2017 for the kernel.
     """
@@ -154,6 +161,13 @@ def stein_thinning(
     Cost: one gradient a draw, and O(n d num_points) time over n = num_chains num_draws draws, with
       the default kernel an exact median of O(n^2 d); O(n d) memory.
 
+    Example:
+      >>> from kernelgrad import chains
+      >>> draws = jnp.concatenate([jnp.array([[9.0], [7.0]]), jnp.linspace(-2.0, 2.0, 14)[:, None]])
+      >>> best = chains.stein_thinning(draws, lambda x: -jnp.sum(x**2) / 2, num_points=3)
+      >>> min(best.draws.tolist()) >= 2, best.positions.shape  # the start is left out
+      (True, (3, 1))
+
     References:
       Riabiz et al. 2022 (Optimal thinning of MCMC output), Algorithm 1.
     """
@@ -196,6 +210,13 @@ def stein_block_length(particles: Array, score: Array, *, num_chains: int = 1) -
         finite, or chains that do not divide n.
 
     Cost: O(n d log n) time, O(n d) memory.
+
+    Example:
+      >>> from kernelgrad import chains
+      >>> slow = jnp.linspace(-2.0, 2.0, 16)[:, None]
+      >>> fast = jnp.tile(jnp.array([[-1.0], [1.0]]), (8, 1))
+      >>> [int(chains.stein_block_length(x, -x)) for x in (slow, fast)]  # of at most 16 / 8
+      [2, 1]
 
     References:
       Andrews 1991, eqs. (6.2) and (6.4), Bartlett kernel; Sokal 1997, section 3, for tau.

@@ -59,6 +59,14 @@ def init(params: PyTree, stats: PyTree, critic: Critic) -> CriticState:
 
     Returns:
       State.
+
+    Example:
+      >>> from kernelgrad import critic, two_player
+      >>> apply = lambda params, stats, x: (x @ params, stats)
+      >>> linear = critic.Critic(two_player.hinge(), apply, optax.sgd(0.1))
+      >>> state = critic.init(jnp.array([0.5]), {}, linear)
+      >>> state.params.tolist(), state.stats
+      ([0.5], {})
     """
     return CriticState(params, stats, critic.optimizer.init(params))
 
@@ -71,6 +79,14 @@ def scale_by_info(factor_fn: Callable[[Info], Array]) -> optax.GradientTransform
 
     Returns:
       Transformation without a state; chain it behind the optimizer.
+
+    Example:
+      >>> from kernelgrad import critic
+      >>> scale = critic.scale_by_info(lambda info: info["rate_factor"])
+      >>> info = {"rate_factor": jnp.array(0.5)}
+      >>> updates, _ = scale.update(jnp.array([2.0, 4.0]), scale.init(None), info=info)
+      >>> print(updates)
+      [1. 2.]
     """
 
     def update(
@@ -92,6 +108,14 @@ def bind(state: CriticState, critic: Critic) -> CriticFn:
 
     Returns:
       Function (n, ...) -> output.
+
+    Example:
+      >>> from kernelgrad import critic, two_player
+      >>> apply = lambda params, stats, x: (x @ params, stats)
+      >>> linear = critic.Critic(two_player.hinge(), apply, optax.sgd(0.1))
+      >>> critic_fn = critic.bind(critic.init(jnp.array([0.5]), {}, linear), linear)
+      >>> print(critic_fn(jnp.array([[2.0], [4.0]])))
+      [1. 2.]
     """
     return lambda points: _applied(critic, state.params, state.stats, points)[0]
 
@@ -120,6 +144,16 @@ def step(
 
     Raises:
       ValueError: a network or a loss that does not take or return what it should.
+
+    Example:
+      >>> from kernelgrad import critic, two_player
+      >>> apply = lambda params, stats, x: (x @ params, stats)
+      >>> linear = critic.Critic(two_player.wgan_clip(clip=1.0), apply, optax.sgd(0.1))
+      >>> state = critic.init(jnp.array([0.0]), {}, linear)
+      >>> samples, data = jnp.array([[1.0]]), jnp.array([[3.0]])
+      >>> state, info = critic.step(jax.random.key(0), state, linear, samples, data)
+      >>> print(state.params)  # a slope of 0.1 times (3 - 1)
+      [0.2]
     """
 
     def loss(params: PyTree) -> tuple[Array, Info]:
@@ -165,6 +199,17 @@ def train(
 
     Raises:
       ValueError: no state.
+
+    Example:
+      >>> from kernelgrad import critic, two_player
+      >>> apply = lambda params, stats, x: (x @ params, stats)
+      >>> linear = critic.Critic(two_player.wgan_clip(clip=1.0), apply, optax.sgd(0.1))
+      >>> state = critic.init(jnp.array([0.0]), {}, linear)
+      >>> draw = lambda latent_key, noise_key, data: (jnp.ones_like(data), data)  # samples at 1
+      >>> batches = jnp.full((2, 1, 1), 3.0)  # two of one datum, at 3
+      >>> state, info = critic.train(jax.random.key(0), state, linear, draw, batches)
+      >>> print(state.params)  # two steps of 0.1 times (3 - 1)
+      [0.4]
 
     References:
       Goodfellow et al. 2014, algorithm 1.

@@ -28,6 +28,12 @@ def random_directions(key: Key, num_projections: int, dimension: int) -> Array:
 
     Raises:
       ValueError: num_projections or dimension below 1.
+
+    Example:
+      >>> from kernelgrad import energy
+      >>> directions = energy.random_directions(jax.random.key(0), 4, 3)
+      >>> print(jnp.linalg.norm(directions, axis=1))
+      [1. 1. 1. 1.]
     """
     _checks.at_least("num_projections", num_projections, 1)
     _checks.at_least("dimension", dimension, 1)
@@ -67,6 +73,13 @@ def sliced_energy_and_gradient(
       ValueError: wrong rank, dtype or dimensions.
 
     Cost: O(l (n + m) (d + log(n + m))) time, O((n + m) d + l n) memory.
+
+    Example:
+      >>> from kernelgrad import energy
+      >>> x, y, line = jnp.array([[0.0]]), jnp.array([[3.0]]), jnp.array([[1.0]])
+      >>> value, gradient = energy.sliced_energy_and_gradient(x, y, line)
+      >>> round(float(value), 3), round(float(gradient[0, 0]), 3)  # of 2 |x - y|
+      (6.0, -2.0)
 
     References:
       Szekely & Rizzo 2013; Hertrich et al. 2024 (generative sliced MMD flows with Riesz kernels),

@@ -206,6 +206,14 @@ def fourier_map(key: Key, kernel: RadialMixture, x: Array, *, num_features: int)
 
     Cost: O(r d^2) time, O(r d) memory.
 
+    Example:
+      >>> from kernelgrad import feature_maps, kernels
+      >>> kernel, x = kernels.rbf_mixture(1.0), jnp.array([[0.0], [1.0]])
+      >>> waves = feature_maps.fourier_map(jax.random.key(0), kernel, x, num_features=8)
+      >>> z = waves.features(x)
+      >>> z.shape, bool(jnp.allclose(jnp.sum(z**2, axis=1), 1))  # k(0), whatever the frequencies
+      ((2, 8), True)
+
     References:
       Rahimi & Recht 2007; Yu et al. 2016 (orthogonal random features), section 3.
     """
@@ -252,6 +260,13 @@ def landmark_map(key: Key, kernel: Kernel, x: Array, *, num_landmarks: int) -> L
 
     Cost: O(n r (r + d) + r^3) time, O(n r) memory.
 
+    Example:
+      >>> from kernelgrad import feature_maps, kernels
+      >>> kernel, x = kernels.rbf_mixture(1.0), jnp.array([[0.0], [1.0]])
+      >>> z = feature_maps.landmark_map(jax.random.key(0), kernel, x, num_landmarks=2).features(x)
+      >>> bool(jnp.allclose(z @ z.T, kernels.gram(kernel, x), atol=1e-4))  # of all points
+      True
+
     References:
       Chen, Epperly, Tropp & Webber 2023 (randomly pivoted Cholesky); Epperly, Tropp & Webber 2024
       (embrace rejection).
@@ -283,6 +298,13 @@ def second_moment(feature_map: FeatureMap, x: Array) -> Array:
       The sum, shape (r, r), in units of k.
 
     Cost: O(n r (r + d)) time, O(n d + r^2) memory.
+
+    Example:
+      >>> from kernelgrad import feature_maps, kernels
+      >>> kernel, x = kernels.rbf_mixture(1.0), jnp.array([[0.0], [1.0]])
+      >>> waves = feature_maps.fourier_map(jax.random.key(0), kernel, x, num_features=8)
+      >>> round(float(jnp.trace(feature_maps.second_moment(waves, x))), 3)  # 2 k(0)
+      2.0
     """
     x = _points(x)
 
@@ -304,6 +326,13 @@ def squared_norms(feature_map: FeatureMap, x: Array) -> Array:
       Squared norms, shape (n,), in units of k.
 
     Cost: O(n r (r + d)) time for landmarks, O(n r d) for waves; O(n d) memory.
+
+    Example:
+      >>> from kernelgrad import feature_maps, kernels
+      >>> kernel, x = kernels.rbf_mixture(1.0), jnp.array([[0.0], [1.0]])
+      >>> waves = feature_maps.fourier_map(jax.random.key(0), kernel, x, num_features=8)
+      >>> print(feature_maps.squared_norms(waves, x))  # k(0)
+      [1. 1.]
     """
     return _rows_in_blocks(
         lambda part: jnp.sum(jnp.square(feature_map.features(part)), axis=1), _points(x)

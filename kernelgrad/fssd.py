@@ -60,6 +60,13 @@ def fssd_u_statistic(particles: Array, score: Array, kernel: Kernel, locations: 
 
     Cost: O(n d J) time and memory.
 
+    Example:
+      >>> from kernelgrad import fssd, kernels
+      >>> x, v = jnp.array([[1.0], [2.0]]), jnp.array([[0.0]])  # of N(0, 1): tau = -2 x k(x, 0)
+      >>> statistic = fssd.fssd_u_statistic(x, -x, kernels.rbf_mixture(1.0), v)
+      >>> round(float(statistic), 3)  # 2 exp(-1/2) * 4 exp(-2)
+      0.657
+
     References:
       Jitkrittum et al. 2017, section 3.
     """
@@ -121,6 +128,14 @@ def goodness_of_fit_test(
 
     Cost: O(n d J num_starts num_steps + (d J)^3 + B d J) time,
       O(n d J num_starts + (d J)^2 + B d J) memory.
+
+    Example:
+      >>> from kernelgrad import fssd, kernels
+      >>> key, x = jax.random.key(0), jnp.linspace(3.0, 4.0, 16)[:, None]  # not of N(0, 1)
+      >>> settings = {"num_locations": 1, "num_starts": 1, "num_steps": 0, "num_simulations": 99}
+      >>> test = fssd.goodness_of_fit_test(key, x, -x, kernels.rbf_mixture(1.0), **settings)
+      >>> bool(test.p_value < 0.05), test.locations.shape
+      (True, (1, 1))
 
     References:
       Jitkrittum et al. 2017, Proposition 2 and Theorem 3 for the test, Proposition 4 for the power.

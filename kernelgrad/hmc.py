@@ -44,6 +44,12 @@ def init(position: PyTree, log_density_fn: LogDensityFn) -> HMCState:
         jit and vmap, one that is not finite.
 
     Cost: one gradient.
+
+    Example:
+      >>> from kernelgrad import hmc
+      >>> state = hmc.init(jnp.array([2.0]), lambda x: -jnp.sum(x**2) / 2)
+      >>> float(state.log_density), state.gradient.tolist()
+      (-2.0, [-2.0])
     """
     position = _checks.floating_leaves("position", position)
     return HMCState(position, *_markov.evaluate_first(position, log_density_fn))
@@ -83,6 +89,14 @@ def step(
         is not positive or does not fit the position.
 
     Cost: num_leapfrog_steps gradients.
+
+    Example:
+      >>> from kernelgrad import hmc
+      >>> log_p = lambda x: -jnp.sum(x**2) / 2
+      >>> key, state = jax.random.key(0), hmc.init(jnp.array([1.0]), log_p)
+      >>> state, info = hmc.step(key, state, log_p, step_size=0.1, num_leapfrog_steps=3)
+      >>> bool(abs(info.energy_error) < 0.05)  # next to conserved, and so accepted next to surely
+      True
 
     References:
       Duane et al. 1987; Neal 2011 (MCMC using Hamiltonian dynamics), section 3.2.
@@ -142,6 +156,14 @@ def leapfrog(
       ValueError: as :func:`step`.
 
     Cost: num_leapfrog_steps gradients: the last one is carried in the state.
+
+    Example:
+      >>> from kernelgrad import hmc
+      >>> log_p = lambda x: -jnp.sum(x**2) / 2
+      >>> x, p = hmc.init(jnp.array([1.0]), log_p), jnp.array([0.0])
+      >>> x, p = hmc.leapfrog(x, p, log_p, step_size=1.0, num_leapfrog_steps=1)
+      >>> x.position.tolist(), p.tolist()  # kick to -1/2, drift, kick by -1/4
+      ([0.5], [-0.75])
 
     References:
       Neal 2011 (MCMC using Hamiltonian dynamics), eqs. (2.28)-(2.30).

@@ -73,6 +73,14 @@ def kale(energy_data: Array, energy_base: Array, log_normalizer: float | Array) 
     Raises:
       ValueError: wrong rank or dtype.
 
+    Example:
+      >>> from kernelgrad import kale
+      >>> energy_data, energy_base = jnp.array([-1.0]), jnp.array([0.0, jnp.log(3.0)])
+      >>> c = kale.optimal_log_normalizer(energy_base)
+      >>> bound = kale.donsker_varadhan(energy_data, energy_base)  # which KALE reaches there
+      >>> [round(float(value), 3) for value in (kale.kale(energy_data, energy_base, c), bound)]
+      [1.405, 1.405]
+
     References:
       KALE: When Energy-Based Learning Meets Adversarial Training, abstract; Nguyen, Wainwright &
       Jordan 2010, the dual form of KL.
@@ -110,6 +118,12 @@ def donsker_varadhan(
     Raises:
       ValueError: wrong rank or dtype.
 
+    Example:
+      >>> from kernelgrad import kale
+      >>> energy_data, energy_base = jnp.array([-1.0]), jnp.array([0.0, jnp.log(3.0)])
+      >>> round(float(kale.donsker_varadhan(energy_data, energy_base)), 3)  # 1 - log(2/3)
+      1.405
+
     References:
       Donsker & Varadhan 1983.
     """
@@ -141,6 +155,13 @@ def generator_weights(energy_base: Array, log_normalizer: float | Array) -> Arra
     Raises:
       ValueError: wrong rank or dtype.
 
+    Example:
+      >>> from kernelgrad import kale
+      >>> energy_base = jnp.array([0.0, jnp.log(3.0)])
+      >>> c = kale.optimal_log_normalizer(energy_base)
+      >>> print(kale.generator_weights(energy_base, c))  # (1, 1/3), of mean 1
+      [1.5 0.5]
+
     References:
       KALE: When Energy-Based Learning Meets Adversarial Training, abstract (the discriminator is
       the energy, the generator its base); Milgrom & Segal 2002 for the envelope theorem.
@@ -171,6 +192,12 @@ def contrastive_divergence_loss(energy_data: Array, energy_chain: Array) -> Arra
     Raises:
       ValueError: wrong rank or dtype.
 
+    Example:
+      >>> from kernelgrad import kale
+      >>> energy_data, energy_chain = jnp.array([1.0, 2.0]), jnp.array([4.0, 5.0])
+      >>> float(kale.contrastive_divergence_loss(energy_data, energy_chain))
+      -3.0
+
     References:
       Hinton 2002, section 3; Tieleman 2008 for persistent chains.
     """
@@ -199,6 +226,12 @@ def optimal_log_normalizer(energy_base: Array, *, axis_name: str | None = None) 
 
     Raises:
       ValueError: wrong rank or dtype.
+
+    Example:
+      >>> from kernelgrad import kale
+      >>> energy_base = jnp.array([0.0, jnp.log(3.0)])
+      >>> round(float(kale.optimal_log_normalizer(energy_base)), 3)  # log of the mean of 1 and 1/3
+      -0.405
     """
     (energy_base,) = _checks.vectors(energy_base=energy_base)
     energy = _numeric.wide(_devices.gather(energy_base, axis_name))
@@ -231,6 +264,12 @@ def ema_step(
 
     Raises:
       ValueError: wrong rank or dtype, or a concrete rate outside of (0, 1].
+
+    Example:
+      >>> from kernelgrad import kale
+      >>> energy_base = jnp.array([0.0, jnp.log(3.0)])  # a normaliser of 2/3
+      >>> round(float(kale.ema_step(0.0, energy_base, rate=0.5)), 3)  # log of the mean of 1 and 2/3
+      -0.182
 
     References:
       Belghazi et al. 2018 (MINE), section 3.2.
@@ -266,6 +305,13 @@ def newton_step(
 
     Raises:
       ValueError: wrong rank or dtype, or a concrete rate outside of (0, 1].
+
+    Example:
+      >>> from kernelgrad import kale
+      >>> energy_base = jnp.array([0.0, jnp.log(3.0)])  # log(2/3) = -0.405 is the optimum
+      >>> step = kale.newton_step(0.0, energy_base)  # by 1 - 3/2
+      >>> round(float(step), 3), round(float(kale.newton_step(step, energy_base)), 3)
+      (-0.5, -0.41)
     """
     before, batch, rho = _before_and_batch(log_normalizer, energy_base, rate, axis_name)
     step = -jnp.expm1(jnp.minimum(before - batch, math.log(2)))
@@ -294,6 +340,13 @@ def log_normalizer_estimate(
 
     Raises:
       ValueError: wrong rank or dtype, or a single draw.
+
+    Example:
+      >>> from kernelgrad import kale
+      >>> energy_base = jnp.array([0.0, jnp.log(3.0)])
+      >>> estimate = kale.log_normalizer_estimate(energy_base)  # value, error, effective size
+      >>> [round(float(value), 3) for value in estimate]
+      [-0.405, 0.5, 1.6]
     """
     (energy_base,) = _checks.vectors(energy_base=energy_base)
     value = optimal_log_normalizer(energy_base, axis_name=axis_name)
@@ -323,6 +376,12 @@ def log_density(energy: Array, log_base: Array, log_normalizer: float | Array) -
 
     Raises:
       ValueError: wrong rank or dtype, or shapes that differ.
+
+    Example:
+      >>> from kernelgrad import kale
+      >>> energy, log_base = jnp.array([1.0, 2.0]), jnp.array([-1.0, -1.0])
+      >>> print(kale.log_density(energy, log_base, 0.5))  # log g - E - c
+      [-2.5 -3.5]
     """
     energy, log_base = _checks.vectors(energy=energy, log_base=log_base)
     _checks.shape("log_base", log_base, energy.shape)

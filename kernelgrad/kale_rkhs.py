@@ -66,6 +66,13 @@ def fit(
 
     Cost: O((n + m) m d + T m^3) time, O(m^2 + (n + m) d) memory.
 
+    Example:
+      >>> from kernelgrad import kale_rkhs, kernels
+      >>> kernel, p, q = kernels.rbf_mixture(1.0), jnp.array([[0.0]]), jnp.array([[1.0]])
+      >>> apart, same = (kale_rkhs.fit(p, other, kernel, regularization=0.1) for other in (q, p))
+      >>> bool(apart.value > 0.1), bool(abs(same.value) < 1e-4)
+      (True, True)
+
     References:
       Glaser, Arbel & Gretton 2021 (KALE flow), section 2; Nguyen, Wainwright & Jordan 2010.
     """

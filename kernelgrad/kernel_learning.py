@@ -118,6 +118,14 @@ def deep_kernel(
     Raises:
       ValueError: a concrete number out of its range, or no scalar.
 
+    Example:
+      >>> from kernelgrad import kernel_learning, kernels
+      >>> kernel = kernel_learning.deep_kernel(lambda params, x: x, (), share=0.1)
+      >>> x = jnp.array([[0.0], [1.0]])  # off the diagonal (0.9 exp(-1/2) + 0.1) exp(-1/2)
+      >>> print(sum(kernels.gram(part, x) for part in kernel.parts))
+      [[1.    0.392]
+       [0.392 1.   ]]
+
     References:
       Liu et al. 2020 (deep kernels), eq. (1).
     """
@@ -143,6 +151,13 @@ def halves(key: Key, x: Array, y: Array) -> Halves:
 
     Raises:
       ValueError: wrong rank, dtype or mismatched dimensions, or a half of fewer than two samples.
+
+    Example:
+      >>> from kernelgrad import kernel_learning
+      >>> x, y = jnp.zeros((5, 1)), jnp.zeros((4, 1))
+      >>> halves = kernel_learning.halves(jax.random.key(0), x, y)
+      >>> [len(part) for part in (*halves.train, *halves.held_out)]
+      [2, 2, 3, 2]
     """
     x, y = _checks.points(x=x, y=y)
     dealt = []
@@ -190,6 +205,14 @@ def learn(
         a number out of its range.
 
     Cost: O(batch_size^2 d num_steps) time, O(n d) memory, besides phi's.
+
+    Example:
+      >>> from kernelgrad import kernel_learning, kernels
+      >>> key, x = jax.random.key(0), jnp.array([[0.0], [1.0], [2.0]])
+      >>> start, settings = kernels.rbf_mixture(0.3), {"num_steps": 3}
+      >>> learned = kernel_learning.learn(key, x, x + 2, start, optax.sgd(0.3), **settings)
+      >>> bool(learned.kernel.lengthscales[0] > 0.3), learned.powers.shape
+      (True, (3,))
 
     References:
       Liu et al. 2020 (deep kernels), algorithm 1; Sutherland et al. 2017.
@@ -252,6 +275,14 @@ def learned_test(
 
     Raises:
       ValueError: as :func:`halves`, :func:`learn` and ``two_sample_test``.
+
+    Example:
+      >>> from kernelgrad import kernel_learning, kernels
+      >>> key, x = jax.random.key(0), jnp.linspace(0.0, 1.0, 12)[:, None]
+      >>> start, settings = kernels.rbf_mixture(1.0), {"num_steps": 2, "num_permutations": 99}
+      >>> test = kernel_learning.learned_test(key, x, x + 3, start, optax.sgd(0.1), **settings)
+      >>> bool(test.p_value < 0.05)
+      True
 
     References:
       Liu et al. 2020 (deep kernels), algorithm 1.

@@ -170,6 +170,12 @@ def rbf_mixture(lengthscales: Scales, weights: Scales | None = None) -> RadialMi
     Raises:
       ValueError: a concrete lengthscale that is not positive and finite, a negative weight, or
         shapes that differ.
+
+    Example:
+      >>> from kernelgrad import kernels
+      >>> kernel = kernels.rbf_mixture(2.0)
+      >>> round(float(kernel.profile(jnp.array(4.0))), 3)  # |x - y|^2 = 4: exp(-1/2)
+      0.607
     """
     return _mixture(_profiles.rbf, lengthscales, weights)
 
@@ -193,6 +199,12 @@ def imq_mixture(
     Raises:
       ValueError: a concrete lengthscale that is not positive and finite, a negative weight, an
         exponent >= 0, or shapes that differ.
+
+    Example:
+      >>> from kernelgrad import kernels
+      >>> kernel = kernels.imq_mixture(1.0)
+      >>> round(float(kernel.profile(jnp.array(3.0))), 3)  # |x - y|^2 = 3: 1 / sqrt(1 + 3)
+      0.5
 
     References:
       Li 2017 (approximate KL gradients), section 2: e = -1/2, w = 1.
@@ -221,6 +233,12 @@ def rational_quadratic(
 
     Raises:
       ValueError: a concrete argument out of its range, or shapes that differ.
+
+    Example:
+      >>> from kernelgrad import kernels
+      >>> kernel = kernels.rational_quadratic(1.0, alpha=2.0)
+      >>> round(float(kernel.profile(jnp.array(4.0))), 3)  # |x - y|^2 = 4: (1 + 4 / 4)^-2
+      0.25
     """
     _checks.shape("alpha", alpha, ())
     _checks.positive(alpha=alpha, lengthscales=lengthscales)
@@ -248,6 +266,12 @@ def matern32(lengthscales: Scales, weights: Scales | None = None) -> RadialMixtu
 
     Raises:
       ValueError: a concrete argument out of its range, or shapes that differ.
+
+    Example:
+      >>> from kernelgrad import kernels
+      >>> kernel = kernels.matern32(jnp.sqrt(3.0))
+      >>> round(float(kernel.profile(jnp.array(1.0))), 3)  # s = 1: 2 / e
+      0.736
     """
     return _mixture(_profiles.matern32, lengthscales, weights)
 
@@ -266,6 +290,12 @@ def matern52(lengthscales: Scales, weights: Scales | None = None) -> RadialMixtu
 
     Raises:
       ValueError: a concrete argument out of its range, or shapes that differ.
+
+    Example:
+      >>> from kernelgrad import kernels
+      >>> kernel = kernels.matern52(jnp.sqrt(5.0))
+      >>> round(float(kernel.profile(jnp.array(1.0))), 3)  # s = 1: (2 + 1/3) / e
+      0.858
     """
     return _mixture(_profiles.matern52, lengthscales, weights)
 
@@ -289,6 +319,12 @@ def laplace(lengthscales: Scales, weights: Scales | None = None) -> RadialMixtur
 
     Raises:
       ValueError: a concrete argument out of its range, or shapes that differ.
+
+    Example:
+      >>> from kernelgrad import kernels
+      >>> kernel = kernels.laplace(1.0)
+      >>> round(float(kernel.profile(jnp.array(4.0))), 3)  # |x - y| = 2: exp(-2)
+      0.135
     """
     return _mixture(_profiles.laplace, lengthscales, weights)
 
@@ -312,6 +348,14 @@ def riesz(exponent: float | Array = 1.0) -> Riesz:
 
     Raises:
       ValueError: a concrete exponent out of its range.
+
+    Example:
+      >>> from kernelgrad import kernels, mmd
+      >>> round(float(kernels.riesz().profile(jnp.array(9.0))), 3)  # |x - y| = 3
+      -3.0
+      >>> x, y = jnp.array([[0.0]]), jnp.array([[3.0]])
+      >>> round(float(mmd.mmd_v_statistic(x, y, kernels.riesz())), 3)  # energy distance: 2 |x - y|
+      6.0
 
     References:
       Szekely & Rizzo 2013; Sejdinovic et al. 2013, section 4.
@@ -352,6 +396,14 @@ def feature_kernel(
       in all; those in the second, of which Stein's method is, take one for every feature or every
       point, whichever are fewer. ``objectives.through`` estimates between features in place of
       samples, and always takes one.
+
+    Example:
+      >>> from kernelgrad import kernels
+      >>> base = kernels.rbf_mixture(1.0)
+      >>> kernel = kernels.feature_kernel(base, lambda scale, x: scale * x, jnp.array(2.0))
+      >>> x = jnp.array([[0.0], [1.0]])  # twice as far apart in features: half of the lengthscale
+      >>> bool(jnp.allclose(kernels.gram(kernel, x), kernels.gram(kernels.rbf_mixture(0.5), x)))
+      True
     """
     return FeatureKernel(base, params, apply_fn)
 
@@ -371,6 +423,13 @@ def gram(kernel: Kernel, x: Array, y: Array | None = None) -> Array:
       ValueError: wrong rank, dtype or mismatched dimensions.
 
     Cost: O(n m d) time, O(n m) memory; :func:`kernelgrad.pairwise.kernel_sum` needs no gram.
+
+    Example:
+      >>> from kernelgrad import kernels
+      >>> x = jnp.array([[0.0], [1.0]])
+      >>> print(kernels.gram(kernels.rbf_mixture(1.0), x))
+      [[1.    0.607]
+       [0.607 1.   ]]
     """
     x, y = _checks.pair(x, y)
     embedded = None if y is None else _traits.embed(kernel, y)
@@ -399,6 +458,12 @@ def median_lengthscale(
       ValueError: wrong rank or dtype, or fewer than two points.
 
     Cost: see :func:`kernelgrad.median.median_squared_distance`.
+
+    Example:
+      >>> from kernelgrad import kernels
+      >>> x = jnp.array([[0.0], [1.0], [3.0]])  # distances 1, 2, 3
+      >>> round(float(kernels.median_lengthscale(x)), 3)
+      2.0
     """
     x, y = (*_checks.raveled(x=x), None) if y is None else _checks.raveled(x=x, y=y)
     median = median_squared_distance(x, y, axis_name=axis_name)
@@ -428,6 +493,12 @@ def svgd_lengthscale(x: PyTree, *, axis_name: str | None = None) -> Array:
 
     Raises:
       ValueError: wrong rank or dtype, or fewer than two points.
+
+    Example:
+      >>> from kernelgrad import kernels
+      >>> x = jnp.array([[0.0], [1.0], [3.0]])
+      >>> round(float(kernels.svgd_lengthscale(x)), 3)  # 2 / sqrt(2 log 4)
+      1.201
 
     References:
       Liu & Wang 2016, section 5: h = median^2 / log n, with exp(-|x - y|^2 / h).
@@ -459,6 +530,13 @@ def median_mixture(
 
     Raises:
       ValueError: a scale that is not positive, or what :func:`median_lengthscale` raises.
+
+    Example:
+      >>> from kernelgrad import kernels
+      >>> x = jnp.array([[0.0], [1.0], [3.0]])
+      >>> kernel = kernels.median_mixture(kernels.imq_mixture, x, scales=(0.25, 1.0, 4.0))
+      >>> print(kernel.lengthscales)
+      [1. 2. 4.]
 
     References:
       Li 2017 (approximate KL gradients), section 3: the squares of the bandwidths are the median

@@ -47,6 +47,13 @@ def kernel_mean_matching(
 
     Cost: O(m (n + m) d + T m^2) time, O(m^2) memory.
 
+    Example:
+      >>> from kernelgrad import kernels, kmm
+      >>> p, q = jnp.array([[0.0]]), jnp.array([[0.0], [9.0]])  # of q the first alone looks like p
+      >>> settings = {"max_weight": 5.0, "tolerance": 0.0, "num_steps": 50}
+      >>> print(kmm.kernel_mean_matching(p, q, kernels.rbf_mixture(1.0), **settings))
+      [2. 0.]
+
     References:
       Huang et al. 2007, section 3; Gretton et al. 2009.
     """

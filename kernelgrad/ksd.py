@@ -49,6 +49,13 @@ def stein_gram(particles: PyTree, score: PyTree, kernel: Kernel) -> Array:
 
     Cost: O(n^2 d) time, O(n^2) memory; the statistics below need no gram.
 
+    Example:
+      >>> from kernelgrad import kernels, ksd
+      >>> x = jnp.array([[0.0], [1.0]])
+      >>> print(ksd.stein_gram(x, -x, kernels.rbf_mixture(1.0)))  # of N(0, 1): s = -x
+      [[ 1.    -0.607]
+       [-0.607  2.   ]]
+
     References:
       Liu, Lee & Jordan 2016, eq. (6); Wang & Liu 2016 (amortized SVGD), eq. (6).
     """
@@ -83,6 +90,13 @@ def ksd_v_statistic(
     Cost: O(n^2 d) time over the upper triangle of tiles, O(n d) memory; with axis_name over all
       tiles of this device's rows, in memory of its share.
 
+    Example:
+      >>> from kernelgrad import kernels, ksd
+      >>> x = jnp.array([[0.0], [1.0]])
+      >>> kernel = kernels.rbf_mixture(1.0)
+      >>> round(float(ksd.ksd_v_statistic(x, -x, kernel)), 3)  # the mean of stein_gram
+      0.447
+
     References:
       Liu, Lee & Jordan 2016, eq. (6) and section 3.
     """
@@ -114,6 +128,13 @@ def ksd_u_statistic(
         two particles.
 
     Cost: that of :func:`ksd_v_statistic`.
+
+    Example:
+      >>> from kernelgrad import kernels, ksd
+      >>> x = jnp.array([[0.0], [1.0]])
+      >>> kernel = kernels.rbf_mixture(1.0)
+      >>> round(float(ksd.ksd_u_statistic(x, -x, kernel)), 3)  # stein_gram off its diagonal
+      -0.607
 
     References:
       Liu, Lee & Jordan 2016, eq. (14).
@@ -149,6 +170,12 @@ def ksd_gradient(particles: PyTree, score_fn: ScoreFn, kernel: Kernel) -> PyTree
       ValueError: as :func:`ksd_v_statistic`.
 
     Cost: about three statistics, one call of score_fn and one of its transpose; O(n d) memory.
+
+    Example:
+      >>> from kernelgrad import kernels, ksd
+      >>> x = jnp.array([[3.0]])  # of a single particle KSD^2 is 1 + x^2
+      >>> print(ksd.ksd_gradient(x, lambda x: -x, kernels.rbf_mixture(1.0)))
+      [[6.]]
 
     References:
       Korba, Aubin-Frankowski, Majewski & Ablin 2021, section 3.
@@ -205,6 +232,13 @@ def goodness_of_fit_test(
 
     Cost: O(n^2 (d B / 256 + B)) time over the upper triangle of tiles, O(n (d + 256)) memory.
 
+    Example:
+      >>> from kernelgrad import kernels, ksd
+      >>> key, x = jax.random.key(0), jnp.linspace(3.0, 4.0, 16)[:, None]  # not of N(0, 1)
+      >>> kernel = kernels.imq_mixture(1.0)
+      >>> bool(ksd.goodness_of_fit_test(key, x, -x, kernel, num_bootstrap=99).p_value < 0.05)
+      True
+
     References:
       Chwialkowski, Strathmann & Gretton 2016, section 2, with block signs for its Markov chain of
       signs; Phipson & Smyth 2010 for the p-value.
@@ -257,6 +291,13 @@ def aggregated_test(
 
     Cost: that of :func:`goodness_of_fit_test` for each kernel, and O(B log B). Kernels that differ
       in numbers alone are compiled once.
+
+    Example:
+      >>> from kernelgrad import kernels, ksd
+      >>> key, x = jax.random.key(0), jnp.linspace(3.0, 4.0, 16)[:, None]  # not of N(0, 1)
+      >>> several = [kernels.imq_mixture(scale) for scale in (0.3, 1.0, 3.0)]
+      >>> bool(ksd.aggregated_test(key, x, -x, several, num_bootstrap=99).p_value < 0.05)
+      True
 
     References:
       Schrab et al. 2022 (KSDAgg), Algorithm 1, whose level is set by bisection on draws of their
@@ -323,6 +364,12 @@ def stein_thinning(particles: PyTree, score: PyTree, kernel: Kernel, *, num_poin
         whose potentials are not, or num_points < 1.
 
     Cost: O(n d num_points) time, O(n d) memory: one column of the gram a choice.
+
+    Example:
+      >>> from kernelgrad import kernels, ksd
+      >>> x = jnp.array([[5.0], [0.0], [1.0]])  # a start far out in N(0, 1)
+      >>> ksd.stein_thinning(x, -x, kernels.rbf_mixture(1.0), num_points=2).tolist()
+      [1, 2]
 
     References:
       Riabiz et al. 2022 (Optimal thinning of MCMC output), Algorithm 1.

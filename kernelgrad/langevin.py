@@ -76,6 +76,12 @@ def init(position: PyTree, log_density_fn: LogDensityFn) -> LangevinState:
         jit and vmap, one that is not finite.
 
     Cost: one gradient.
+
+    Example:
+      >>> from kernelgrad import langevin
+      >>> state = langevin.init(jnp.array([2.0]), lambda x: -jnp.sum(x**2) / 2)
+      >>> float(state.log_density), state.gradient.tolist()
+      (-2.0, [-2.0])
     """
     position = _checks.floating_leaves("position", position)
     return LangevinState(position, *_markov.evaluate_first(position, log_density_fn))
@@ -96,6 +102,13 @@ def underdamped_init(
       ValueError: as :func:`init`, or an inverse mass that is not positive or does not fit.
 
     Cost: one gradient.
+
+    Example:
+      >>> from kernelgrad import langevin
+      >>> log_p = lambda x: -jnp.sum(x**2) / 2
+      >>> state = langevin.underdamped_init(jax.random.key(0), jnp.array([2.0, 0.0]), log_p)
+      >>> float(state.log_density), state.velocity.shape
+      (-2.0, (2,))
     """
     state = init(position, log_density_fn)
     inverse = _markov.diagonal(inverse_mass, state.position)
@@ -136,6 +149,14 @@ def ula_step(
         fit the position.
 
     Cost: one gradient.
+
+    Example:
+      >>> from kernelgrad import langevin
+      >>> log_p = lambda x: -jnp.sum(x**2) / 2
+      >>> key, state = jax.random.key(0), langevin.init(jnp.array([0.0]), log_p)  # no drift
+      >>> a, b = (langevin.ula_step(key, state, log_p, step_size=h)[0].position for h in (0.1, 0.4))
+      >>> bool(jnp.allclose(b, 2 * a))  # the noise is that of sqrt(2 h)
+      True
 
     References:
       Roberts & Tweedie 1996, section 1.4.
@@ -179,6 +200,14 @@ def mala_step(
       ValueError: as :func:`ula_step`.
 
     Cost: one gradient.
+
+    Example:
+      >>> from kernelgrad import langevin
+      >>> log_p = lambda x: -jnp.sum(x**2) / 2
+      >>> state = langevin.init(jnp.array([1.0]), log_p)
+      >>> state, info = langevin.mala_step(jax.random.key(0), state, log_p, step_size=1e-3)
+      >>> bool(abs(info.energy_error) < 0.01)  # short steps are accepted next to surely
+      True
 
     References:
       Roberts & Tweedie 1996, section 1.4; Roberts & Rosenthal 1998, eq. (2).
@@ -239,6 +268,15 @@ def underdamped_step(
         does not fit the position.
 
     Cost: one gradient.
+
+    Example:
+      >>> from kernelgrad import langevin
+      >>> key, flat = jax.random.key(0), lambda x: 0 * jnp.sum(x)
+      >>> state = langevin.underdamped_init(key, jnp.array([0.0]), flat)
+      >>> state = state._replace(velocity=jnp.array([1.0]))
+      >>> state, info = langevin.underdamped_step(key, state, flat, step_size=0.5, friction=1e-9)
+      >>> print(state.position.round(2))  # next to no friction: it moves on
+      [0.5]
 
     References:
       Leimkuhler & Matthews 2013, section 2 (BAOAB).

@@ -71,6 +71,13 @@ def latent_log_density(
 
     Cost: one pass through generator and energy for each evaluation.
 
+    Example:
+      >>> from kernelgrad import latent
+      >>> density = latent.latent_log_density(lambda z: z, lambda x: jnp.sum(x**2, axis=1) / 2)
+      >>> change = density(jnp.array([1.0])) - density(jnp.array([0.0]))
+      >>> round(float(change), 3)  # -1/2 of the prior, -1/2 of the energy
+      -1.0
+
     References:
       KALE: When Energy-Based Learning Meets Adversarial Training, abstract (Hamiltonian Monte
       Carlo in the latent space of the generator).
@@ -107,6 +114,11 @@ def uniform_latents(normal_latents: Array) -> Array:
 
     Raises:
       ValueError: latents that are not floating.
+
+    Example:
+      >>> from kernelgrad import latent
+      >>> print(latent.uniform_latents(jnp.array([-1.0, 0.0, 1.0])))  # 68 % within one deviation
+      [-0.683  0.     0.683]
     """
     (normal_latents,) = _checks.floating(normal_latents=normal_latents)
     return lax.erf(normal_latents / math.sqrt(2))
@@ -142,6 +154,13 @@ def reject(
         that is not positive.
 
     Cost: O(m log k) time.
+
+    Example:
+      >>> from kernelgrad import latent
+      >>> energy = jnp.array([0.0, 60.0, 0.0, 60.0])  # weights 1 and next to nothing
+      >>> kept = latent.reject(jax.random.key(0), energy, num_kept=2)
+      >>> sorted(kept.indices.tolist())
+      [0, 2]
 
     References:
       Azadi et al. 2019 (discriminator rejection sampling), section 3.
@@ -183,6 +202,12 @@ def resample(
         not positive.
 
     Cost: O(m + num_draws log m) time, O(m + num_draws) memory.
+
+    Example:
+      >>> from kernelgrad import latent
+      >>> energy = jnp.array([60.0, 0.0, 60.0])  # one draw has all the weight
+      >>> latent.resample(jax.random.key(0), energy, num_draws=4).tolist()
+      [1, 1, 1, 1]
 
     References:
       Grover et al. 2019 (likelihood-free importance weighting), section 4; Rubin 1988.

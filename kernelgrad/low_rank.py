@@ -54,6 +54,14 @@ def kernel_sum(
 
     Cost: O((n + m) r (d + p)) time, O((n + m) (d + p)) memory; the probes O(m d num_probes) time.
 
+    Example:
+      >>> from kernelgrad import feature_maps, kernels, low_rank
+      >>> key, kernel, x = jax.random.key(0), kernels.rbf_mixture(1.0), jnp.array([[0.0], [1.0]])
+      >>> landmarks = feature_maps.landmark_map(key, kernel, x, num_landmarks=2)  # all points
+      >>> sums = low_rank.kernel_sum(key, landmarks, x, None, jnp.ones((2, 1)))
+      >>> print(sums.value.T, bool(sums.error < 1e-3))  # 1 + exp(-1/2)
+      [[1.607 1.607]] True
+
     References:
       Rahimi & Recht 2007; Williams & Seeger 2001 (Nystrom).
     """
@@ -95,6 +103,14 @@ def gradient_sum(
       ValueError: wrong rank, dtype or mismatched shapes, or a fourier_map of laplace.
 
     Cost: that of :func:`kernel_sum` with p = d.
+
+    Example:
+      >>> from kernelgrad import feature_maps, kernels, low_rank
+      >>> key, kernel, x = jax.random.key(0), kernels.rbf_mixture(1.0), jnp.array([[0.0], [1.0]])
+      >>> landmarks = feature_maps.landmark_map(key, kernel, x, num_landmarks=2)  # all points
+      >>> sums = low_rank.gradient_sum(key, landmarks, x, None)
+      >>> print(sums.value.T, bool(sums.error < 1e-3))  # exp(-1/2) apart
+      [[-0.607  0.607]] True
 
     References:
       Li 2017 (approximate KL gradients), eq. (2), with features.
@@ -142,6 +158,14 @@ def svgd_direction(
 
     Cost: O(n r d) time, O(n d) memory; the probes O(n d num_probes) time.
 
+    Example:
+      >>> from kernelgrad import feature_maps, kernels, low_rank, svgd
+      >>> key, kernel, x = jax.random.key(0), kernels.rbf_mixture(1.0), jnp.array([[0.0], [1.0]])
+      >>> landmarks = feature_maps.landmark_map(key, kernel, x, num_landmarks=2)  # all points
+      >>> direction = low_rank.svgd_direction(key, x, -x, landmarks)
+      >>> bool(jnp.allclose(direction.value, svgd.svgd_direction(x, -x, kernel), atol=1e-3))
+      True
+
     References:
       Wang & Liu 2016, eq. (7), with features.
     """
@@ -182,6 +206,14 @@ def mmd_v_statistic(
 
     Cost: O((n + m) r d) time, O((n + m) d) memory; the probes O((n + m) d num_probes) time.
 
+    Example:
+      >>> from kernelgrad import feature_maps, kernels, low_rank
+      >>> key, kernel, x = jax.random.key(0), kernels.rbf_mixture(1.0), jnp.array([[0.0], [1.0]])
+      >>> landmarks = feature_maps.landmark_map(key, kernel, x, num_landmarks=2)  # all points
+      >>> estimate = low_rank.mmd_v_statistic(key, x, jnp.zeros((2, 1)), landmarks)
+      >>> round(float(estimate.value), 3), bool(abs(estimate.error) < 1e-3)  # (1 - exp(-1/2)) / 2
+      (0.197, True)
+
     References:
       Gretton et al. 2012, eq. (5); Zhao & Meng 2015 (FastMMD).
     """
@@ -217,6 +249,14 @@ def mmd_u_statistic(
       ValueError: wrong rank, dtype, mismatched dimensions or fewer than two samples.
 
     Cost: that of :func:`mmd_v_statistic`, and with landmarks O((n + m) r^2) time.
+
+    Example:
+      >>> from kernelgrad import feature_maps, kernels, low_rank
+      >>> key, kernel, x = jax.random.key(0), kernels.rbf_mixture(1.0), jnp.array([[0.0], [1.0]])
+      >>> landmarks = feature_maps.landmark_map(key, kernel, x, num_landmarks=2)  # all points
+      >>> estimate = low_rank.mmd_u_statistic(key, x, x, landmarks)
+      >>> round(float(estimate.value), 3)  # exp(-1/2) - 1: negative, for equal samples
+      -0.393
 
     References:
       Gretton et al. 2012, eq. (3).
@@ -258,6 +298,14 @@ def mmd_gradient(
       ValueError: wrong rank, dtype or mismatched dimensions.
 
     Cost: that of :func:`mmd_v_statistic`.
+
+    Example:
+      >>> from kernelgrad import feature_maps, kernels, low_rank
+      >>> key, kernel, x = jax.random.key(0), kernels.rbf_mixture(1.0), jnp.array([[0.0], [1.0]])
+      >>> landmarks = feature_maps.landmark_map(key, kernel, x, num_landmarks=2)  # all points
+      >>> gradient = low_rank.mmd_gradient(key, x, jnp.zeros((2, 1)), landmarks)
+      >>> print(gradient.value.T)  # exp(-1/2) / 2
+      [[0.303 0.303]]
 
     References:
       Li 2017 (approximate KL gradients), footnote 2, with features.
@@ -342,6 +390,14 @@ def ksd_v_statistic(
 
     Cost: O(n r d) time, O(n d) memory; the probes O(n d num_probes) time.
 
+    Example:
+      >>> from kernelgrad import feature_maps, kernels, low_rank
+      >>> key, kernel, x = jax.random.key(0), kernels.rbf_mixture(1.0), jnp.array([[0.0], [1.0]])
+      >>> waves = feature_maps.fourier_map(key, kernel, x, num_features=8)
+      >>> estimate = low_rank.ksd_v_statistic(key, x, -x, waves)
+      >>> bool(estimate.value >= 0), estimate.error.shape  # a square, whatever the features
+      (True, ())
+
     References:
       Liu, Lee & Jordan 2016, eq. (6); Kalinke, Szabo & Sriperumbudur 2025 (Nystrom KSD).
     """
@@ -374,6 +430,15 @@ def ksd_u_statistic(
       ValueError: as :func:`ksd_v_statistic`, or fewer than two particles.
 
     Cost: that of :func:`ksd_v_statistic`.
+
+    Example:
+      >>> from kernelgrad import feature_maps, kernels, low_rank
+      >>> key, kernel, x = jax.random.key(0), kernels.rbf_mixture(1.0), jnp.array([[0.0], [1.0]])
+      >>> waves = feature_maps.fourier_map(key, kernel, x, num_features=8)
+      >>> v = low_rank.ksd_v_statistic(key, x, -x, waves).value
+      >>> u = low_rank.ksd_u_statistic(key, x, -x, waves).value
+      >>> round(float(4 * v - 2 * u), 3)  # the diagonal of u_p, 1 + 2, is exact
+      3.0
 
     References:
       Liu, Lee & Jordan 2016, eq. (14).

@@ -51,6 +51,14 @@ def stein_score(
 
     Cost: O(n r (r + d) + r^3) time, O(n d + r^2) memory; the probes O(n d num_probes) time.
 
+    Example:
+      >>> from kernelgrad import feature_maps, kernels, low_rank_fits
+      >>> key, kernel, x = jax.random.key(0), kernels.rbf_mixture(1.0), jnp.array([[-1.0], [1.0]])
+      >>> landmarks = feature_maps.landmark_map(key, kernel, x, num_landmarks=2)  # all points
+      >>> estimate = low_rank_fits.stein_score(key, x, landmarks, ridge=1.0)
+      >>> print(estimate.value.T)  # that of score.stein_score, 2 / (2 e^2 - 1)
+      [[ 0.145 -0.145]]
+
     References:
       Li 2017 (approximate KL gradients), eq. (2), with features.
     """
@@ -91,6 +99,14 @@ def rkhs_score_at(
       ValueError: wrong rank, dtype or dimension, or a concrete ridge that is not positive.
 
     Cost: that of :func:`stein_score`, and O(q r d) time.
+
+    Example:
+      >>> from kernelgrad import feature_maps, kernels, low_rank_fits
+      >>> key, kernel, x = jax.random.key(0), kernels.rbf_mixture(1.0), jnp.array([[-1.0], [1.0]])
+      >>> landmarks = feature_maps.landmark_map(key, kernel, x, num_landmarks=2)  # all points
+      >>> estimate = low_rank_fits.rkhs_score_at(key, x, x, landmarks, ridge=1.0)
+      >>> print(estimate.value.T)  # at the samples that of stein_score
+      [[ 0.145 -0.145]]
 
     References:
       Zhou, Shi & Zhu 2020, Theorem 3.1, with features.
@@ -139,6 +155,14 @@ def ulsif(
 
     Cost: O(m r (r + d) + n r d + r^3) time, O((n + m) d + r^2) memory; the probes O((n + m) d
       num_probes) time.
+
+    Example:
+      >>> from kernelgrad import feature_maps, kernels, low_rank_fits, ratio
+      >>> key, kernel, x = jax.random.key(0), kernels.rbf_mixture(1.0), jnp.array([[0.0]])
+      >>> landmark = feature_maps.landmark_map(key, kernel, x, num_landmarks=1)
+      >>> fit = low_rank_fits.ulsif(key, x, x, landmark, ridge=1.0)
+      >>> print(ratio.density_ratio(fit.value, x))  # p = q, shrunk by the ridge: 1 / (1 + 1)
+      [0.5]
 
     References:
       Kanamori, Suzuki & Sugiyama 2012 (kernel-based least squares).

@@ -45,6 +45,12 @@ def median_squared_distance(
     Cost: about 5 passes of O((n + m)^2 d / 2) time, at most 17 (32 in float64); O((n + m) d)
       memory, with axis_name that of this device's share, the pairs shared evenly. Up to 512 points
       on one device, one pass and O((n + m)^2) memory.
+
+    Example:
+      >>> from kernelgrad import median
+      >>> x = jnp.array([[0.0], [1.0], [3.0]])  # squared distances 1, 4, 9
+      >>> float(median.median_squared_distance(x))
+      4.0
     """
     x, y = _checks.pair(x, y)
     pool = lax.stop_gradient(x if y is None else jnp.concatenate([x, y]))

@@ -49,6 +49,12 @@ def mmd_v_statistic(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None
 
     Cost: O((n + m)^2 d) time, O((n + m) d) memory.
 
+    Example:
+      >>> from kernelgrad import kernels, mmd
+      >>> x, y = jnp.array([[0.0]]), jnp.array([[1.0]])
+      >>> round(float(mmd.mmd_v_statistic(x, y, kernels.rbf_mixture(1.0))), 3)  # 2 - 2 exp(-1/2)
+      0.787
+
     References:
       Gretton et al. 2012, eq. (5); Li 2017 (approximate KL gradients), section 3.
     """
@@ -77,6 +83,13 @@ def mmd_u_statistic(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None
       ValueError: wrong rank, dtype, mismatched dimensions or fewer than two samples.
 
     Cost: O((n + m)^2 d) time, O((n + m) d) memory.
+
+    Example:
+      >>> from kernelgrad import kernels, mmd
+      >>> x = jnp.array([[-1.0], [1.0]])
+      >>> kernel = kernels.rbf_mixture(1.0)
+      >>> round(float(mmd.mmd_u_statistic(x, x, kernel)), 3)  # exp(-2) - 1; the V-statistic is 0
+      -0.865
 
     References:
       Gretton et al. 2012, eq. (3).
@@ -116,6 +129,12 @@ def mmd_gradient(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None = 
       ValueError: wrong rank, dtype or mismatched dimensions.
 
     Cost: O(n (n + m) d) time, O((n + m) d) memory.
+
+    Example:
+      >>> from kernelgrad import kernels, mmd
+      >>> x, y = jnp.array([[0.0]]), jnp.array([[1.0]])
+      >>> print(mmd.mmd_gradient(x, y, kernels.rbf_mixture(1.0)))  # -2 exp(-1/2)
+      [[-1.213]]
 
     References:
       Li 2017 (approximate KL gradients), footnote 2.
@@ -157,6 +176,13 @@ def witness_gradient(
 
     Cost: O(q (n + m) d) time, O((q + n + m) d) memory.
 
+    Example:
+      >>> from kernelgrad import kernels, mmd
+      >>> x, y = jnp.array([[0.0]]), jnp.array([[1.0]])
+      >>> kernel = kernels.rbf_mixture(1.0)
+      >>> print(mmd.witness_gradient(x, x, y, kernel))  # n / 2 times mmd_gradient
+      [[-0.607]]
+
     References:
       Arbel et al. 2019, section 2.
     """
@@ -193,6 +219,13 @@ def mmd_value_and_gradient(
 
     Cost: O((n + m)^2 d) time, O((n + m) d) memory; about half of what differentiating the
       statistic takes.
+
+    Example:
+      >>> from kernelgrad import kernels, mmd
+      >>> x, y = jnp.array([[0.0]]), jnp.array([[1.0]])
+      >>> value, gradient = mmd.mmd_value_and_gradient(x, y, kernels.rbf_mixture(1.0))
+      >>> round(float(value), 3), round(float(gradient[0, 0]), 3)
+      (0.787, -1.213)
 
     References:
       As :func:`mmd_v_statistic` and :func:`mmd_gradient`.
@@ -246,6 +279,13 @@ def test_power(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None = No
         k(0) > 0, or a concrete k(0) <= 0.
 
     Cost: O(n^2 d) time, O(n d) memory.
+
+    Example:
+      >>> from kernelgrad import kernels, mmd
+      >>> x = jnp.array([[0.0], [1.0], [2.0]])
+      >>> weak, strong = (mmd.test_power(x, x + by, kernels.rbf_mixture(1.0)) for by in (0.1, 2.0))
+      >>> bool(weak < 0 < strong)
+      True
 
     References:
       Liu et al. 2020 (deep kernels), eqs. (4) and (5); Sutherland et al. 2017.

@@ -44,6 +44,13 @@ def instance_noise(
     Raises:
       ValueError: wrong dtype, or a concrete variance that is negative.
 
+    Example:
+      >>> from kernelgrad import noise
+      >>> key, x = jax.random.key(0), jnp.zeros((3, 1))
+      >>> a, b = (noise.instance_noise(key, x, variance=variance) for variance in (1.0, 4.0))
+      >>> bool(jnp.allclose(b, 2 * a))  # the variance is the square of the scale
+      True
+
     References:
       Arjovsky & Bottou 2017, section 3.
     """
@@ -74,6 +81,12 @@ def bounded_noise(
 
     Raises:
       ValueError: wrong dtype, or a concrete variance that is negative.
+
+    Example:
+      >>> from kernelgrad import noise
+      >>> noised = noise.bounded_noise(jax.random.key(0), jnp.zeros((8, 1)), variance=4.0)
+      >>> bool(jnp.all(jnp.abs(noised) <= 2 * 3**0.5))  # sqrt(3) sigma
+      True
 
     References:
       Arjovsky & Bottou 2017, Theorem 3.3.
@@ -130,6 +143,13 @@ def noisy_logits(
 
     Cost: O(q (m + n) d) time, O((q + m + n) d) memory.
 
+    Example:
+      >>> from kernelgrad import noise
+      >>> real, fake = jnp.array([[1.0]]), jnp.array([[-1.0]])  # N(1, 1) and N(-1, 1): 2 x
+      >>> points = jnp.array([[1.0], [2.0]])
+      >>> print(noise.noisy_logits(points, real, fake, variance=1.0))
+      [2. 4.]
+
     References:
       Arjovsky & Bottou 2017, Theorem 3.2, D*.
     """
@@ -167,6 +187,14 @@ def noisy_logits_and_gradient(
       ValueError: as :func:`noisy_logits`.
 
     Cost: O(q (m + n) d) time, O((q + m + n) d) memory.
+
+    Example:
+      >>> from kernelgrad import noise
+      >>> real, fake = jnp.array([[1.0]]), jnp.array([[-1.0]])
+      >>> points = jnp.array([[1.0], [2.0]])
+      >>> logits, gradient = noise.noisy_logits_and_gradient(points, real, fake, variance=1.0)
+      >>> print(logits, gradient.T)  # 2 x and its slope
+      [2. 4.] [[2. 2.]]
 
     References:
       Arjovsky & Bottou 2017, Theorem 3.2.
@@ -239,6 +267,13 @@ def noisy_jsd_direction(
       ValueError: wrong rank, dtype or mismatched dimensions, or a concrete variance <= 0.
 
     Cost: O(q (m + n) d) time, O((q + m + n) d) memory.
+
+    Example:
+      >>> from kernelgrad import noise
+      >>> real, fake = jnp.array([[1.0]]), jnp.array([[-1.0]])
+      >>> point = jnp.array([[0.0]])  # where D = 1/2
+      >>> print(noise.noisy_jsd_direction(point, real, fake, variance=1.0))  # -2 D
+      [[-1.]]
 
     References:
       Arjovsky & Bottou 2017, Theorem 3.2, eq. (4), whose bracket closes after both integrals.

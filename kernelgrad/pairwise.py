@@ -44,6 +44,12 @@ def squared_distances(x: Array, y: Array | None = None) -> Array:
       ValueError: wrong rank, dtype or mismatched dimensions.
 
     Cost: O(n m d) time, some five times more where pairs are too close; O(n m) memory.
+
+    Example:
+      >>> from kernelgrad import pairwise
+      >>> print(pairwise.squared_distances(jnp.array([[0.0, 0.0], [3.0, 4.0]])))
+      [[ 0. 25.]
+       [25.  0.]]
     """
     x, y = _checks.pair(x, y)
     rows, cols = _distances.prepare(x, y)
@@ -82,6 +88,12 @@ def kernel_sum(
       ValueError: wrong rank, dtype or mismatched shapes.
 
     Cost: O(n m (d + p)) time, O((n + m) (d + p)) memory.
+
+    Example:
+      >>> from kernelgrad import kernels, pairwise
+      >>> kernel, x = kernels.rbf_mixture(1.0), jnp.array([[0.0], [1.0]])
+      >>> print(pairwise.kernel_sum(kernel, x, None, jnp.ones((2, 1))).T)  # 1 + exp(-1/2)
+      [[1.607 1.607]]
     """
     x, y, given = _taken(x, y, offsets, weights=weights)
     weights = _of_rows("weights", given["weights"], x if y is None else y, "p")
@@ -122,6 +134,12 @@ def gradient_sum(
 
     Cost: O(n m d) time, O((n + m) d) memory; with features of dimension l, min(l, n) backward
       passes, n over all devices, and as many times O(n m d).
+
+    Example:
+      >>> from kernelgrad import kernels, pairwise
+      >>> kernel, x = kernels.rbf_mixture(1.0), jnp.array([[0.0], [1.0]])
+      >>> print(pairwise.gradient_sum(kernel, x, None).T)  # exp(-1/2) apart
+      [[-0.607  0.607]]
 
     References:
       Li 2017 (approximate KL gradients), eq. (2), where w = 1 and y = x.
@@ -164,6 +182,13 @@ def kernel_and_gradient_sum(
       ValueError: wrong rank, dtype or mismatched shapes.
 
     Cost: O(n m (d + p)) time, O((n + m) (d + p)) memory.
+
+    Example:
+      >>> from kernelgrad import kernels, pairwise
+      >>> kernel, x = kernels.rbf_mixture(1.0), jnp.array([[0.0], [1.0]])
+      >>> sums = pairwise.kernel_and_gradient_sum(kernel, x, None, jnp.ones((2, 1)), jnp.ones(2))
+      >>> print(sums[0].T, sums[1].T)
+      [[1.607 1.607]] [[-0.607  0.607]]
     """
     x, y, given = _taken(x, y, offsets, weights=weights, gradient_weights=gradient_weights)
     others = x if y is None else y
@@ -210,6 +235,13 @@ def stein_sum(
     Cost: O(n m d) time, O((n + m) d) memory: 4 n m d operations in matmuls for a single Gaussian,
       6 n m d for any other radial kernel, and three quarters or two thirds of it where y is None;
       features as in :func:`gradient_sum`.
+
+    Example:
+      >>> from kernelgrad import kernels, pairwise, svgd
+      >>> kernel, x = kernels.rbf_mixture(1.0), jnp.array([[0.0], [1.0]])
+      >>> sums = pairwise.stein_sum(kernel, x, None, -x)  # with the score of N(0, 1)
+      >>> bool(jnp.allclose(sums, 2 * svgd.svgd_direction(x, -x, kernel)))
+      True
 
     References:
       Liu & Wang 2016, eq. (8); Wang & Liu 2016 (amortized SVGD), eq. (7).

@@ -60,6 +60,13 @@ def chain_rule(generator_fn: GeneratorFn, params: PyTree, direction: Array) -> P
 
     Cost: one forward and one backward pass of the generator.
 
+    Example:
+      >>> from kernelgrad import pullback
+      >>> latents, w, direction = jnp.array([[1.0], [2.0]]), jnp.array(3.0), jnp.ones((2, 1))
+      >>> gradient = pullback.chain_rule(lambda w: w * latents, w, direction)
+      >>> round(float(gradient), 3)  # (1 + 2) / 2
+      1.5
+
     References:
       Li 2017 (approximate KL gradients), eq. (1); Wang & Liu 2016 (amortized SVGD), eq. (10).
     """
@@ -111,6 +118,14 @@ def regression(
       ValueError: direction shaped unlike the samples, or a hyperparameter out of its range.
 
     Cost: num_steps forward and backward passes of the generator, and one forward pass.
+
+    Example:
+      >>> from kernelgrad import pullback
+      >>> latents, w, direction = jnp.array([[1.0], [2.0]]), jnp.array(3.0), jnp.ones((2, 1))
+      >>> settings = {"optimizer": optax.sgd(0.5), "step_size": 1.0, "num_steps": 1}
+      >>> gradient = pullback.regression(lambda w: w * latents, w, direction, **settings)
+      >>> round(float(gradient), 3)  # that of chain_rule
+      1.5
 
     References:
       Wang & Liu 2016 (amortized SVGD), eq. (8).
@@ -187,6 +202,13 @@ def gauss_newton(
 
     Cost: about one forward and one backward pass of the generator an iteration; O(P) memory.
 
+    Example:
+      >>> from kernelgrad import pullback
+      >>> latents, w, direction = jnp.array([[1.0], [2.0]]), jnp.array(3.0), jnp.ones((2, 1))
+      >>> gradient = pullback.gauss_newton(lambda w: w * latents, w, direction, damping=0.0)
+      >>> round(float(gradient), 3)  # (1 + 2) / (1 + 4)
+      0.6
+
     References:
       Wang & Liu 2016 (amortized SVGD), eq. (9).
     """
@@ -246,6 +268,14 @@ def residuals(
       ValueError: direction shaped unlike the samples.
 
     Cost: two forward and two backward passes of the generator.
+
+    Example:
+      >>> from kernelgrad import pullback
+      >>> latents, w, direction = jnp.array([[1.0], [2.0]]), jnp.array(3.0), jnp.ones((2, 1))
+      >>> best = jnp.array(0.6)  # that of gauss_newton
+      >>> misfit, normal = pullback.residuals(lambda w: w * latents, w, direction, best)
+      >>> round(float(misfit), 3), bool(normal < 1e-5)  # |(0.6, 1.2) - (1, 1)| / |(1, 1)|
+      (0.316, True)
     """
     (direction,) = _checks.floating(direction=direction)
     gradient = _checks.floating_leaves("gradient", gradient)

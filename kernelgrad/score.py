@@ -50,6 +50,12 @@ def default_ridge(n: int | Array, kernel: Kernel) -> Array:
 
     Raises:
       ValueError: a concrete n that is not positive, or a kernel without k(0) > 0.
+
+    Example:
+      >>> from kernelgrad import kernels, score
+      >>> kernel = kernels.rbf_mixture(jnp.array([1.0, 2.0]))  # k(0) = 2
+      >>> round(float(score.default_ridge(100, kernel)), 3)
+      2.0
     """
     _checks.positive(n=n)
     _traits.check_positive(kernel)
@@ -98,6 +104,15 @@ def select(
         loss.
 
     Cost: num_folds times a b fits and d derivatives of each, one at a time.
+
+    Example:
+      >>> from kernelgrad import score
+      >>> x = jnp.linspace(-2.0, 2.0, 6)[:, None]
+      >>> best = score.select(x, factors=(1.0, 2.0), ridge_factors=(0.1, 1.0, 10.0), num_folds=2)
+      >>> best.losses.shape
+      (2, 3)
+      >>> round(float(best.ridge / score.default_ridge(6, best.kernel)), 3) in (0.1, 1.0, 10.0)
+      True
     """
     (samples,) = _checks.points(samples=samples)
     samples = _numeric.wide(samples)
@@ -144,9 +159,11 @@ def score_from_log_density(log_density_fn: LogDensityFn) -> ScoreFn:
 
     Cost: of a call, n gradients, all at once.
 
-    >>> score_fn = score_from_log_density(lambda x: -jnp.sum(x**2) / 2)
-    >>> score_fn(jnp.array([[1.0, 2.0], [3.0, 4.0]])).tolist()
-    [[-1.0, -2.0], [-3.0, -4.0]]
+    Example:
+      >>> from kernelgrad import score
+      >>> score_fn = score.score_from_log_density(lambda x: -jnp.sum(x**2) / 2)
+      >>> score_fn(jnp.array([[1.0, 2.0], [3.0, 4.0]])).tolist()
+      [[-1.0, -2.0], [-3.0, -4.0]]
     """
 
     def score_fn(points: PyTree) -> PyTree:
@@ -186,6 +203,13 @@ def stein_score(
     Cost: O(n^3 + n^2 d) time, O(n^2 + n d) memory, on every device; beyond ``DENSE_SAMPLES``
       O(n^2 d) time an iteration of conjugate gradients, about ten under the default ridge, and
       O(n d) memory, both shared among the devices.
+
+    Example:
+      >>> from kernelgrad import kernels, score
+      >>> x = jnp.array([[-1.0], [1.0]])  # both are drawn to the middle by 2 / (2 e^2 - 1)
+      >>> print(score.stein_score(x, kernels.rbf_mixture(1.0), ridge=1.0))
+      [[ 0.145]
+       [-0.145]]
 
     References:
       Li 2017 (approximate KL gradients), eq. (2).
@@ -238,6 +262,15 @@ def stein_score_at(
     Cost: O(n^3 + n^2 q + (n + q) n d) time, one factorisation; O(n (n + q + d)) memory. Beyond
       ``DENSE_SAMPLES`` one system a query is solved by iteration: O(n^2 q) time an iteration,
       O((n + q) d + n) memory, which is slow but linear.
+
+    Example:
+      >>> from kernelgrad import kernels, score
+      >>> kernel, x = kernels.rbf_mixture(1.0), jnp.array([[-1.0], [1.0]])
+      >>> query = jnp.array([[0.5]])
+      >>> at = score.stein_score_at(query, x, kernel, ridge=1.0)
+      >>> among = score.stein_score(jnp.concatenate([x, query]), kernel, ridge=1.0)
+      >>> bool(jnp.allclose(at[0], among[-1], atol=1e-5))  # the query is one more sample
+      True
 
     References:
       Li 2017 (approximate KL gradients), eq. (3), the case where k is translation invariant and
@@ -293,6 +326,13 @@ def rkhs_score_at(queries: Array, samples: Array, kernel: Kernel, *, ridge: floa
       ValueError: wrong rank, dtype or dimension, or a concrete ridge that is not positive.
 
     Cost: that of :func:`stein_score`, then O(q n d) time and O((n + q) d) memory.
+
+    Example:
+      >>> from kernelgrad import kernels, score
+      >>> kernel, x = kernels.rbf_mixture(1.0), jnp.array([[-1.0], [1.0]])
+      >>> at = score.rkhs_score_at(x, x, kernel, ridge=1.0)
+      >>> bool(jnp.allclose(at, score.stein_score(x, kernel, ridge=1.0), atol=1e-5))
+      True
 
     References:
       Zhou, Shi & Zhu 2020, Theorem 3.1, with a diagonal kernel and lambda = eta / n.

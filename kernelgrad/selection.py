@@ -44,6 +44,12 @@ def select(score_fn: Callable[..., Array], *grids: Array) -> Selection:
         none is finite.
 
     Cost: the product of the grids' sizes times that of the score, one at a time.
+
+    Example:
+      >>> from kernelgrad import selection
+      >>> best = selection.select(lambda a: (a - 2.0) ** 2, jnp.array([1.0, 2.0, 4.0]))
+      >>> float(best.values[0]), best.scores.tolist()
+      (2.0, [1.0, 0.0, 4.0])
     """
     _checks.at_least("number of grids", len(grids), 1)
     grids = _checks.vectors(**{f"grids[{number}]": grid for number, grid in enumerate(grids)})
@@ -80,6 +86,13 @@ def hyvarinen_loss(score_fn: ScoreFn, points: Array) -> Array:
       ValueError: wrong rank or dtype, or scores of another shape.
 
     Cost: that of s and of d of its derivatives along a coordinate, one at a time.
+
+    Example:
+      >>> from kernelgrad import selection
+      >>> x = jnp.array([[-1.0], [1.0]])
+      >>> losses = [selection.hyvarinen_loss(lambda x: -a * x, x) for a in (0.5, 1.0, 2.0)]
+      >>> [round(float(loss), 3) for loss in losses]  # a^2 / 2 - a, least for the true score
+      [-0.375, -0.5, 0.0]
 
     References:
       Hyvarinen 2005, Theorem 1 and eq. (4).
@@ -136,6 +149,14 @@ def rulsif_loo(
         not positive, or alpha outside of its range.
 
     Cost: O((n + m) c (d + c) + c^3) time, O((n + m) c) memory.
+
+    Example:
+      >>> from kernelgrad import kernels, selection
+      >>> p, q = jnp.zeros((2, 1)), jnp.ones((2, 1))  # either of two tells of the other
+      >>> kernel, center = kernels.rbf_mixture(1.0), jnp.zeros((1, 1))
+      >>> loss = selection.rulsif_loo(p, q, kernel, ridge=1.0, centers=center)
+      >>> round(float(loss), 3)  # w^2 / (2 e) - w with w = 1 / (1 + 1/e)
+      -0.633
 
     References:
       Kanamori, Hido & Sugiyama 2009, section 3.3, who leave out x_i and y_i together.
@@ -206,6 +227,13 @@ def kliep_cv(
 
     Cost: num_folds times that of a fit, one at a time.
 
+    Example:
+      >>> from kernelgrad import kernels, selection
+      >>> p, q = jnp.zeros((2, 1)), jnp.ones((2, 1))  # log r = 1/2 at p, 0 at q
+      >>> kernel, center = kernels.rbf_mixture(1.0), jnp.zeros((1, 1))
+      >>> round(float(selection.kliep_cv(p, q, kernel, centers=center, num_folds=2)), 3)
+      -0.5
+
     References:
       Sugiyama et al. 2008, section 2.3, with the second term added.
     """
@@ -256,6 +284,13 @@ def logistic_cv(
         positive.
 
     Cost: num_folds times that of a fit, one at a time.
+
+    Example:
+      >>> from kernelgrad import kernels, selection
+      >>> p = q = jnp.zeros((2, 1))  # not to be told apart: log 2
+      >>> kernel = kernels.rbf_mixture(1.0)
+      >>> round(float(selection.logistic_cv(p, q, kernel, ridge=0.1, num_folds=2)), 3)
+      0.693
     """
 
     def loss(train: _Pair, held: _Pair) -> Array:
@@ -279,6 +314,12 @@ def folds(size: int, num_folds: int) -> tuple[Array, Array]:
 
     Returns:
       Indices of the fitted ones and of those held out; a row for each fold.
+
+    Example:
+      >>> from kernelgrad import selection
+      >>> train, held_out = selection.folds(4, num_folds=2)
+      >>> train.tolist(), held_out.tolist()
+      ([[1, 3], [0, 2]], [[0, 2], [1, 3]])
     """
     everyone = np.arange(size)
     held = everyone[: size - size % num_folds].reshape(-1, num_folds).T

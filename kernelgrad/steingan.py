@@ -80,6 +80,12 @@ def half_median(features: Array, *, axis_name: str | None = None) -> Array:
     Raises:
       ValueError: wrong rank or dtype, or fewer than two points.
 
+    Example:
+      >>> from kernelgrad import steingan
+      >>> features = jnp.array([[0.0], [1.0], [3.0]])  # of median distance 2
+      >>> round(float(steingan.half_median(features)), 3)  # 1 / sqrt(2)
+      0.707
+
     References:
       Wang & Liu 2016 (learning to draw samples), section 5.
     """
@@ -100,6 +106,13 @@ def half_svgd(features: Array, *, axis_name: str | None = None) -> Array:
 
     Raises:
       ValueError: wrong rank or dtype, or fewer than two points.
+
+    Example:
+      >>> from kernelgrad import kernels, steingan
+      >>> features = jnp.array([[0.0], [1.0], [3.0]])
+      >>> half = kernels.svgd_lengthscale(features) / 2
+      >>> bool(jnp.allclose(steingan.half_svgd(features), half))
+      True
 
     References:
       The public code of SteinGAN; :func:`kernelgrad.kernels.svgd_lengthscale`.
@@ -133,6 +146,13 @@ def row_normalized_direction(
       ValueError: wrong rank, dtype or mismatched shapes.
 
     Cost: that of the SVGD direction, and of one more sum of the kernel.
+
+    Example:
+      >>> from kernelgrad import kernels, steingan
+      >>> x, score = jnp.array([[0.0], [99.0]]), jnp.array([[1.0], [-1.0]])  # no neighbours
+      >>> kernel = kernels.rbf_mixture(1.0)
+      >>> print(steingan.row_normalized_direction(x, score, kernel).T)  # the score
+      [[ 1. -1.]]
 
     References:
       The public code of SteinGAN, mnist/rbm_adv.py: its kernel is between the points themselves.
@@ -171,6 +191,14 @@ def one_pass_direction(
       ValueError: wrong rank, dtype or mismatched shapes.
 
     Cost: O(n^2 (d + f)) time, one backward pass of the features.
+
+    Example:
+      >>> from kernelgrad import kernels, steingan
+      >>> base, x = kernels.rbf_mixture(1.0), jnp.array([[0.0], [1.0]])
+      >>> points = kernels.feature_kernel(base, lambda params, x: x, ())  # features are the points
+      >>> one_pass = steingan.one_pass_direction(x, -x, points)
+      >>> bool(jnp.allclose(one_pass, steingan.row_normalized_direction(x, -x, base), atol=1e-5))
+      True
 
     References:
       The public code of SteinGAN, mnist/mnist_steingan.py and cifar10/cifar10_steingan.py.
@@ -211,6 +239,13 @@ def nearest_direction(
       ValueError: wrong rank, dtype or mismatched shapes, or a single particle.
 
     Cost: O(n^2 f) time, O(n^2) memory, a backward pass of the features.
+
+    Example:
+      >>> from kernelgrad import kernels, steingan
+      >>> kernel = kernels.feature_kernel(kernels.rbf_mixture(1.0), lambda params, x: x, ())
+      >>> x = jnp.array([[0.0], [1.0]])
+      >>> print(steingan.nearest_direction(x, jnp.zeros((2, 1)), kernel).T)  # exp(-1/2) / 2 apart
+      [[-0.303  0.303]]
 
     References:
       The public code of SteinGAN, lsun/steingan_lsun.py.
@@ -254,6 +289,12 @@ def stabilized_loss(
     Raises:
       ValueError: a concrete discount outside of [0, 1).
 
+    Example:
+      >>> from kernelgrad import steingan
+      >>> energy_data, energy_samples = jnp.array([1.0]), jnp.array([2.0, 4.0])
+      >>> float(steingan.stabilized_loss(energy_data, energy_samples, discount=0.5))  # 1 - 3 / 2
+      -0.5
+
     References:
       Wang & Liu 2016 (learning to draw samples), eqs. (13) and (16).
     """
@@ -290,6 +331,12 @@ def rate_factor(
 
     Returns:
       0, 1 or boost, NaN where the energies do not compare; shape ().
+
+    Example:
+      >>> from kernelgrad import steingan
+      >>> gaps = jnp.array([-0.1, 0.1, 1.0])  # of the samples' energy over the data's
+      >>> [float(steingan.rate_factor(jnp.array(0.0), gap)) for gap in gaps]
+      [5.0, 1.0, 0.0]
 
     References:
       Wang & Liu 2016 (learning to draw samples), section 5: 5e-4 in place of 1e-4, and 0.5.
@@ -339,6 +386,15 @@ def steingan(
       ValueError: a number out of its range.
 
     Cost: a backward pass of the critic for every feature, and O(n^2 (d + f)) time.
+
+    Example:
+      >>> from kernelgrad import kernels, steingan, svgd
+      >>> critic_fn = lambda x: (jnp.sum(x**2, axis=1) / 2, x)  # N(0, 1)'s energy, and features
+      >>> x = jnp.array([[0.0], [1.0]])
+      >>> direction, info = steingan.steingan().direction(critic_fn, jax.random.key(0), x, x)
+      >>> kernel = kernels.rbf_mixture(steingan.half_median(x))
+      >>> bool(jnp.allclose(direction, -svgd.svgd_direction(x, -x, kernel), atol=1e-5))  # descended
+      True
 
     References:
       Wang & Liu 2016 (learning to draw samples), algorithm 2, eqs. (7), (14) and (16).

@@ -78,6 +78,14 @@ def svgd_direction(
     Cost: O(n^2 d) time, O(n d) memory; with a feature kernel as
       :func:`kernelgrad.pairwise.gradient_sum`.
 
+    Example:
+      >>> from kernelgrad import kernels, svgd
+      >>> x = jnp.array([[0.0], [1.0]])
+      >>> still = jnp.zeros((2, 1))  # a flat density: what is left is repulsion, exp(-1/2) / 2
+      >>> print(svgd.svgd_direction(x, still, kernels.rbf_mixture(1.0)))
+      [[-0.303]
+       [ 0.303]]
+
     References:
       Wang & Liu 2016, eq. (7); Liu & Wang 2016, eq. (8).
     """
@@ -112,6 +120,13 @@ def kernel_noise(key: Key, particles: PyTree, kernel: Kernel) -> PyTree:
 
     Cost: O(n^3 / 3 + n^2 d) time, O(n^2) memory.
 
+    Example:
+      >>> from kernelgrad import kernels, svgd
+      >>> x = jnp.array([[0.0], [0.0], [9.0]])  # two that coincide
+      >>> noise = svgd.kernel_noise(jax.random.key(0), x, kernels.rbf_mixture(1.0))
+      >>> bool(jnp.abs(noise[0, 0] - noise[1, 0]) < 0.01), noise.shape
+      (True, (3, 1))
+
     References:
       Gallego & Rios Insua 2018, Stochastic gradient MCMC with repulsive forces.
     """
@@ -136,6 +151,13 @@ def init(particles: PyTree, optimizer: optax.GradientTransformation) -> SVGDStat
 
     Raises:
       ValueError: wrong rank or dtype, or concrete particles that are not finite.
+
+    Example:
+      >>> from kernelgrad import svgd
+      >>> networks = {"weight": jnp.zeros((5, 3, 2)), "bias": jnp.zeros((5, 2))}  # five of them
+      >>> state = svgd.init(networks, optax.adam(0.1))
+      >>> jax.tree.map(jnp.shape, state.particles)
+      {'bias': (5, 2), 'weight': (5, 3, 2)}
     """
     (rows,) = _checks.raveled(particles=particles)
     _checks.finite(particles=rows)
@@ -175,6 +197,14 @@ def step(
       ValueError: wrong dtype, or a score shaped unlike the particles.
 
     Cost: one call of score_fn, and that of :func:`svgd_direction`.
+
+    Example:
+      >>> from kernelgrad import kernels, svgd
+      >>> optimizer = optax.sgd(0.1)
+      >>> state = svgd.init(jnp.array([[2.0]]), optimizer)
+      >>> state, info = svgd.step(state, lambda x: -x, kernels.rbf_mixture(1.0), optimizer)
+      >>> print(state.particles)  # one particle ascends the density: 2 + 0.1 * (-2)
+      [[1.8]]
 
     References:
       Wang & Liu 2016, eqs. (1), (7).

@@ -105,6 +105,12 @@ def init(
 
     Raises:
       ValueError: no optimizer.
+
+    Example:
+      >>> from kernelgrad import train
+      >>> state = train.init({"shift": jnp.zeros(2)}, optimizer=optax.adam(1e-3))
+      >>> int(state.step), state.params["shift"].shape, state.batch_stats, state.ema
+      (0, (2,), {}, None)
     """
     if optimizer is None or not hasattr(optimizer, "init"):
         raise ValueError(
@@ -126,6 +132,22 @@ def averaged(state: TrainState) -> TrainState:
 
     Returns:
       State to draw samples from, params and batch_stats in their own dtypes; not one to train on.
+
+    Example:
+      >>> from kernelgrad import objectives, train
+      >>> optimizer = optax.sgd(1.0)
+      >>> step = train.make_train_step(
+      ...     lambda params, stats, z: (params + z, stats),
+      ...     objectives.from_loss(lambda x, y: jnp.mean(x)),
+      ...     optimizer,
+      ...     sample_latents=lambda key, n: jnp.zeros((n, 1)),
+      ...     ema_decay=0.5,
+      ... )
+      >>> state = train.init(jnp.zeros((1, 1)), optimizer=optimizer, ema=True)
+      >>> for _ in range(2):  # to -1, then to -2
+      ...     state, info = step(state, jax.random.key(0), jnp.zeros((2, 1)))
+      >>> print(state.params, train.averaged(state).params)  # (0.5 * -1 + -2) / 1.5
+      [[-2.]] [[-1.667]]
     """
     if state.ema is None:
         return state
@@ -186,6 +208,20 @@ def make_train_step(
       ValueError: a critic without steps, no update, or a decay out of its range; at trace time, a
         train state without the critic's, or with averages and no decay, or the reverse, rows that
         the critic's steps do not divide, or a function that does not take or return what it should.
+
+    Example:
+      >>> from kernelgrad import objectives, train
+      >>> mean_gap = objectives.from_loss(lambda x, y: jnp.square(jnp.mean(x) - jnp.mean(y)) / 2)
+      >>> step = train.make_train_step(
+      ...     lambda params, stats, latents: (params + latents, stats),
+      ...     mean_gap,
+      ...     optax.sgd(1.0),
+      ...     sample_latents=lambda key, n: jnp.zeros((n, 1)),
+      ... )
+      >>> state = train.init(jnp.zeros((1, 1)), optimizer=optax.sgd(1.0))
+      >>> state, info = step(state, jax.random.key(0), jnp.array([[1.0], [4.0]]))
+      >>> print(state.params)  # the mean of the data, in one step
+      [[2.5]]
 
     References:
       Goodfellow et al. 2014, algorithm 1; the noise: Arjovsky & Bottou 2017, section 3; several
@@ -253,6 +289,20 @@ def scan_resident(
 
     Raises:
       ValueError: N < batch_size, or a batch that the devices do not divide (at trace time).
+
+    Example:
+      >>> from kernelgrad import objectives, train
+      >>> step = train.make_train_step(
+      ...     lambda params, stats, latents: (params + latents, stats),
+      ...     objectives.from_loss(lambda x, y: jnp.mean(x)),
+      ...     optax.sgd(0.1),
+      ...     sample_latents=lambda key, n: jnp.zeros((n, 1)),
+      ... )
+      >>> run = train.scan_resident(step, batch_size=2, num_steps=3)
+      >>> state = train.init(jnp.zeros((1, 1)), optimizer=optax.sgd(0.1))
+      >>> state, info = run(state, jax.random.key(0), jnp.zeros((8, 1)))
+      >>> int(state.step), info["loss"].shape, round(float(state.params[0, 0]), 3)
+      (3, (3,), -0.3)
     """
     _checks.at_least("batch_size", batch_size, 1)
     _checks.at_least("num_steps", num_steps, 1)
@@ -291,6 +341,20 @@ def scan_batches(
     Returns:
       run(state, key, batches) -> (state, info), info with a leading axis of the number of steps.
       batches has shape (num_steps, n, ...), this device's share; uint8 is read as [0, 1].
+
+    Example:
+      >>> from kernelgrad import objectives, train
+      >>> step = train.make_train_step(
+      ...     lambda params, stats, latents: (params + latents, stats),
+      ...     objectives.from_loss(lambda x, y: jnp.mean(x)),
+      ...     optax.sgd(0.1),
+      ...     sample_latents=lambda key, n: jnp.zeros((n, 1)),
+      ... )
+      >>> state = train.init(jnp.zeros((1, 1)), optimizer=optax.sgd(0.1))
+      >>> batches = jnp.zeros((3, 2, 1))  # three of two examples
+      >>> state, info = train.scan_batches(step)(state, jax.random.key(0), batches)
+      >>> int(state.step), info["loss"].shape, round(float(state.params[0, 0]), 3)
+      (3, (3,), -0.3)
     """
 
     def run(state: TrainState, key: Key, batches: Array) -> tuple[TrainState, Info]:
@@ -318,6 +382,16 @@ def pmap_train_step(
     Returns:
       Function of a replicated state (donated), one key for all, and data with a leading axis of
       devices; it returns the state and the info, both with that axis. See :func:`replicate`.
+
+    Example:
+      >>> from kernelgrad import train
+      >>> def run(state, key, data):  # such as train.scan_batches of a step made with axis_name
+      ...     return state + jax.lax.pmean(jnp.mean(data), train.AXIS), {}
+      >>> device = jax.local_devices()[:1]
+      >>> mapped, state = train.pmap_train_step(run, device), train.replicate(jnp.zeros(()), device)
+      >>> state, info = mapped(state, jax.random.key(0), jnp.ones((1, 4)))
+      >>> print(train.unreplicate(state))
+      1.0
     """
     return jax.pmap(run, axis_name=AXIS, in_axes=(0, None, 0), donate_argnums=(0,), devices=devices)
 
@@ -332,6 +406,12 @@ def replicate(tree: PyTree, devices: Sequence[jax.Device] | None = None) -> PyTr
     Returns:
       Pytree whose leaves have shape (devices, ...), laid out as :func:`pmap_train_step` returns
       its state, so that the first and the second step share one compilation.
+
+    Example:
+      >>> from kernelgrad import train
+      >>> tree = train.replicate({"weight": jnp.zeros((3, 2))}, jax.local_devices()[:1])
+      >>> tree["weight"].shape  # a leading axis of devices
+      (1, 3, 2)
     """
     devices = jax.local_devices() if devices is None else devices
     return _laid_out(tree, devices, lambda leaf: np.broadcast_to(leaf, (len(devices), *leaf.shape)))
@@ -350,6 +430,12 @@ def spread(tree: PyTree, devices: Sequence[jax.Device] | None = None) -> PyTree:
     Returns:
       Pytree whose leaves have shape (devices, n / devices, ...), in device order, laid out as
       :func:`replicate` does.
+
+    Example:
+      >>> from kernelgrad import train
+      >>> runs = train.spread({"weight": jnp.zeros((4, 3))}, jax.local_devices()[:1])
+      >>> runs["weight"].shape  # four runs, all on the one device
+      (1, 4, 3)
     """
     devices = jax.local_devices() if devices is None else devices
     return _laid_out(tree, devices, lambda leaf: leaf.reshape(len(devices), -1, *leaf.shape[1:]))
@@ -379,6 +465,12 @@ def unreplicate(tree: PyTree) -> PyTree:
 
     Returns:
       Pytree of single-device arrays.
+
+    Example:
+      >>> from kernelgrad import train
+      >>> copies = train.replicate(jnp.array([1.0, 2.0]), jax.local_devices()[:1])
+      >>> print(train.unreplicate(copies))
+      [1. 2.]
     """
     return jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], tree)
 
@@ -391,6 +483,11 @@ def as_unit_interval(data: Array) -> Array:
 
     Returns:
       Floating array of the same shape.
+
+    Example:
+      >>> from kernelgrad import train
+      >>> print(train.as_unit_interval(jnp.array([0, 51, 255], jnp.uint8)))
+      [0.  0.2 1. ]
     """
     data = _checks.array("data", data)
     return data.astype(jnp.float32) / 255 if data.dtype == jnp.uint8 else data

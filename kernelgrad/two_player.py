@@ -59,6 +59,13 @@ def gan_saturating() -> TwoPlayer:
     Returns:
       Objective of two players with info ``critic_loss`` and ``jsd`` (its estimate, in nats).
 
+    Example:
+      >>> from kernelgrad import two_player
+      >>> x = jnp.log(jnp.array([[3.0]]))  # where the logit x says D = 3/4
+      >>> args = (lambda x: x[:, 0]), jax.random.key(0), x, x
+      >>> print(two_player.gan_saturating().direction(*args)[0])  # -D
+      [[-0.75]]
+
     References:
       Goodfellow et al. 2014, eq. (1).
     """
@@ -70,6 +77,13 @@ def gan_non_saturating() -> TwoPlayer:
 
     Returns:
       Objective of two players, infos of :func:`gan_saturating`.
+
+    Example:
+      >>> from kernelgrad import two_player
+      >>> x = jnp.log(jnp.array([[3.0]]))  # where the logit x says D = 3/4
+      >>> args = (lambda x: x[:, 0]), jax.random.key(0), x, x
+      >>> print(two_player.gan_non_saturating().direction(*args)[0])  # D - 1
+      [[-0.25]]
 
     References:
       Goodfellow et al. 2014, section 3; Arjovsky & Bottou 2017, Theorem 2.5.
@@ -83,6 +97,13 @@ def gan_kl() -> TwoPlayer:
     Returns:
       Objective of two players, infos of :func:`gan_saturating`.
 
+    Example:
+      >>> from kernelgrad import two_player
+      >>> x = jnp.log(jnp.array([[3.0]]))  # where the logit x says D = 3/4
+      >>> args = (lambda x: x[:, 0]), jax.random.key(0), x, x
+      >>> print(two_player.gan_kl().direction(*args)[0])  # -1, whatever D
+      [[-1.]]
+
     References:
       Huszar 2016 (an alternative update rule for GANs).
     """
@@ -94,6 +115,15 @@ def hinge() -> TwoPlayer:
 
     Returns:
       Objective of two players with info ``critic_loss``.
+
+    Example:
+      >>> from kernelgrad import two_player
+      >>> samples, data = jnp.array([[0.0]]), jnp.array([[0.5]])
+      >>> args = (lambda x: x[:, 0]), jax.random.key(0), samples, data
+      >>> float(two_player.hinge().critic_loss(*args)[0])  # (1 - 0.5) + (1 + 0)
+      1.5
+      >>> print(two_player.hinge().direction(*args)[0])
+      [[-1.]]
 
     References:
       Miyato et al. 2018, eqs. (16) and (17).
@@ -116,6 +146,15 @@ def wgan_clip(*, clip: float = 0.01) -> TwoPlayer:
 
     Raises:
       ValueError: clip <= 0.
+
+    Example:
+      >>> from kernelgrad import two_player
+      >>> samples, data = jnp.array([[1.0]]), jnp.array([[3.0]])
+      >>> args = (lambda x: 2.0 * x[:, 0]), jax.random.key(0), samples, data
+      >>> float(two_player.wgan_clip().critic_loss(*args)[0])  # 2 - 6
+      -4.0
+      >>> print(two_player.wgan_clip(clip=0.5).project(jnp.array([-2.0, 0.1])))
+      [-0.5  0.1]
 
     References:
       Arjovsky, Chintala & Bottou 2017, algorithm 1.
@@ -144,6 +183,14 @@ def wgan_gp(
 
     Raises:
       ValueError: weight <= 0.
+
+    Example:
+      >>> from kernelgrad import two_player
+      >>> samples, data = jnp.array([[0.0]]), jnp.array([[1.0]])
+      >>> args = (lambda x: 3.0 * x[:, 0]), jax.random.key(0), samples, data
+      >>> loss, info = two_player.wgan_gp(weight=10.0).critic_loss(*args)
+      >>> float(loss), float(info["penalty"])  # 0 - 3 + 10 (3 - 1)^2
+      (37.0, 4.0)
 
     References:
       Gulrajani et al. 2017, eq. (3) and algorithm 1.
@@ -199,6 +246,16 @@ def kale(
 
     Raises:
       ValueError: penalty_weight < 0.
+
+    Example:
+      >>> from kernelgrad import two_player
+      >>> samples, data = jnp.array([[0.0], [0.0]]), jnp.array([[-1.0], [-1.0]])
+      >>> args = (lambda x: x[:, 0]), jax.random.key(0), samples, data  # the energy x
+      >>> loss, info = two_player.kale().critic_loss(*args)
+      >>> [round(float(info[name]), 3) for name in ("critic_loss", "penalty", "energy_data")]
+      [-1.0, 1.0, -1.0]
+      >>> print(two_player.kale().direction(*args)[0].T)  # weights of mean 1, times the slope
+      [[1. 1.]]
 
     References:
       KALE: When Energy-Based Learning Meets Adversarial Training, abstract; formulas and signs as

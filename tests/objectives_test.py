@@ -244,7 +244,7 @@ def test_the_exact_relative_ratio_leads_down_the_skewed_jensen_shannon(key, monk
 
 FACTORS, RIDGES = (0.4, 1.0, 2.5), (0.01, 0.1)
 SELECTED = {
-    "ulsif": (selection.rulsif_loo, RIDGES, {}),
+    "ulsif": (selection.rulsif_loo, RIDGES, {"alpha": 0.5}),
     "rulsif": (selection.rulsif_loo, RIDGES, {"alpha": 0.5}),
     "kliep": (selection.kliep_cv, None, {}),
     "logistic": (selection.logistic_cv, RIDGES, {}),

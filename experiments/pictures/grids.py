@@ -83,7 +83,8 @@ def _heat_map(figure: Figure, axes: Axes, points: Sequence[Point], metric: str, 
     means = np.full((len(rows), len(columns)), math.nan)
     for values, figures in points:
         means[rows.index(values[down]), columns.index(values[across])] = figures[metric][0]
-    image = axes.imshow(means, aspect="auto", origin="lower")
+    scale = "log" if _spans(means[np.isfinite(means)]) else "linear"
+    image = axes.imshow(means, norm=scale, aspect="auto", origin="lower")
     axes.set_xticks(range(len(columns)), [_text(value) for value in columns])
     axes.set_yticks(range(len(rows)), [_text(value) for value in rows])
     axes.set(title=f"{metric} (blank: no run)", xlabel=across, ylabel=down)
