@@ -55,7 +55,6 @@ RUNS = (
         "--workdir=runs/covering",
         6,
         ("table.md", "samples.png"),
-        "--objectives=f_divergence,kl --seeds=0 --num_steps=4 --eval_every=4",
     ),
 )
 

@@ -107,8 +107,6 @@ RUNS = (
         "divergences --workdir=runs/divergences",
         8,
         ("table.md", "point_masses.png", "rate.png"),
-        "--num_points=60 --num_steps=20 --num_repeats=2 --num_seeds=1 --num_iterations=40 "
-        "--noise_variances=0.01",
     ),
 )
 
