@@ -102,6 +102,7 @@ RUNS = (
     ),
     _three_epochs("paper_scales", ""),
     _three_epochs("scales", "", scales=_LOCAL),
+    _three_epochs("normalized", "", normalize="--normalize"),
     *_elsewhere("digits", "digits"),
     *_elsewhere("ring", "ring"),
     *_elsewhere("eight_gaussians", "eight_gaussians"),
