@@ -73,6 +73,7 @@ class RadialMixture:
 
     def in_unit(self, unit: Array) -> "RadialMixture":
         """Returns the kernel of points in another unit of length."""
+        unit = _numeric.like(unit, self.lengthscales)
         return dataclasses.replace(self, lengthscales=self.lengthscales / unit)
 
     def log_slope(self) -> Array | None:

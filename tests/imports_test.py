@@ -17,7 +17,7 @@ SOURCES = {path.stem: path for path in pathlib.Path(kernelgrad.__file__).parent.
 ROWS = [
     {"__init__"},
     {"types"},
-    {"_devices", "_numeric", "_traits"},
+    {"_devices", "_numeric", "_traits", "_profiles"},
     {"_checks", "_equality"},
     {"_distances", "_batch", "_average"},
     {"_tiles"},
