@@ -176,16 +176,16 @@ def in_own_unit(
     2^20 or below 2^-20 the unit is a power of two near the largest lengthscale, else it is 1.
 
     Args:
-      kernel: radial or of features; one without lengthscales stays in the unit 1.
+      kernel: radial or of features; one without a method `in_unit` stays in the unit 1, as it is.
       x: points; shape (n, d), at least float32.
       y: points, likewise, or None.
 
     Returns:
       Kernel, x, y, and the unit, shape (), dtype of x, without a gradient.
     """
-    lengthscales = getattr(kernel, "lengthscales", None)
-    if lengthscales is None:
+    if not hasattr(kernel, "in_unit"):
         return kernel, x, y, jnp.ones((), x.dtype)
+    lengthscales: Array = kernel.lengthscales  # type: ignore[attr-defined]
     exponent = jnp.frexp(lax.stop_gradient(jnp.max(lengthscales)))[1]
     exponent = jnp.where(jnp.abs(exponent) > 20, jnp.clip(exponent, -60, 60), 0)
     unit = jnp.ldexp(jnp.ones((), x.dtype), exponent)

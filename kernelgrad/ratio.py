@@ -155,9 +155,8 @@ def rulsif(
     centers = _few(p, kernel, ridge, centers)
 
     def loss(kernel: Kernel, ridge: float | Array) -> Array:
-        return selection.rulsif_loo(
-            p, q, kernel, ridge=ridge, alpha=jnp.maximum(alpha, CHOSEN_AT), centers=centers
-        )
+        judged = _judged_at(alpha)
+        return selection.rulsif_loo(p, q, kernel, ridge=ridge, alpha=judged, centers=centers)
 
     kernel, ridge = _settled("rulsif", p, q, kernel, ridge, axis_name, loss)
     return _ratio_fits.rulsif(
@@ -221,9 +220,8 @@ def lsif(
     centers = _few(p, kernel, ridge, centers)
 
     def loss(kernel: Kernel, ridge: float | Array) -> Array:
-        return selection.rulsif_loo(
-            p, q, kernel, ridge=ridge, alpha=jnp.maximum(alpha, CHOSEN_AT), centers=centers
-        )
+        judged = _judged_at(alpha)
+        return selection.rulsif_loo(p, q, kernel, ridge=ridge, alpha=judged, centers=centers)
 
     kernel, ridge = _settled("lsif", p, q, kernel, ridge, axis_name, loss)
     return _ratio_fits.lsif(
@@ -410,6 +408,13 @@ def logistic(
 # ---------------------------------------------------------------------------------- what is chosen
 
 _NONE = 0.0  # ridge, where there is none to choose
+
+
+def _judged_at(alpha: float | Array) -> Array:
+    """Returns the alpha of the loss by which a fit of this one is chosen."""
+    _checks.shape("alpha", alpha, ())
+    _checks.in_range("alpha", alpha, 0.0, 1.0, closed="l")
+    return jnp.maximum(alpha, CHOSEN_AT)
 
 
 def _few(

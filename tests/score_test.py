@@ -821,3 +821,24 @@ def test_queries_however_far_have_scores(rng, d):
         functools.partial(score_peers.nu_method_score_at, num_steps=2),
     ):
         np.testing.assert_allclose(score_at(queries, samples, imq), 0, atol=1e-6)
+
+
+class _OwnGaussian:
+    """A kernel of a caller's own, which knows its logarithm and no unit."""
+
+    lengthscales = np.ones(1, np.float32)
+
+    def profile(self, sq_dist):
+        return jnp.exp(-sq_dist / 2)
+
+    def log_profile(self, sq_dist):
+        return -sq_dist / 2
+
+
+def test_a_kernel_of_ones_own_keeps_its_logarithm_far_away(rng):
+    x = jnp.asarray(rng.normal(size=(5, 2)), jnp.float32)
+    got, want = (
+        score_peers.kde_score_at(x + 60, x, kernel)
+        for kernel in (_OwnGaussian(), kernels.rbf_mixture(1.0))
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-6)
