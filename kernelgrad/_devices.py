@@ -143,19 +143,17 @@ def agreed(value: PyTree, axis_name: str | None) -> PyTree:
     return mean(value, axis_name)
 
 
-def gather(array: Array | None, axis_name: str | None) -> Any:
+def gather(tree: PyTree, axis_name: str | None) -> Any:
     """Returns the union over devices, in device order.
 
     Args:
-      array: this device's share; shape (n, ...). None: returned as it is.
+      tree: this device's share; a pytree of arrays of shape (n, ...), or None.
       axis_name: of the devices; None: the share is all there is.
 
     Returns:
-      Array of shape (devices * n, ...).
+      Pytree of arrays of shape (devices * n, ...).
     """
-    if array is None or axis_name is None:
-        return array
-    return lax.all_gather(array, axis_name, tiled=True)
+    return tree if axis_name is None else lax.all_gather(tree, axis_name, tiled=True)
 
 
 def first(value: Array, axis_name: str | None) -> Array:

@@ -36,3 +36,14 @@ def root(x: Array) -> Array:
 def root_of(number: float | Array) -> float | Array:
     """Returns the square root of a hyperparameter: in Python's precision, unless it is traced."""
     return math.sqrt(number) if isinstance(number, int | float) else jnp.sqrt(number)
+
+
+def below(values: Array, greatest: Array) -> Array:
+    """Returns values less their greatest, 0 where they are it but for rounding.
+
+    XLA may round a value here otherwise than in its maximum, and of large ones exp bears no
+    difference. The derivative is that of the values; none goes to the greatest.
+    """
+    less = values - lax.stop_gradient(greatest)
+    rounding = 4 * jnp.finfo(values.dtype).eps * jnp.abs(greatest)
+    return less - lax.stop_gradient(jnp.where(less >= -rounding, less, 0))

@@ -123,7 +123,7 @@ def stream(
     if axis_name is not None and devices > 1:
         place = lax.axis_index(axis_name)
         if n * m * devices <= DENSE_PAIRS:
-            part = fn(shared, place * n, rows, _gathered(cols, axis_name))
+            part = fn(shared, place * n, rows, _devices.gather(cols, axis_name))
         else:
             part = _ring(fn, axis_name, *_devices.varying((shared, rows, cols), place))
         return PairSums(rows=part.rows)
@@ -156,6 +156,43 @@ def stream_symmetric(fn: TileFn, shared: PyTree, points: PyTree) -> PairSums:
     return _stream_symmetric(fn, shared, points)
 
 
+def go_round(
+    meet: Callable[[Array, PyTree, PyTree, PyTree], tuple[PyTree, PyTree]],
+    kept: PyTree,
+    cols: PyTree,
+    start: PyTree,
+    axis_name: str,
+) -> tuple[PyTree, PyTree]:
+    """Sends columns past all devices, a part of every share at a time.
+
+    Args:
+      meet: (index of the first column, kept, columns, what travels with them) -> what is kept, and
+        what travels on; columns that pad are zeros.
+      kept: what stays on the device, varying over the axis.
+      cols: this device's share; a pytree of arrays of shape (m, ...), likewise.
+      start: what travels with the columns of a part, at first.
+      axis_name: of the devices.
+
+    Returns:
+      What is kept at last, and what came back with this device's columns; shape (m, ...).
+    """
+    m, devices, place = _size(cols), _devices.num_devices(axis_name), lax.axis_index(axis_name)
+
+    def send(carry: PyTree, part: PyTree) -> tuple[PyTree, PyTree]:
+        first_col, kept = carry
+
+        def pass_by(turn: Array, carry: PyTree) -> PyTree:
+            kept, part, beside = carry
+            kept, beside = meet((place - turn) % devices * m + first_col, kept, part, beside)
+            return kept, *_devices.passed_on((part, beside), axis_name)
+
+        kept, _, beside = lax.fori_loop(0, devices, pass_by, (kept, part, start))
+        return (first_col + _size(part), kept), beside
+
+    (_, kept), beside = lax.scan(send, (jnp.int32(0), kept), _parts(cols))
+    return kept, joined(beside, m)
+
+
 def split(tree: PyTree, largest: int) -> PyTree:
     """Splits leading axes into equal tiles of at most `largest`, padded with zeros.
 
@@ -175,6 +212,19 @@ def split(tree: PyTree, largest: int) -> PyTree:
         return jnp.pad(array, padding).reshape(count, width, *array.shape[1:])
 
     return jax.tree.map(split_array, tree)
+
+
+def joined(tree: PyTree, size: int) -> PyTree:
+    """Joins tiles; undoes :func:`split`.
+
+    Args:
+      tree: pytree of arrays of shape (number of tiles, size of a tile, ...).
+      size: n.
+
+    Returns:
+      Pytree of arrays of shape (n, ...).
+    """
+    return jax.tree.map(lambda t: t.reshape(-1, *t.shape[2:])[:size], tree)
 
 
 # -------------------------------------------------------------------------------- rows x columns
@@ -213,7 +263,7 @@ def _tile_by_tile(fn: TileFn, first: Array, shared: PyTree, rows: PyTree, cols: 
     col_zeros = jax.tree.map(lambda z: jnp.broadcast_to(z, (num_col_tiles, *z.shape)), zeros.cols)
     start = (first, col_zeros, zeros.total)
     (_, col_sums, total), row_sums = lax.scan(add_row, start, row_tiles)
-    return PairSums(_joined(row_sums, n), _joined(col_sums, m), total)
+    return PairSums(joined(row_sums, n), joined(col_sums, m), total)
 
 
 def _stream_forward(
@@ -235,31 +285,28 @@ _stream.defvjp(_stream_forward, _stream_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _ring(fn: TileFn, axis_name: str, shared: PyTree, rows: PyTree, cols: PyTree) -> PairSums:
-    n, m = _size(rows), _size(cols)
-    devices, place = _devices.num_devices(axis_name), lax.axis_index(axis_name)
-    parts = split(cols, max(TILE_COLS, -(-m // RING_PARTS)))
-    part = jax.tree.map(lambda t: t[0], parts)
-    shapes = jax.eval_shape(functools.partial(_swept, fn), place, shared, rows, part)
+    first = lax.axis_index(axis_name) * _size(rows)
+    part = jax.tree.map(lambda t: t[0], _parts(cols))
+    shapes = jax.eval_shape(functools.partial(_swept, fn), first, shared, rows, part)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     zeros = _devices.varying(zeros, shared, rows, cols)
 
-    def go_round(carry: PyTree, part: PyTree) -> tuple[PyTree, PyTree]:
-        first_col, row_sums, total = carry
+    def meet(
+        first_col: Array, kept: PyTree, part: PyTree, at_cols: PyTree
+    ) -> tuple[PyTree, PyTree]:
+        sums = _add(
+            PairSums(kept.rows, at_cols, kept.total),
+            _swept(fn, first - first_col, shared, rows, part),
+        )
+        return sums._replace(cols=None), sums.cols
 
-        def meet(turn: Array, carry: tuple[PyTree, PairSums]) -> tuple[PyTree, PairSums]:
-            part, sums = carry
-            first = place * n - ((place - turn) % devices * m + first_col)
-            sums = _add(sums, _swept(fn, first, shared, rows, part))
-            part, at_cols = _devices.passed_on((part, sums.cols), axis_name)
-            return part, sums._replace(cols=at_cols)
+    kept, at_cols = go_round(meet, zeros._replace(cols=None), cols, zeros.cols, axis_name)
+    return kept._replace(cols=at_cols)
 
-        start = part, PairSums(row_sums, zeros.cols, total)
-        _, sums = lax.fori_loop(0, devices, meet, start)
-        return (first_col + _size(part), sums.rows, sums.total), sums.cols
 
-    start = jnp.int32(0), zeros.rows, zeros.total
-    (_, row_sums, total), col_sums = lax.scan(go_round, start, parts)
-    return PairSums(row_sums, _joined(col_sums, m), total)
+def _parts(cols: PyTree) -> PyTree:
+    """Returns the parts of a share, as they travel, on a leading axis."""
+    return split(cols, max(TILE_COLS, -(-_size(cols) // RING_PARTS)))
 
 
 def _ring_forward(
@@ -308,7 +355,7 @@ def _symmetric_tiles(fn: TileFn, shared: PyTree, points: PyTree) -> PairSums:
 
     start = jax.tree.map(lambda z: jnp.broadcast_to(z, (num_tiles, *z.shape)), zeros.rows)
     sums, total = lax.fori_loop(0, num_tiles, add_row, (start, zeros.total))
-    return PairSums(rows=_joined(sums, _size(points)), total=total)
+    return PairSums(rows=joined(sums, _size(points)), total=total)
 
 
 def _symmetric_forward(fn: TileFn, shared: PyTree, points: PyTree) -> tuple[PairSums, PyTree]:
@@ -368,10 +415,6 @@ def _with_cotangents(residuals: PyTree, cotangent: PairSums) -> PyTree:
     return (shared, cotangent.total), (rows, cotangent.rows), (cols, cotangent.cols)
 
 
-def _gathered(cols: PyTree, axis_name: str) -> PyTree:
-    return jax.tree.map(lambda array: _devices.gather(array, axis_name), cols)
-
-
 def _zero_sums(fn: TileFn, shared: PyTree, row_tiles: PyTree, col_tiles: PyTree) -> PairSums:
     """Zeros shaped like what `fn` returns for one tile."""
     rows, cols = jax.tree.map(lambda t: t[0], (row_tiles, col_tiles))
@@ -382,10 +425,6 @@ def _zero_sums(fn: TileFn, shared: PyTree, row_tiles: PyTree, col_tiles: PyTree)
 
 def _size(tree: PyTree) -> int:
     return jax.tree.leaves(tree)[0].shape[0]
-
-
-def _joined(tree: PyTree, size: int) -> PyTree:
-    return jax.tree.map(lambda t: t.reshape(-1, *t.shape[2:])[:size], tree)
 
 
 def _add(a: PyTree, b: PyTree) -> PyTree:

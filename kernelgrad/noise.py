@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _devices, _distances, _numeric, kernels
-from kernelgrad._distances import Points
+from kernelgrad import _checks, _devices, _distances, _folds, _numeric, _tiles, kernels
+from kernelgrad._distances import Bare, Points
 from kernelgrad.types import Array, Key
 
 _PAIRS_AT_ONCE = 1 << 21
@@ -141,7 +141,8 @@ def noisy_logits(
     Raises:
       ValueError: wrong rank, dtype or mismatched dimensions, or a concrete variance <= 0.
 
-    Cost: O(q (m + n) d) time, O((q + m + n) d) memory.
+    Cost: O(q (m + n) d) time, O((q + m + n) d) memory; over devices as
+      :func:`kernelgrad.score_peers.kde_score`.
 
     Example:
       >>> from kernelgrad import noise
@@ -186,7 +187,8 @@ def noisy_logits_and_gradient(
     Raises:
       ValueError: as :func:`noisy_logits`.
 
-    Cost: O(q (m + n) d) time, O((q + m + n) d) memory.
+    Cost: O(q (m + n) d) time, O((q + m + n) d) memory; over devices as
+      :func:`kernelgrad.score_peers.kde_score`.
 
     Example:
       >>> from kernelgrad import noise
@@ -202,33 +204,19 @@ def noisy_logits_and_gradient(
     points, real, fake = _checks.points(points=points, real=real, fake=fake)
     _checks.shape("variance", variance, ())
     _checks.positive(variance=variance)
-    dtype = _numeric.wide(points).dtype
-    clouds = [_devices.gather(cloud.astype(dtype), axis_name) for cloud in (real, fake)]
-    rows, cols = _distances.prepare(points, jnp.concatenate(clouds))
-    width = _numeric.like(variance, cols.raw)
-    num_real, num_cols = clouds[0].shape[0], cols.raw.shape[0]
-    reals, fakes = (
-        jax.tree.map(lambda a: a[:num_real], cols),
-        jax.tree.map(lambda a: a[num_real:], cols),
-    )
-    reach = _FAR * lax.stop_gradient(jnp.max(jnp.abs(cols.centred)))
-
-    exact = _distances.apart(cols, least=jnp.sqrt(width))
-
-    @jax.checkpoint
-    def at(row: Points) -> tuple[Array, Array]:
-        far = jnp.max(jnp.abs(row.centred)) > reach
-        of_real, of_fake = (_weights(row, cloud, width, far) for cloud in (reals, fakes))
-        logit = jnp.log(jnp.mean(of_real.kappa)) - jnp.log(jnp.mean(of_fake.kappa))
-        logit += (of_fake.nearest - of_real.nearest) / (2 * width)
-        centre, other = (
-            _centre(row, cloud, each.kappa, far, exact)
-            for cloud, each in ((reals, of_real), (fakes, of_fake))
-        )
-        return logit, (centre - other) / width
-
-    rows_at_once = max(1, _PAIRS_AT_ONCE // num_cols)
-    logits, gradients = lax.map(at, rows, batch_size=rows_at_once)
+    rows, real, fake = (_numeric.like(x, _numeric.wide(points)) for x in (points, real, fake))
+    width = _numeric.like(variance, rows)
+    centre = _distances.middle(jnp.concatenate([real, fake]), axis_name)
+    clouds = [_distances.moved(cloud, centre) for cloud in (real, fake)]
+    peaks = jnp.stack([jnp.max(jnp.abs(cloud.centred)) for cloud in clouds])
+    reach = _FAR * _devices.largest(lax.stop_gradient(jnp.max(peaks)), axis_name)
+    apart = _distances.apart(*clouds, least=jnp.sqrt(width))
+    exact = _devices.largest(apart, axis_name).astype(rows.dtype)
+    shared = _Shared(width, lax.stop_gradient(centre), reach, exact)
+    of_real, of_fake = (_cloud(shared, rows, cloud, axis_name) for cloud in (real, fake))
+    logits = jnp.log(of_real.mean) - jnp.log(of_fake.mean)
+    logits += (of_fake.nearest - of_real.nearest) / (2 * width)
+    gradients = (of_real.centre - of_fake.centre) / width
     return _numeric.like(logits, points), _numeric.like(gradients, points)
 
 
@@ -266,7 +254,8 @@ def noisy_jsd_direction(
     Raises:
       ValueError: wrong rank, dtype or mismatched dimensions, or a concrete variance <= 0.
 
-    Cost: O(q (m + n) d) time, O((q + m + n) d) memory.
+    Cost: O(q (m + n) d) time, O((q + m + n) d) memory; over devices as
+      :func:`kernelgrad.score_peers.kde_score`.
 
     Example:
       >>> from kernelgrad import noise
@@ -284,39 +273,108 @@ def noisy_jsd_direction(
     return -jax.nn.sigmoid(logits)[:, None] * gradient
 
 
-class _Weights(NamedTuple):
-    r"""What the points of a cloud weigh at one x, :math:`e^{-(|x - y_j|^2 - r) / 2 \sigma^2}`."""
+class _Shared(NamedTuple):
+    """What all pairs share."""
+
+    variance: Array
+    centre: Array  # that is 0 in coordinates
+    reach: Array  # largest coordinate that is not far
+    exact: Array  # 1 where differences are added up, else 0
+
+
+class _Cloud(NamedTuple):
+    r"""A noised cloud at each x, of weights :math:`e^{-(|x - y_j|^2 - r) / 2 \sigma^2}`."""
 
     nearest: Array  # r, the least squared distance: no sum underflows; less |x|^2 where x is far
-    kappa: Array
+    mean: Array  # of the weights
+    centre: Array  # mean of the cloud by them, less a point that both clouds share
 
 
-def _weights(row: Points, cloud: Points, variance: Array, far: Array) -> _Weights:
-    kernel = kernels.rbf_mixture(jnp.sqrt(variance))
+def _cloud(shared: _Shared, points: Array, cloud: Array, axis_name: str | None) -> _Cloud:
+    """Returns the cloud of all devices at each of this device's points."""
+    devices = _devices.num_devices(axis_name)
+    if devices == 1:
+        nearest, mass, moment = _by_rows(shared, points, cloud)
+    else:
+        rows, cols = _distances.bare(points, cloud)
+        nearest = _nearest(*lax.stop_gradient((shared, rows, cols)), axis_name)
+        mass, moment = _tiles.stream(_tile, shared, (rows, nearest), cols, axis_name).rows
+    return _Cloud(nearest, mass / (devices * cloud.shape[0]), moment / mass[:, None])
+
+
+def _by_rows(shared: _Shared, points: Array, cloud: Array) -> tuple[Array, Array, Array]:
+    """Returns the least squared distances and the sums, in one pass over a cloud that is here."""
+    rows, cols = (_distances.moved(side, shared.centre) for side in (points, cloud))
+
+    @jax.checkpoint
+    def at(row: Points) -> tuple[Array, Array, Array]:
+        one = jax.tree.map(lambda a: a[None], row)
+        sq_dist = _squares(shared, one, cols)
+        nearest = lax.stop_gradient(jnp.min(sq_dist, axis=1))
+        mass, moment = _sums(shared, one, cols, _weights(shared, sq_dist, nearest))
+        return nearest[0], mass[0], moment[0]
+
+    return lax.map(at, rows, batch_size=max(1, _PAIRS_AT_ONCE // cloud.shape[0]))
+
+
+def _nearest(shared: _Shared, rows: Bare, cols: Bare, axis_name: str | None) -> Array:
+    """Returns the least squared distances to the cloud of all devices."""
+
+    def nearer(_: Array, some: Bare, nearest: Array, cols: Bare) -> Array:
+        sq_dist = _squares(
+            shared, *(_distances.moved(side, shared.centre) for side in (some, cols))
+        )
+        sq_dist = jnp.where(cols.real[None, :] > 0, sq_dist, jnp.inf)
+        return jnp.minimum(nearest, jnp.min(sq_dist, axis=1))
+
+    nothing = jnp.full_like(rows.real, jnp.inf)
+    return _folds.fold(nearer, nothing, rows, cols, axis_name, pairs_at_once=_PAIRS_AT_ONCE)
+
+
+def _tile(
+    shared: _Shared, shift: Array | None, rows: tuple[Bare, Array], cols: Bare
+) -> _tiles.PairSums:
+    """The sums of one tile."""
+    del shift
+    points, nearest = rows
+    near, cloud = (_distances.moved(side, shared.centre) for side in (points, cols))
+    real = cols.real[None, :]
+    # of columns that pad, a weight might overflow
+    sq_dist = jnp.where(real > 0, _squares(shared, near, cloud), nearest[:, None])
+    return _tiles.PairSums(
+        rows=_sums(shared, near, cloud, _weights(shared, sq_dist, nearest) * real)
+    )
+
+
+def _squares(shared: _Shared, rows: Points, cloud: Points) -> Array:
+    """Returns squared distances to the cloud, less |x|^2 where x is far; shape (rows, cloud)."""
+    far = _far(shared, rows)
     # where x is far its squared distances overflow: those of a point of the cloud stand in
-    one = jax.tree.map(lambda a, others: jnp.where(far, others[:1], a[None]), row, cloud)
-    near = _distances.between(kernel, one, cloud)[0]
-    beyond = cloud.sq_norms - 2 * _numeric.dot(cloud.centred, row.centred)
-    sq_dist = jnp.where(far, beyond, near)
-    nearest = lax.stop_gradient(jnp.min(sq_dist))
-    exponents = (nearest - sq_dist) / (2 * variance)
-    # XLA may round a distance here otherwise than in its minimum; far away exp would not bear it
-    is_nearest = sq_dist <= nearest + 4 * jnp.finfo(sq_dist.dtype).eps * jnp.abs(nearest)
-    exponents -= lax.stop_gradient(jnp.where(is_nearest, exponents, 0))
-    return _Weights(nearest, jnp.exp(exponents))
+    near = jax.tree.map(
+        lambda a, others: jnp.where(far if a.ndim == 2 else far[:, 0], others[:1], a), rows, cloud
+    )
+    kernel = kernels.rbf_mixture(jnp.sqrt(shared.variance))
+    beyond = cloud.sq_norms[None, :] - 2 * _numeric.dot(rows.centred, cloud.centred.T)
+    return jnp.where(far, beyond, _distances.between(kernel, near, cloud))
 
 
-def _centre(row: Points, cloud: Points, kappa: Array, far: Array, exact: Array) -> Array:
-    """Returns the mean of a cloud weighted by kappa, less a point that both clouds share."""
+def _far(shared: _Shared, rows: Points) -> Array:
+    return jnp.max(jnp.abs(rows.centred), axis=1, keepdims=True) > shared.reach
+
+
+def _weights(shared: _Shared, sq_dist: Array, nearest: Array) -> Array:
+    return jnp.exp(_numeric.below(-sq_dist, -nearest[:, None]) / (2 * shared.variance))
+
+
+def _sums(shared: _Shared, rows: Points, cloud: Points, weights: Array) -> tuple[Array, Array]:
+    """Returns sums of the weights, and of the cloud by them, less a point of both clouds."""
 
     def by_differences() -> Array:
-        one = jax.tree.map(lambda a: jnp.where(far, 0, a)[None], row)
-        return _distances.difference_sums(kappa[None], one, cloud, axis=1)[0]
+        near = rows._replace(raw=jnp.where(_far(shared, rows), 0, rows.raw))
+        return _distances.difference_sums(weights, near, cloud, axis=1)
 
     def by_products() -> Array:
-        return _numeric.dot(kappa, cloud.centred)
+        return _numeric.dot(weights, cloud.centred)
 
-    return _distances.choose(exact, by_differences, by_products) / jnp.sum(kappa)
-
-
-# -------------------------------------------------------------------------------------- contracts
+    moment = _distances.choose(shared.exact, by_differences, by_products)
+    return jnp.sum(weights, axis=1), moment

@@ -17,12 +17,25 @@ Far from all samples the estimates of the first two decay to 0: there is no rest
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _devices, _distances, _gram, _numeric, _traits, pairwise
+from kernelgrad import (
+    _checks,
+    _devices,
+    _distances,
+    _folds,
+    _gram,
+    _numeric,
+    _tiles,
+    _traits,
+    pairwise,
+)
+from kernelgrad._distances import Bare
 from kernelgrad.types import Array, Kernel
 
 _PAIRS_AT_ONCE = 1 << 21
@@ -30,12 +43,14 @@ _PAIRS_AT_ONCE = 1 << 21
 _Iterate = tuple[Array, Array, Array, Array]
 
 
-def _compared(queries: Array, samples: Array, kernel: Kernel) -> tuple[Array, Array]:
+def _compared(
+    queries: Array, samples: Array, kernel: Kernel, axis_name: str | None = None
+) -> tuple[Array, Array]:
     """Returns queries and samples in at least float32, none too far for the range of floats."""
     points, nodes = _numeric.wide(queries), _numeric.wide(samples)
     if _traits.is_feature_kernel(kernel):  # whose distances are those of features
         return points, nodes
-    return _gram.within_reach(kernel, points, nodes), nodes
+    return _gram.within_reach(kernel, points, _devices.first(nodes[:1], axis_name)), nodes
 
 
 # ----------------------------------------------------------------------------------- spectral
@@ -306,7 +321,8 @@ def kde_score(samples: Array, kernel: Kernel, *, axis_name: str | None = None) -
     Raises:
       ValueError: wrong rank or dtype.
 
-    Cost: O(n^2 d) time, O(n d) memory.
+    Cost: O(n^2 d) time, O(n d) memory; over devices distances are computed twice, each device
+      holds its share, and of many pairs the shares go round a ring.
 
     Example:
       >>> from kernelgrad import kernels, score_peers
@@ -346,7 +362,7 @@ def kde_score_at(
     Raises:
       ValueError: wrong rank, dtype or dimension.
 
-    Cost: O(q n d) time, O((q + n) d) memory.
+    Cost: O(q n d) time, O((q + n) d) memory; over devices as :func:`kde_score`.
 
     Example:
       >>> from kernelgrad import kernels, score_peers
@@ -358,33 +374,80 @@ def kde_score_at(
       Li & Turner 2018, the plug-in estimator.
     """
     queries, samples = _checks.points(queries=queries, samples=samples)
-    nodes = _devices.gather(samples, axis_name)
-    points, nodes = _compared(queries, nodes, kernel)
+    points, nodes = _compared(queries, samples, kernel, axis_name)
     return _numeric.like(_kde(points, nodes, kernel, axis_name), queries)
 
 
 def _kde(queries: Array, samples: Array | None, kernel: Kernel, axis_name: str | None) -> Array:
-    """Returns the scores, block by block of the queries; samples are those of all devices."""
-    own, count = samples is None, queries.shape[0]
+    """Returns the scores; samples None stands for the queries."""
     kernel, queries, samples, unit = _distances.in_own_unit(kernel, queries, samples)
-    nodes = _devices.gather(queries, axis_name) if samples is None else samples
-    before = 0 if axis_name is None else lax.axis_index(axis_name) * count
+    features = functools.partial(_traits.embed, kernel)
+    embedded, pull = jax.vjp(features, _devices.own_point(features, queries))
+    rows, cols = _distances.bare(embedded, None if samples is None else features(samples))
+    of_embedded = _by_blocks if _devices.num_devices(axis_name) == 1 else _over_devices
+    scores = of_embedded(_traits.radial(kernel), rows, cols, samples is None, axis_name)
+    return pull(_numeric.like(scores, embedded))[0] / unit
+
+
+def _pairs(
+    own: bool, kernel: Kernel, shift: Any, queries: Array, samples: Array
+) -> tuple[Array, Callable[[Array], Array]]:
+    """Returns log k of all pairs, and what pulls weights of them back to the queries."""
+    profile = functools.partial(_log_profile, kernel)
+    return _gram.pairs(profile, kernel, queries, samples, shift if own else None)
+
+
+def _by_blocks(kernel: Kernel, rows: Bare, cols: Bare, own: bool, axis_name: str | None) -> Array:
+    """Returns the scores on one device, block by block of the queries."""
+    del axis_name
+    queries, nodes = rows.raw, cols.raw
+    count = queries.shape[0]
 
     def at(first: int | Array, points: Array) -> Array:
-        shift = first + before if own else None
-        profile = functools.partial(_log_profile, kernel)
-        logits, pull = _gram.pairs(profile, kernel, points, nodes, shift)
+        logits, pull = _pairs(own, kernel, first, points, nodes)
         lost = jnp.max(logits, axis=1, keepdims=True) == -jnp.inf
         return jnp.where(lost, jnp.nan, pull(jax.nn.softmax(logits, axis=1)))
 
     at_once = max(1, _PAIRS_AT_ONCE // nodes.shape[0])
     if count <= at_once:
-        return at(0, queries) / unit
+        return at(0, queries)
     starts = jnp.arange(0, count, at_once)
     # the last query pads the last block: of points that come twice no sum is NaN
     places = jnp.minimum(starts[:, None] + jnp.arange(at_once)[None, :], count - 1)
     blocks = lax.map(jax.checkpoint(lambda block: at(*block)), (starts, queries[places]))
-    return blocks.reshape(-1, queries.shape[1])[:count] / unit
+    return blocks.reshape(-1, queries.shape[1])[:count]
+
+
+def _over_devices(
+    kernel: Kernel, rows: Bare, cols: Bare, own: bool, axis_name: str | None
+) -> Array:
+    """Returns the scores by two passes: the greatest log k of each query, then sums over it."""
+    fixed = lax.stop_gradient(kernel)
+
+    def greater(shift: Any, some: Bare, most: Array, nodes: Bare) -> Array:
+        logits, _ = _pairs(own, fixed, shift, some.raw, nodes.raw)
+        logits = jnp.where(nodes.real[None, :] > 0, logits, -jnp.inf)
+        return jnp.maximum(most, jnp.max(logits, axis=1))
+
+    nothing = jnp.full_like(rows.real, -jnp.inf)
+    sides = lax.stop_gradient((rows, cols))
+    most = _folds.fold(greater, nothing, *sides, axis_name, pairs_at_once=_PAIRS_AT_ONCE)
+    queries = rows, jnp.where(most == -jnp.inf, 0, most)
+    mass, pull = _tiles.stream(functools.partial(_tile, own), kernel, queries, cols, axis_name).rows
+    lost = mass[:, None] == 0
+    return jnp.where(lost, jnp.nan, pull / jnp.where(lost, 1, mass[:, None]))
+
+
+def _tile(
+    own: bool, kernel: Kernel, shift: Any, rows: tuple[Bare, Array], cols: Bare
+) -> _tiles.PairSums:
+    """Sums of k over its greatest, and of its gradients."""
+    points, most = rows
+    logits, pull = _pairs(own, kernel, shift, points.raw, cols.raw)
+    # of columns that pad, k might overflow
+    logits = jnp.where(cols.real[None, :] > 0, logits, most[:, None])
+    weights = jnp.exp(_numeric.below(logits, most[:, None])) * cols.real[None, :]
+    return _tiles.PairSums(rows=(jnp.sum(weights, axis=1), pull(weights)))
 
 
 def _log_profile(kernel: Kernel, sq_dist: Array) -> Array:

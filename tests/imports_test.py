@@ -21,7 +21,7 @@ ROWS = [
     {"_checks", "_equality"},
     {"_distances", "_batch", "_average"},
     {"_tiles"},
-    {"pairwise"},
+    {"pairwise", "_folds"},
     {"median", "_gram"},
     {"_solve", "_markov", "_resampling", "_players"},
     {"kernels", "_convex", "_probes"},

@@ -18,13 +18,29 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from memory import needs_proc
 
-from kernelgrad import _tiles, kernels, ksd, median, mmd, pairwise, score, svgd
+from kernelgrad import (
+    _devices,
+    _tiles,
+    kernels,
+    ksd,
+    median,
+    mmd,
+    noise,
+    pairwise,
+    score,
+    score_peers,
+    svgd,
+)
 
 KERNEL = kernels.imq_mixture([1.0, 2.0])
 
 
 def everyone(*arrays):
     return (lax.all_gather(array, "i", tiled=True) for array in arrays)
+
+
+def own(rows):
+    return _devices.share(rows, "i")
 
 
 def gathered_svgd(x, s):
@@ -54,11 +70,21 @@ WAYS = {  # of two arrays: by a ring, and by hand on what was gathered
         lambda x, y: median.median_squared_distance(x, y, axis_name="i"),
         lambda x, y: median.median_squared_distance(*everyone(x, y)),
     ),
+    "kde_score": (
+        lambda x, y: score_peers.kde_score(x, KERNEL, axis_name="i"),
+        lambda x, y: own(score_peers.kde_score(*everyone(x), KERNEL)),
+    ),
+    "noise": (
+        lambda x, y: noise.noisy_logits_and_gradient(x, y, x, variance=2.0, axis_name="i")[1],
+        lambda x, y: noise.noisy_logits_and_gradient(x, *everyone(y, x), variance=2.0)[1],
+    ),
     "stein_score": (  # of more than score.DENSE_SAMPLES; to the digits of its iteration alike
         lambda x, y: score.stein_score(x, KERNEL, ridge=30.0, axis_name="i"),
-        lambda x, y: score.stein_score(*everyone(x), KERNEL, ridge=30.0)[: len(x)],
+        lambda x, y: own(score.stein_score(*everyone(x), KERNEL, ridge=30.0)),
     ),
 }
+
+FOLDED = ["kde_score", "noise"]
 
 
 def over_devices(fn, count, order=0):
@@ -74,14 +100,18 @@ def over_devices(fn, count, order=0):
     )
 
 
-@pytest.mark.thorough(quick=1)
-@pytest.mark.parametrize("name", ["svgd", "ksd", "mmd", "kernel_sum", "median"])
-def test_a_ring_adds_up_what_gathering_does(name, rng, monkeypatch):
-    """Shares that no tile divides, one of them far from the middle."""
+@pytest.fixture
+def small_tiles(monkeypatch):
     monkeypatch.setattr(_tiles, "DENSE_PAIRS", 0)
     monkeypatch.setattr(_tiles, "TILE_ROWS", 8)
     monkeypatch.setattr(_tiles, "TILE_COLS", 8)
     monkeypatch.setattr(median, "_TILE", 8)
+
+
+@pytest.mark.thorough(quick=1)
+@pytest.mark.parametrize("name", ["svgd", "ksd", "mmd", "kernel_sum", "median", *FOLDED])
+def test_a_ring_adds_up_what_gathering_does(name, rng, small_tiles):
+    """Shares that no tile divides, one of them far from the middle."""
     x, y = (jnp.asarray(rng.normal(size=(26, 5)), jnp.float32) for _ in range(2))
     x = x.at[:13].add(3.0)
     ring, gathered = (over_devices(fn, 2) for fn in WAYS[name])
@@ -89,6 +119,18 @@ def test_a_ring_adds_up_what_gathering_does(name, rng, monkeypatch):
     assert "ppermute" in text
     expected = gathered(x, y)
     np.testing.assert_allclose(ring(x, y), expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.thorough
+def test_scores_of_far_queries_keep_their_slope(rng, small_tiles):
+    """Thousands of lengthscales away: -1/l^2, as on one device, and padding is no sample at 0."""
+    kernel = kernels.rbf_mixture(1.0)
+    x, y = (jnp.asarray(rng.normal(size=(26, 5)), jnp.float32) for _ in range(2))
+    x *= jnp.array([0.0, 3e3, 1e4, 1e5])[jnp.arange(26) % 4, None]
+    ring = over_devices(lambda *xy: score_peers.kde_score_at(*xy, kernel, axis_name="i"), 2, 1)
+    slopes, _ = ring(x, y + 3e3)
+    np.testing.assert_allclose(slopes[jnp.arange(26) % 4 > 1], -1, rtol=1e-5)
+    assert np.all(np.isfinite(slopes))
 
 
 def test_few_pairs_are_gathered():
