@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _devices, _distances, _numeric, _tiles
-from kernelgrad._distances import Points
-from kernelgrad.types import Array
+from kernelgrad import _checks, _devices, _distances, _folds, _numeric
+from kernelgrad._distances import Bare, Points
+from kernelgrad.types import Array, PyTree
 
 TEMPERATURES = (0.02, 0.05, 0.2)  # of Deng et al.
 
@@ -60,7 +60,8 @@ def drift(
     Raises:
       ValueError: wrong rank, dtype or dimensions, fewer than two samples, or a temperature <= 0.
 
-    Cost: O(t n (n + m) d) time, O((n + m) (d + t)) memory; distances are computed thrice.
+    Cost: O(t n (n + m) d) time, O((n + m) t d) memory; distances are computed thrice. Over devices
+      each holds its share, and of many pairs the shares go round a ring.
 
     Example:
       >>> from kernelgrad import drift
@@ -78,11 +79,11 @@ def drift(
     _checks.at_least("number of samples", size, 2)
     x, y = (_numeric.wide(lax.stop_gradient(points)) for points in (samples, data))
     x, y = _in_a_unit(x, y, axis_name)
-    everyone = jnp.concatenate([_devices.gather(points, axis_name) for points in (x, y)])
-    pairs = _Pairs(*_distances.prepare(x, everyone, axis_name), size, axis_name)
+    centre = _distances.middle(jnp.concatenate([x, y]), axis_name)
+    pairs = _Pairs(*_distances.bare(x, y), centre, axis_name)
     mean = pairs.mean_distance()
     scales = lax.stop_gradient(scales) * jnp.where(mean > 0, mean, 1)
-    fields = pairs.fields(scales, pairs.log_column_sums(scales))
+    fields = pairs.fields(scales)
     units, _ = jax.vmap(lambda field: _devices.over_rms(field, axis_name))(fields)
     return _numeric.like(math.sqrt(x.shape[1]) * jnp.sum(units, axis=0), samples)
 
@@ -93,110 +94,129 @@ def _in_a_unit(x: Array, y: Array, axis_name: str | None) -> tuple[Array, Array]
     The field knows no unit, and squares of lengths near 1 stay in range, an outlier's, too.
     """
     largest = jnp.maximum(jnp.max(jnp.abs(x)), jnp.max(jnp.abs(y)))
-    if axis_name is not None:
-        largest = lax.pmax(largest, axis_name)
+    largest = _devices.largest(largest, axis_name)
     unit = _numeric.power_of_two(largest)
     return x / unit, y / unit
 
 
-class _Block(NamedTuple):
-    """Some of the samples."""
+class _Nodes(NamedTuple):
+    """Columns, and what their shares of a row are divided by."""
 
-    points: Points
-    place: Array  # among this device's samples
-    real: Array  # 1, and 0 where it pads
+    points: Bare
+    log_sums: Array  # log sum_i k_ij, shape (columns, t)
 
-    @property
-    def first(self) -> Array:
-        return self.place[0]
+
+class _Pull(NamedTuple):
+    r"""What columns do to some rows, at each temperature, with shares :math:`k_{ij} / \sqrt{c_j}`.
+
+    The greatest share of a row is divided out, so that none underflows with all others of its row.
+    """
+
+    log_sum: Array  # of k, not of its shares; (rows, t)
+    log_greatest: Array  # (rows, t)
+    mass: Array  # sum of the shares over their greatest, (rows, t)
+    moment: Array  # sum of shares times coordinates, or their differences to x_i; (rows, t, d)
 
 
 class _Pairs(NamedTuple):
-    """This device's samples, and what they are compared with: all samples, then all data."""
+    """This device's samples and data; all samples are compared with all of both."""
 
-    rows: Points
-    cols: Points
-    size: int  # of all samples
+    samples: Bare
+    data: Bare
+    centre: Array
     axis_name: str | None
 
-    def blocks(self) -> _Block:
-        """Returns the rows in blocks, which are the leading axis."""
-        place = jnp.arange(self.rows.raw.shape[0], dtype=jnp.int32)
-        at_once = max(1, _PAIRS_AT_ONCE // self.cols.raw.shape[0])
-        return _tiles.split(_Block(self.rows, place, jnp.ones_like(self.rows.sq_norms)), at_once)
+    def distances(
+        self, shift: Any, rows: Bare, cols: Bare, *, same: bool
+    ) -> tuple[Array, Array, tuple[Points, Points]]:
+        """Returns distances, whether each is between two points, and the points."""
+        points = _distances.moved(rows, self.centre), _distances.moved(cols, self.centre)
+        own = shift if same else None
+        sq_dist = _distances.between(None, *points, own)
+        two = (rows.real[:, None] > 0) & (cols.real[None, :] > 0)
+        return _numeric.root(sq_dist), _distances.at_same_point(two, own, False), points
 
-    def distances(self, block: _Block) -> tuple[Array, Array]:
-        """Returns distances of a block to all columns, and whether each is between two points."""
-        shift = block.first
-        if self.axis_name is not None:
-            shift += lax.axis_index(self.axis_name) * self.rows.raw.shape[0]
-        sq_dist = _distances.between(None, block.points, self.cols, shift)
-        two = jnp.broadcast_to(block.real[:, None] > 0, sq_dist.shape)
-        return _numeric.root(sq_dist), _distances.at_same_point(two, shift, False)
+    def folded(self, fn: _folds.FoldFn, kept: PyTree, rows: PyTree, cols: PyTree) -> PyTree:
+        """Returns what the columns of all devices make of what is kept at this device's rows."""
+        return _folds.fold(fn, kept, rows, cols, self.axis_name, pairs_at_once=_PAIRS_AT_ONCE)
 
     def mean_distance(self) -> Array:
         """Returns the mean over the pairs of all devices."""
+        devices = _devices.num_devices(self.axis_name)
+        n, m = (devices * side.real.shape[0] for side in (self.samples, self.data))
 
-        def of(block: _Block) -> Array:
-            distance, two = self.distances(block)
-            return jnp.sum(jnp.where(two, distance, 0) / self.cols.raw.shape[0])
+        def sums(cols: Bare, *, same: bool) -> Array:
+            def add(shift: Any, rows: Bare, total: Array, cols: Bare) -> Array:
+                distance, two, _ = self.distances(shift, rows, cols, same=same)
+                return total + jnp.sum(jnp.where(two, distance, 0) / (n + m), axis=1)
 
-        total = jnp.sum(lax.map(of, self.blocks())) / self.rows.raw.shape[0]
-        share = self.cols.raw.shape[0] / (self.cols.raw.shape[0] - 1)
-        return _devices.mean(total, self.axis_name) * share
+            return self.folded(add, jnp.zeros_like(self.samples.real), self.samples, cols)
 
-    def log_column_sums(self, scales: Array) -> Array:
-        """Returns log sum_i k_ij of all devices' samples, shape (t, columns)."""
+        total = sums(self.samples, same=True) + sums(self.data, same=False)
+        return _devices.mean(jnp.mean(total), self.axis_name) * ((n + m) / (n + m - 1))
 
-        def add(total: Array, block: _Block) -> tuple[Array, None]:
-            logits = _logits(*self.distances(block), scales)
-            return jnp.logaddexp(total, jax.nn.logsumexp(logits, axis=1)), None
+    def log_sums(self, scales: Array, rows: Bare, *, same: bool) -> Array:
+        """Returns log sum_i k_ij over all samples, at samples or data; shape (rows, t)."""
 
-        nothing = jnp.full((scales.shape[0], self.cols.raw.shape[0]), -jnp.inf, scales.dtype)
-        start = _devices.varying(nothing, self.rows, self.cols, scales)
-        sums, _ = lax.scan(add, start, self.blocks())
-        return jax.nn.logsumexp(_devices.gather(sums[None], self.axis_name), axis=0)
+        def add(shift: Any, rows: Bare, total: Array, cols: Bare) -> Array:
+            logits = _logits(*self.distances(shift, rows, cols, same=same)[:2], scales)
+            return jnp.logaddexp(total, jax.nn.logsumexp(logits, axis=2).T)
 
-    def fields(self, scales: Array, log_column_sums: Array) -> Array:
+        nothing = jnp.full((*rows.real.shape, *scales.shape), -jnp.inf, scales.dtype)
+        return self.folded(add, nothing, rows, self.samples)
+
+    def pull(self, scales: Array, exact: bool, nodes: _Nodes, *, same: bool) -> _Pull:
+        """Returns what all samples or all data do to this device's samples."""
+
+        def add(shift: Any, rows: Bare, kept: _Pull, nodes: _Nodes) -> _Pull:
+            distance, two, points = self.distances(shift, rows, nodes.points, same=same)
+            logits = _logits(distance, two, scales)
+            log_shares = logits - nodes.log_sums.T[:, None] / 2
+            greatest = jnp.maximum(kept.log_greatest.T, jnp.max(log_shares, axis=2))
+            shares = _over(log_shares, greatest[:, :, None])
+            if exact:
+                sums = functools.partial(
+                    _distances.difference_sums, rows=points[0], cols=points[1], axis=1
+                )
+                moments = jax.vmap(sums)(shares)
+            else:
+                moments = _numeric.dot(shares, points[1].centred)
+            less = _over(kept.log_greatest, greatest.T)
+            return _Pull(
+                jnp.logaddexp(kept.log_sum, jax.nn.logsumexp(logits, axis=2).T),
+                greatest.T,
+                less * kept.mass + jnp.sum(shares, axis=2).T,
+                less[..., None] * kept.moment + jnp.moveaxis(moments, 0, 1),
+            )
+
+        (n, d), (t,) = self.samples.raw.shape, scales.shape
+        none, zeros = (jnp.full((n, t), value, scales.dtype) for value in (-jnp.inf, 0))
+        nothing = _Pull(none, none, zeros, jnp.zeros((n, t, d), scales.dtype))
+        return self.folded(add, nothing, self.samples, nodes)
+
+    def fields(self, scales: Array) -> Array:
         """Returns a multiple of the field of each temperature, shape (t, n, d).
 
         It is e^a times the field, a such that the greatest product of two shares is about 1. Of
         clusters that are apart differences of coordinates are added up, else coordinates.
         """
-        fake, real = self.cols.centred[: self.size], self.cols.centred[self.size :]
-
-        def of(exact: bool, block: _Block) -> tuple[Array, Array]:
-            logits = _logits(*self.distances(block), scales)
-            log_row_sums = jax.nn.logsumexp(logits, axis=2, keepdims=True)
-            # of rows that pad the sum is 0
-            log_row_sums = jnp.where(log_row_sums == -jnp.inf, 0, log_row_sums)
-            log_shares = logits - (log_row_sums + log_column_sums[:, None]) / 2
-            repel, most_repel = _over_greatest(log_shares[..., : self.size])
-            attract, most_attract = _over_greatest(log_shares[..., self.size :])
-            push, pull = (jnp.sum(each, axis=2, keepdims=True) for each in (repel, attract))
-            if not exact:
-                field = push * _numeric.dot(attract, real) - pull * _numeric.dot(repel, fake)
-                return field, most_repel + most_attract
-            factors = jnp.concatenate([-pull * repel, push * attract], axis=2)
-            sums = functools.partial(
-                _distances.difference_sums, rows=block.points, cols=self.cols, axis=1
-            )
-            return jax.vmap(sums)(factors), most_repel + most_attract
-
-        def of_all(exact: bool) -> tuple[Array, Array]:
-            return lax.map(functools.partial(of, exact), self.blocks())
-
-        fields, log_sizes = _distances.choose(
-            _distances.apart(self.cols), lambda: of_all(True), lambda: of_all(False)
+        sides = ((self.samples, True), (self.data, False))
+        fakes, reals = (
+            _Nodes(side, self.log_sums(scales, side, same=same)) for side, same in sides
         )
-        fields, log_sizes = (
-            jnp.moveaxis(each, 1, 0).reshape(scales.shape[0], -1, each.shape[-1])
-            for each in (fields, log_sizes)
-        )
-        fields, log_sizes = (each[:, : self.rows.raw.shape[0]] for each in (fields, log_sizes))
-        most = jnp.max(log_sizes, axis=1, keepdims=True)
-        most = jnp.max(_devices.gather(most[None], self.axis_name), axis=0)
-        return fields * jnp.exp(log_sizes - most)
+
+        def of(exact: bool) -> tuple[_Pull, _Pull]:
+            pull = functools.partial(self.pull, scales, exact)
+            return pull(fakes, same=True), pull(reals, same=False)
+
+        both = (_distances.moved(side, self.centre) for side in (self.samples, self.data))
+        apart = _devices.largest(_distances.apart(*both), self.axis_name)
+        fake, real = _distances.choose(apart, lambda: of(True), lambda: of(False))
+        fields = fake.mass[..., None] * real.moment - real.mass[..., None] * fake.moment
+        log_sizes = fake.log_greatest + real.log_greatest
+        log_sizes -= jnp.logaddexp(fake.log_sum, real.log_sum)
+        most = _devices.largest(jnp.max(log_sizes, axis=0, keepdims=True), self.axis_name)
+        return jnp.moveaxis(fields * jnp.exp(log_sizes - most)[..., None], 1, 0)
 
 
 def _logits(distance: Array, two: Array, scales: Array) -> Array:
@@ -204,10 +224,9 @@ def _logits(distance: Array, two: Array, scales: Array) -> Array:
     return jnp.where(two[None], -distance[None] / scales[:, None, None], -jnp.inf)
 
 
-def _over_greatest(log_shares: Array) -> tuple[Array, Array]:
-    """Returns shares over the greatest of each row, 0 in rows that pad, and its logarithm."""
-    greatest = jnp.max(log_shares, axis=2, keepdims=True)
-    return jnp.exp(log_shares - jnp.where(greatest == -jnp.inf, 0, greatest)), greatest
+def _over(log_shares: Array, log_greatest: Array) -> Array:
+    """Returns shares over the greatest, 0 where there is none."""
+    return jnp.exp(log_shares - jnp.where(log_greatest == -jnp.inf, 0, log_greatest))
 
 
 def _temperatures(temperatures: Any, like: Array) -> Array:

@@ -185,6 +185,7 @@ QUICK = ["kale.donsker_varadhan", "kale.optimal_log_normalizer", "adversarial.kl
 RINGED = ["mmd.mmd_v_statistic", "mmd.test_power", "ksd.ksd_u_statistic", "svgd.step"]
 RINGED += ["pairwise.kernel_and_gradient_sum", "kernels.median_mixture"]
 RINGED += ["score_peers.kde_score", "score_peers.kde_score_at", "noise.noisy_logits_and_gradient"]
+RINGED += ["drift.drift"]
 
 
 @pytest.mark.thorough(quick=len(QUICK))

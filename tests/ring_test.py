@@ -21,6 +21,7 @@ from memory import needs_proc
 from kernelgrad import (
     _devices,
     _tiles,
+    drift,
     kernels,
     ksd,
     median,
@@ -78,13 +79,17 @@ WAYS = {  # of two arrays: by a ring, and by hand on what was gathered
         lambda x, y: noise.noisy_logits_and_gradient(x, y, x, variance=2.0, axis_name="i")[1],
         lambda x, y: noise.noisy_logits_and_gradient(x, *everyone(y, x), variance=2.0)[1],
     ),
+    "drift": (
+        lambda x, y: drift.drift(x, y, axis_name="i"),
+        lambda x, y: own(drift.drift(*everyone(x, y))),
+    ),
     "stein_score": (  # of more than score.DENSE_SAMPLES; to the digits of its iteration alike
         lambda x, y: score.stein_score(x, KERNEL, ridge=30.0, axis_name="i"),
         lambda x, y: own(score.stein_score(*everyone(x), KERNEL, ridge=30.0)),
     ),
 }
 
-FOLDED = ["kde_score", "noise"]
+FOLDED = ["kde_score", "noise", "drift"]
 
 
 def over_devices(fn, count, order=0):
