@@ -18,7 +18,7 @@ _Newton = tuple[Array, Array, Array, Array]
 
 
 def mixture_shares(
-    log_likelihood: Array, *, num_steps: int, tolerance: Array
+    log_likelihood: Array, *, num_steps: int, tolerance: Array, axis_name: str | None = None
 ) -> tuple[Array, Array]:
     r"""Returns the proportions that make a sample of a mixture the likeliest.
 
@@ -33,6 +33,7 @@ def mixture_shares(
       log_likelihood: l; shape (n, c).
       num_steps: greatest number T of steps; static.
       tolerance: gap at which to stop before.
+      axis_name: if set, the rows are the union over all devices.
 
     Returns:
       log pi, shape (c,), and the gap left, shape (), at most log(c) / T nats a sample.
@@ -47,7 +48,8 @@ def mixture_shares(
     n, c = likelihood.shape
 
     def growth(shares: Array) -> Array:
-        return _numeric.dot(1 / (n * _numeric.dot(likelihood, shares)), likelihood)
+        factor = _numeric.dot(1 / (n * _numeric.dot(likelihood, shares)), likelihood)
+        return _devices.varying(_devices.mean(factor, axis_name), likelihood)
 
     def unfinished(state: _Mixture) -> Array:
         _, factor, step = state
@@ -68,7 +70,13 @@ def mixture_shares(
 
 
 def classifier(
-    features: Array, offsets: Array, ridge: Array, *, num_steps: int, tolerance: Array
+    features: Array,
+    offsets: Array,
+    ridge: Array,
+    *,
+    num_steps: int,
+    tolerance: Array,
+    axis_name: str | None = None,
 ) -> tuple[Array, Array]:
     r"""Returns the weights of a penalised logistic regression.
 
@@ -83,6 +91,7 @@ def classifier(
       ridge: lambda > 0; shape ().
       num_steps: greatest number T of steps; static.
       tolerance: gap at which to stop before.
+      axis_name: if set, features and offsets are the union over all devices.
 
     Returns:
       w, shape (c,), and half of the squared Newton decrement before the last step, shape (); NaN
@@ -97,7 +106,8 @@ def classifier(
     scales = jnp.append(0.5 ** jnp.arange(_HALVINGS, dtype=features.dtype), 0)
 
     def objective(margins: Array, weights: Array) -> Array:
-        return jnp.mean(jax.nn.softplus(-margins)) + ridge / 2 * jnp.sum(jnp.square(weights))
+        loss = _devices.mean(jnp.mean(jax.nn.softplus(-margins)), axis_name)
+        return loss + ridge / 2 * jnp.sum(jnp.square(weights))
 
     def unfinished(state: _Newton) -> Array:
         _, gap, scale, step = state
@@ -109,9 +119,10 @@ def classifier(
         weights, _, _, step = state
         margins = _numeric.dot(features, weights) + offsets
         errors = jax.nn.sigmoid(-margins)
-        gradient = ridge * weights - _numeric.dot(errors, features) / n
         curvature = errors * jax.nn.sigmoid(margins) / n
         hessian = _numeric.dot(features.T, curvature[:, None] * features)
+        slope, hessian = _devices.mean((_numeric.dot(errors, features) / n, hessian), axis_name)
+        gradient = ridge * weights - slope
         change = -_solve.dense(hessian, ridge)(gradient[:, None])[:, 0]
         turned = _numeric.dot(features, change)
         values = jax.vmap(lambda s: objective(margins + s * turned, weights + s * change))(scales)

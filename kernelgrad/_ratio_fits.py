@@ -1,6 +1,7 @@
 """The fits of density ratios under a kernel and a ridge: what :mod:`kernelgrad.ratio` calls.
 
-Arguments, models and errors are those of the functions of the same names there.
+Arguments, models and errors are those of the functions of the same names there. Over devices
+centers are gathered; each device holds its samples against them, and their moments are added up.
 """
 
 import math
@@ -75,14 +76,17 @@ def kliep(
 ) -> MixtureRatio:
     """Returns the maximum-likelihood fit."""
     _check_loop(num_steps, tolerance)
-    p, q, centers = _unions(p, q, p if centers is None else centers, axis_name)
+    p, q, centers = _shares(p, q, p if centers is None else centers, axis_name)
     kernel, p, q, centers = lax.stop_gradient((kernel, p, q, centers))
-    log_mean = jax.nn.logsumexp(_ratio_models.log_gram(kernel, q, centers), axis=0) - math.log(
-        q.shape[0]
-    )
+    log_sums = jax.nn.logsumexp(_ratio_models.log_gram(kernel, q, centers), axis=0, keepdims=True)
+    log_sums = jax.nn.logsumexp(_devices.gather(log_sums, axis_name), axis=0)
+    log_mean = log_sums - math.log(q.shape[0] * _devices.num_devices(axis_name))
     log_convex = _ratio_models.log_gram(kernel, p, centers) - log_mean[None, :]
     log_shares, gap = _convex.mixture_shares(
-        log_convex, num_steps=num_steps, tolerance=_numeric.like(tolerance, log_convex)
+        log_convex,
+        num_steps=num_steps,
+        tolerance=_numeric.like(tolerance, log_convex),
+        axis_name=axis_name,
     )
     fit = _devices.agreed((centers, log_shares - log_mean, gap), axis_name)
     return MixtureRatio(kernel, *fit)
@@ -104,7 +108,7 @@ def logistic(
     _check_loop(num_steps, tolerance)
     p, q = _checks.points(p=p, q=q)
     pool = jnp.concatenate([p, q]) if centers is None else centers
-    p, q, centers = _unions(p, q, pool, axis_name)
+    p, q, centers = _shares(p, q, pool, axis_name)
     kernel, p, q, centers = lax.stop_gradient((kernel, p, q, centers))
     n, m = p.shape[0], q.shape[0]
     features = kernels.gram(kernel, jnp.concatenate([p, q]), centers)
@@ -116,6 +120,7 @@ def logistic(
         lax.stop_gradient(_numeric.like(ridge, features)),
         num_steps=num_steps,
         tolerance=_numeric.like(tolerance, features),
+        axis_name=axis_name,
     )
     fit = _devices.agreed((centers, weights[1:], weights[0], gap), axis_name)
     return LogLinearRatio(kernel, *fit)
@@ -134,24 +139,24 @@ def _least_squares(
     _check_ridge(ridge)
     _checks.shape("alpha", alpha, ())
     _checks.in_range("alpha", alpha, 0.0, 1.0, closed="l")
-    p, q, centers = _unions(p, q, p if centers is None else centers, axis_name)
+    p, q, centers = _shares(p, q, p if centers is None else centers, axis_name)
     at_p, at_q = kernels.gram(kernel, p, centers), kernels.gram(kernel, q, centers)
     share = _numeric.like(alpha, at_p)
     moment = share * _second_moment(at_p) + (1 - share) * _second_moment(at_q)
-    return centers, moment, jnp.mean(at_p, axis=0)
+    moment, mean = _devices.mean((moment, jnp.mean(at_p, axis=0)), axis_name)
+    return centers, moment, mean
 
 
 def _second_moment(features: Array) -> Array:
     return _numeric.dot(features.T, features) / features.shape[0]
 
 
-def _unions(
+def _shares(
     p: Array, q: Array, centers: Array, axis_name: str | None
 ) -> tuple[Array, Array, Array]:
-    """Returns the samples and centers of all devices, in at least float32."""
-    p, q, centers = _checks.points(p=p, q=q, centers=centers)
-    p, q, centers = (_devices.gather(_numeric.wide(x), axis_name) for x in (p, q, centers))
-    return p, q, centers
+    """Returns this device's samples and the centers of all, in at least float32."""
+    p, q, centers = (_numeric.wide(x) for x in _checks.points(p=p, q=q, centers=centers))
+    return p, q, _devices.gather(centers, axis_name)
 
 
 def _check_ridge(ridge: float | Array) -> None:

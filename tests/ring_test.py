@@ -28,12 +28,14 @@ from kernelgrad import (
     mmd,
     noise,
     pairwise,
+    ratio,
     score,
     score_peers,
     svgd,
 )
 
 KERNEL = kernels.imq_mixture([1.0, 2.0])
+CENTERS = 32  # of a device
 
 
 def everyone(*arrays):
@@ -82,6 +84,32 @@ WAYS = {  # of two arrays: by a ring, and by hand on what was gathered
     "drift": (
         lambda x, y: drift.drift(x, y, axis_name="i"),
         lambda x, y: own(drift.drift(*everyone(x, y))),
+    ),
+    "ulsif": (  # nothing goes round: moments of a share are added up
+        lambda x, y: (
+            ratio.ulsif(x, y, KERNEL, ridge=0.1, centers=x[:CENTERS], axis_name="i").weights
+        ),
+        lambda x, y: (
+            ratio.ulsif(
+                *everyone(x, y), KERNEL, ridge=0.1, centers=next(everyone(x[:CENTERS]))
+            ).weights
+        ),
+    ),
+    "logistic": (
+        lambda x, y: (
+            ratio.logistic(x, y, KERNEL, ridge=0.1, centers=x[:CENTERS], axis_name="i").weights
+        ),
+        lambda x, y: (
+            ratio.logistic(
+                *everyone(x, y), KERNEL, ridge=0.1, centers=next(everyone(x[:CENTERS]))
+            ).weights
+        ),
+    ),
+    "kliep": (
+        lambda x, y: ratio.kliep(x, y, KERNEL, centers=x[:CENTERS], axis_name="i").log_weights,
+        lambda x, y: (
+            ratio.kliep(*everyone(x, y), KERNEL, centers=next(everyone(x[:CENTERS]))).log_weights
+        ),
     ),
     "stein_score": (  # of more than score.DENSE_SAMPLES; to the digits of its iteration alike
         lambda x, y: score.stein_score(x, KERNEL, ridge=30.0, axis_name="i"),
