@@ -32,10 +32,23 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _devices, _numeric, kernels, pairwise, svgd
+from kernelgrad import (
+    _checks,
+    _devices,
+    _distances,
+    _folds,
+    _numeric,
+    _tiles,
+    kernels,
+    pairwise,
+    svgd,
+)
+from kernelgrad._distances import Bare
 from kernelgrad.kernels import FeatureKernel
 from kernelgrad.two_player import CriticFn, TwoPlayer, on_batches
 from kernelgrad.types import Array, Info, Kernel, Key, PyTree
+
+_PAIRS_AT_ONCE = 1 << 20
 
 
 class FieldFn(Protocol):
@@ -238,7 +251,8 @@ def nearest_direction(
     Raises:
       ValueError: wrong rank, dtype or mismatched shapes, or a single particle.
 
-    Cost: O(n^2 f) time, O(n^2) memory, a backward pass of the features.
+    Cost: O(n^2 f) time, O(n (d + f)) memory, a backward pass of the features; over devices O(n^2 d)
+      time more, each device holds its share, and of many pairs the shares go round a ring.
 
     Example:
       >>> from kernelgrad import kernels, steingan
@@ -251,18 +265,58 @@ def nearest_direction(
       The public code of SteinGAN, lsun/steingan_lsun.py.
     """
     particles, score = _checks.scored(particles, score)
-    pool = _devices.gather(particles, axis_name)
-    _checks.at_least("particles", pool.shape[0], 2)
+    _checks.at_least("particles", particles.shape[0] * _devices.num_devices(axis_name), 2)
     features = kernel.features(particles)
-    sq_dist = pairwise.squared_distances(features, kernel.features(pool))
-    own = _devices.share(jnp.eye(pool.shape[0], dtype=bool), axis_name)
-    nearest = pool[jnp.argmin(jnp.where(own, jnp.inf, sq_dist), axis=1)]
+    nearest = _others(particles, _nearest(lax.stop_gradient(features), axis_name), axis_name)
 
     def near(others: Array) -> Array:
         gaps = _numeric.wide(kernel.features(others)) - _numeric.wide(features)
         return jnp.sum(kernel.base.profile(jnp.sum(jnp.square(gaps), axis=1)))
 
     return _numeric.like(score, particles) + jax.grad(near)(_devices.own_point(near, nearest)) / 2
+
+
+def _nearest(features: Array, axis_name: str | None) -> Array:
+    """Returns how many places after each point its nearest other stands; the first of equals."""
+    points, _ = _distances.bare(features)
+    centre = _distances.middle(points.raw, axis_name)
+
+    def nearer(
+        shift: Any, some: Bare, kept: tuple[Array, Array], others: Bare
+    ) -> tuple[Array, Array]:
+        rows, cols = (_distances.moved(side, centre) for side in (some, others))
+        sq_dist = _distances.between(None, rows, cols, shift)
+        known = (others.real[None, :] > 0) & (sq_dist < jnp.inf)
+        sq_dist = jnp.where(known, sq_dist, jnp.inf)
+        sq_dist = _distances.at_same_point(sq_dist, shift, jnp.inf)
+        row = jnp.arange(sq_dist.shape[0], dtype=jnp.int32)
+        places = jnp.argmin(sq_dist, axis=1).astype(jnp.int32) - row - shift
+        found = jnp.min(sq_dist, axis=1), places
+        closer = (found[0] < kept[0]) | ((found[0] == kept[0]) & (found[1] < kept[1]))
+        return jax.tree.map(lambda new, old: jnp.where(closer, new, old), found, kept)
+
+    nothing = jnp.full_like(points.real, jnp.inf), jnp.zeros(points.real.shape, jnp.int32)
+    kept = _folds.fold(nearer, nothing, points, points, axis_name, pairs_at_once=_PAIRS_AT_ONCE)
+    return kept[1]
+
+
+def _others(points: Array, places: Array, axis_name: str | None) -> Array:
+    """Returns the points so many places after each, of all devices."""
+    if _devices.num_devices(axis_name) == 1:
+        return points[jnp.arange(points.shape[0], dtype=jnp.int32) + places]
+    own = _numeric.wide(points)
+    rows = places.astype(own.dtype)  # no integer, for it has a cotangent, too
+    return _numeric.like(_tiles.stream(_picked, (), rows, own, axis_name).rows, points)
+
+
+def _picked(_: tuple[()], shift: Any, places: Array, points: Array) -> _tiles.PairSums:
+    """The points so many places after each row, where they are among the columns, else 0."""
+    row, col = (
+        lax.broadcasted_iota(jnp.int32, (places.shape[0], points.shape[0]), axis) for axis in (0, 1)
+    )
+    is_it = (col - row - shift).astype(places.dtype) == places[:, None]
+    points = jnp.where(jnp.isfinite(points), points, 0)  # what is not finite is nobody's nearest
+    return _tiles.PairSums(rows=_numeric.dot(is_it.astype(points.dtype), points))
 
 
 # ------------------------------------------------------------------------------------- the players

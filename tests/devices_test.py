@@ -185,7 +185,8 @@ QUICK = ["kale.donsker_varadhan", "kale.optimal_log_normalizer", "adversarial.kl
 RINGED = ["mmd.mmd_v_statistic", "mmd.test_power", "ksd.ksd_u_statistic", "svgd.step"]
 RINGED += ["pairwise.kernel_and_gradient_sum", "kernels.median_mixture"]
 RINGED += ["score_peers.kde_score", "score_peers.kde_score_at", "noise.noisy_logits_and_gradient"]
-RINGED += ["drift.drift"]
+RINGED += ["drift.drift", "steingan.nearest_direction"]
+RATIOS = ["ratio.ulsif", "ratio.lsif", "ratio.kliep", "ratio.logistic"]
 
 
 @pytest.mark.thorough(quick=len(QUICK))
@@ -224,6 +225,11 @@ def test_statistics_have_derivatives_of_both_modes_and_of_second_order(name, che
 @pytest.mark.parametrize("name", RINGED)
 def test_four_devices_give_them_by_a_ring(name):
     _run("4", name)
+
+
+@pytest.mark.thorough
+def test_four_devices_fit_ratios_as_one():
+    _run("4", *RATIOS)
 
 
 @pytest.mark.slow

@@ -31,10 +31,12 @@ from kernelgrad import (
     ratio,
     score,
     score_peers,
+    steingan,
     svgd,
 )
 
 KERNEL = kernels.imq_mixture([1.0, 2.0])
+FEATURES = kernels.feature_kernel(kernels.rbf_mixture(1.0), lambda _, x: x, ())
 CENTERS = 32  # of a device
 
 
@@ -85,6 +87,10 @@ WAYS = {  # of two arrays: by a ring, and by hand on what was gathered
         lambda x, y: drift.drift(x, y, axis_name="i"),
         lambda x, y: own(drift.drift(*everyone(x, y))),
     ),
+    "nearest": (
+        lambda x, s: steingan.nearest_direction(x, s, FEATURES, axis_name="i"),
+        lambda x, s: own(steingan.nearest_direction(*everyone(x, s), FEATURES)),
+    ),
     "ulsif": (  # nothing goes round: moments of a share are added up
         lambda x, y: (
             ratio.ulsif(x, y, KERNEL, ridge=0.1, centers=x[:CENTERS], axis_name="i").weights
@@ -117,7 +123,7 @@ WAYS = {  # of two arrays: by a ring, and by hand on what was gathered
     ),
 }
 
-FOLDED = ["kde_score", "noise", "drift"]
+FOLDED = ["kde_score", "noise", "drift", "nearest"]
 
 
 def over_devices(fn, count, order=0):
