@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.data import cifar10, image_sets, own, toys, uci
+from experiments.data import cifar10, hugging_face, image_sets, own, toys, uci
 from experiments.data.dataset import Dataset
 from experiments.data.image_sets import Check, ImageSet, Split
 from experiments.run import cluster, fields, memory, places
@@ -53,7 +53,8 @@ def load(
     any other name       "set" or "set/config": an image set that TFDS has prepared as array_record
                          in data_dir or in the cache folder's tfds/
     a path               a folder of images, an .npy or an .npz file, as :mod:`experiments.data.own`
-                         reads them; ./digits is one, digits is not
+                         reads them, or a folder saved by Hugging Face's `save_to_disk`; ./digits
+                         is one, digits is not
     ===================  ======================================================================
 
     Args:
@@ -125,7 +126,8 @@ def _reader(
     if not path.is_dir():
         check_size(name, image_size)
     title = path.stem[:_LONGEST_TITLE]
-    return title, functools.partial(own.read, path, image_size, cache)
+    read = hugging_face.read if hugging_face.is_saved(path) else own.read
+    return title, functools.partial(read, path, image_size, cache)
 
 
 @functools.cache
