@@ -12,7 +12,8 @@ matern72            (1 + s + 2 s^2 / 5 + s^3 / 15) exp(-s), s = sqrt(7 u)
 laplace             exp(-sqrt(u))
 =================== =====================================================
 
-and :func:`riesz`, -|x - y|^exponent, has no lengthscale.
+and :func:`riesz`, -|x - y|^exponent, has no lengthscale. :func:`sum_of` and :func:`product_of` make
+one kernel of several.
 """
 
 import dataclasses
@@ -26,6 +27,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from kernelgrad import _checks, _devices, _distances, _equality, _numeric, _profiles, _traits
+from kernelgrad._composed import product_of as product_of
+from kernelgrad._composed import sum_of as sum_of
 from kernelgrad.median import median_squared_distance
 from kernelgrad.types import Array, Kernel, PyTree
 
