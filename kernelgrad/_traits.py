@@ -39,6 +39,15 @@ def radial(kernel: Kernel) -> Kernel:
     return kernel.base if is_feature_kernel(kernel) else kernel  # type: ignore[attr-defined]
 
 
+def coordinate_lengthscales(kernel: Kernel) -> Array | None:
+    """Returns the lengthscales over which the features are the coordinates; None for most kernels.
+
+    Args:
+      kernel: radial, or of features, with or without an attribute `coordinate_lengthscales`.
+    """
+    return getattr(kernel, "coordinate_lengthscales", None)
+
+
 def parts(kernel: Any) -> tuple[Kernel, ...]:
     """Returns the kernels whose sum it is, each of one distance; itself for most kernels.
 

@@ -13,7 +13,8 @@ laplace             exp(-sqrt(u))
 =================== =====================================================
 
 and :func:`riesz`, -|x - y|^exponent, has no lengthscale. :func:`sum_of` and :func:`product_of` make
-one kernel of several.
+one kernel of several. Lengthscales (c,) are those of a mixture's components; one for each
+coordinate is :func:`per_coordinate`.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from kernelgrad import _checks, _devices, _distances, _equality, _numeric, _profiles, _traits
+from kernelgrad._composed import per_coordinate as per_coordinate
 from kernelgrad._composed import product_of as product_of
 from kernelgrad._composed import sum_of as sum_of
 from kernelgrad.median import median_squared_distance
@@ -166,7 +168,8 @@ def rbf_mixture(lengthscales: Scales, weights: Scales | None = None) -> RadialMi
     .. math:: k(x, y) = \sum_c w_c \exp(-|x - y|^2 / (2 l_c^2))
 
     Args:
-      lengthscales: l_c > 0, in units of x; scalar or shape (c,).
+      lengthscales: l_c > 0, in units of x; scalar or shape (c,): of components, not of coordinates,
+        which have :func:`per_coordinate`.
       weights: w_c >= 0; shape (c,), or a scalar where c = 1. None: all 1, so that k(x, x) = c.
 
     Returns:

@@ -92,7 +92,8 @@ def svgd_direction(
     rows, score = _checks.scored(particles, score)
     _traits.check_positive(kernel)
     size = rows.shape[0] * _devices.num_devices(axis_name)
-    points = rows if _traits.is_feature_kernel(kernel) else _numeric.wide(rows)
+    narrow = _traits.is_feature_kernel(kernel) and _traits.coordinate_lengthscales(kernel) is None
+    points = rows if narrow else _numeric.wide(rows)
     sums = pairwise.stein_sum(kernel, points, None, score, axis_name=axis_name)
     return _checks.like_points(_numeric.like(_numeric.wide(sums) / size, rows), particles)
 

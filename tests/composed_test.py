@@ -8,10 +8,23 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import oracles
 import pytest
 
-from kernelgrad import kernels, ksd, mmd, pairwise, ratio, score_peers, svgd
+from kernelgrad import (
+    _distances,
+    _tiles,
+    kernel_learning,
+    kernels,
+    ksd,
+    mmd,
+    pairwise,
+    ratio,
+    score,
+    score_peers,
+    svgd,
+)
 
 
 class Cauchy(NamedTuple):
@@ -174,6 +187,189 @@ def test_the_engine_and_the_rest_take_them(rng):
     assert np.all(np.isfinite(ratio.log_ratio_gradient(model, x)))
     with pytest.raises(ValueError, match="not differentiable at 0"):
         ksd.stein_gram(x, -x, kernels.sum_of(parts))
+
+
+# ------------------------------------------------------------------ a lengthscale a coordinate
+
+SCALES = np.array([0.5, 3.0, 1.0, 8.0])
+
+
+def per_coordinate(l, scales, make=kernels.imq_mixture):
+    return kernels.per_coordinate(make(l), scales)
+
+
+def network(scales, x):
+    return x / scales[None]
+
+
+def stein_gram_of_the_formula(l, scales, x, score):
+    """u_p of all pairs of different particles, from derivatives of k(x, y) in x and in y."""
+
+    def k(a, b):
+        return sum(1 / jnp.sqrt(1 + jnp.sum(((a - b) / scales) ** 2) / c**2) for c in l)
+
+    def u(a, b, s, t):
+        to_a, to_b = jax.grad(k)(a, b), jax.grad(k, argnums=1)(a, b)
+        mixed = jnp.trace(jax.jacfwd(jax.grad(k), argnums=1)(a, b))
+        return k(a, b) * (s @ t) + s @ to_b + t @ to_a + mixed
+
+    rows = jax.vmap(u, (None, 0, None, 0))
+    return jax.vmap(rows, (0, None, 0, None))(x, x, score, score)
+
+
+def scaled_points(rng, n):
+    x = rng.normal(2.0, 1.3, size=(n, 4)) * SCALES
+    return x, (-x + rng.normal(size=(n, 4))) / SCALES
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("few", [0, 1 << 15])
+def test_stein_kernel_with_a_lengthscale_a_coordinate_is_that_of_the_formula(few, rng, monkeypatch):
+    """And its derivatives; by the matmul, by differences, in tiles."""
+    monkeypatch.setattr(_distances, "FEW_DIFFERENCES", few)
+    x, score = scaled_points(rng, 11)
+    mix = rng.normal(size=(11, 11))
+    l = np.array([0.9, 2.0])
+
+    def of(gram):
+        def total(l, scales, x, score):
+            return jnp.sum(jnp.sin(mix * gram(l, scales, x, score)))
+
+        return jax.value_and_grad(total, argnums=(0, 1, 2, 3))
+
+    def engine(l, scales, x, score):
+        return ksd.stein_gram(x, score, per_coordinate(l, scales))
+
+    def statistic(l, scales, x, score):
+        return ksd.ksd_v_statistic(x, score, per_coordinate(l, scales))
+
+    with jax.enable_x64(True):
+        arguments = (l, SCALES, x, score)
+        got, expected = (jax.jit(of(g))(*arguments) for g in (engine, stein_gram_of_the_formula))
+        gram = jax.jit(stein_gram_of_the_formula)(*arguments)
+        monkeypatch.setattr(_tiles, "DENSE_PAIRS", 0)
+        monkeypatch.setattr(_tiles, "TILE_ROWS", 4)
+        in_tiles = jax.jit(statistic)(*arguments)
+    chex.assert_trees_all_close(got, expected, rtol=1e-8, atol=1e-9)
+    np.testing.assert_allclose(in_tiles, np.asarray(gram).mean(), rtol=1e-9)
+
+
+@pytest.mark.thorough
+def test_a_lengthscale_a_coordinate_is_a_network_that_divides(rng):
+    """All sums, MMD, SVGD and scores, in value; at the cost of a radial kernel."""
+    x, y = (rng.normal(size=(n, 4)) * SCALES for n in (6, 5))
+    w, g, offsets = rng.normal(size=(5, 4)), rng.normal(size=5), (np.ones(6), rng.normal(size=5))
+
+    @jax.jit
+    def everything(kernel):
+        return (
+            kernels.gram(kernel, x, y),
+            pairwise.kernel_sum(kernel, x, y, w),
+            pairwise.gradient_sum(kernel, x, None),
+            pairwise.kernel_and_gradient_sum(kernel, x, y, w, g, offsets=offsets),
+            pairwise.stein_sum(kernel, x, y, w, g),
+            mmd.mmd_value_and_gradient(x, y, kernel),
+            svgd.svgd_direction(x, -x, kernel),
+            score.stein_score(x, kernel, ridge=0.1),
+            score.stein_score_at(y, x, kernel, ridge=0.1),
+        )
+
+    with jax.enable_x64(True):
+        deep = kernels.feature_kernel(kernels.imq_mixture([0.9, 2.0]), network, SCALES)
+        got = everything(per_coordinate([0.9, 2.0], SCALES))
+        chex.assert_trees_all_close(got, everything(deep), rtol=1e-9, atol=1e-11)
+
+    def passes(kernel):
+        return str(jax.make_jaxpr(lambda: pairwise.stein_sum(kernel, x, None, x))()).count("scan")
+
+    assert passes(per_coordinate(1.0, SCALES)) == passes(kernels.imq_mixture(1.0))
+
+
+def test_closed_form_in_any_unit(rng):
+    """That of the inverse multiquadric, with the metric once in r^2 and twice in the curvature."""
+    x, score = scaled_points(rng, 5)
+    metric, gap, change = SCALES**-2, x[:, None] - x[None], score[None] - score[:, None]
+    base = 1 + np.sum(metric * gap**2, axis=2)
+    expected = base**-0.5 * (score @ score.T) - 3 * base**-2.5 * np.sum((metric * gap) ** 2, axis=2)
+    expected -= base**-1.5 * (np.sum(metric * gap * change, axis=2) - metric.sum())
+
+    @jax.jit
+    def gram(x, score, scales):
+        return ksd.stein_gram(x, score, per_coordinate(1.0, scales))
+
+    for unit in (1e-12, 1.0, 1e12):
+        of_unit = (np.asarray(a, np.float32) for a in (x * unit, score / unit, SCALES * unit))
+        got = np.asarray(gram(*of_unit), np.float64) * unit**2
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.thorough
+def test_a_full_matrix_is_a_rotation_of_a_lengthscale_a_coordinate(rng):
+    """As docs/library.md has it: u_p of k(A x, A y), A = U diag(a) V^T, by autodiff."""
+    matrix, (x, score) = rng.normal(size=(4, 4)), scaled_points(rng, 5)
+
+    def k(a, b):
+        return 1 / jnp.sqrt(1 + jnp.sum((matrix @ (a - b)) ** 2))
+
+    def u(a, b, s, t):
+        mixed = jnp.trace(jax.jacfwd(jax.grad(k), argnums=1)(a, b))
+        return k(a, b) * (s @ t) + s @ jax.grad(k, argnums=1)(a, b) + t @ jax.grad(k)(a, b) + mixed
+
+    _, sizes, turn = np.linalg.svd(matrix)
+    with jax.enable_x64(True):
+        rows = jax.vmap(u, (None, 0, None, 0))
+        expected = jax.vmap(rows, (0, None, 0, None))(x, x, score, score)
+        kernel = kernels.per_coordinate(kernels.imq_mixture(1.0), 1 / sizes)
+        got = ksd.stein_gram(x @ turn.T, score @ turn.T, kernel)
+    np.testing.assert_allclose(got, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.thorough
+def test_two_devices_give_the_statistic_of_one(rng, monkeypatch):
+    x, score = (jnp.asarray(a, jnp.float32) for a in scaled_points(rng, 12))
+    kernel = per_coordinate([0.9, 2.0], SCALES)
+    expected = ksd.ksd_v_statistic(x, score, kernel)
+    monkeypatch.setattr(_tiles, "DENSE_PAIRS", 0)
+    parts = (a.reshape(2, 6, 4) for a in (x, score))
+    spread = jax.pmap(
+        lambda x, s: ksd.ksd_v_statistic(x, s, kernel, axis_name="devices"), axis_name="devices"
+    )
+    np.testing.assert_allclose(spread(*parts), np.full(2, expected), rtol=1e-5)
+
+
+@pytest.mark.thorough
+def test_lengthscales_of_coordinates_are_learned(key, rng):
+    """Samples that differ in one coordinate, beside one that is ten times as wide."""
+    x, y = (rng.normal(size=(40, 2)) * [1, 10] for _ in range(2))
+    start = kernels.per_coordinate(kernels.rbf_mixture(1.0), [2.0, 2.0])
+    x, y = np.asarray(x, np.float32), np.asarray(y + np.array([1.0, 0.0]), np.float32)
+    learned = kernel_learning.learn(key, x, y, start, optax.sgd(1.0), num_steps=30)
+    narrow, wide = learned.kernel.coordinate_lengthscales
+    assert wide > 2.5 * narrow
+    assert learned.powers[-1] > 1.5 * learned.powers[0]
+
+
+def test_kernels_with_a_lengthscale_a_coordinate_are_checked(rng):
+    x = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
+    kernel = kernels.per_coordinate(kernels.rbf_mixture(1.0), [1.0, 2.0])
+    assert pickle.loads(pickle.dumps(kernel)) == kernel  # noqa: S301  # our own
+    assert len(jax.tree.leaves(kernel)) == 2
+    for call in (
+        lambda: kernels.gram(kernel, x),
+        lambda: svgd.svgd_direction(x, -x, kernel),
+        lambda: ksd.ksd_v_statistic(x, -x, kernel),
+    ):
+        with pytest.raises(ValueError, match=r"^lengthscales: got shape \(2,\); expected \(3\)"):
+            call()
+    with pytest.raises(ValueError, match=r"^base: got FeatureKernel; expected a radial kernel"):
+        kernels.per_coordinate(DEEP, [1.0])
+    for bad in ([1.0, 0.0], [1.0, np.inf], 1.0, [[1.0]]):
+        with pytest.raises(ValueError, match=r"^lengthscales: got "):
+            kernels.per_coordinate(kernels.rbf_mixture(1.0), bad)
+    with pytest.raises(ValueError, match=r"feature kernel; expected .* or per_coordinate of one"):
+        ksd.stein_gram(x, -x, DEEP)
+    with pytest.raises(ValueError, match="not differentiable at 0"):
+        ksd.stein_gram(x, -x, kernels.per_coordinate(kernels.laplace(1.0), [1.0, 2.0, 3.0]))
 
 
 DEEP = kernels.feature_kernel(kernels.rbf_mixture(1.0), lambda p, x: p * x, jnp.float32(1.0))

@@ -22,7 +22,7 @@ ROWS = [
     {"_distances", "_batch", "_average"},
     {"_tiles"},
     {"pairwise"},
-    {"median", "_gram", "_composed"},
+    {"median", "_gram", "_composed", "_stein"},
     {"_solve", "_markov", "_resampling", "_players"},
     {"kernels", "_convex", "_probes"},
     {"_ratio_models", "_two_sample", "_pivots"},
