@@ -20,6 +20,7 @@ from kernelgrad import (
     _resampling,
     _stein,
     _tiles,
+    _weights,
 )
 from kernelgrad.types import Array, Kernel, Key, PyTree, ScoreFn, TestResult
 
@@ -62,14 +63,20 @@ def stein_gram(particles: PyTree, score: PyTree, kernel: Kernel) -> Array:
 
 
 def ksd_v_statistic(
-    particles: PyTree, score: PyTree, kernel: Kernel, *, axis_name: str | None = None
+    particles: PyTree,
+    score: PyTree,
+    kernel: Kernel,
+    *,
+    weights: Array | None = None,
+    axis_name: str | None = None,
 ) -> Array:
     r"""Returns the V-statistic of KSD^2.
 
     .. math:: \frac1{n^2} \sum_{ij} u_p(x_i, x_j)
 
-    Non-negative up to rounding; biased upwards by O(1/n). Reverse-mode differentiable in
-    particles, score and the kernel's leaves, in linear memory.
+    Non-negative up to rounding; biased upwards by O(1/n). With weights, over their sum,
+    :math:`w_i w_j` stands in place of 1 / n^2. Reverse-mode differentiable in particles, score,
+    weights and the kernel's leaves, in linear memory.
 
     Args:
       particles: x_i; shape (n, d), floating, or a pytree of such
@@ -77,6 +84,8 @@ def ksd_v_statistic(
       score: s_i = grad log p(x_i), in 1/units of particles; shaped like particles.
       kernel: k, radial or ``per_coordinate``, twice differentiable at 0; its lengthscales are in
         units of particles.
+      weights: w_i >= 0 of the particles, in any unit; shape (n,). They are divided by their sum,
+        over all devices. None: all count alike.
       axis_name: if set, the particles are the union over all devices.
 
     Returns:
@@ -84,7 +93,7 @@ def ksd_v_statistic(
 
     Raises:
       ValueError: wrong rank, dtype or mismatched shapes, a feature kernel that is not
-        ``per_coordinate``, or laplace.
+        ``per_coordinate``, laplace, or weights that are negative or all 0.
 
     Cost: O(n^2 d) time over the upper triangle of tiles, O(n d) memory; with axis_name over all
       tiles of this device's rows, in memory of its share.
@@ -100,8 +109,11 @@ def ksd_v_statistic(
       Liu, Lee & Jordan 2016, eq. (6) and section 3.
     """
     particles, score = _checks.scored(particles, score)
+    (particles, relative), (score, _) = _weights.relative(
+        axis_name, ("weights", particles, weights), ("", score, None)
+    )
     n = particles.shape[0] * _devices.num_devices(axis_name)
-    shares = _stein.row_shares(particles, score, kernel, axis_name, own=True)
+    shares = _stein.row_shares(particles, score, kernel, axis_name, own=True, weights=relative)
     return shares / n
 
 
@@ -146,7 +158,9 @@ def ksd_u_statistic(
     return shares / (n - 1)
 
 
-def ksd_gradient(particles: PyTree, score_fn: ScoreFn, kernel: Kernel) -> PyTree:
+def ksd_gradient(
+    particles: PyTree, score_fn: ScoreFn, kernel: Kernel, *, weights: Array | None = None
+) -> PyTree:
     r"""Returns the gradient of :func:`ksd_v_statistic` in the particles, whose scores move along.
 
     .. math:: \nabla_{x_i} \frac1{n^2} \sum_{jk} u_p(x_j, x_k)
@@ -162,6 +176,7 @@ def ksd_gradient(particles: PyTree, score_fn: ScoreFn, kernel: Kernel) -> PyTree
         such as :func:`kernelgrad.score.score_from_log_density`.
       kernel: k, radial or ``per_coordinate``, three times differentiable (four for a gradient of
         this gradient); its lengthscales are in units of particles and held fixed.
+      weights: those of :func:`ksd_v_statistic`, held fixed.
 
     Returns:
       Gradient, shaped and typed like particles, in 1/units of particles cubed.
@@ -185,7 +200,7 @@ def ksd_gradient(particles: PyTree, score_fn: ScoreFn, kernel: Kernel) -> PyTree
 
     def value(x: PyTree) -> Array:
         score = _checks.call("score_fn", "(particles) -> scores", score_fn, x)
-        return ksd_v_statistic(x, score, kernel)
+        return ksd_v_statistic(x, score, kernel, weights=weights)
 
     return jax.grad(value)(_devices.own_point(value, particles))
 

@@ -19,7 +19,7 @@ ROWS = [
     {"types"},
     {"_devices", "_numeric", "_traits", "_profiles"},
     {"_checks", "_equality"},
-    {"_distances", "_batch", "_average"},
+    {"_distances", "_batch", "_average", "_weights"},
     {"_tiles"},
     {"pairwise"},
     {"median", "_gram", "_composed", "_stein"},
