@@ -17,6 +17,7 @@ from jax import lax
 from kernelgrad import (
     _checks,
     _devices,
+    _numeric,
     _resampling,
     _stein,
     _tiles,
@@ -355,14 +356,32 @@ def _resampled(
     return _resampling.Resampled(observed, null, rounding, valid), unit
 
 
-def stein_thinning(particles: PyTree, score: PyTree, kernel: Kernel, *, num_points: int) -> Array:
+def stein_thinning(
+    particles: PyTree,
+    score: PyTree,
+    kernel: Kernel,
+    *,
+    num_points: int,
+    unique: bool = False,
+    log_density: Array | None = None,
+    convexity: Array | None = None,
+    entropy_weight: float | Array | None = None,
+) -> Array:
     r"""Returns the particles that greedily keep the KSD of those chosen so far smallest.
 
     .. math:: \pi_m = \arg\min_i\; \tfrac12 u_p(x_i, x_i)
         + \sum_{l < m} u_p(x_{\pi_l}, x_i)
 
     Burn-in, duplicates and the bias of an approximate sampler are left out to the extent that the
-    kernel sees them. A particle may be chosen again; the first of equally good ones is taken.
+    kernel sees them. A particle may be chosen again, unless unique; the first of equally good ones
+    is taken. Regularised, by a log density and its convexity, it is
+
+    .. math:: \pi_m = \arg\min_i\; \tfrac12 \Big[ u_p(x_i, x_i)
+        + \sum_a \max\Big(\frac{\partial^2 \log p}{\partial x_a^2}(x_i), 0\Big)
+        - \lambda m \log p(x_i) \Big] + \sum_{l < m} u_p(x_{\pi_l}, x_i)
+
+    of which the former keeps away from saddles and minima of p, where scores are as small as at its
+    modes, and the latter from modes of low weight, which scores do not know.
 
     Args:
       particles: x_i, for example all states of a chain; shape (n, d), floating, or a pytree of such
@@ -370,7 +389,12 @@ def stein_thinning(particles: PyTree, score: PyTree, kernel: Kernel, *, num_poin
       score: s_i = grad log p(x_i), in 1/units of particles; shaped like particles.
       kernel: k, radial or ``per_coordinate``, twice differentiable at 0; its lengthscales are in
         units of particles.
-      num_points: how many to choose, >= 1, static; it may exceed n.
+      num_points: how many to choose, >= 1, static; it may exceed n unless unique.
+      unique: whether a particle is chosen at most once; static.
+      log_density: log p(x_i) up to a constant; shape (n,). None: no term of it.
+      convexity: :math:`\sum_a \max(\partial_a^2 \log p(x_i), 0)`, in 1/units of particles squared;
+        shape (n,). None: no term of it. ``chains.stein_thinning`` computes both.
+      entropy_weight: lambda >= 0, in 1/units of particles squared. None: 1 / num_points.
 
     Returns:
       Indices into the particles in the order of choice, shape (num_points,), int32; -1 where no
@@ -378,7 +402,8 @@ def stein_thinning(particles: PyTree, score: PyTree, kernel: Kernel, *, num_poin
 
     Raises:
       ValueError: as :func:`ksd_v_statistic`, concrete particles or scores that are not finite or
-        whose potentials are not, or num_points < 1.
+        whose potentials are not, num_points < 1 or, if unique, > n, a log density or convexity of
+        another shape, a negative convexity or entropy_weight, or the latter without a log density.
 
     Cost: O(n d num_points) time, O(n d) memory: one column of the gram a choice.
 
@@ -389,25 +414,60 @@ def stein_thinning(particles: PyTree, score: PyTree, kernel: Kernel, *, num_poin
       [1, 2]
 
     References:
-      Riabiz et al. 2022 (Optimal thinning of MCMC output), Algorithm 1.
+      Riabiz et al. 2022 (Optimal thinning of MCMC output), Algorithm 1; Benard, Staber & Da Veiga
+      2023 for the regularised one, as their package kernax has it.
     """
     particles, score = _checks.scored(particles, score)
-    side, kernel, _ = _stein.side_of(particles, score, kernel)
+    side, kernel, length = _stein.side_of(particles, score, kernel)
     _checks.finite(particles=particles, score=score)
     _checks.at_least("num_points", num_points, 1)
+    size = particles.shape[0]
+    if unique and num_points > size:
+        raise ValueError(f"num_points: got {num_points}; expected at most {size}, all particles")
+    weight = 1 / num_points if entropy_weight is None else entropy_weight
+    if log_density is None and entropy_weight is not None:
+        raise ValueError("entropy_weight: got one without log_density; expected both or neither")
+    at_first, at_each = _penalties(size, log_density, convexity, weight, length)
 
     def choose(potential: Array, _: None) -> tuple[Array, Array]:
         known = jnp.where(jnp.isfinite(potential), potential, jnp.inf)
         index = jnp.argmin(known).astype(jnp.int32)
         chosen = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, index, 1), side)
         found = jnp.where(jnp.isfinite(known[index]), index, -1)
-        return potential + _stein.gram_tile(kernel, -index, side, chosen)[:, 0], found
+        potential = potential + _stein.gram_tile(kernel, -index, side, chosen)[:, 0]
+        potential = potential if at_each is None else potential + at_each
+        return potential.at[index].set(jnp.inf) if unique else potential, found
 
     alone = jax.tree.map(lambda a: a[:, None], side)
     own = jax.vmap(lambda one: _stein.gram_tile(kernel, 0, one, one))(alone)[:, 0, 0]
-    indices = lax.scan(choose, own / 2, None, length=num_points)[1]
+    start = own / 2 if at_first is None else own / 2 + at_first
+    indices = lax.scan(choose, start, None, length=num_points)[1]
     _checks.in_range("indices of finite potentials", indices, 0, math.inf, closed="l")
     return indices
+
+
+def _penalties(
+    size: int,
+    log_density: Array | None,
+    convexity: Array | None,
+    weight: float | Array,
+    length: Array,
+) -> tuple[Array | None, Array | None]:
+    """Returns what regularises the potentials before the first choice, and after each, or None."""
+    _checks.not_negative(entropy_weight=weight)
+    at_first = at_each = None
+    if log_density is not None:
+        (log_density,) = _checks.vectors(log_density=log_density)
+        _checks.shape("log_density", log_density, (size,))
+        scale = _numeric.like(weight, length) * jnp.square(length) / 2
+        at_first = at_each = -scale * log_density.astype(length.dtype)
+    if convexity is not None:
+        (convexity,) = _checks.vectors(convexity=convexity)
+        _checks.shape("convexity", convexity, (size,))
+        _checks.not_negative(convexity=convexity)
+        bent = jnp.square(length) / 2 * convexity.astype(length.dtype)
+        at_first = bent if at_first is None else at_first + bent
+    return at_first, at_each
 
 
 def _blocks(n: int, num_chains: int, block_length: int | Array) -> Array:
