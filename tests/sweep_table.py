@@ -55,6 +55,7 @@ ELSEWHERE = {
     **dict.fromkeys(
         [f"kernels.{make.__name__}" for make in kernels.FAMILIES.values()]
         + ["kernels.feature_kernel", "kernels.riesz", "score.default_ridge"]
+        + ["_composed.sum_of", "_composed.product_of", "_composed.per_coordinate"]
         + ["kernel_learning.deep_kernel", "energy.random_directions"],
         "takes numbers, no points",
     ),
