@@ -515,13 +515,13 @@ def _any_of_batch(axis_size: int, in_batched: list[bool], flags: Array) -> tuple
     return _any(jnp.max(flags)), False
 
 
-def at_same_point(tile: Array, shift: int | Array | None, value: float) -> Array:
+def at_same_point(tile: Array, shift: int | Array | None, value: float | Array) -> Array:
     """Returns a tile of pairs with a value where the row and the column are one point.
 
     Args:
       tile: shape (n, m).
       shift: row a and column a + shift are one point. None: no point is in both.
-      value: what the pair of a point with itself is.
+      value: what the pair of a point with itself is; a number, or shape (n, 1).
 
     Returns:
       Tile, shape (n, m).

@@ -65,11 +65,21 @@ _matern52_forms = _closed_form(
     lambda u: -5 / 6 * (1 + _root(u, 5)) * jnp.exp(-_root(u, 5)),
     lambda u: 25 / 12 * jnp.exp(-_root(u, 5)),
 )
+_matern72_forms = _closed_form(
+    lambda u: _matern72_polynomial(_root(u, 7)) * jnp.exp(-_root(u, 7)),
+    lambda u: -0.7 * (1 + _root(u, 7) + _root(u, 7) ** 2 / 3) * jnp.exp(-_root(u, 7)),
+    lambda u: 49 / 60 * (1 + _root(u, 7)) * jnp.exp(-_root(u, 7)),
+    lambda u: -343 / 120 * jnp.exp(-_root(u, 7)),
+)
 _laplace_forms = _closed_form(
     lambda u: jnp.exp(-_root(u, 1)),
     lambda u: _unless_zero(u, lambda s: -jnp.exp(-s) / (2 * s), 1),
     lambda u: _unless_zero(u, lambda s: jnp.exp(-s) * (s + 1) / (4 * s**3), 1),
 )
+
+
+def _matern72_polynomial(s: Array) -> Array:
+    return 1 + s + 0.4 * s**2 + s**3 / 15
 
 
 def imq(u: Array) -> Array:
@@ -82,6 +92,10 @@ def matern32(u: Array) -> Array:
 
 def matern52(u: Array) -> Array:
     return _matern52_forms(u)
+
+
+def matern72(u: Array) -> Array:
+    return _matern72_forms(u)
 
 
 def laplace(u: Array) -> Array:
@@ -116,6 +130,37 @@ _log_matern52 = _closed_form(
         / jnp.square(1 + _matern52_bend(_whole_root(u, 5)))
     ),
 )
+
+
+def _matern72_bend(s: Array) -> Array:
+    """Returns the polynomial of matern72 over that of matern52's form, less 1, by no square."""
+    return s / 15 * (s / (1 + _matern52_bend(s)))
+
+
+_log_matern72 = _closed_form(
+    lambda u: (
+        jnp.log(1 + _whole_root(u, 7))
+        + jnp.log(1 + _matern52_bend(_whole_root(u, 7)))
+        + jnp.log(1 + _matern72_bend(_whole_root(u, 7)))
+        - _whole_root(u, 7)
+    ),
+    lambda u: -0.7 / (1 + _matern72_bend(_whole_root(u, 7))),
+    lambda u: (
+        49
+        / 900
+        * _matern72_log_curvature(_whole_root(u, 7))
+        / (1 + _matern52_bend(_whole_root(u, 7)))
+        / jnp.square(1 + _matern72_bend(_whole_root(u, 7)))
+    ),
+)
+
+
+def _matern72_log_curvature(s: Array) -> Array:
+    """Returns (6 + 12 s + 6 s^2 + s^3) / ((1 + s) (1 + s + s^2 / 3)), by no square."""
+    share = s / (1 + s)
+    return 6 - share * (share * ((2 + s) / (1 + _matern52_bend(s))))
+
+
 _log_laplace = _closed_form(
     lambda u: -_whole_root(u, 1),
     lambda u: _unless_zero(u, lambda s: -0.5 / s, 1, math.inf),
@@ -127,5 +172,6 @@ LOGARITHMS: dict[Callable[..., Array], Callable[..., Array]] = {
     power: lambda u, exponent: exponent * jnp.log1p(u),
     matern32: _log_matern32,
     matern52: _log_matern52,
+    matern72: _log_matern72,
     laplace: _log_laplace,
 }

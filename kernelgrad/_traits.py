@@ -39,6 +39,15 @@ def radial(kernel: Kernel) -> Kernel:
     return kernel.base if is_feature_kernel(kernel) else kernel  # type: ignore[attr-defined]
 
 
+def coordinate_lengthscales(kernel: Kernel) -> Array | None:
+    """Returns the lengthscales over which the features are the coordinates; None for most kernels.
+
+    Args:
+      kernel: radial, or of features, with or without an attribute `coordinate_lengthscales`.
+    """
+    return getattr(kernel, "coordinate_lengthscales", None)
+
+
 def parts(kernel: Any) -> tuple[Kernel, ...]:
     """Returns the kernels whose sum it is, each of one distance; itself for most kernels.
 
@@ -85,15 +94,16 @@ def positive_at_zero(kernel: Kernel) -> bool:
     return getattr(radial(kernel), "positive_at_zero", True)
 
 
-def check_positive(kernel: Kernel) -> None:
+def check_positive(kernel: Kernel, name: str = "kernel") -> None:
     """Raises ValueError for a kernel that says that k(0) > 0 does not hold.
 
     Args:
       kernel: radial or of features.
+      name: the argument's name.
     """
     if not positive_at_zero(kernel):
-        name = type(radial(kernel)).__name__.lower()
+        kind = type(radial(kernel)).__name__.lower()
         raise ValueError(
-            f"kernel: got {name}, whose k(0) is not positive; expected one "
+            f"{name}: got {kind}, whose k(0) is not positive; expected one "
             "with k(0) > 0, such as imq_mixture"
         )

@@ -138,6 +138,9 @@ def stein_thinning(
     *,
     num_points: int,
     chain_axis: int | None = None,
+    unique: bool = False,
+    regularized: bool = False,
+    entropy_weight: float | Array | None = None,
 ) -> Thinned:
     r"""Returns the draws of chains that together are closest to their density.
 
@@ -151,15 +154,20 @@ def stein_thinning(
         median lengthscale of the draws; in place of one that is not finite another counts twice.
       num_points: how many to choose, >= 1, static.
       chain_axis: which leading axis counts chains, as of :func:`stein_test`.
+      unique: whether a draw is chosen at most once; static.
+      regularized: whether to keep away from saddles and minima of p and from modes of low weight,
+        as :func:`kernelgrad.ksd.stein_thinning` does by log p and its convexity; static.
+      entropy_weight: of log p, as there; regularized alone takes it.
 
     Returns:
       The draws, and where they stood.
 
     Raises:
-      ValueError: as :func:`stein_test`, or num_points < 1.
+      ValueError: as :func:`stein_test`, and what :func:`kernelgrad.ksd.stein_thinning` raises.
 
-    Cost: one gradient a draw, and O(n d num_points) time over n = num_chains num_draws draws, with
-      the default kernel an exact median of O(n^2 d); O(n d) memory.
+    Cost: one gradient a draw, regularized one for every dimension besides, and O(n d num_points)
+      time over n = num_chains num_draws draws, with the default kernel an exact median of O(n^2 d);
+      O(n d) memory.
 
     Example:
       >>> from kernelgrad import chains
@@ -169,13 +177,23 @@ def stein_thinning(
       (True, (3, 1))
 
     References:
-      Riabiz et al. 2022 (Optimal thinning of MCMC output), Algorithm 1.
+      Riabiz et al. 2022 (Optimal thinning of MCMC output), Algorithm 1; Benard, Staber & Da Veiga
+      2023.
     """
     draws, vectors, score, num_chains = _scored(positions, log_density_fn, chain_axis)
     _check_draws(vectors.shape, num_chains, chain_axis)
     if kernel is None:
         kernel = kernels.imq_mixture(kernels.median_lengthscale(_finite_draws(vectors)))
-    indices = ksd.stein_thinning(vectors, score, kernel, num_points=num_points)
+    penalties = _penalties(draws, log_density_fn) if regularized else {}
+    indices = ksd.stein_thinning(
+        vectors,
+        score,
+        kernel,
+        num_points=num_points,
+        unique=unique,
+        entropy_weight=entropy_weight,
+        **penalties,
+    )
     length, found = vectors.shape[0] // num_chains, indices >= 0
 
     def chosen(leaf: Array) -> Array:
@@ -248,6 +266,23 @@ def _scored(
         return _vector(_markov.evaluate(position, log_density_fn)[1])
 
     return draws, vectors, lax.map(score_of, draws, batch_size=_DRAWS_AT_ONCE), num_chains
+
+
+def _penalties(draws: PyTree, log_density_fn: LogDensityFn) -> dict[str, Array]:
+    """Returns log p of each draw, and the sum of what is positive of its second derivatives."""
+
+    def of(position: PyTree) -> tuple[Array, Array]:
+        vector, unravel = ravel_pytree(jax.tree.map(_numeric.wide, position))
+        slope = jax.grad(lambda x: _numeric.wide(log_density_fn(unravel(x))))
+
+        def second(unit: Array) -> Array:
+            return jnp.vdot(unit, jax.jvp(slope, (vector,), (unit,))[1])
+
+        seconds = lax.map(second, jnp.eye(vector.shape[0], dtype=vector.dtype))
+        return log_density_fn(unravel(vector)), jnp.sum(jnp.maximum(seconds, 0))
+
+    log_density, convexity = lax.map(of, draws, batch_size=_DRAWS_AT_ONCE)
+    return {"log_density": log_density, "convexity": convexity}
 
 
 def _finite_draws(vectors: Array) -> Array:

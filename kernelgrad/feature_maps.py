@@ -374,6 +374,7 @@ _SCALE_LAWS: dict[str, Callable[[RadialMixture, Key, int], Array]] = {
     "imq": lambda k, key, size: jnp.square(jax.random.normal(key, (size,), k.lengthscales.dtype)),
     "matern32": _matern(3),
     "matern52": _matern(5),
+    "matern72": _matern(7),
     "laplace": _matern(1),
 }
 

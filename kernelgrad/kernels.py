@@ -8,10 +8,13 @@ imq_mixture         (1 + u)^exponent, exponent -1/2 by default
 rational_quadratic  (1 + u / (2 alpha))^(-alpha)
 matern32            (1 + sqrt(3 u)) exp(-sqrt(3 u))
 matern52            (1 + sqrt(5 u) + 5 u / 3) exp(-sqrt(5 u))
+matern72            (1 + s + 2 s^2 / 5 + s^3 / 15) exp(-s), s = sqrt(7 u)
 laplace             exp(-sqrt(u))
 =================== =====================================================
 
-and :func:`riesz`, -|x - y|^exponent, has no lengthscale.
+and :func:`riesz`, -|x - y|^exponent, has no lengthscale. :func:`sum_of` and :func:`product_of` make
+one kernel of several. Lengthscales (c,) are those of a mixture's components; one for each
+coordinate is :func:`per_coordinate`.
 """
 
 import dataclasses
@@ -25,6 +28,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from kernelgrad import _checks, _devices, _distances, _equality, _numeric, _profiles, _traits
+from kernelgrad._composed import per_coordinate as per_coordinate
+from kernelgrad._composed import product_of as product_of
+from kernelgrad._composed import sum_of as sum_of
 from kernelgrad.median import median_squared_distance
 from kernelgrad.types import Array, Kernel, PyTree
 
@@ -162,7 +168,8 @@ def rbf_mixture(lengthscales: Scales, weights: Scales | None = None) -> RadialMi
     .. math:: k(x, y) = \sum_c w_c \exp(-|x - y|^2 / (2 l_c^2))
 
     Args:
-      lengthscales: l_c > 0, in units of x; scalar or shape (c,).
+      lengthscales: l_c > 0, in units of x; scalar or shape (c,): of components, not of coordinates,
+        which have :func:`per_coordinate`.
       weights: w_c >= 0; shape (c,), or a scalar where c = 1. None: all 1, so that k(x, x) = c.
 
     Returns:
@@ -301,6 +308,31 @@ def matern52(lengthscales: Scales, weights: Scales | None = None) -> RadialMixtu
     return _mixture(_profiles.matern52, lengthscales, weights)
 
 
+def matern72(lengthscales: Scales, weights: Scales | None = None) -> RadialMixture:
+    r"""Returns the Matern 7/2 mixture kernel.
+
+    .. math:: k = \sum_c w_c \Big(1 + s_c + \frac25 s_c^2 + \frac1{15} s_c^3\Big) e^{-s_c}, \quad
+        s_c = \sqrt 7\, |x - y| / l_c
+
+    Args:
+      lengthscales: l_c > 0, in units of x; scalar or shape (c,).
+      weights: w_c >= 0; shape (c,), or a scalar where c = 1. None: all 1.
+
+    Returns:
+      The kernel.
+
+    Raises:
+      ValueError: a concrete argument out of its range, or shapes that differ.
+
+    Example:
+      >>> from kernelgrad import kernels
+      >>> kernel = kernels.matern72(jnp.sqrt(7.0))
+      >>> round(float(kernel.profile(jnp.array(1.0))), 3)  # s = 1: (2 + 2/5 + 1/15) / e
+      0.907
+    """
+    return _mixture(_profiles.matern72, lengthscales, weights)
+
+
 def laplace(lengthscales: Scales, weights: Scales | None = None) -> RadialMixture:
     r"""Returns the Laplace (Matern 1/2) mixture kernel.
 
@@ -375,6 +407,7 @@ FAMILIES: dict[str, Callable[..., RadialMixture]] = {
     "rational_quadratic": rational_quadratic,
     "matern32": matern32,
     "matern52": matern52,
+    "matern72": matern72,
     "laplace": laplace,
 }
 

@@ -7,10 +7,8 @@ For a radial kernel k = f(r^2), :math:`u_p = f s^\top s' + 2 f' (x - y)^\top (s'
 - 2 d f'`. It is 0 if and only if q = p, for a kernel such as imq_mixture.
 """
 
-import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +17,13 @@ from jax import lax
 from kernelgrad import (
     _checks,
     _devices,
-    _distances,
+    _incomplete,
     _numeric,
     _resampling,
+    _stein,
     _tiles,
-    _traits,
+    _weights,
 )
-from kernelgrad._distances import Bare, Points
 from kernelgrad.types import Array, Kernel, Key, PyTree, ScoreFn, TestResult
 
 _SIGNS_AT_ONCE = 256
@@ -39,13 +37,15 @@ def stein_gram(particles: PyTree, score: PyTree, kernel: Kernel) -> Array:
       particles: x_i; shape (n, d), floating, or a pytree of such
         arrays (n, ...).
       score: s_i = grad log p(x_i), in 1/units of particles; shaped like particles.
-      kernel: k, radial, twice differentiable at 0; its lengthscales are in units of particles.
+      kernel: k, radial or ``per_coordinate``, twice differentiable at 0; its lengthscales are in
+        units of particles.
 
     Returns:
       The gram, shape (n, n), symmetric, in 1/units of particles squared; at least float32.
 
     Raises:
-      ValueError: wrong rank, dtype or mismatched shapes, a feature kernel, or laplace.
+      ValueError: wrong rank, dtype or mismatched shapes, a feature kernel that is not
+        ``per_coordinate``, or laplace.
 
     Cost: O(n^2 d) time, O(n^2) memory; the statistics below need no gram.
 
@@ -60,32 +60,42 @@ def stein_gram(particles: PyTree, score: PyTree, kernel: Kernel) -> Array:
       Liu, Lee & Jordan 2016, eq. (6); Wang & Liu 2016 (amortized SVGD), eq. (6).
     """
     particles, score = _checks.scored(particles, score)
-    side, kernel, unit = _side(particles, score, kernel)
-    return _stein_tile(kernel, 0, side, side) / jnp.square(unit)
+    side, kernel, unit = _stein.side_of(particles, score, kernel)
+    return _stein.gram_tile(kernel, 0, side, side) / jnp.square(unit)
 
 
 def ksd_v_statistic(
-    particles: PyTree, score: PyTree, kernel: Kernel, *, axis_name: str | None = None
+    particles: PyTree,
+    score: PyTree,
+    kernel: Kernel,
+    *,
+    weights: Array | None = None,
+    axis_name: str | None = None,
 ) -> Array:
     r"""Returns the V-statistic of KSD^2.
 
     .. math:: \frac1{n^2} \sum_{ij} u_p(x_i, x_j)
 
-    Non-negative up to rounding; biased upwards by O(1/n). Reverse-mode differentiable in
-    particles, score and the kernel's leaves, in linear memory.
+    Non-negative up to rounding; biased upwards by O(1/n). With weights, over their sum,
+    :math:`w_i w_j` stands in place of 1 / n^2. Reverse-mode differentiable in particles, score,
+    weights and the kernel's leaves, in linear memory.
 
     Args:
       particles: x_i; shape (n, d), floating, or a pytree of such
         arrays (n, ...).
       score: s_i = grad log p(x_i), in 1/units of particles; shaped like particles.
-      kernel: k, radial, twice differentiable at 0; its lengthscales are in units of particles.
+      kernel: k, radial or ``per_coordinate``, twice differentiable at 0; its lengthscales are in
+        units of particles.
+      weights: w_i >= 0 of the particles, in any unit; shape (n,). They are divided by their sum,
+        over all devices. None: all count alike.
       axis_name: if set, the particles are the union over all devices.
 
     Returns:
       KSD^2, shape (), in 1/units of particles squared; at least float32.
 
     Raises:
-      ValueError: wrong rank, dtype or mismatched shapes, a feature kernel, or laplace.
+      ValueError: wrong rank, dtype or mismatched shapes, a feature kernel that is not
+        ``per_coordinate``, laplace, or weights that are negative or all 0.
 
     Cost: O(n^2 d) time over the upper triangle of tiles, O(n d) memory; with axis_name over all
       tiles of this device's rows, in memory of its share.
@@ -101,8 +111,11 @@ def ksd_v_statistic(
       Liu, Lee & Jordan 2016, eq. (6) and section 3.
     """
     particles, score = _checks.scored(particles, score)
+    (particles, relative), (score, _) = _weights.relative(
+        axis_name, ("weights", particles, weights), ("", score, None)
+    )
     n = particles.shape[0] * _devices.num_devices(axis_name)
-    shares = _row_shares(particles, score, kernel, axis_name, own=True)
+    shares = _stein.row_shares(particles, score, kernel, axis_name, own=True, weights=relative)
     return shares / n
 
 
@@ -117,15 +130,16 @@ def ksd_u_statistic(
       particles: x_i; shape (n, d), n >= 2 over all devices, floating, or a pytree of such
         arrays (n, ...).
       score: s_i = grad log p(x_i), in 1/units of particles; shaped like particles.
-      kernel: k, radial, twice differentiable at 0; its lengthscales are in units of particles.
+      kernel: k, radial or ``per_coordinate``, twice differentiable at 0; its lengthscales are in
+        units of particles.
       axis_name: if set, the particles are the union over all devices.
 
     Returns:
       KSD^2, shape (), in 1/units of particles squared; at least float32.
 
     Raises:
-      ValueError: wrong rank, dtype or mismatched shapes, a feature kernel, laplace, or fewer than
-        two particles.
+      ValueError: wrong rank, dtype or mismatched shapes, a feature kernel that is not
+        ``per_coordinate``, laplace, or fewer than two particles.
 
     Cost: that of :func:`ksd_v_statistic`.
 
@@ -142,11 +156,13 @@ def ksd_u_statistic(
     particles, score = _checks.scored(particles, score)
     n = particles.shape[0] * _devices.num_devices(axis_name)
     _checks.at_least("number of particles", n, 2)
-    shares = _row_shares(particles, score, kernel, axis_name, own=False)
+    shares = _stein.row_shares(particles, score, kernel, axis_name, own=False)
     return shares / (n - 1)
 
 
-def ksd_gradient(particles: PyTree, score_fn: ScoreFn, kernel: Kernel) -> PyTree:
+def ksd_gradient(
+    particles: PyTree, score_fn: ScoreFn, kernel: Kernel, *, weights: Array | None = None
+) -> PyTree:
     r"""Returns the gradient of :func:`ksd_v_statistic` in the particles, whose scores move along.
 
     .. math:: \nabla_{x_i} \frac1{n^2} \sum_{jk} u_p(x_j, x_k)
@@ -160,8 +176,9 @@ def ksd_gradient(particles: PyTree, score_fn: ScoreFn, kernel: Kernel) -> PyTree
         arrays (n, ...).
       score_fn: maps all particles to grad log p at each of them, shaped like them; differentiable,
         such as :func:`kernelgrad.score.score_from_log_density`.
-      kernel: k, radial, three times differentiable (four for a gradient of this gradient); its
-        lengthscales are in units of particles and held fixed.
+      kernel: k, radial or ``per_coordinate``, three times differentiable (four for a gradient of
+        this gradient); its lengthscales are in units of particles and held fixed.
+      weights: those of :func:`ksd_v_statistic`, held fixed.
 
     Returns:
       Gradient, shaped and typed like particles, in 1/units of particles cubed.
@@ -185,7 +202,7 @@ def ksd_gradient(particles: PyTree, score_fn: ScoreFn, kernel: Kernel) -> PyTree
 
     def value(x: PyTree) -> Array:
         score = _checks.call("score_fn", "(particles) -> scores", score_fn, x)
-        return ksd_v_statistic(x, score, kernel)
+        return ksd_v_statistic(x, score, kernel, weights=weights)
 
     return jax.grad(value)(_devices.own_point(value, particles))
 
@@ -215,7 +232,8 @@ def goodness_of_fit_test(
       particles: x_i; shape (n, d), floating, or a pytree of such
         arrays (n, ...), in the order of the chain.
       score: s_i = grad log p(x_i), in 1/units of particles; shaped like particles.
-      kernel: k, radial, twice differentiable at 0; its lengthscales are in units of particles.
+      kernel: k, radial or ``per_coordinate``, twice differentiable at 0; its lengthscales are in
+        units of particles.
       num_bootstrap: B >= 1, static.
       block_length: consecutive particles that share a sign, 1 to n / num_chains; may be traced.
         See :func:`kernelgrad.chains.stein_test` for one that follows the autocorrelation.
@@ -312,6 +330,66 @@ def aggregated_test(
     return _resampling.aggregated(each, weights)
 
 
+def incomplete_test(
+    key: Key,
+    particles: PyTree,
+    score: PyTree,
+    kernels: Sequence[Kernel],
+    *,
+    num_diagonals: int = 100,
+    weights: Array | None = None,
+    num_bootstrap: int = 999,
+) -> TestResult:
+    r"""Tests whether the particles come from p in linear time, from some of the pairs.
+
+    .. math:: \frac1{n R} \sum_{r = 1}^R \sum_{i = 1}^n w_i w_{i + r}\, u_p(x_i, x_{i + r})
+
+    with places that go round and signs w: every particle is in 2 R pairs, and R = (n - 1) / 2 takes
+    all. The p-values :math:`p_k` of the kernels are those of all signs +1 among independent draws,
+    the same for all kernels, and the statistic is :math:`T = -\min_k \log (p_k / w_k)`, as that of
+    :func:`aggregated_test`, which sees all pairs: this is for many particles. One kernel is a list
+    of one.
+
+    Args:
+      key: random key of the signs.
+      particles: x_i; shape (n, d), floating, or a pytree of such arrays (n, ...); independent.
+      score: s_i = grad log p(x_i), in 1/units of particles; shaped like particles.
+      kernels: k_1, k_2, ..., such as of lengthscales from a tenth of the median to ten times it.
+      num_diagonals: R, from 1 to (n - 1) / 2, static.
+      weights: w_k > 0, of what a kernel is thought worth, in any unit; None: all alike.
+      num_bootstrap: B >= 1, static. No p_k is below 1 / (1 + B).
+
+    Returns:
+      statistic T, with weights of mean 1, in nats, and p_value = (1 + #{drawn >= observed}) /
+      (1 + B), in at least float32; NaN, both, where a particle, a score or a statistic is not
+      finite. The level is that of the wild bootstrap, right for many particles.
+
+    Raises:
+      ValueError: as :func:`aggregated_test`, or R out of its range.
+
+    Cost: O(n R (d + B)) time for each kernel, O(n (d + 256)) memory.
+
+    Example:
+      >>> from kernelgrad import kernels, ksd
+      >>> key, x = jax.random.key(0), jnp.linspace(3.0, 4.0, 16)[:, None]  # not of N(0, 1)
+      >>> one = [kernels.imq_mixture(1.0)]
+      >>> result = ksd.incomplete_test(key, x, -x, one, num_diagonals=4, num_bootstrap=99)
+      >>> bool(result.p_value < 0.05)
+      True
+
+    References:
+      Schrab, Kim, Guedj & Gretton 2022, KSDAggInc; there places do not go round.
+    """
+    particles, score = _checks.scored(particles, score)
+    _check_test(particles, score, num_bootstrap)
+
+    def of(kernel: Kernel) -> _resampling.Resampled:
+        pairs, rows = _stein.of_rows(particles, score, kernel)
+        return _incomplete.resampled(key, pairs, rows, num_diagonals, num_bootstrap)
+
+    return _resampling.aggregated(_resampling.for_each(of, kernels), weights)
+
+
 def _check_test(particles: Array, score: Array, num_bootstrap: int) -> None:
     _checks.finite(particles=particles, score=score)
     _checks.at_least("num_bootstrap", num_bootstrap, 1)
@@ -322,7 +400,7 @@ def _resampled(
     key: Key, particles: Array, score: Array, kernel: Kernel, blocks: Array, num_bootstrap: int
 ) -> tuple[_resampling.Resampled, Array]:
     """Returns KSD^2 u^2, as is and under signs of the blocks, and u, a unit of length."""
-    side, kernel, unit = _side(particles, score, kernel)
+    side, kernel, unit = _stein.side_of(particles, score, kernel)
     n, dtype = side.score.shape[0], side.score.dtype
     batches = -(-num_bootstrap // _SIGNS_AT_ONCE)
     width = -(-num_bootstrap // batches)
@@ -330,7 +408,7 @@ def _resampled(
     def forms(key: Key) -> Array:
         signs = jax.random.rademacher(key, (n, width), dtype)[blocks]
         weights = jnp.concatenate([jnp.ones((n, 1), dtype), signs], axis=1) / n
-        return _tiles.stream_symmetric(_form_tile, kernel, (side, weights)).total
+        return _tiles.stream_symmetric(_stein.form_tile, kernel, (side, weights)).total
 
     values = lax.map(forms, jax.random.split(key, batches))
     observed, null = values[0, 0], values[:, 1:].ravel()[:num_bootstrap]
@@ -339,21 +417,45 @@ def _resampled(
     return _resampling.Resampled(observed, null, rounding, valid), unit
 
 
-def stein_thinning(particles: PyTree, score: PyTree, kernel: Kernel, *, num_points: int) -> Array:
+def stein_thinning(
+    particles: PyTree,
+    score: PyTree,
+    kernel: Kernel,
+    *,
+    num_points: int,
+    unique: bool = False,
+    log_density: Array | None = None,
+    convexity: Array | None = None,
+    entropy_weight: float | Array | None = None,
+) -> Array:
     r"""Returns the particles that greedily keep the KSD of those chosen so far smallest.
 
     .. math:: \pi_m = \arg\min_i\; \tfrac12 u_p(x_i, x_i)
         + \sum_{l < m} u_p(x_{\pi_l}, x_i)
 
     Burn-in, duplicates and the bias of an approximate sampler are left out to the extent that the
-    kernel sees them. A particle may be chosen again; the first of equally good ones is taken.
+    kernel sees them. A particle may be chosen again, unless unique; the first of equally good ones
+    is taken. Regularised, by a log density and its convexity, it is
+
+    .. math:: \pi_m = \arg\min_i\; \tfrac12 \Big[ u_p(x_i, x_i)
+        + \sum_a \max\Big(\frac{\partial^2 \log p}{\partial x_a^2}(x_i), 0\Big)
+        - \lambda m \log p(x_i) \Big] + \sum_{l < m} u_p(x_{\pi_l}, x_i)
+
+    of which the former keeps away from saddles and minima of p, where scores are as small as at its
+    modes, and the latter from modes of low weight, which scores do not know.
 
     Args:
       particles: x_i, for example all states of a chain; shape (n, d), floating, or a pytree of such
         arrays (n, ...).
       score: s_i = grad log p(x_i), in 1/units of particles; shaped like particles.
-      kernel: k, radial, twice differentiable at 0; its lengthscales are in units of particles.
-      num_points: how many to choose, >= 1, static; it may exceed n.
+      kernel: k, radial or ``per_coordinate``, twice differentiable at 0; its lengthscales are in
+        units of particles.
+      num_points: how many to choose, >= 1, static; it may exceed n unless unique.
+      unique: whether a particle is chosen at most once; static.
+      log_density: log p(x_i) up to a constant; shape (n,). None: no term of it.
+      convexity: :math:`\sum_a \max(\partial_a^2 \log p(x_i), 0)`, in 1/units of particles squared;
+        shape (n,). None: no term of it. ``chains.stein_thinning`` computes both.
+      entropy_weight: lambda >= 0, in 1/units of particles squared. None: 1 / num_points.
 
     Returns:
       Indices into the particles in the order of choice, shape (num_points,), int32; -1 where no
@@ -361,7 +463,8 @@ def stein_thinning(particles: PyTree, score: PyTree, kernel: Kernel, *, num_poin
 
     Raises:
       ValueError: as :func:`ksd_v_statistic`, concrete particles or scores that are not finite or
-        whose potentials are not, or num_points < 1.
+        whose potentials are not, num_points < 1 or, if unique, > n, a log density or convexity of
+        another shape, a negative convexity or entropy_weight, or the latter without a log density.
 
     Cost: O(n d num_points) time, O(n d) memory: one column of the gram a choice.
 
@@ -372,165 +475,60 @@ def stein_thinning(particles: PyTree, score: PyTree, kernel: Kernel, *, num_poin
       [1, 2]
 
     References:
-      Riabiz et al. 2022 (Optimal thinning of MCMC output), Algorithm 1.
+      Riabiz et al. 2022 (Optimal thinning of MCMC output), Algorithm 1; Benard, Staber & Da Veiga
+      2023 for the regularised one, as their package kernax has it.
     """
     particles, score = _checks.scored(particles, score)
-    side, kernel, _ = _side(particles, score, kernel)
+    side, kernel, length = _stein.side_of(particles, score, kernel)
     _checks.finite(particles=particles, score=score)
     _checks.at_least("num_points", num_points, 1)
+    size = particles.shape[0]
+    if unique and num_points > size:
+        raise ValueError(f"num_points: got {num_points}; expected at most {size}, all particles")
+    weight = 1 / num_points if entropy_weight is None else entropy_weight
+    if log_density is None and entropy_weight is not None:
+        raise ValueError("entropy_weight: got one without log_density; expected both or neither")
+    at_first, at_each = _penalties(size, log_density, convexity, weight, length)
 
     def choose(potential: Array, _: None) -> tuple[Array, Array]:
         known = jnp.where(jnp.isfinite(potential), potential, jnp.inf)
         index = jnp.argmin(known).astype(jnp.int32)
         chosen = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, index, 1), side)
         found = jnp.where(jnp.isfinite(known[index]), index, -1)
-        return potential + _stein_tile(kernel, -index, side, chosen)[:, 0], found
+        potential = potential + _stein.gram_tile(kernel, -index, side, chosen)[:, 0]
+        potential = potential if at_each is None else potential + at_each
+        return potential.at[index].set(jnp.inf) if unique else potential, found
 
     alone = jax.tree.map(lambda a: a[:, None], side)
-    own = jax.vmap(lambda one: _stein_tile(kernel, 0, one, one))(alone)[:, 0, 0]
-    indices = lax.scan(choose, own / 2, None, length=num_points)[1]
+    own = jax.vmap(lambda one: _stein.gram_tile(kernel, 0, one, one))(alone)[:, 0, 0]
+    start = own / 2 if at_first is None else own / 2 + at_first
+    indices = lax.scan(choose, start, None, length=num_points)[1]
     _checks.in_range("indices of finite potentials", indices, 0, math.inf, closed="l")
     return indices
 
 
-class _Side(NamedTuple):
-    r"""The particles on one side of the pairs, and what their pairs need of each.
-
-    With :math:`t = s / \sqrt c` and :math:`p = \sqrt c\, x + t`, the mixed term is a difference of
-    squared distances, :math:`2 (x - y)^\top (s' - s) = c r^2 + |t - t'|^2 - |p - p'|^2`. So a pair
-    costs three inner products of length d, and the c that balances x and s keeps their digits.
-    """
-
-    points: Points
-    score: Array  # t
-    left: Array  # (2 p, |t|^2 - |p|^2 - d, 1), whose product with
-    right: Array  # (p, 1, |t|^2 - |p|^2 - d) is |t - t'|^2 - |p - p'|^2 + 2 t.t' - 2 d
-    scale: Array  # c, one number for all
-    weight: Array
-
-
-class _Bare(NamedTuple):
-    """Particles in their unit of length, as they travel between devices."""
-
-    points: Bare
-    score: Array
-
-
-def _check(kernel: Kernel) -> None:
-    if _traits.is_feature_kernel(kernel):
-        raise ValueError("kernel: got a feature kernel; expected a radial kernel of the particles")
-    if not _traits.smooth_at_zero(kernel):
-        raise ValueError(
-            "kernel: got laplace or another that is not differentiable at 0; "
-            "expected matern32 or IMQ"
-        )
-
-
-def _side(particles: Array, score: Array, kernel: Kernel) -> tuple[_Side, Kernel, Array]:
-    """Returns the particles, and the kernel, in a unit of length of their own, and that unit."""
-    _check(kernel)
-    as_given, _ = _distances.prepare(particles)
-    unit = as_given.unit()
-    points, _ = _distances.prepare(as_given.raw / unit)
-    score = score.astype(unit.dtype) * unit
-    root = _balance(points.sq_norms, _distances.sq_norms(score))
-    side = _balanced(points, score, root)
-    return side, _distances.in_unit(kernel, unit), unit
-
-
-def _balanced(points: Points, score: Array, root: Array) -> _Side:
-    score = score / root
-    mixed = root * points.centred + score
-    excess = _distances.sq_norms(score) - _distances.sq_norms(mixed) - score.shape[1]
-    ones = jnp.ones_like(excess)
-    left = jnp.concatenate([2 * mixed, excess[:, None], ones[:, None]], axis=1)
-    right = jnp.concatenate([mixed, ones[:, None], excess[:, None]], axis=1)
-    return _Side(points, score, left, right, root**2 * ones, ones)
-
-
-def _balance(point_norms: Array, score_norms: Array) -> Array:
-    """Returns sqrt(c) = (median |s|^2 / median |x|^2)^(1/4), which no bad row or outlier moves."""
-    points, scores = (
-        jnp.nanmedian(jnp.where(jnp.isfinite(norms), norms, jnp.nan))
-        for norms in lax.stop_gradient((point_norms, score_norms))
-    )
-    known = (points > 0) & (scores > 0)
-    return jnp.where(known, scores, 1) ** 0.25 / jnp.where(known, points, 1) ** 0.25
-
-
-def _row_shares(
-    particles: Array, score: Array, kernel: Kernel, axis_name: str | None, *, own: bool
-) -> Array:
-    """Mean over i of sums over j, in which a pair counts for both of its points."""
-    if axis_name is None or _devices.num_devices(axis_name) == 1:
-        side, kernel, unit = _side(particles, score, kernel)
-        tile = functools.partial(_share_tile, own)
-        mean = jnp.mean(_tiles.stream_symmetric(tile, kernel, side).rows)
-        return _devices.statistic(mean / jnp.square(unit), axis_name)
-    _check(kernel)
-    as_given, _ = _distances.prepare(particles)
-    unit = _devices.median(as_given.unit(), axis_name)
-    points, _ = _distances.bare(as_given.raw / unit)
-    score = score.astype(unit.dtype) * unit
-    centre = _distances.middle(points.raw, axis_name)
-    norms = _distances.moved(points, centre).sq_norms
-    root = _devices.median(_balance(norms, _distances.sq_norms(score)), axis_name)
-    shared = _distances.in_unit(kernel, unit), centre, root
-    travelling = _tiles.viewed(functools.partial(_row_tile, own), _dressed)
-    here = _Bare(points, score)
-    rows = _tiles.stream(travelling, shared, here, here, axis_name).rows
-    return _devices.statistic(jnp.mean(rows) / jnp.square(unit), axis_name)
-
-
-def _dressed(shared: tuple[Kernel, Array, Array], bare: _Bare) -> tuple[Kernel, _Side]:
-    """Returns the kernel, and what its pairs need of particles that travelled."""
-    kernel, centre, root = shared
-    side = _balanced(_distances.moved(bare.points, centre), bare.score, root)
-    return kernel, side._replace(weight=bare.points.real)
-
-
-def _row_tile(own: bool, kernel: Kernel, shift: Array, rows: _Side, cols: _Side) -> _tiles.PairSums:
-    gram = _stein_tile(kernel, shift, rows, cols)
-    if not own:
-        gram = _distances.at_same_point(gram, shift, 0)
-    return _tiles.PairSums(rows=_numeric.dot(gram, cols.weight) * rows.weight)
-
-
-def _share_tile(
-    own: bool, kernel: Kernel, shift: int | Array | None, rows: _Side, cols: _Side
-) -> _tiles.PairSums:
-    gram = _stein_tile(kernel, shift, rows, cols)
-    if not own:
-        gram = _distances.at_same_point(gram, shift, 0)
-    shares = _numeric.dot(gram, cols.weight) * rows.weight
-    shares *= 2 if shift is None else 1
-    return _tiles.PairSums(rows=shares, cols=jnp.zeros_like(shares))
-
-
-def _stein_tile(kernel: Kernel, shift: int | Array | None, rows: _Side, cols: _Side) -> Array:
-    exact = _distances.lost(kernel, rows.points, cols.points, shift)
-    sq_dist = _distances.between(kernel, rows.points, cols.points, shift, exact=exact)
-    ones = jnp.ones_like(sq_dist)
-    value = kernel.profile(sq_dist)
-    slope, curvature = jax.jvp(
-        lambda r: jax.jvp(kernel.profile, (r,), (ones,))[1], (sq_dist,), (ones,)
-    )
-    scale, inner = rows.scale[:, None], _numeric.dot(rows.score, cols.score.T)
-
-    def by_differences() -> Array:
-        moved = _distances.over_coordinates(
-            lambda a, b: (a[0] - b[0]) * (b[1] - a[1]),
-            (rows.points.raw, rows.score),
-            (cols.points.raw, cols.score),
-        )
-        return 2 * jnp.sqrt(scale) * moved - 2 * rows.score.shape[1]
-
-    polar = _distances.choose(
-        exact, jax.checkpoint(by_differences), lambda: _numeric.dot(rows.left, cols.right.T)
-    )
-    mixed = polar + jnp.where(exact == 1, 0, scale * sq_dist - 2 * inner)
-    mixed = _distances.at_same_point(mixed, shift, -2 * rows.score.shape[1])
-    return scale * value * inner + slope * mixed - 4 * curvature * sq_dist
+def _penalties(
+    size: int,
+    log_density: Array | None,
+    convexity: Array | None,
+    weight: float | Array,
+    length: Array,
+) -> tuple[Array | None, Array | None]:
+    """Returns what regularises the potentials before the first choice, and after each, or None."""
+    _checks.not_negative(entropy_weight=weight)
+    at_first = at_each = None
+    if log_density is not None:
+        (log_density,) = _checks.vectors(log_density=log_density)
+        _checks.shape("log_density", log_density, (size,))
+        scale = _numeric.like(weight, length) * jnp.square(length) / 2
+        at_first = at_each = -scale * log_density.astype(length.dtype)
+    if convexity is not None:
+        (convexity,) = _checks.vectors(convexity=convexity)
+        _checks.shape("convexity", convexity, (size,))
+        _checks.not_negative(convexity=convexity)
+        bent = jnp.square(length) / 2 * convexity.astype(length.dtype)
+        at_first = bent if at_first is None else at_first + bent
+    return at_first, at_each
 
 
 def _blocks(n: int, num_chains: int, block_length: int | Array) -> Array:
@@ -541,11 +539,3 @@ def _blocks(n: int, num_chains: int, block_length: int | Array) -> Array:
     _checks.in_range("block_length", block_length, 1, n // num_chains, closed="lr")
     chain, step = jnp.divmod(jnp.arange(n), n // num_chains)
     return chain * (n // num_chains) + step // jnp.asarray(block_length, step.dtype)
-
-
-def _form_tile(
-    kernel: Kernel, shift: int | Array | None, rows: tuple[_Side, Array], cols: tuple[_Side, Array]
-) -> _tiles.PairSums:
-    gram = _stein_tile(kernel, shift, rows[0], cols[0])
-    forms = jnp.sum(rows[1] * _numeric.dot(gram, cols[1]), axis=0)
-    return _tiles.PairSums(total=forms * (2 if shift is None else 1))

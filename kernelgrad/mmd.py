@@ -16,10 +16,12 @@ from kernelgrad import (
     _numeric,
     _tiles,
     _traits,
+    _weights,
     pairwise,
 )
 from kernelgrad._two_sample import aggregated_test as aggregated_test
 from kernelgrad._two_sample import fused_test as fused_test
+from kernelgrad._two_sample import incomplete_test as incomplete_test
 from kernelgrad._two_sample import two_sample_test as two_sample_test
 from kernelgrad.types import Array, Kernel
 
@@ -27,25 +29,37 @@ _OFFSET_POINTS = 32
 _LEAST_VARIANCE = 1e-8  # of test_power, in units of k(0)^2; as in the reference
 
 
-def mmd_v_statistic(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None = None) -> Array:
+def mmd_v_statistic(
+    x: Array,
+    y: Array,
+    kernel: Kernel,
+    *,
+    x_weights: Array | None = None,
+    y_weights: Array | None = None,
+    axis_name: str | None = None,
+) -> Array:
     r"""Returns the V-statistic of MMD^2, the squared RKHS distance of the two mean embeddings.
 
     .. math:: \frac1{n^2} \sum_{ij} k(x_i, x_j) + \frac1{m^2} \sum_{ij} k(y_i, y_j)
         - \frac2{nm} \sum_{ij} k(x_i, y_j)
 
-    Non-negative up to rounding; biased upwards by O(1/n + 1/m).
+    Non-negative up to rounding; biased upwards by O(1/n + 1/m). With weights, over their sums,
+    :math:`w_i` and :math:`v_j` stand in place of 1/n and 1/m.
 
     Args:
       x: samples; shape (n, d), floating.
       y: samples; shape (m, d), floating.
       kernel: k; its lengthscales are in units of x.
+      x_weights: w_i >= 0 of x, in any unit; shape (n,). They are divided by their sum, over all
+        devices. None: all count alike.
+      y_weights: those of y; shape (m,).
       axis_name: if set, both samples are the union over all devices.
 
     Returns:
       MMD^2, shape (); at least float32.
 
     Raises:
-      ValueError: wrong rank, dtype or mismatched dimensions.
+      ValueError: wrong rank, dtype or mismatched dimensions, or weights that are negative or all 0.
 
     Cost: O((n + m)^2 d) time, O((n + m) d) memory.
 
@@ -58,10 +72,12 @@ def mmd_v_statistic(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None
     References:
       Gretton et al. 2012, eq. (5); Li 2017 (approximate KL gradients), section 3.
     """
-    x, y = _checks.points(x=x, y=y)
+    x, y, w, v = _weighted(x, y, x_weights, y_weights, axis_name)
     x, y, base, a, b = _samples(x, y, kernel, axis_name)
-    k_xx, k_yy = (_mean(base, u, None, (o, o), axis_name) for u, o in ((x, a), (y, b)))
-    return k_xx + k_yy - 2 * _mean(base, x, y, (a, b), axis_name)
+    k_xx, k_yy = (
+        _mean(base, u, None, (o, o), axis_name, (p, p)) for u, o, p in ((x, a, w), (y, b, v))
+    )
+    return k_xx + k_yy - 2 * _mean(base, x, y, (a, b), axis_name, (w, v))
 
 
 def mmd_u_statistic(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None = None) -> Array:
@@ -69,6 +85,8 @@ def mmd_u_statistic(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None
 
     .. math:: \frac1{n(n-1)} \sum_{i \ne j} k(x_i, x_j) + \frac1{m(m-1)} \sum_{i \ne j} k(y_i, y_j)
         - \frac2{nm} \sum_{ij} k(x_i, y_j)
+
+    It takes no weights: over their sum, which is random as they are, it would not be unbiased.
 
     Args:
       x: samples; shape (n, d), n >= 2 over all devices, floating.
@@ -107,7 +125,15 @@ def mmd_u_statistic(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None
     return within[0] + within[1] - 2 * _mean(base, x, y, (a, b), axis_name)
 
 
-def mmd_gradient(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None = None) -> Array:
+def mmd_gradient(
+    x: Array,
+    y: Array,
+    kernel: Kernel,
+    *,
+    x_weights: Array | None = None,
+    y_weights: Array | None = None,
+    axis_name: str | None = None,
+) -> Array:
     r"""Returns the gradient of :func:`mmd_v_statistic` in x, in closed form.
 
     .. math:: \frac{2}{n^2} \sum_j \nabla_{x_i} k(x_i, x_j) - \frac{2}{nm} \sum_j
@@ -119,6 +145,9 @@ def mmd_gradient(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None = 
       x: samples x_i; shape (n, d), floating.
       y: samples y_j; shape (m, d), floating.
       kernel: k, held fixed: no gradient through its lengthscales.
+      x_weights: w_i >= 0 of x, in any unit; shape (n,). They are divided by their sum, over all
+        devices. None: all count alike.
+      y_weights: those of y; shape (m,).
       axis_name: if set, both samples are the union over all devices; the rows of this device's x
         come back.
 
@@ -139,32 +168,43 @@ def mmd_gradient(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None = 
     References:
       Li 2017 (approximate KL gradients), footnote 2.
     """
-    x, y = _checks.points(x=x, y=y)
+    x, y, w, v = _weighted(x, y, x_weights, y_weights, axis_name)
     base = _traits.radial(kernel)
     x = _devices.varying(x, y, kernel)
     embedded, pull = jax.vjp(lambda points: _embed(kernel, points), x)
     targets = _embed(kernel, y)
     n, m = (points.shape[0] * _devices.num_devices(axis_name) for points in (x, y))
-    within = pairwise.gradient_sum(base, embedded, None, axis_name=axis_name)
-    between = pairwise.gradient_sum(base, embedded, targets, axis_name=axis_name)
-    (gradient,) = pull(-2 / n * (within / n - between / m))
+    within = pairwise.gradient_sum(base, embedded, None, w, axis_name=axis_name)
+    between = pairwise.gradient_sum(base, embedded, targets, v, axis_name=axis_name)
+    (gradient,) = pull(_each(w, -2 / n * (within / n - between / m)))
     return gradient
 
 
 def witness_gradient(
-    queries: Array, x: Array, y: Array, kernel: Kernel, *, axis_name: str | None = None
+    queries: Array,
+    x: Array,
+    y: Array,
+    kernel: Kernel,
+    *,
+    x_weights: Array | None = None,
+    y_weights: Array | None = None,
+    axis_name: str | None = None,
 ) -> Array:
     r"""Returns the gradient of the witness function of MMD at any point.
 
     .. math:: \nabla f(z), \quad f(z) = \frac1n \sum_j k(z, x_j) - \frac1m \sum_j k(z, y_j)
 
-    At x_i it is n/2 times :func:`mmd_gradient`. Descend it to move queries from x towards y.
+    At x_i it is n/2, or 1 / (2 w_i) of its weight, times :func:`mmd_gradient`. Descend it to move
+    queries from x towards y.
 
     Args:
       queries: points z; shape (q, d), floating.
       x: samples x_j; shape (n, d), floating.
       y: samples y_j; shape (m, d), floating.
       kernel: k, held fixed: no gradient through its lengthscales.
+      x_weights: w_i >= 0 of x, in any unit; shape (n,). They are divided by their sum, over all
+        devices. None: all count alike.
+      y_weights: those of y; shape (m,).
       axis_name: if set, both samples are the union over all devices; queries stay apart.
 
     Returns:
@@ -187,20 +227,30 @@ def witness_gradient(
       Arbel et al. 2019, section 2.
     """
     queries, x, y = _checks.points(queries=queries, x=x, y=y)
+    (queries, _), (x, w), (y, v) = _weights.relative(
+        axis_name, ("", queries, None), ("x_weights", x, x_weights), ("y_weights", y, y_weights)
+    )
     queries = _devices.varying(queries, x, y, kernel)
     base = _traits.radial(kernel)
     embedded, pull = jax.vjp(lambda points: _embed(kernel, points), queries)
     gradients = []
-    for points in (x, y):
+    for points, weights in ((x, w), (y, v)):
         size = points.shape[0] * _devices.num_devices(axis_name)
         others = _embed(kernel, points)
-        gradients.append(pairwise.gradient_sum(base, embedded, others, axis_name=axis_name) / size)
+        sums = pairwise.gradient_sum(base, embedded, others, weights, axis_name=axis_name)
+        gradients.append(sums / size)
     (gradient,) = pull(gradients[1] - gradients[0])  # radial: minus the gradient in the other
     return gradient
 
 
 def mmd_value_and_gradient(
-    x: Array, y: Array, kernel: Kernel, *, axis_name: str | None = None
+    x: Array,
+    y: Array,
+    kernel: Kernel,
+    *,
+    x_weights: Array | None = None,
+    y_weights: Array | None = None,
+    axis_name: str | None = None,
 ) -> tuple[Array, Array]:
     r"""Returns :func:`mmd_v_statistic` and :func:`mmd_gradient` from one pass over the pairs.
 
@@ -208,6 +258,9 @@ def mmd_value_and_gradient(
       x: samples x_i; shape (n, d), floating.
       y: samples y_j; shape (m, d), floating.
       kernel: k, held fixed: no gradient through its lengthscales.
+      x_weights: w_i >= 0 of x, in any unit; shape (n,). They are divided by their sum, over all
+        devices. None: all count alike.
+      y_weights: those of y; shape (m,).
       axis_name: if set, both samples are the union over all devices; the rows of this device's x
         come back.
 
@@ -230,14 +283,16 @@ def mmd_value_and_gradient(
     References:
       As :func:`mmd_v_statistic` and :func:`mmd_gradient`.
     """
-    x, y = _checks.points(x=x, y=y)
+    x, y, w, v = _weighted(x, y, x_weights, y_weights, axis_name)
     x = _devices.varying(x, y, kernel)
     embedded, pull = jax.vjp(lambda points: _embed(kernel, points), x)
     _, targets, base, a, b = _samples(x, y, kernel, axis_name)
     n, m = (points.shape[0] * _devices.num_devices(axis_name) for points in (x, y))
 
-    def means(others: Array | None, offset: Array, size: int) -> tuple[Array, Array]:
-        weights = jnp.full(offset.shape, 1 / size, embedded.dtype)
+    def means(
+        others: Array | None, offset: Array, size: int, relative: Array | None
+    ) -> tuple[Array, Array]:
+        weights = _each(relative, jnp.full(offset.shape, 1 / size, embedded.dtype))
         values, gradients = pairwise.kernel_and_gradient_sum(
             base,
             embedded,
@@ -247,11 +302,11 @@ def mmd_value_and_gradient(
             offsets=(a, offset),
             axis_name=axis_name,
         )
-        return _devices.statistic(jnp.mean(values), axis_name), gradients
+        return _devices.statistic(jnp.mean(_each(w, values)), axis_name), gradients
 
-    (k_xx, within), (k_xy, between) = means(None, a, n), means(targets, b, m)
-    (gradient,) = pull(-2 / n * (within - between))
-    return k_xx + _mean(base, targets, None, (b, b), axis_name) - 2 * k_xy, gradient
+    (k_xx, within), (k_xy, between) = means(None, a, n, w), means(targets, b, m, v)
+    (gradient,) = pull(_each(w, -2 / n * (within - between)))
+    return k_xx + _mean(base, targets, None, (b, b), axis_name, (v, v)) - 2 * k_xy, gradient
 
 
 def test_power(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None = None) -> Array:
@@ -310,6 +365,28 @@ def test_power(x: Array, y: Array, kernel: Kernel, *, axis_name: str | None = No
     return (size * mean - mean_diagonal) / (size - 1) / deviation
 
 
+def _weighted(
+    x: Array,
+    y: Array,
+    x_weights: Array | None,
+    y_weights: Array | None,
+    axis_name: str | None,
+) -> tuple[Array, Array, Array | None, Array | None]:
+    """Returns the samples, checked, and their weights, of mean 1, or None."""
+    x, y = _checks.points(x=x, y=y)
+    (x, w), (y, v) = _weights.relative(
+        axis_name, ("x_weights", x, x_weights), ("y_weights", y, y_weights)
+    )
+    return x, y, w, v
+
+
+def _each(weights: Array | None, rows: Array) -> Array:
+    """Returns rows (n, ...) times their weights (n,)."""
+    if weights is None:
+        return rows
+    return rows * weights.astype(rows.dtype).reshape((-1,) + (1,) * (rows.ndim - 1))
+
+
 class _Samples(NamedTuple):
     """What the kernel compares, the radial kernel between it, and offsets for its sums."""
 
@@ -359,12 +436,17 @@ def _mean(
     y: Array | None,
     offsets: tuple[Array, Array],
     axis_name: str | None,
+    relative: tuple[Array | None, Array | None] = (None, None),
 ) -> Array:
-    """Mean of a radial k, less offsets, over all pairs of x and y, or of x with itself."""
+    """Mean of a radial k, less offsets, over all pairs of x and y, or of x with itself.
+
+    A pair counts by the product of the relative weights of its two points.
+    """
     size = x.shape[0] if y is None else y.shape[0]
     weights = jnp.full((size, 1), 1 / (size * _devices.num_devices(axis_name)), x.dtype)
+    weights = _each(relative[1], weights)
     sums = pairwise.kernel_sum(kernel, x, y, weights, offsets=offsets, axis_name=axis_name)
-    return _devices.statistic(jnp.mean(sums), axis_name)
+    return _devices.statistic(jnp.mean(_each(relative[0], sums)), axis_name)
 
 
 def _differences(

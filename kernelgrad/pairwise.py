@@ -98,8 +98,7 @@ def kernel_sum(
     x, y, given = _taken(x, y, offsets, weights=weights)
     weights = _of_rows("weights", given["weights"], x if y is None else y, "p")
     offsets = _offsets(given, x, y)
-    points, others = _traits.embed(kernel, x), None if y is None else _traits.embed(kernel, y)
-    pairs = _pairs(_traits.radial(kernel), points, others, axis_name)
+    pairs = _pairs(_traits.radial(kernel), *_embedded(kernel, x, y), axis_name)
     return pairs.sums(weights, offsets=offsets)[0].astype(jnp.result_type(x))
 
 
@@ -147,6 +146,11 @@ def gradient_sum(
     x, y, given = _taken(x, y, None, **({} if weights is None else {"weights": weights}))
     others = x if y is None else y
     weights = _of_rows("weights", given.get("weights"), others)
+    lengthscales = _traits.coordinate_lengthscales(kernel)
+    if lengthscales is not None:
+        points = _embedded(kernel, x, y)
+        sums = gradient_sum(_traits.radial(kernel), *points, weights, axis_name=axis_name)
+        return _numeric.like(sums / _numeric.like(lengthscales, sums)[None], x)
     if _traits.is_feature_kernel(kernel):
         return _feature_gradient_sum(kernel, x, y, weights, axis_name)
     sums = _pairs(kernel, x, y, axis_name).sums(None, weights, joined=True)
@@ -195,6 +199,14 @@ def kernel_and_gradient_sum(
     weights = _of_rows("weights", given["weights"], others, "p")
     gradient_weights = _of_rows("gradient_weights", given["gradient_weights"], others)
     offsets = _offsets(given, x, y)
+    lengthscales = _traits.coordinate_lengthscales(kernel)
+    if lengthscales is not None:
+        sides = (*_embedded(kernel, x, y), weights, gradient_weights)
+        values, gradients = kernel_and_gradient_sum(
+            _traits.radial(kernel), *sides, offsets=offsets, axis_name=axis_name
+        )
+        gradients = gradients / _numeric.like(lengthscales, gradients)[None]
+        return _numeric.like(values, x), _numeric.like(gradients, x)
     if _traits.is_feature_kernel(kernel):
         values = kernel_sum(kernel, x, y, weights, offsets=offsets, axis_name=axis_name)
         return values, gradient_sum(kernel, x, y, gradient_weights, axis_name=axis_name)
@@ -251,6 +263,13 @@ def stein_sum(
     others = x if y is None else y
     weights = _of_rows("weights", given["weights"], others, x.shape[1])
     gradient_weights = _of_rows("gradient_weights", given.get("gradient_weights"), others)
+    lengthscales = _traits.coordinate_lengthscales(kernel)
+    if lengthscales is not None:
+        points = _embedded(kernel, x, y)
+        weights, scales = _numeric.wide(weights), _numeric.like(lengthscales, points[0])[None]
+        sides = (*points, weights * scales, gradient_weights)
+        sums = stein_sum(_traits.radial(kernel), *sides, axis_name=axis_name)
+        return _numeric.like(sums / scales, x)
     if _traits.is_feature_kernel(kernel):
         values = kernel_sum(kernel, x, y, weights, axis_name=axis_name)
         return values + gradient_sum(kernel, x, y, gradient_weights, axis_name=axis_name)
@@ -268,6 +287,11 @@ def _taken(
         arrays.update(zip(_OFFSETS, offsets, strict=True))
     given = dict(zip(arrays, _checks.floating(**arrays), strict=True))
     return given.pop("x"), given.pop("y", None), given
+
+
+def _embedded(kernel: Kernel, x: Array, y: Array | None) -> tuple[Array, Array | None]:
+    """Returns the points between which the kernel measures distances; y None stays."""
+    return _traits.embed(kernel, x), None if y is None else _traits.embed(kernel, y)
 
 
 def _of_rows(name: str, values: Array | None, points: Array, *rest: int | str) -> Array:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from kernelgrad import _checks, _devices, _numeric, _traits, kernels, pairwise
+from kernelgrad import _checks, _devices, _numeric, _traits, _weights, kernels, pairwise
 from kernelgrad.types import Array, Kernel, Key, PyTree, ScoreFn
 
 
@@ -54,26 +54,35 @@ class SVGDInfo(NamedTuple):
 
 
 def svgd_direction(
-    particles: PyTree, score: PyTree, kernel: Kernel, *, axis_name: str | None = None
+    particles: PyTree,
+    score: PyTree,
+    kernel: Kernel,
+    *,
+    weights: Array | None = None,
+    axis_name: str | None = None,
 ) -> PyTree:
     r"""Returns the SVGD direction at each particle.
 
     .. math:: \phi(x_i) = \frac1n \sum_j [ k(x_j, x_i) s_j + \nabla_{x_j} k(x_j, x_i) ]
 
     Ascent direction: a small step along it lowers KL(q || p). Negate it before handing it to
-    Optax or to a pull-back. A feature kernel repels through its features.
+    Optax or to a pull-back. A feature kernel repels through its features. With weights, over their
+    sum, w_j stands in place of 1/n: the direction for q as the weighted particles have it.
 
     Args:
       particles: x_i; shape (n, d), floating, or a pytree of floating arrays (n, ...).
       score: s_j = grad log p(x_j), in 1/units of particles; shaped like particles.
       kernel: k, of particles raveled to vectors; its lengthscales are in units of particles.
+      weights: w_i >= 0 of the particles, in any unit; shape (n,). They are divided by their sum,
+        over all devices. None: all count alike.
       axis_name: if set, j runs over the union of all devices' particles.
 
     Returns:
       Directions, shaped and typed like particles, in 1/units of particles.
 
     Raises:
-      ValueError: wrong rank, dtype or mismatched shapes, or a kernel without k(0) > 0.
+      ValueError: wrong rank, dtype or mismatched shapes, a kernel without k(0) > 0, or weights
+        that are negative or all 0.
 
     Cost: O(n^2 d) time, O(n d) memory; with a feature kernel as
       :func:`kernelgrad.pairwise.gradient_sum`.
@@ -90,10 +99,17 @@ def svgd_direction(
       Wang & Liu 2016, eq. (7); Liu & Wang 2016, eq. (8).
     """
     rows, score = _checks.scored(particles, score)
+    (rows, relative), (score, _) = _weights.relative(
+        axis_name, ("weights", rows, weights), ("", score, None)
+    )
     _traits.check_positive(kernel)
     size = rows.shape[0] * _devices.num_devices(axis_name)
-    points = rows if _traits.is_feature_kernel(kernel) else _numeric.wide(rows)
-    sums = pairwise.stein_sum(kernel, points, None, score, axis_name=axis_name)
+    narrow = _traits.is_feature_kernel(kernel) and _traits.coordinate_lengthscales(kernel) is None
+    points = rows if narrow else _numeric.wide(rows)
+    if relative is not None:
+        relative = _numeric.like(relative, points)
+        score = _numeric.like(score, points) * relative[:, None]
+    sums = pairwise.stein_sum(kernel, points, None, score, relative, axis_name=axis_name)
     return _checks.like_points(_numeric.like(_numeric.wide(sums) / size, rows), particles)
 
 

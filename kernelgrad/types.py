@@ -27,8 +27,9 @@ class Kernel(Protocol):
     """A radial kernel k(x, y) = profile(|x - y|^2), registered as a pytree.
 
     A kernel that also has ``features(x) -> (n, l)`` and a radial kernel ``base`` stands for
-    k(x, y) = base.profile(|features(x) - features(y)|^2). One that is not differentiable where
-    its points coincide has an attribute ``smooth_at_zero``, False; one with k(0) <= 0 has
+    k(x, y) = base.profile(|features(x) - features(y)|^2); where these are the coordinates over
+    lengthscales (d,), it has those as ``coordinate_lengthscales``. One that is not differentiable
+    where its points coincide has an attribute ``smooth_at_zero``, False; one with k(0) <= 0 has
     ``positive_at_zero``, False.
     """
 

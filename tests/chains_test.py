@@ -1,5 +1,6 @@
 """Chains: the Stein test on pytrees of draws, and the block length from the autocorrelation."""
 
+import functools
 import math
 
 import chex
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 from jax import lax
 
 from kernelgrad import chains, hmc, kernels, ksd
@@ -264,6 +266,33 @@ def test_thinning_with_the_default_kernel_leaves_out_what_is_not_finite(key):
     expected = ksd.stein_thinning(others, -others, kernel, num_points=6)
     np.testing.assert_array_equal(thin(x), np.delete(np.arange(30), 4)[expected])
     assert thin(jnp.full_like(x, jnp.nan)).tolist() == [-1] * 6
+
+
+@pytest.mark.thorough
+def test_regularised_thinning_keeps_away_from_a_saddle_and_a_light_mode(rng):
+    """Of two modes of weights 1 : 9; between them p has a minimum, where the score is 0."""
+
+    def log_p(x):
+        light, heavy = (-jnp.sum((x["a"] - mean) ** 2) / 2 for mean in (-3.0, 3.0))
+        return jnp.logaddexp(light, math.log(9) + heavy)
+
+    slope = lambda z: 3 * np.tanh(3 * z + math.log(9) / 2) - z  # noqa: E731
+    minimum = scipy.optimize.brentq(slope, -2.0, 0.0)
+    modes = np.concatenate([rng.normal(m, 0.8, size=(60, 1)) for m in (-3, 3)])
+    draws = {"a": jnp.asarray(np.concatenate([np.full((3, 1), minimum), modes]), jnp.float32)}
+    thin = functools.partial(chains.stein_thinning, num_points=40, unique=True)
+    plain, regular = jax.jit(lambda d: (thin(d, log_p), thin(d, log_p, regularized=True)))(draws)
+    assert min(plain.draws.tolist()) < 3 <= min(regular.draws.tolist())
+    light = [np.mean(np.asarray(found.positions["a"]) < 0) for found in (plain, regular)]
+    assert light[1] < 0.75 * light[0]
+    vectors, scores = draws["a"], jax.vmap(jax.grad(log_p))(draws)["a"]
+    second = jax.vmap(lambda x: jax.hessian(log_p)({"a": x})["a"]["a"][0, 0])(vectors)
+    kernel = kernels.imq_mixture(kernels.median_lengthscale(vectors))
+    penalties = {"log_density": jax.vmap(log_p)(draws), "convexity": jnp.maximum(second, 0)}
+    expected = jax.jit(functools.partial(ksd.stein_thinning, num_points=40, unique=True))(
+        vectors, scores, kernel, **penalties
+    )
+    assert regular.draws.tolist() == expected.tolist()
 
 
 def test_a_log_density_of_many_is_named(key):

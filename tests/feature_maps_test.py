@@ -17,6 +17,7 @@ FAMILIES = {
     "rational_quadratic": (kernels.rational_quadratic, "rational_quadratic"),
     "matern32": (kernels.matern32, "matern32"),
     "matern52": (kernels.matern52, "matern52"),
+    "matern72": (kernels.matern72, "matern72"),
     "laplace": (kernels.laplace, "laplace"),
 }
 

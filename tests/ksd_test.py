@@ -1,5 +1,6 @@
 """KSD: the Stein kernel by autodiff in float64, closed forms, tiles, transforms, errors."""
 
+import functools
 import itertools
 import math
 
@@ -315,6 +316,63 @@ def test_thinning_is_greedy(rng):
     assert got.tolist() == chosen
     assert got.dtype == jnp.int32
     assert len(set(chosen)) < 25
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("unique", [False, True])
+def test_regularised_thinning_is_greedy(rng, unique):
+    """By trying every particle; the entropy counts once for each that is chosen."""
+    with jax.enable_x64(True):
+        particles, score = problem(rng, n=15)
+        log_p, bent = jnp.asarray(rng.normal(size=15)), jnp.asarray(rng.gamma(1.0, size=15))
+        kernel = kernels.imq_mixture(LENGTHSCALES)
+        gram = np.asarray(jax.jit(ksd.stein_gram)(particles, score, kernel))
+
+        @jax.jit
+        def thin(weight, log_density, convexity):
+            return ksd.stein_thinning(
+                particles,
+                score,
+                kernel,
+                num_points=12,
+                unique=unique,
+                log_density=log_density,
+                convexity=convexity,
+                entropy_weight=weight,
+            )
+
+        found = thin(0.7, log_p, bent), thin(None, log_p, 0 * bent), thin(0.0, log_p, 3 * bent)
+    log_p, bent = np.asarray(log_p), np.asarray(bent)
+    for got, weight, factor in zip(found, (0.7, 1 / 12, 0.0), (1, 0, 3), strict=True):
+        chosen = []
+        for m in range(1, 13):
+            potential = np.diag(gram) / 2 + factor * bent / 2 - weight * m * log_p / 2
+            potential = potential + gram[chosen].sum(axis=0)
+            if unique:
+                potential[chosen] = np.inf
+            chosen.append(int(np.argmin(potential)))
+        assert got.tolist() == chosen
+        assert len(set(chosen)) == 12 or not unique
+
+
+def test_unique_thinning_of_as_many_as_there_are_is_an_order_of_them(rng):
+    x = jnp.asarray(rng.normal(size=(6, 2)), jnp.float32)
+    thin = functools.partial(ksd.stein_thinning, x, -x, kernels.imq_mixture(1.0))
+    found = jax.jit(lambda: thin(num_points=6, unique=True))()
+    assert sorted(found.tolist()) == list(range(6))
+    for options, message in (
+        ({"num_points": 7, "unique": True}, "num_points: got 7; expected at most 6"),
+        ({"num_points": 2, "entropy_weight": 0.1}, "entropy_weight: got one without log_density"),
+        ({"num_points": 2, "log_density": jnp.ones(5)}, r"log_density: got shape \(5,\)"),
+        ({"num_points": 2, "convexity": jnp.ones((6, 2))}, r"convexity: got shape \(6, 2\)"),
+        ({"num_points": 2, "convexity": -jnp.ones(6)}, r"convexity: got \[-1"),
+        (
+            {"num_points": 2, "log_density": jnp.ones(6), "entropy_weight": -1.0},
+            "entropy_weight: got -1",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            jax.eval_shape(functools.partial(thin, **options))
 
 
 @pytest.mark.thorough

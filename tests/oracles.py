@@ -15,6 +15,10 @@ RADIAL = {
     "matern52": lambda r, l: (
         (1 + math.sqrt(5) * r / l + 5 * r**2 / (3 * l**2)) * math.exp(-math.sqrt(5) * r / l)
     ),
+    "matern72": lambda r, l: (
+        (1 + math.sqrt(7) * r / l + 14 * r**2 / (5 * l**2) + 7 * math.sqrt(7) * r**3 / (15 * l**3))
+        * math.exp(-math.sqrt(7) * r / l)
+    ),
     "laplace": lambda r, l: math.exp(-r / l),
 }
 
@@ -27,6 +31,13 @@ RADIAL_SLOPE = {
     "matern52": lambda r, l: (
         -5 * r / (3 * l**2) * (1 + math.sqrt(5) * r / l) * math.exp(-math.sqrt(5) * r / l)
     ),
+    "matern72": lambda r, l: (
+        -7
+        * r
+        / (5 * l**2)
+        * (1 + math.sqrt(7) * r / l + 7 * r**2 / (3 * l**2))
+        * math.exp(-math.sqrt(7) * r / l)
+    ),
     "laplace": lambda r, l: -math.exp(-r / l) / l if r > 0 else 0.0,
 }
 
@@ -37,6 +48,10 @@ PROFILES = {
     "rational_quadratic": lambda u: 1 / (1 + u / 2),
     "matern32": lambda u: (1 + jnp.sqrt(3 * u)) * jnp.exp(-jnp.sqrt(3 * u)),
     "matern52": lambda u: (1 + jnp.sqrt(5 * u) + 5 * u / 3) * jnp.exp(-jnp.sqrt(5 * u)),
+    "matern72": lambda u: (
+        (1 + jnp.sqrt(7 * u) + 14 * u / 5 + 7 * u * jnp.sqrt(7 * u) / 15)
+        * jnp.exp(-jnp.sqrt(7 * u))
+    ),
     "laplace": lambda u: jnp.exp(-jnp.sqrt(u)),
 }
 

@@ -55,6 +55,7 @@ ELSEWHERE = {
     **dict.fromkeys(
         [f"kernels.{make.__name__}" for make in kernels.FAMILIES.values()]
         + ["kernels.feature_kernel", "kernels.riesz", "score.default_ridge"]
+        + ["_composed.sum_of", "_composed.product_of", "_composed.per_coordinate"]
         + ["kernel_learning.deep_kernel", "energy.random_directions"],
         "takes numbers, no points",
     ),
@@ -175,6 +176,7 @@ row(mmd.test_power, spread="same", least=2)
 row(mmd.two_sample_test, num_permutations=19, smooth=False)
 SEVERAL = {"kernels": lambda e: [e.kernel, e.gaussian], "smooth": False}
 row(mmd.aggregated_test, num_permutations=19, **SEVERAL)
+row(mmd.incomplete_test, least=3, num_diagonals=1, num_permutations=19, **SEVERAL)
 row(mmd.fused_test, num_permutations=19, least=2, **SEVERAL)
 row(kernel_learning.halves, 1, least=4)
 LEARNER = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))
@@ -194,6 +196,7 @@ row(ksd.ksd_u_statistic, -2, spread="same", least=2)
 row(ksd.ksd_gradient, -3, score_fn=lambda e: lambda x: -x / e.unit / e.unit)
 row(ksd.goodness_of_fit_test, (-2, 0), num_bootstrap=19, smooth=False, least=6)
 row(ksd.aggregated_test, num_bootstrap=19, least=6, **SEVERAL)
+row(ksd.incomplete_test, num_diagonals=2, num_bootstrap=19, least=6, **SEVERAL)
 row(ksd.stein_thinning, num_points=4, smooth=False)
 row(fssd.fssd_u_statistic, -2, least=2)
 row(
