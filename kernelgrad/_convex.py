@@ -82,8 +82,8 @@ def classifier(
 
     .. math:: \min_w \frac1n \sum_i \log(1 + e^{-w^\top \phi_i - o_i}) + \frac\lambda2 |w|^2
 
-    by Newton's method from 0, each step halved until it is the best of its halves, so that the
-    objective never rises. A label of -1 is a phi and an o of the other sign.
+    by Newton's method from 0, each step halved until it is the best of its halves, to rounding, so
+    that the objective never rises. A label of -1 is a phi and an o of the other sign.
 
     Args:
       features: phi; shape (n, c).
@@ -103,6 +103,7 @@ def classifier(
       Boyd & Vandenberghe 2004, section 9.5.
     """
     n, c = features.shape
+    rounding = 4 * jnp.finfo(features.dtype).eps
     scales = jnp.append(0.5 ** jnp.arange(_HALVINGS, dtype=features.dtype), 0)
 
     def objective(margins: Array, weights: Array) -> Array:
@@ -127,7 +128,9 @@ def classifier(
         turned = _numeric.dot(features, change)
         values = jax.vmap(lambda s: objective(margins + s * turned, weights + s * change))(scales)
         known = jnp.isfinite(values)
-        best = scales[jnp.argmin(jnp.where(known, values, jnp.inf))]
+        least = jnp.min(jnp.where(known, values, jnp.inf))
+        among = known & (values <= least + rounding * jnp.abs(least))
+        best = scales[jnp.argmax(among)]  # the longest: rounding alone tells these apart
         scale = jnp.where(jnp.any(known), best, jnp.nan)
         return weights + scale * change, -jnp.sum(gradient * change) / 2, scale, step + 1
 
