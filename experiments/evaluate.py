@@ -5,6 +5,10 @@
 Draws samples from the newest checkpoint of a run of experiments.train and prints their scores
 beside those of real images; they are written to evaluation.json in the run's folder. The
 classifier behind the scores is trained once for a data set and cached, and its SHA-256 is printed.
+Its distances are none of the published ones. FID and KID in Inception's features take the weights
+of pytorch-fid or torch-fidelity, which are not fetched:
+
+    python -m experiments.evaluate --workdir=runs/cifar10 --inception_weights=<file>
 """
 
 import dataclasses
@@ -17,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.data.dataset import Dataset
-from experiments.judges import classifiers, image_metrics
+from experiments.judges import classifiers, image_metrics, inception_scores
 from experiments.judges.image_metrics import Scores
 from experiments.pictures import mosaics
 from experiments.run import command, fields, memory, places
@@ -37,7 +41,13 @@ class Config:
         10_000,
         _JUDGED_BY_NEIGHBOURS,
         fields.MAX_SIZE,
-        "Samples behind the scores of the classifier.",
+        "Samples behind the scores of the classifier, and of Inception.",
+    )
+    inception_weights: str | None = fields.word(
+        None,
+        "File with the public weights of Inception, "
+        "pt_inception-2015-12-05-6726825d.pth, for FID and KID: a tenth of a second an image and "
+        "core, thrice as many images as samples.",
     )
 
 
@@ -54,14 +64,20 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
       score) and "real training images" (inception score, distances to the test images).
 
     Raises:
-      UsageError: no run with a checkpoint there, no images with labels, or too few samples.
+      UsageError: no run with a checkpoint there, no images with labels, too few samples, or
+        weights that are not those of Inception.
       StorageError: the folder cannot be used.
     """
     fields.validate(config)
+    weights = None
+    if config.inception_weights is not None:
+        weights = inception_scores.load(config.inception_weights)
 
     def check(_: settings.Config, dataset: Dataset) -> None:
         classifiers.check(dataset)
         image_metrics.check(dataset)
+        if weights is not None:
+            inception_scores.check(dataset)
         size = 4 * config.num_samples * math.prod(dataset.sample_shape)
         memory.require(config, ("num_samples",), size)
 
@@ -86,6 +102,10 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
             },
             "real training images": {**inception(known), **distances(known)},
         }
+        if weights is not None:
+            published = inception_scores.scores(dataset, weights, config.num_samples)
+            rows["generated"].update(published(samples))
+            rows["real training images"].update(published(known))
         report = {
             "num_samples": config.num_samples,
             "classifier_test_accuracy": classifier.test_accuracy,

@@ -64,7 +64,7 @@ def decode(encoded: bytes, shape: _Shape) -> np.ndarray:
       DataError: no image, damaged, or of another size, which is refused before it is decoded.
     """
     height, width, channels = shape
-    with _image_of(io.BytesIO(encoded)) as image:
+    with image_of(io.BytesIO(encoded)) as image:
         if height not in (None, image.height) or width not in (None, image.width):
             raise DataError(
                 f"got an image of {image.height} x {image.width}; expected {height} x {width}"
@@ -81,7 +81,7 @@ def opened(path: Path, most_bytes: int) -> Iterator[Image.Image]:
       DataError: no image, or damaged, also where it is decoded within; the message names the file.
     """
     try:
-        with files.opened(path, most_bytes, follow=True) as file, _image_of(file) as image:
+        with files.opened(path, most_bytes, follow=True) as file, image_of(file) as image:
             yield image
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error
@@ -90,7 +90,12 @@ def opened(path: Path, most_bytes: int) -> Iterator[Image.Image]:
 
 
 @contextlib.contextmanager
-def _image_of(file: IO[bytes]) -> Iterator[Image.Image]:
+def image_of(file: IO[bytes]) -> Iterator[Image.Image]:
+    """Yields a PNG or JPEG that is open, of which only the head has been read.
+
+    Raises:
+      DataError: no image, or damaged, also where it is decoded within.
+    """
     try:
         with Image.open(file, formats=("PNG", "JPEG")) as image:
             yield image

@@ -3,8 +3,12 @@
 Nothing is executed: arrays are read without pickles, images by Pillow alone.
 """
 
+import functools
 import hashlib
 import pathlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -145,7 +149,15 @@ def _labels(name: str, labels: np.ndarray, count: int) -> np.ndarray:
     return labels.astype(np.int32)
 
 
-# -------------------------------------------------------------------------------------- a folder
+# ------------------------------------------------------------------------------------- a folder
+
+
+class Item(NamedTuple):
+    """An encoded image: how errors call it, how it is opened, and its class."""
+
+    name: str
+    opened: Callable[[], AbstractContextManager[Image.Image]]
+    label: int
 
 
 def read_folder(
@@ -172,13 +184,20 @@ def read_folder(
     found = [path.name for path in _visible(folder) if path.is_dir()]
     names = found if set(found) in ({"train"}, set(SPLITS)) else ["."]
     classes = {name: _classes(folder / name) for name in names}
-    stamp = hashlib.sha256(f"{folder.resolve()}:{image_size};".encode())
-    for of_split in classes.values():
-        for file in (file for of_class in of_split.values() for file in of_class):
-            status = file.stat()
-            stamp.update(f"{file}:{status.st_size}:{status.st_mtime_ns};".encode())
-    kept = cache / f"folder-{stamp.hexdigest()[:24]}.npz"
+    every = [file for split in classes.values() for paths in split.values() for file in paths]
+    kept = kept_at(cache, folder, every, image_size)
     return image_sets.cached(kept, lambda: _decode_folder(classes, image_size, check))
+
+
+def kept_at(
+    cache: pathlib.Path, folder: pathlib.Path, every: list[pathlib.Path], image_size: int | None
+) -> pathlib.Path:
+    """Returns where the images of these files are kept: by their names, sizes and times."""
+    stamp = hashlib.sha256(f"{folder.resolve()}:{image_size};".encode())
+    for file in every:
+        status = file.stat()
+        stamp.update(f"{file}:{status.st_size}:{status.st_mtime_ns};".encode())
+    return cache / f"folder-{stamp.hexdigest()[:24]}.npz"
 
 
 def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -216,45 +235,67 @@ def _decode_folder(
             raise DataError(
                 f"{split}: got the classes {listed(of_split)}; expected {listed(names)}, as before"
             )
-    rows = {
+
+    def item(file: pathlib.Path, name: str) -> Item:
+        opened = functools.partial(image_sets.opened, file, _MOST_IMAGE_BYTES)
+        return Item(str(file), opened, names.index(name))
+
+    items = {
         "train" if split == "." else split: [
-            (file, names.index(name)) for name, of_class in of_split.items() for file in of_class
+            item(file, name) for name, of_class in of_split.items() for file in of_class
         ]
         for split, of_split in classes.items()
     }
-    every = [file for of_rows in rows.values() for file, _ in of_rows]
-    channels = 1 if all(_mode(file) in _GREY for file in every) else 3
+    return decode(items, 0 if names == [""] else len(names), image_size, check)
+
+
+def decode(
+    items: dict[str, list[Item]], num_classes: int, image_size: int | None, check: Check
+) -> ImageSet:
+    """Returns encoded images as arrays, grey where all are, else of three colours.
+
+    Args:
+      items: by split, of which there is one at least and none empty.
+      num_classes: 0 without labels.
+      image_size: as in :func:`read_folder`.
+      check: gets their form first.
+
+    Raises:
+      DataError: one is no image, or of another size.
+    """
+    every = [item for of_split in items.values() for item in of_split]
+    channels = 1 if all(_mode(item) in _GREY for item in every) else 3
     if image_size is None:
         shape = _image(every[0], channels, None).shape
     else:
         shape = (image_size, image_size, channels)
-    num_classes = 0 if names == [""] else len(names)
-    check(image_sets.outline({split: (len(of), *shape) for split, of in rows.items()}, num_classes))
+    check(image_sets.outline({name: (len(of), *shape) for name, of in items.items()}, num_classes))
     splits: dict[str, Split] = {}
-    for split, of_rows in rows.items():
-        images = np.empty((len(of_rows), *shape), np.uint8)
-        with tqdm(of_rows, desc="Reading images", unit=" images", delay=1) as bar:
-            for index, (file, _) in enumerate(bar):
-                image = _image(file, channels, image_size)
+    for split, of_split in items.items():
+        images = np.empty((len(of_split), *shape), np.uint8)
+        with tqdm(of_split, desc="Reading images", unit=" images", delay=1) as bar:
+            for index, item in enumerate(bar):
+                image = _image(item, channels, image_size)
                 if image.shape != shape:
                     raise DataError(
-                        f"{file}: got {image.shape[0]} x {image.shape[1]}; expected {shape[0]} x "
-                        f"{shape[1]} as of the first. --image_size=<side> crops and resizes all"
+                        f"{item.name}: got {image.shape[0]} x {image.shape[1]}; expected "
+                        f"{shape[0]} x {shape[1]} as of the first. --image_size=<side> crops and "
+                        "resizes all"
                     )
                 images[index] = image
-        labels = np.array([label for _, label in of_rows], np.int32) if num_classes else None
+        labels = np.array([item.label for item in of_split], np.int32) if num_classes else None
         splits[split] = Split(images, labels)
     return ImageSet(splits, num_classes)
 
 
-def _mode(file: pathlib.Path) -> str:
-    with image_sets.opened(file, _MOST_IMAGE_BYTES) as image:
+def _mode(item: Item) -> str:
+    with item.opened() as image:
         return image.mode
 
 
-def _image(file: pathlib.Path, channels: int, image_size: int | None) -> np.ndarray:
+def _image(item: Item, channels: int, image_size: int | None) -> np.ndarray:
     """Returns an image, upright, uint8 (h, w, channels)."""
-    with image_sets.opened(file, _MOST_IMAGE_BYTES) as image:
+    with item.opened() as image:
         if image.mode not in _EIGHT_BITS:
             raise DataError(f"got pixels of mode {image.mode}; expected 8 bits a channel")
         upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")

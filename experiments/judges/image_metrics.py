@@ -97,7 +97,7 @@ def feature_distances(dataset: Dataset, classifier: Classifier) -> Callable[[Arr
     @jax.jit
     def score(fake: Array, real: Array) -> dict[str, Array]:
         return {
-            "classifier_frechet": _frechet(fake, real),
+            "classifier_frechet": frechet_between(fake, real),
             "classifier_kid": metrics.kernel_inception_distance(real, fake),
             **metrics.precision_recall(real, fake, k=_NEIGHBOURHOOD)._asdict(),
         }
@@ -108,14 +108,15 @@ def feature_distances(dataset: Dataset, classifier: Classifier) -> Callable[[Arr
 def frechet(dataset: Dataset, classifier: Classifier) -> Callable[[Array], Scores]:
     """Returns the Frechet distance alone of :func:`feature_distances`, which takes a moment."""
     real = classifier.features(as_images(dataset.test[:_REFERENCE_IMAGES]))
-    score = jax.jit(_frechet)
+    score = jax.jit(frechet_between)
     return lambda samples: {
         "classifier_frechet": float(score(classifier.features(jnp.asarray(samples)), real))
     }
 
 
 @jax.default_matmul_precision("highest")  # the covariances, on devices that default to less
-def _frechet(fake: Array, real: Array) -> Array:
+def frechet_between(fake: Array, real: Array) -> Array:
+    """Returns the Frechet distance between two clouds of features, (n, l) and (m, l)."""
     moments = [
         moment
         for features in (real, fake)

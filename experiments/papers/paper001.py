@@ -41,6 +41,13 @@ RUNS = (
         ("table.md", "comparison.png"),
     ),
     Run(
+        "toy --workdir=runs/toys_energies --seeds=0,1,2 --num_steps=1000 --eval_every=100 "
+        "--objectives=steingan,kale",
+        4,
+        ("table.md", "samples.png"),
+        f"{_SMALL} --seeds=0 --objectives=kale",
+    ),
+    Run(
         f"train --objective=ratio_ulsif {_FEATURES} --workdir=runs/ratio_features",
         1,
         ("curves.png",),

@@ -51,7 +51,8 @@ class Config:
     dataset: str = fields.word(
         "digits",
         f"One of {', '.join(catalog.names())}, an image set prepared by TFDS in --data_dir, or the "
-        "path of a folder of PNG or JPEG images (sub-folders: classes), an .npy or an .npz file.",
+        "path of a folder of PNG or JPEG images (sub-folders: classes) or of a set that Hugging "
+        "Face's save_to_disk wrote, an .npy or an .npz file.",
     )
     image_size: int | None = fields.image_size()
     num_steps: int = fields.integer(2000, 1, fields.MAX_COUNT, "Updates in all.", group=_LEARNING)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import evaluate
-from experiments.judges import image_metrics
+from experiments.judges import image_metrics, inception_scores
 from experiments.run.errors import UsageError
 from experiments.run.workdirs import Workdir
 from experiments.training import models
@@ -46,6 +46,31 @@ def test_a_run_is_judged_beside_real_images(tmp_path, toy, judged, capsys):
     assert generated["classifier_frechet"] > real["classifier_frechet"]
     assert generated["coverage"] < real["coverage"]
     assert all(np.isfinite(value) for row in rows.values() for value in row.values())
+
+
+@pytest.mark.thorough
+def test_published_scores_stand_beside_the_others(tmp_path, toy, judged, capsys, monkeypatch):
+    start(tmp_path, toy)
+    monkeypatch.setattr(inception_scores, "load", lambda path: path)
+    monkeypatch.setattr(
+        inception_scores,
+        "scores",
+        lambda dataset, weights, n: lambda images: {"fid": float(images.shape[0]), weights: n},
+    )
+    config = evaluate.Config(num_samples=500, inception_weights="file")
+    rows = evaluate.run(config, workdir=str(tmp_path))
+    known = len(toy.train[:500])
+    assert rows["generated"].items() >= {"fid": 500.0, "file": 500}.items()
+    assert rows["real training images"].items() >= {"fid": float(known), "file": 500}.items()
+    assert "fid" not in rows["real test images"]
+    assert "fid" in capsys.readouterr().out
+    assert judged.sha256 in (tmp_path / "evaluation.json").read_text()
+
+
+def test_weights_are_looked_at_before_anything_else(tmp_path):
+    config = evaluate.Config(inception_weights=str(tmp_path / "none.pth"))
+    with pytest.raises(UsageError, match="inception_weights: got "):
+        evaluate.run(config, workdir=str(tmp_path))
 
 
 def test_too_few_samples_are_refused(tmp_path):

@@ -43,9 +43,30 @@ def test_sub_folders_are_classes_and_splits_are_taken_as_they_are(tmp_path, rng)
                 write(tmp_path / "pets" / split / label / f"{index}.png", image)
     found = catalog.load(str(tmp_path / "pets"))
     assert found.num_classes == 2
-    np.testing.assert_array_equal(found.train_labels, [0, 0, 0, 1, 1, 1])
-    np.testing.assert_array_equal(found.train[:, 0, 0, 0], [0, 1, 2, 100, 101, 102])
-    np.testing.assert_array_equal(found.test_labels, [0, 0, 1, 1])
+    firsts = found.train[:, 0, 0, 0]
+    assert sorted(firsts) == [0, 1, 2, 100, 101, 102]
+    np.testing.assert_array_equal(found.train_labels, firsts >= 100)
+    assert sorted(found.test_labels) == [0, 0, 1, 1]
+
+
+def test_what_stands_class_by_class_is_mixed(tmp_path, rng):
+    labels = np.repeat([0, 1, 2, 3], 50).astype(np.int32)
+    values = np.arange(200, dtype=np.float32)[:, None] + rng.random((200, 2)).astype(np.float32)
+    parts = {"train": values, "train_labels": labels, "test": values, "test_labels": labels}
+    np.savez(tmp_path / "sorted.npz", **parts)
+    found = catalog.load(str(tmp_path / "sorted.npz"))
+    for points, of in ((found.train, found.train_labels), (found.test, found.test_labels)):
+        np.testing.assert_array_equal(of, points[:, 0] // 50)
+        np.testing.assert_array_equal(np.sort(points, axis=0), np.sort(values, axis=0))
+        assert set(of[:40]) == {0, 1, 2, 3}
+    again = catalog.load(str(tmp_path / "sorted.npz"), seed=1)
+    np.testing.assert_array_equal(again.train, found.train)
+
+    order = rng.permutation(200)
+    parts = {name: array[order] for name, array in parts.items()}
+    np.savez(tmp_path / "mixed.npz", **parts)
+    found = catalog.load(str(tmp_path / "mixed.npz"))
+    np.testing.assert_array_equal(found.train, values[order])
 
 
 def test_mixed_sizes_are_cut_in_the_middle_and_resized(tmp_path):
