@@ -356,8 +356,8 @@ def _free(kernel: Any) -> PyTree:
             logit = jnp.log(kernel.share) - jnp.log1p(-kernel.share)
             return {"log_lengthscales": jnp.log(scales), "logit": logit, "params": params}
     raise ValueError(
-        f"kernel: got {type(kernel).__name__}; expected a mixture, a feature kernel or per_coordinate "
-        "of one, a sum or product of some, or a deep kernel"
+        f"kernel: got {type(kernel).__name__}; expected a mixture, a feature kernel or "
+        "per_coordinate of one, a sum or product of some, or a deep kernel"
     )
 
 
