@@ -20,7 +20,6 @@ import optax
 from jax import lax
 
 from kernelgrad import _checks, _devices, _equality, _numeric, kernels, mmd
-from kernelgrad._composed import KernelProduct, KernelSum, PerCoordinate
 from kernelgrad.kernels import FeatureKernel, RadialMixture
 from kernelgrad.types import Array, Kernel, Key, PyTree, TestResult
 
@@ -339,17 +338,19 @@ def _free(kernel: Any) -> PyTree:
                 return free
             _checks.positive(**{"kernel.weights": weights})
             return {**free, "log_weights": jnp.log(weights)}
-        case KernelSum(kernels=parts, weights=weights):
+        case kernels.KernelSum(kernels=parts, weights=weights):
             each = {"kernels": [_free(part) for part in parts]}
             if weights is None:
                 return each
             _checks.positive(**{"kernel.weights": weights})
             return {**each, "log_weights": jnp.log(weights)}
-        case KernelProduct(kernels=parts):
+        case kernels.KernelProduct(kernels=parts):
             return {"kernels": [_free(part) for part in parts]}
-        case FeatureKernel(base=RadialMixture() | KernelSum() | KernelProduct(), params=params):
+        case FeatureKernel(
+            base=RadialMixture() | kernels.KernelSum() | kernels.KernelProduct(), params=params
+        ):
             return {"base": _free(kernel.base), "params": params}
-        case PerCoordinate(coordinate_lengthscales=lengthscales):
+        case kernels.PerCoordinate(coordinate_lengthscales=lengthscales):
             return {"base": _free(kernel.base), "log_lengthscales": jnp.log(lengthscales)}
         case DeepKernel(params=params):
             scales = jnp.stack([kernel.feature_lengthscale, kernel.lengthscale])
@@ -367,14 +368,16 @@ def _bound(kernel: Any, free: PyTree) -> Any:
         base = _bound(kernel.base, free["base"])
         return dataclasses.replace(kernel, base=base, params=free["params"])
     weights = jnp.exp(free["log_weights"]) if "log_weights" in free else None
-    if isinstance(kernel, KernelSum | KernelProduct):
+    if isinstance(kernel, kernels.KernelSum | kernels.KernelProduct):
         parts = tuple(map(_bound, kernel.kernels, free["kernels"]))
         return (
-            KernelProduct(parts) if isinstance(kernel, KernelProduct) else KernelSum(parts, weights)
+            kernels.KernelProduct(parts)
+            if isinstance(kernel, kernels.KernelProduct)
+            else kernels.KernelSum(parts, weights)
         )
     scales = jnp.exp(free["log_lengthscales"])
-    if isinstance(kernel, PerCoordinate):
-        return PerCoordinate(_bound(kernel.base, free["base"]), scales)
+    if isinstance(kernel, kernels.PerCoordinate):
+        return kernels.PerCoordinate(_bound(kernel.base, free["base"]), scales)
     if isinstance(kernel, DeepKernel):
         share = jax.nn.sigmoid(free["logit"])
         return DeepKernel(kernel.apply_fn, free["params"], scales[0], scales[1], share)
