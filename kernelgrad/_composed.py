@@ -154,9 +154,7 @@ def per_coordinate(base: Kernel, lengthscales: Sequence[float] | Array) -> PerCo
     .. math:: k(x, y) = k_0(x / l, y / l)
 
     Under the kernelized Stein discrepancy it has the plain Langevin operator, of the scores in x,
-    :math:`\operatorname{tr}
-    abla_x
-    abla_y k = -\sum_a l_a^{-2} [2 f' + 4 f'' (x_a - y_a)^2 /
+    :math:`\operatorname{tr} \nabla_x \nabla_y k = -\sum_a l_a^{-2} [2 f' + 4 f'' (x_a - y_a)^2 /
     l_a^2]` with f of :math:`|x / l - y / l|^2`. The discrepancy between the laws of x / l is
     another one, with :math:`l_a^2` times the products of the scores: that of ``x / l`` and
     ``l * score`` under k_0 itself.

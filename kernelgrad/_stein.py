@@ -1,6 +1,7 @@
 """The Stein kernel of pairs of particles, a tile at a time, and its sums."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,8 @@ from jax import lax
 from kernelgrad import _devices, _distances, _numeric, _tiles, _traits
 from kernelgrad._distances import Bare, Points
 from kernelgrad.types import Array, Kernel
+
+Rows = tuple[Array, Array]  # particles and scores, a row each
 
 
 class Coordinates(NamedTuple):
@@ -200,11 +203,7 @@ def _share_tile(
 def gram_tile(kernel: Kernel, shift: int | Array | None, rows: Side, cols: Side) -> Array:
     exact = _distances.lost(kernel, rows.points, cols.points, shift)
     sq_dist = _distances.between(kernel, rows.points, cols.points, shift, exact=exact)
-    ones = jnp.ones_like(sq_dist)
-    value = kernel.profile(sq_dist)
-    slope, curvature = jax.jvp(
-        lambda r: jax.jvp(kernel.profile, (r,), (ones,))[1], (sq_dist,), (ones,)
-    )
+    value, slope, curvature = _derivatives(kernel, sq_dist)
     scale, inner = rows.scale[:, None], _numeric.dot(rows.score, cols.score.T)
     forces, products, bent = (rows.score, cols.score), inner, sq_dist
     trace: int | Array = rows.score.shape[1]
@@ -229,6 +228,41 @@ def gram_tile(kernel: Kernel, shift: int | Array | None, rows: Side, cols: Side)
     mixed = polar + jnp.where(exact == 1, 0, scale * sq_dist - 2 * products)
     mixed = _distances.at_same_point(mixed, shift, -2 * trace)
     return scale * value * inner + slope * mixed - 4 * curvature * bent
+
+
+def of_rows(
+    particles: Array, score: Array, kernel: Kernel
+) -> tuple[Callable[[Rows, Rows], Array], Rows]:
+    """Returns the Stein kernel of particles with others, row by row, and all particles.
+
+    They are in a unit of length of their own: the kernel is that of the particles times its square.
+    """
+    _check(kernel)
+    as_given, _ = _distances.prepare(_traits.embed(kernel, particles))
+    unit = as_given.unit()
+    length, shares = _lengths(kernel, unit)
+    base = _distances.in_unit(_traits.radial(kernel), unit)
+    q = (jnp.ones(score.shape[1], unit.dtype) if shares is None else shares)[None]
+
+    def pairs(rows: Rows, others: Rows) -> Array:
+        steps = rows[0] - others[0]
+        sq_dist = jnp.sum(jnp.square(steps), axis=1)
+        value, slope, curvature = _derivatives(base, sq_dist)
+        inner = jnp.sum(rows[1] * others[1], axis=1)
+        moved = jnp.sum(q * steps * (others[1] - rows[1]), axis=1) - jnp.sum(jnp.square(q))
+        bent = jnp.sum(jnp.square(q * steps), axis=1)
+        return value * inner + 2 * slope * moved - 4 * curvature * bent
+
+    return pairs, (as_given.raw / unit, score.astype(unit.dtype) * length)
+
+
+def _derivatives(kernel: Kernel, sq_dist: Array) -> tuple[Array, Array, Array]:
+    """Returns a radial kernel at squared distances, and its two derivatives in them."""
+    ones = jnp.ones_like(sq_dist)
+    slope, curvature = jax.jvp(
+        lambda r: jax.jvp(kernel.profile, (r,), (ones,))[1], (sq_dist,), (ones,)
+    )
+    return kernel.profile(sq_dist), slope, curvature
 
 
 def form_tile(

@@ -17,6 +17,7 @@ from jax import lax
 from kernelgrad import (
     _checks,
     _devices,
+    _incomplete,
     _numeric,
     _resampling,
     _stein,
@@ -327,6 +328,66 @@ def aggregated_test(
         lambda kernel: _resampled(key, particles, score, kernel, blocks, num_bootstrap)[0], kernels
     )
     return _resampling.aggregated(each, weights)
+
+
+def incomplete_test(
+    key: Key,
+    particles: PyTree,
+    score: PyTree,
+    kernels: Sequence[Kernel],
+    *,
+    num_diagonals: int = 100,
+    weights: Array | None = None,
+    num_bootstrap: int = 999,
+) -> TestResult:
+    r"""Tests whether the particles come from p in linear time, from some of the pairs.
+
+    .. math:: \frac1{n R} \sum_{r = 1}^R \sum_{i = 1}^n w_i w_{i + r}\, u_p(x_i, x_{i + r})
+
+    with places that go round and signs w: every particle is in 2 R pairs, and R = (n - 1) / 2 takes
+    all. The p-values :math:`p_k` of the kernels are those of all signs +1 among independent draws,
+    the same for all kernels, and the statistic is :math:`T = -\min_k \log (p_k / w_k)`, as that of
+    :func:`aggregated_test`, which sees all pairs: this is for many particles. One kernel is a list
+    of one.
+
+    Args:
+      key: random key of the signs.
+      particles: x_i; shape (n, d), floating, or a pytree of such arrays (n, ...); independent.
+      score: s_i = grad log p(x_i), in 1/units of particles; shaped like particles.
+      kernels: k_1, k_2, ..., such as of lengthscales from a tenth of the median to ten times it.
+      num_diagonals: R, from 1 to (n - 1) / 2, static.
+      weights: w_k > 0, of what a kernel is thought worth, in any unit; None: all alike.
+      num_bootstrap: B >= 1, static. No p_k is below 1 / (1 + B).
+
+    Returns:
+      statistic T, with weights of mean 1, in nats, and p_value = (1 + #{drawn >= observed}) /
+      (1 + B), in at least float32; NaN, both, where a particle, a score or a statistic is not
+      finite. The level is that of the wild bootstrap, right for many particles.
+
+    Raises:
+      ValueError: as :func:`aggregated_test`, or R out of its range.
+
+    Cost: O(n R (d + B)) time for each kernel, O(n (d + 256)) memory.
+
+    Example:
+      >>> from kernelgrad import kernels, ksd
+      >>> key, x = jax.random.key(0), jnp.linspace(3.0, 4.0, 16)[:, None]  # not of N(0, 1)
+      >>> one = [kernels.imq_mixture(1.0)]
+      >>> result = ksd.incomplete_test(key, x, -x, one, num_diagonals=4, num_bootstrap=99)
+      >>> bool(result.p_value < 0.05)
+      True
+
+    References:
+      Schrab, Kim, Guedj & Gretton 2022, KSDAggInc; there places do not go round.
+    """
+    particles, score = _checks.scored(particles, score)
+    _check_test(particles, score, num_bootstrap)
+
+    def of(kernel: Kernel) -> _resampling.Resampled:
+        pairs, rows = _stein.of_rows(particles, score, kernel)
+        return _incomplete.resampled(key, pairs, rows, num_diagonals, num_bootstrap)
+
+    return _resampling.aggregated(_resampling.for_each(of, kernels), weights)
 
 
 def _check_test(particles: Array, score: Array, num_bootstrap: int) -> None:

@@ -21,6 +21,7 @@ from kernelgrad import (
 )
 from kernelgrad._two_sample import aggregated_test as aggregated_test
 from kernelgrad._two_sample import fused_test as fused_test
+from kernelgrad._two_sample import incomplete_test as incomplete_test
 from kernelgrad._two_sample import two_sample_test as two_sample_test
 from kernelgrad.types import Array, Kernel
 

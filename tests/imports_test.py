@@ -24,7 +24,7 @@ ROWS = [
     {"pairwise"},
     {"median", "_gram", "_composed", "_stein"},
     {"_solve", "_markov", "_resampling", "_players"},
-    {"kernels", "_convex", "_probes"},
+    {"kernels", "_convex", "_probes", "_incomplete"},
     {"_ratio_models", "_two_sample", "_pivots"},
     {"_ratio_fits"},
     {"selection"},
