@@ -20,7 +20,6 @@ import optax
 from jax import lax
 
 from kernelgrad import _checks, _devices, _equality, _numeric, kernels, mmd
-from kernelgrad._composed import PerCoordinate
 from kernelgrad.kernels import FeatureKernel, RadialMixture
 from kernelgrad.types import Array, Kernel, Key, PyTree, TestResult
 
@@ -191,8 +190,8 @@ def learn(
       key: random key of the batches.
       x: samples of P; shape (n, d), n >= 2, floating.
       y: samples of Q; shape of x.
-      kernel: at the start: a mixture of :mod:`kernelgrad.kernels`, one ``per_coordinate``, a
-        feature kernel of one, or a :func:`deep_kernel`.
+      kernel: at the start: a mixture of :mod:`kernelgrad.kernels`, a sum or a product of some, one
+        of these ``per_coordinate`` or on features, or a :func:`deep_kernel`.
       optimizer: any Optax optimizer, which gets the gradient of -J.
       num_steps: of the optimizer, >= 1; static.
       batch_size: samples of either kind in a step, from 2 to n; static. None: all.
@@ -315,7 +314,7 @@ def _features(apply_fn: Callable[[PyTree, Array], Array], params: PyTree, x: Arr
 def _check_inputs(x: Array, y: Array, kernel: Any) -> None:
     """Raises ValueError for concrete points or features that nothing can be learned from."""
     _checks.finite(x=x, y=y)
-    if isinstance(kernel, RadialMixture | PerCoordinate):
+    if not hasattr(kernel, "apply_fn"):
         return
     for points in (x, y):
         _features(kernel.apply_fn, kernel.params, points)
@@ -339,17 +338,27 @@ def _free(kernel: Any) -> PyTree:
                 return free
             _checks.positive(**{"kernel.weights": weights})
             return {**free, "log_weights": jnp.log(weights)}
-        case FeatureKernel(base=RadialMixture(), params=params):
+        case kernels.KernelSum(kernels=parts, weights=weights):
+            each = {"kernels": [_free(part) for part in parts]}
+            if weights is None:
+                return each
+            _checks.positive(**{"kernel.weights": weights})
+            return {**each, "log_weights": jnp.log(weights)}
+        case kernels.KernelProduct(kernels=parts):
+            return {"kernels": [_free(part) for part in parts]}
+        case FeatureKernel(
+            base=RadialMixture() | kernels.KernelSum() | kernels.KernelProduct(), params=params
+        ):
             return {"base": _free(kernel.base), "params": params}
-        case PerCoordinate(base=RadialMixture(), coordinate_lengthscales=lengthscales):
+        case kernels.PerCoordinate(coordinate_lengthscales=lengthscales):
             return {"base": _free(kernel.base), "log_lengthscales": jnp.log(lengthscales)}
         case DeepKernel(params=params):
             scales = jnp.stack([kernel.feature_lengthscale, kernel.lengthscale])
             logit = jnp.log(kernel.share) - jnp.log1p(-kernel.share)
             return {"log_lengthscales": jnp.log(scales), "logit": logit, "params": params}
     raise ValueError(
-        f"kernel: got {type(kernel).__name__}; expected a mixture, per_coordinate or a feature "
-        "kernel of one, or a deep kernel"
+        f"kernel: got {type(kernel).__name__}; expected a mixture, a feature kernel or "
+        "per_coordinate of one, a sum or product of some, or a deep kernel"
     )
 
 
@@ -358,11 +367,18 @@ def _bound(kernel: Any, free: PyTree) -> Any:
     if isinstance(kernel, FeatureKernel):
         base = _bound(kernel.base, free["base"])
         return dataclasses.replace(kernel, base=base, params=free["params"])
+    weights = jnp.exp(free["log_weights"]) if "log_weights" in free else None
+    if isinstance(kernel, kernels.KernelSum | kernels.KernelProduct):
+        parts = tuple(map(_bound, kernel.kernels, free["kernels"]))
+        return (
+            kernels.KernelProduct(parts)
+            if isinstance(kernel, kernels.KernelProduct)
+            else kernels.KernelSum(parts, weights)
+        )
     scales = jnp.exp(free["log_lengthscales"])
-    if isinstance(kernel, PerCoordinate):
-        return PerCoordinate(_bound(kernel.base, free["base"]), scales)
+    if isinstance(kernel, kernels.PerCoordinate):
+        return kernels.PerCoordinate(_bound(kernel.base, free["base"]), scales)
     if isinstance(kernel, DeepKernel):
         share = jax.nn.sigmoid(free["logit"])
         return DeepKernel(kernel.apply_fn, free["params"], scales[0], scales[1], share)
-    weights = jnp.exp(free["log_weights"]) if "log_weights" in free else None
     return dataclasses.replace(kernel, lengthscales=scales, weights=weights)

@@ -28,6 +28,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from kernelgrad import _checks, _devices, _distances, _equality, _numeric, _profiles, _traits
+from kernelgrad._composed import KernelProduct as KernelProduct
+from kernelgrad._composed import KernelSum as KernelSum
+from kernelgrad._composed import PerCoordinate as PerCoordinate
 from kernelgrad._composed import per_coordinate as per_coordinate
 from kernelgrad._composed import product_of as product_of
 from kernelgrad._composed import sum_of as sum_of

@@ -349,6 +349,21 @@ def test_lengthscales_of_coordinates_are_learned(key, rng):
     assert learned.powers[-1] > 1.5 * learned.powers[0]
 
 
+@pytest.mark.thorough
+def test_sums_and_products_are_learned_as_the_mixture_that_they_are(key, rng):
+    x, y = (np.asarray(rng.normal(size=(30, 2)) + mean, np.float32) for mean in (0, 1))
+    parts = [kernels.product_of([kernels.rbf_mixture(0.3)]), kernels.rbf_mixture(1.0)]
+    starts = kernels.sum_of(parts, [1.0, 0.5]), kernels.rbf_mixture([0.3, 1.0], [1.0, 0.5])
+    got, expected = (
+        kernel_learning.learn(key, x, y, start, optax.sgd(0.3), num_steps=5) for start in starts
+    )
+    assert jax.tree.structure(got.kernel) == jax.tree.structure(starts[0])
+    np.testing.assert_allclose(got.powers, expected.powers, rtol=1e-4)
+    np.testing.assert_allclose(got.kernel.weights, expected.kernel.weights, rtol=1e-4)
+    np.testing.assert_allclose(got.kernel.lengthscales, expected.kernel.lengthscales, rtol=1e-4)
+    assert got.powers[-1] > got.powers[0]
+
+
 def test_kernels_with_a_lengthscale_a_coordinate_are_checked(rng):
     x = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
     kernel = kernels.per_coordinate(kernels.rbf_mixture(1.0), [1.0, 2.0])

@@ -108,6 +108,22 @@ def test_float32_value_keeps_its_digits(rng, shift, shape):
     np.testing.assert_allclose(got, (expected, expected), rtol=1e-6 if shift else 2e-5)
 
 
+def test_linear_and_quadratic_kernels_compare_moments(rng):
+    """What docs/library.md has in place of kernels of the inner product."""
+    x, y, c = rng.normal(size=(5, 2)), rng.normal(size=(4, 2)) + 0.5, 0.5
+
+    def mmd_of(k):
+        def mean(a, b):
+            return np.mean([[k(p @ q) for q in b] for p in a])
+
+        return mean(x, x) + mean(y, y) - 2 * mean(x, y)
+
+    first = np.sum((x.mean(axis=0) - y.mean(axis=0)) ** 2)
+    second = np.sum((x.T @ x / 5 - y.T @ y / 4) ** 2)
+    np.testing.assert_allclose(mmd_of(lambda p: p), first, rtol=1e-12)
+    np.testing.assert_allclose(mmd_of(lambda p: (p + c) ** 2), second + 2 * c * first, rtol=1e-12)
+
+
 @pytest.mark.slow
 def test_gradient_runs_through_a_feature_map(rng):
     x, y = _samples(rng)
