@@ -156,6 +156,19 @@ def gather(tree: PyTree, axis_name: str | None) -> Any:
     return tree if axis_name is None else lax.all_gather(tree, axis_name, tiled=True)
 
 
+def scatter(tree: PyTree, axis_name: str | None) -> Any:
+    """Returns this device's rows of the sum over devices, the transpose of :func:`gather`.
+
+    Args:
+      tree: what each device adds to the rows of all; a pytree of arrays (devices * n, ...).
+      axis_name: of the devices; None: the rows are all there are.
+
+    Returns:
+      Pytree of arrays of shape (n, ...).
+    """
+    return tree if axis_name is None else lax.psum_scatter(tree, axis_name, tiled=True)
+
+
 def first(value: Array, axis_name: str | None) -> Array:
     """Returns what the first device has, on all devices, without a gradient.
 

@@ -261,7 +261,7 @@ def stein_score_at(
 
     Cost: O(n^3 + n^2 q + (n + q) n d) time, one factorisation; O(n (n + q + d)) memory. Beyond
       ``DENSE_SAMPLES`` one system a query is solved by iteration: O(n^2 q) time an iteration,
-      O((n + q) d + n) memory, which is slow but linear.
+      O((n + q) d + n) memory, both shared among the devices, which is slow but linear.
 
     Example:
       >>> from kernelgrad import kernels, score
@@ -278,27 +278,34 @@ def stein_score_at(
     """
     queries, samples = _checks.points(queries=queries, samples=samples)
     _check_ridge(ridge)
-    kernel, points, everyone, unit = _distances.in_own_unit(
+    kernel, points, share, unit = _distances.in_own_unit(
         kernel, _numeric.wide(queries), _numeric.wide(samples)
     )
-    everyone = _devices.gather(everyone, axis_name)
-    solve, repulsion = _system(kernel, everyone, ridge)
-    floor = _gram.at_zero(kernel, everyone) + _numeric.like(ridge, everyone)
+    devices = _devices.num_devices(axis_name)
+    large = samples.shape[0] * devices > DENSE_SAMPLES
+    shared = axis_name if large else None  # the queries of all devices are solved for together
+    nodes = _devices.gather(share, None if large else axis_name)
+    solve, repulsion = _system(kernel, nodes, ridge, shared)
+    floor = _gram.at_zero(kernel, nodes) + _numeric.like(ridge, nodes)
 
     def estimate(block: Array) -> Array:
-        cross, pull = _gram.pairs(kernel.profile, kernel, block, everyone)
+        everyone = _devices.gather(_devices.varying(block, share), shared)
+        cross, pull = _gram.pairs(kernel.profile, kernel, everyone, nodes)
         weights = solve(cross.T).T
-        schur = floor - jnp.sum(weights * cross, axis=1)
-        schur = jnp.where(schur > 0, schur, jnp.nan)
         if _traits.is_feature_kernel(kernel):
-            own = pull(weights) - pairwise.gradient_sum(kernel, block, everyone)
+            own = pull(weights) - pairwise.gradient_sum(kernel, everyone, nodes)
         else:
             own = pull(weights + 1)
-        return (_numeric.dot(weights, repulsion) + own) / schur[:, None] / unit
+        sums = _numeric.dot(weights, repulsion) + own, jnp.sum(weights * cross, axis=1)
+        numerator, taken = _devices.scatter(sums, shared)
+        schur = floor - taken
+        schur = jnp.where(schur > 0, schur, jnp.nan)
+        return numerator / schur[:, None] / unit
 
-    if everyone.shape[0] <= DENSE_SAMPLES or points.shape[0] <= QUERY_BLOCK:
+    at_once = max(1, QUERY_BLOCK // devices) if large else points.shape[0]
+    if points.shape[0] <= at_once:
         return _numeric.like(estimate(points), queries)
-    blocks = lax.map(jax.checkpoint(estimate), _tiles.split(points, QUERY_BLOCK))
+    blocks = lax.map(jax.checkpoint(estimate), _tiles.split(points, at_once))
     return _numeric.like(blocks.reshape(-1, points.shape[1])[: points.shape[0]], queries)
 
 

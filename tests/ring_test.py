@@ -121,6 +121,10 @@ WAYS = {  # of two arrays: by a ring, and by hand on what was gathered
         lambda x, y: score.stein_score(x, KERNEL, ridge=30.0, axis_name="i"),
         lambda x, y: own(score.stein_score(*everyone(x), KERNEL, ridge=30.0)),
     ),
+    "stein_score_at": (
+        lambda x, y: score.stein_score_at(x, y, KERNEL, ridge=30.0, axis_name="i"),
+        lambda x, y: score.stein_score_at(x, *everyone(y), KERNEL, ridge=30.0),
+    ),
 }
 
 FOLDED = ["kde_score", "noise", "drift", "nearest"]

@@ -193,16 +193,22 @@ def test_two_devices_are_one(rng):
 @pytest.mark.parametrize("typed", [True, False])
 @pytest.mark.parametrize("n", [10, 60])
 def test_a_system_over_devices_is_that_of_one(n, typed, rng, monkeypatch):
-    """With its gradient; of fewer points than pivots, and of more, whose shares are fewer."""
+    """With its gradient; of fewer points than pivots, and of more, whose shares are fewer.
+
+    Queries are solved for one of each device at a time.
+    """
     monkeypatch.setattr(_solve, "NUM_PIVOTS", 40)
     x, weights = (jnp.asarray(rng.normal(size=(n, 3)), jnp.float32) for _ in range(2))
     kernel = kernels.imq_mixture([1.0, 2.0])
 
     def both(x, weights, axis_name=None):
-        value, pull = jax.vjp(
-            lambda x: score.stein_score(x, kernel, ridge=0.3, axis_name=axis_name), x
-        )
-        return value, pull(weights)[0]
+        def scores(x, queries):
+            own = score.stein_score(x, kernel, ridge=0.3, axis_name=axis_name)
+            at = score.stein_score_at(queries, x, kernel, ridge=0.3, axis_name=axis_name)
+            return own, at
+
+        value, pull = jax.vjp(scores, x, weights / 2)
+        return *value, *pull((weights, jnp.sin(weights)))
 
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("i",))
     rows = jax.sharding.PartitionSpec("i")
