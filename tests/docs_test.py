@@ -116,6 +116,7 @@ def test_pictures_are_files_that_a_command_of_the_page_leaves(page):
 CASES = sorted({(page, binary) for page, text in PAGES.items() for binary, _ in commands(text)})
 STORED = {  # (training, test) examples and their shape, of sets that are no part of the checkout
     "mnist": (60_000, 10_000, (28, 28, 1)),
+    "cifar10_jpeg": (50_000, 10_000, (32, 32, 3)),
     "red_wine": (1279, 160, (10,)),
     "white_wine": (3918, 490, (10,)),
     "parkinsons": (4700, 587, (15,)),
