@@ -149,7 +149,7 @@ def _power_oracle(x, y, lengthscales, weights=None, family="imq_mixture"):
     return oracles.test_power(lambda a, b: kernel_fn(a, b), x, y)[0]
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", FAMILIES)
 def test_power_is_the_papers(rng, family):
     """MMD^2 over its own deviation, in whatever unit the kernel is."""

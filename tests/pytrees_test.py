@@ -138,6 +138,7 @@ def test_what_is_no_tree_of_points_is_refused_in_one_line(particles, scores, mes
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("chain_axis", [None, 0, 1])
 def test_chains_are_thinned_like_their_raveled_draws(key, chain_axis):
     draws = jax.random.normal(key, (2, 30, 5)) * 1.5

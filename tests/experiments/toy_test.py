@@ -106,6 +106,7 @@ def records(path):
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.thorough
 def test_a_run_leaves_everything_and_resumes_bit_for_bit(
     tmp_path, small, ruler, capsys, monkeypatch
 ):
