@@ -302,7 +302,7 @@ def test_the_readme_runs():
 @pytest.mark.thorough
 def test_the_library_page_runs(capsys):
     names = run("docs/library.md")
-    assert capsys.readouterr().out.count("p_value=") == 7
+    assert capsys.readouterr().out.count("p_value=") == 8
     assert names["keep"].shape == (10,)
 
 
