@@ -96,8 +96,14 @@ VARIED = {
 }
 
 
+DEAR = {"mmd_gan", "steingan"}  # to compile; gan_kl and kale have critics, too
+
+
 @pytest.mark.thorough
-@pytest.mark.parametrize("objective", VARIED)
+@pytest.mark.parametrize(
+    "objective",
+    [pytest.param(name, marks=pytest.mark.slow) if name in DEAR else name for name in VARIED],
+)
 def test_every_number_is_that_of_the_separate_run(tmp_path, objective):
     base = dataclasses.replace(BASE, objective=objective, log_normalizer="ema", batch_size=8)
     if objective == "kale_flow":
