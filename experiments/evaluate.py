@@ -46,8 +46,8 @@ class Config:
     inception_weights: str | None = fields.word(
         None,
         "File with the public weights of Inception, "
-        "pt_inception-2015-12-05-6726825d.pth, for FID and KID: a tenth of a second an image and "
-        "core, thrice as many images as samples.",
+        "pt_inception-2015-12-05-6726825d.pth, for FID and KID. Thrice as many images as samples "
+        "pass through it, which takes long without an accelerator.",
     )
 
 
