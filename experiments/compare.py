@@ -269,7 +269,7 @@ def _start(given: command.Given) -> None:
     options = fields.pick(Options, given)
     base = settings.configured(given, options.preset)
     every = options.objectives == (_ALL,)
-    config = Config(base, tuple(OBJECTIVES) if every else options.objectives, options.seeds)
+    config = Config(base, objectives.installed() if every else options.objectives, options.seeds)
     run(config, workdir=options.workdir, data_dir=options.data_dir)
 
 

@@ -42,7 +42,7 @@ from experiments.run.loop import Schedule
 from experiments.run.signals import Signals, terminated
 from experiments.run.workdirs import Workdir
 from experiments.targets import densities
-from experiments.training import fit, models, settings
+from experiments.training import fit, models, objectives, settings
 from experiments.training.models import Model
 from experiments.training.objectives import OBJECTIVES
 from kernelgrad import critic, train
@@ -76,7 +76,10 @@ class Options(command.Place):
 
     preset: str | None = settings.preset(PRESET)
     objectives: tuple[str, ...] = fields.choices(
-        (), OBJECTIVES, "Objectives to compare, in place of --objective."
+        (),
+        OBJECTIVES,
+        "Objectives to compare, in place of --objective; all: those whose extra is installed.",
+        every=objectives.installed,
     )
     seeds: tuple[int, ...] = fields.integers(
         (), 0, fields.MAX_SEED, "Seeds to compare, in place of --seed."

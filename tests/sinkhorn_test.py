@@ -32,6 +32,7 @@ def loose_promotion():
         yield
 
 
+@pytest.mark.thorough
 def test_the_direction_is_that_of_the_loops(key, rng, loose_promotion):
     pytest.importorskip("ott", reason="ott-jax is an extra: pip install 'kernelgrad[ott]'")
     x, y = rng.normal(size=(6, 2)), rng.normal(0.5, 1.2, size=(6, 2))

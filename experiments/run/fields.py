@@ -48,6 +48,7 @@ class Rule:
       low: least value of a number.
       high: largest; inf takes inf.
       choices: the words it may be; empty: any.
+      every: () -> those that "all" stands for; None: all of them.
       many: whether it is a list.
       flag: name of the flag, if it is not that of the field.
       variable: environment variable that stands in for the flag.
@@ -63,6 +64,7 @@ class Rule:
     low: float = -math.inf
     high: float = math.inf
     choices: Collection[str] = ()
+    every: Callable[[], Sequence[str]] | None = None
     many: bool = False
     flag: str | None = None
     variable: str | None = None
@@ -102,7 +104,7 @@ class Rule:
             return self.check(name, self.scalar(text))
         items = [self.scalar(item) for item in text.split(",") if text.strip()]
         if items == ["all"] and self.choices:
-            items = list(self.choices)
+            items = list(self.every() if self.every else self.choices)
         if not items:
             raise self._error(name, items)
         return self.check(name, items)

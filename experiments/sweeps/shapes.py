@@ -23,6 +23,7 @@ TRACED = (
     "ridge",
     "alpha",
     "temperatures",
+    "epsilon",
     "noise_scale",
     "regularization",
     "critic_learning_rate",

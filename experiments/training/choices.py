@@ -4,6 +4,7 @@ Functions of a row take what they need by keyword: settings of a run, fields of
 :class:`experiments.training.settings.Config`.
 """
 
+import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -90,6 +91,7 @@ class Choice(NamedTuple):
       batchwise: whether the critic gives a point another direction among other points.
       fits_kale: whether the energy is fitted by KALE, whose value on test data is one to report.
       needs: settings that have to be > 0, with their values for points in the plane.
+      extra: of the project that it needs, named as the package that it brings.
     """
 
     summary: str
@@ -105,6 +107,12 @@ class Choice(NamedTuple):
     batchwise: bool = False
     fits_kale: bool = False
     needs: Mapping[str, Any] = MappingProxyType({})
+    extra: str | None = None
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether the extra that it needs is there."""
+        return self.extra is None or importlib.util.find_spec(self.extra) is not None
 
     @property
     def settings(self) -> set[str]:

@@ -122,6 +122,10 @@ def _sliced_energy(*, num_projections: int) -> Objective:
     return objectives.sliced_energy(num_projections)
 
 
+def _sinkhorn(*, epsilon: float) -> Objective:
+    return objectives.sinkhorn(epsilon)
+
+
 def _noisy_mmd(*, kernel: str, kernel_scales: tuple[float, ...], noise_scale: float) -> Objective:
     return objectives.noisy_mmd(_median(kernel, kernel_scales), noise_scale=noise_scale)
 
@@ -391,10 +395,18 @@ OBJECTIVES = {
     ),
     "energy_distance": Choice("2 E|x - y| - E|x - x'| - E|y - y'|", objectives.energy_distance),
     "sliced_energy": Choice("the energy distance along random lines", _sliced_energy),
+    "sinkhorn": Choice(
+        "the Sinkhorn divergence of the squared distance (the extra ott)", _sinkhorn, extra="ott"
+    ),
     "noisy_mmd": Choice("MMD^2, its gradient taken at noised samples (Arbel et al.)", _noisy_mmd),
     "f_divergence": Choice("a --divergence, from Stein scores and a density ratio", _f_divergence),
     "kale_flow": Choice("KALE in an RKHS, between KL and MMD (Glaser et al. 2021)", _kale_flow),
 }
+
+
+def installed() -> tuple[str, ...]:
+    """Returns the objectives whose extra is there, or that need none."""
+    return tuple(name for name, choice in OBJECTIVES.items() if choice.is_installed)
 
 
 def reading(setting: str) -> list[str]:

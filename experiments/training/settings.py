@@ -193,6 +193,13 @@ class Config:
     num_projections: int = fields.integer(
         64, 1, fields.MAX_COUNT, "Random lines of a step.", **_SPECIAL
     )
+    epsilon: float = fields.number(
+        0.05,
+        1e-4,
+        1e4,
+        "Weight of the entropy, in units of the batch's mean squared distance.",
+        **_SPECIAL,
+    )
     noise_scale: float = fields.not_negative(
         0.1, "Of the noise where the gradient of MMD^2 is taken, in units of the data.", **_SPECIAL
     )
@@ -429,6 +436,11 @@ def limit_pictures(config: Any, most: int) -> None:
 def _validate_for_objective(config: Config) -> None:
     """Raises UsageError for a setting that does not go with the objective, or with labels."""
     choice = OBJECTIVES[config.objective]
+    if not choice.is_installed:
+        raise UsageError(
+            f"objective: got {config.objective} without the extra {choice.extra}; expected it "
+            f"installed. pip install '.[experiments,{choice.extra}]'"
+        )
     for name in choice.needs:
         if getattr(config, name) == 0:
             raise UsageError(f"{name}: got 0.0 for {config.objective}; expected a number > 0")

@@ -214,10 +214,14 @@ def test_flags_override_the_preset():
     assert base.objective == "gan_kl"
 
 
-def test_all_objectives_and_seeds():
+def test_all_objectives_and_seeds(monkeypatch):
     config = parsed("--objectives=all", "--seeds=0,2")
     assert config.objectives == tuple(OBJECTIVES)
     assert config.seeds == (0, 2)
+    absent = OBJECTIVES["sinkhorn"]._replace(extra="no_such_package")
+    monkeypatch.setitem(OBJECTIVES, "sinkhorn", absent)
+    others = tuple(name for name in OBJECTIVES if name != "sinkhorn")
+    assert parsed("--objectives=all").objectives == others
 
 
 @pytest.mark.parametrize(

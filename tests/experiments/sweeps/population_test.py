@@ -87,6 +87,7 @@ VARIED = {
     "drift": {"temperatures": ((0.1, 0.2), (0.3, 0.4))},
     "mmd_gan": {"kernel_scales": ((0.5, 1.0), (1.0, 2.0)), "penalty_weight": (0.5, 1.0)},
     "kale_flow": {"regularization": (0.1, 1.0)},
+    "sinkhorn": {"epsilon": (0.05, 0.5)},
     "noisy_mmd": {"noise_scale": (0.0, 0.1)},
     "f_divergence": {"ridge": (1.0, 2.0)},
     "wgan_clip": {"clip": (0.01, 0.1)},
@@ -96,7 +97,7 @@ VARIED = {
 }
 
 
-DEAR = {"mmd_gan", "steingan"}  # to compile; gan_kl and kale have critics, too
+DEAR = {"mmd_gan", "sinkhorn", "steingan"}  # to compile; gan_kl and kale have critics, too
 
 
 @pytest.mark.thorough

@@ -84,6 +84,15 @@ def test_a_comparison_is_seen(source):
     assert list(comparisons(source))
 
 
+def test_an_objective_without_its_extra_is_refused_in_one_line(monkeypatch):
+    absent = OBJECTIVES["sinkhorn"]._replace(extra="no_such_package")
+    monkeypatch.setitem(OBJECTIVES, "sinkhorn", absent)
+    assert objectives.installed() == tuple(name for name in OBJECTIVES if name != "sinkhorn")
+    message = r"^objective: got sinkhorn without the extra no_such_package; .* pip install '[^']+'$"
+    with pytest.raises(UsageError, match=message):
+        settings.validate(Config(objective="sinkhorn"), 1)
+
+
 def test_rows_read_settings_that_exist():
     known = {field.name for field in dataclasses.fields(Config)}
     assert set().union(*(choice.settings for choice in OBJECTIVES.values())) <= known
