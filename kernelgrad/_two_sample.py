@@ -84,7 +84,8 @@ def aggregated_test(
 
     whose level is exact, for the observed one is a permutation like any other: no part of the
     samples is set aside to choose a kernel, and no correction for their number is paid beyond what
-    their dependence asks for.
+    their dependence asks for. Permutations of the same T, of which many kernels make many, are
+    compared by the mean of their :math:`-\log p_k`.
 
     Args:
       key: random key of the permutations.

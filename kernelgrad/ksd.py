@@ -288,6 +288,8 @@ def aggregated_test(
 
     .. math:: T = -\min_k \log \frac{p_k}{w_k}
 
+    and, where T is the same, the mean of :math:`-\log p_k`.
+
     Args:
       key: random key of the signs.
       particles: as of :func:`goodness_of_fit_test`.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from kernelgrad import kernels, ksd, mmd
+from kernelgrad import _resampling, kernels, ksd, mmd
 
 SCALES = (0.1, 1.0, 10.0)
 AT_ONCE = 128  # permutations that share a key
@@ -55,14 +55,20 @@ def _mmd_u(gram, labels):
 def _best_of_ranks(statistics, weights):
     """T of every resample, the observed one first, and its p-value, by counting."""
     count = len(statistics[0])
-    best = []
+    best, together = [], []
     for b in range(count):
-        found = []
+        found, logs = [], 0
         for values, weight in zip(statistics, weights, strict=True):
             as_large = sum(other >= values[b] - 1e-6 for other in values)
             found.append(-math.log(as_large / count / (weight / np.mean(weights))))
+            logs -= math.log(as_large)
         best.append(max(found))
-    return best[0], sum(other >= best[0] - 1e-9 for other in best) / count
+        together.append(logs)
+    as_large = 0
+    for one, mean in zip(best, together, strict=True):
+        tie = abs(one - best[0]) < 1e-9
+        as_large += one > best[0] + 1e-9 or (tie and mean >= together[0] - 1e-9)
+    return best[0], as_large / count
 
 
 @pytest.mark.parametrize("weights", [None, (3.0, 1.0, 2.0)])
@@ -82,6 +88,22 @@ def test_an_aggregated_test_ranks_ranks(key, rng, weights):
     statistic, p_value = _best_of_ranks(statistics, weights or (1, 1, 1))
     assert float(result.statistic) == pytest.approx(statistic, rel=1e-5)
     assert float(result.p_value) == pytest.approx(p_value, rel=1e-6)
+
+
+def test_many_kernels_and_few_resamples_can_reject(key):
+    """Each of 200 in the place of the observed one: a twentieth is to be rejected at 5 %."""
+    count = 200
+    values = jax.random.normal(key, (20, count))
+
+    def p_value(place):
+        turned = jnp.roll(values, -place, axis=1)
+        nothing, fine = jnp.zeros(len(values)), jnp.ones(len(values), bool)
+        each = _resampling.Resampled(turned[:, 0], turned[:, 1:], nothing, fine)
+        return _resampling.aggregated(each, None).p_value
+
+    p_values = np.asarray(jax.jit(jax.vmap(p_value))(jnp.arange(count)))
+    assert np.mean(p_values <= 0.05 + 1e-6) == pytest.approx(0.05)
+    assert np.all(np.diff(np.sort(p_values)) < 0.02)
 
 
 @pytest.mark.thorough
@@ -140,7 +162,7 @@ def test_kernels_of_several_forms_keep_their_order(key, rng):
 @pytest.mark.parametrize("test", [mmd.aggregated_test, mmd.fused_test])
 def test_the_level_is_exact_and_the_power_that_of_the_best_kernel(key, test):
     """Twin peaks .4 apart against one Gaussian: the median lengthscale does not see them."""
-    repeats, n = 1000, 60
+    repeats, n = 500, 60
     several = [kernels.rbf_mixture(scale) for scale in (0.03, 0.3, 3.0)]
 
     def p_value(key, gap):
@@ -157,7 +179,7 @@ def test_the_level_is_exact_and_the_power_that_of_the_best_kernel(key, test):
 
     keys = jax.random.split(key, repeats)
     null = np.asarray(jax.jit(lambda k: jax.lax.map(lambda k: p_value(k, 0.0), k))(keys))[:, 0]
-    assert abs(np.mean(null <= 0.05) - 0.05) < 5 * math.sqrt(0.05 * 0.95 / repeats)
+    assert abs(np.mean(null <= 0.05) - 0.05) < 4 * math.sqrt(0.05 * 0.95 / repeats)
     split = np.asarray(jax.jit(lambda k: jax.lax.map(lambda k: p_value(k, 0.95), k))(keys[:100]))
     powers = (split <= 0.05).mean(axis=0)
     assert powers[0] > 0.9
@@ -166,7 +188,7 @@ def test_the_level_is_exact_and_the_power_that_of_the_best_kernel(key, test):
 
 @pytest.mark.thorough
 def test_an_aggregated_stein_test_keeps_its_level_and_sees_both_scales(key):
-    repeats, n = 500, 60
+    repeats, n = 300, 60
     several = [kernels.imq_mixture(scale) for scale in (0.1, 1.0, 10.0)]
 
     def p_value(key, scale):

@@ -103,7 +103,7 @@ def test_all_diagonals_are_all_pairs(key, rng):
 
 @pytest.mark.thorough
 def test_the_level_is_exact_and_more_pairs_see_more(key):
-    repeats, n = 2000, 60
+    repeats, n = 500, 60
     several = [kernels.rbf_mixture(scale) for scale in (0.3, 1.0)]
 
     def p_values(key, gap):
@@ -128,7 +128,7 @@ def test_the_level_is_exact_and_more_pairs_see_more(key):
 
 @pytest.mark.thorough
 def test_the_stein_test_keeps_its_level(key):
-    repeats, n = 2000, 100
+    repeats, n = 500, 100
     several = [kernels.imq_mixture(scale) for scale in (0.5, 2.0)]
 
     def p_value(key, scale):
