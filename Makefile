@@ -35,7 +35,7 @@ test-thorough: $(VENV)/.installed-dev ## the rest of the tests
 	$(BIN)/python -m pytest --numprocesses=3 --part=thorough
 
 test-statistical: $(VENV)/.installed-dev ## calibration and invariance figures at full length, printed
-	KERNELGRAD_SLOW_TESTS=1 $(BIN)/python -m pytest -svv tests/statistical_test.py
+	KERNELGRAD_SLOW_TESTS=1 $(BIN)/python -m pytest -svv tests/statistical_test.py tests/power_test.py
 	$(BIN)/python -m pytest -svv tests/hmc_test.py tests/langevin_test.py -k "exact or law or mixes"
 
 test-faults: $(VENV)/.installed-dev ## 320 kills, 1000 damages, 462 hostile files, about an hour
