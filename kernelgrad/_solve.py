@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.scipy.linalg import cho_factor, cho_solve
+from jax.scipy.linalg import cho_factor, cho_solve, solve_triangular
 
 from kernelgrad import _devices, _distances, _gram, _numeric, _traits, pairwise
 from kernelgrad.types import Array, Kernel
@@ -22,6 +22,8 @@ LARGEST_ERROR = 1e-2
 
 _CG_STEPS = 200
 _CG_TOLERANCE = 1e-3
+_BATCH = 200  # points up to which OpenBLAS factorises on one thread
+_ON_ONE_THREAD = 1000  # entries of a right-hand side that it solves for on one thread
 
 Solve = Callable[[Array], Array]
 
@@ -119,8 +121,32 @@ def _in_turn(fn: Callable[..., Array]) -> Callable[..., Array]:
     return mapped
 
 
+def _substituted(factor: Array, b: Array) -> Array:
+    """Returns the X of L L^T X = B; by one thread of LAPACK where a batch is solved for on a CPU.
+
+    Its threads and those of XLA wait for each other: beside other work 100 points in R^64 took 15
+    to 30 times as long with two of them.
+    """
+    if len(factor) > _BATCH or b.size <= _ON_ONE_THREAD:
+        return cho_solve((factor, True), b)
+    return lax.platform_dependent(
+        factor, b, cpu=_by_the_inverse, default=lambda factor, b: cho_solve((factor, True), b)
+    )
+
+
+def _by_the_inverse(factor: Array, b: Array) -> Array:
+    """Solves for a few columns of L^-1 at a time; the rest is products, which are XLA's."""
+    n = len(factor)
+    width = max(1, _ON_ONE_THREAD // n)
+    num_parts = -(-n // width)
+    unit = jnp.eye(n, num_parts * width, dtype=factor.dtype).reshape(n, num_parts, width)
+    parts = lax.map(lambda c: solve_triangular(factor, c, lower=True), unit.swapaxes(0, 1))
+    inverse = parts.swapaxes(0, 1).reshape(n, num_parts * width)[:, :n]
+    return _numeric.dot(inverse.T, _numeric.dot(inverse, b))
+
+
 _factor = _in_turn(lambda matrix: cho_factor(matrix, lower=True)[0])
-_substitute = _in_turn(lambda factor, b: cho_solve((factor, True), b))
+_substitute = _in_turn(_substituted)
 
 
 def _linear(apply: Solve, solve: Solve) -> Solve:

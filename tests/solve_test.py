@@ -3,6 +3,7 @@
 import functools
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -303,3 +304,27 @@ def test_a_population_of_kl_ends(devices):
         check=True,
         timeout=300,
     )
+
+
+# ---------------------------------------------------------------------- a batch of points on a CPU
+
+
+@pytest.mark.parametrize(("n", "columns"), [(11, 100), (100, 11), (200, 6)])
+def test_a_batch_is_solved_for_by_few_columns_at_a_time(rng, x64, n, columns):
+    """More than some 1000 entries OpenBLAS gives to threads that wait for those of XLA."""
+    x, b = rng.normal(size=(n, 3)), rng.normal(size=(n, columns))
+    gram = oracles.gram("rbf_mixture", x, x, 1.0)
+
+    def solve(gram, b):
+        return _solve.dense(gram, jnp.asarray(1e-3))(b)
+
+    program = jax.jit(solve).lower(jnp.asarray(gram), jnp.asarray(b)).compile()
+    sides = [
+        math.prod(int(size) for size in shape.split(","))
+        for shape in re.findall(r"f64\[([\d,]+)\]\S* custom-call\(.*trsm", program.as_text())
+    ]
+    assert sides
+    assert max(sides) <= 1000
+    expected = np.linalg.solve(gram + 1e-3 * np.eye(n), b)
+    np.testing.assert_allclose(solve(jnp.asarray(gram), jnp.asarray(b)), expected, rtol=1e-8)
+    np.testing.assert_allclose(program(jnp.asarray(gram), jnp.asarray(b)), expected, rtol=1e-8)
