@@ -3,8 +3,11 @@
 A builder imports its library when it is called, so that a missing one costs only its own column.
 """
 
+import contextlib
 import functools
+import io
 import types
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +18,10 @@ import optax
 from jax import lax
 
 from benchmarks import problems
-from benchmarks.ours import call
+from benchmarks.ours import call, mean_motion
 from benchmarks.problems import Particles, TwoSamples
 from benchmarks.timing import Call
+from kernelgrad.drift import TEMPERATURES
 from kernelgrad.types import Array
 
 _dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
@@ -53,6 +57,29 @@ def blackjax_step(problem: Particles) -> Call:
         return step(state, jnp.negative, svgd.rbf_kernel).particles - state.particles
 
     return call(whole, svgd.init(jnp.asarray(problem.x), {"length_scale": 1.0}, optimizer))
+
+
+def blackjax_hmc(problem: Particles) -> Call:
+    """BlackJAX's HMC kernel."""
+    from blackjax.mcmc import hmc
+
+    kernel = hmc.build_kernel()
+
+    def log_density(x: Array) -> Array:
+        return -jnp.sum(x**2) / 2
+
+    def step(key: Array, position: Array) -> tuple[Array, Array]:
+        state, info = kernel(
+            key,
+            hmc.init(position, log_density),
+            log_density,
+            problems.STEP_SIZE,
+            jnp.ones_like(position),
+            problems.NUM_STEPS,
+        )
+        return state.position, info.acceptance_rate
+
+    return call(mean_motion(step), problem.x)
 
 
 # ------------------------------------------------------------------------------------ numpyro
@@ -174,6 +201,83 @@ def scipy_median(problem: Particles) -> Call:
     return lambda: np.median(distance.pdist(problem.x, "sqeuclidean"))
 
 
+# ------------------------------------------------------------------- hyppo, prdc and densratio
+
+
+def hyppo_test(problem: TwoSamples) -> Call:
+    """``hyppo.ksample.MMD``, whose statistic is the root of a share of MMD^2."""
+    from hyppo.ksample import MMD
+
+    lengthscale = problems.rbf(problem)
+    test = MMD(compute_kernel="gaussian", bias=True, gamma=1 / (2 * lengthscale**2))
+    points, _ = problems.pooled(problem)
+    k = np.exp(-problems.squared_distances(points, points) / (2 * lengthscale**2))
+    centred = k - k.mean(axis=0) - k.mean(axis=1, keepdims=True) + k.mean()
+    unit = 256 * np.sqrt(np.mean(centred**2))  # of samples of one size
+
+    def both() -> tuple[np.floating, np.floating]:
+        with warnings.catch_warnings(action="ignore"):  # that 999 are less than 1000
+            found = test.test(problem.x, problem.y, reps=problems.DRAWS, auto=False)
+        return unit * found.stat**2, found.pvalue
+
+    return both
+
+
+def prdc_shares(problem: TwoSamples) -> Call:
+    """``prdc.compute_prdc``, which prints."""
+    from prdc import compute_prdc
+
+    def shares() -> tuple[Any, ...]:
+        with contextlib.redirect_stdout(io.StringIO()):
+            found = compute_prdc(problem.x, problem.y, nearest_k=problems.NEIGHBOR)
+        return tuple(found[name] for name in ("precision", "recall", "density", "coverage"))
+
+    return shares
+
+
+def densratio_chosen(problem: TwoSamples) -> Call:
+    """``densratio.uLSIF``: leaves out pairs, draws its centers, sets negative weights to 0."""
+    from densratio import uLSIF
+
+    lengthscales, ridges = problems.ratio_grids(problem)
+
+    def fit() -> tuple[Any, ...]:
+        model = uLSIF(
+            problem.x,
+            problem.y,
+            sigma_range=lengthscales,
+            lambda_range=ridges,
+            kernel_num=problems.CENTERS,
+            verbose=False,
+        )
+        ratio = model.compute_density_ratio(problem.y)
+        return model.kernel_info.sigma, model.lambda_, ratio
+
+    return fit
+
+
+# --------------------------------------------------------------------------------------- NumPy
+
+
+def numpy_kid(problem: TwoSamples) -> Call:
+    """The formula of torch-fidelity, on all features at once and in their dtype."""
+
+    def mean(a: np.ndarray, b: np.ndarray, same: bool) -> np.floating:
+        k = (a @ b.T * np.float32(1 / a.shape[1]) + np.float32(1)) ** 3
+        if not same:
+            return k.mean()
+        return (k.sum() - np.trace(k)) / np.float32(len(a) * (len(a) - 1))
+
+    x, y = problem.x, problem.y
+    return lambda: mean(x, x, True) + mean(y, y, True) - 2 * mean(x, y, False)
+
+
+def numpy_sliced(problem: TwoSamples) -> Call:
+    """A sort of the projections on all lines."""
+    lines = problems.directions(problem.x.shape[1])
+    return lambda: problems.sliced_energy(problem.x @ lines.T, problem.y @ lines.T, lines)
+
+
 # ----------------------------------------------------------------------------------- dense JAX
 
 
@@ -240,16 +344,19 @@ def dense_ksd(problem: Particles) -> Call:
     """KSD^2 by way of the Stein gram."""
 
     def value(x: Array, score: Array, lengthscale: Array) -> Array:
-        sq_dist = _squared_distances(x, x)
-        k = lax.rsqrt(1 + sq_dist / lengthscale**2)
-        along = jnp.sum(x * score, axis=1)
-        cross = _dot(score, x.T)
-        moved = along[:, None] + along[None, :] - cross - cross.T
-        slope, curvature = k**3 / lengthscale**2, 3 * k**5 / lengthscale**4
-        stein = _dot(score, score.T) * k + slope * (moved + x.shape[1]) - curvature * sq_dist
-        return jnp.mean(stein)
+        return jnp.mean(_stein_gram(x, score, lengthscale))
 
     return call(value, problem.x, problem.score, problem.lengthscale)
+
+
+def _stein_gram(x: Array, score: Array, lengthscale: Array) -> Array:
+    sq_dist = _squared_distances(x, x)
+    k = lax.rsqrt(1 + sq_dist / lengthscale**2)
+    along = jnp.sum(x * score, axis=1)
+    cross = _dot(score, x.T)
+    moved = along[:, None] + along[None, :] - cross - cross.T
+    slope, curvature = k**3 / lengthscale**2, 3 * k**5 / lengthscale**4
+    return _dot(score, score.T) * k + slope * (moved + x.shape[1]) - curvature * sq_dist
 
 
 def dense_stein(problem: Particles) -> Call:
@@ -262,6 +369,110 @@ def dense_stein(problem: Particles) -> Call:
         return -jnp.linalg.solve(k + ridge * jnp.eye(x.shape[0]), repulsion)
 
     return call(score, problem.x, problem.lengthscale, problems.ridge(len(problem.x)))
+
+
+def dense_two_sample_test(problem: TwoSamples) -> Call:
+    """The gram of the union, against all permutations of the weights at once."""
+    points, signs = problems.pooled(problem)
+
+    def test(points: Array, signs: Array, lengthscale: Array) -> tuple[Array, Array]:
+        gram = jnp.exp(-_squared_distances(points, points) / (2 * lengthscale**2))
+        keys = jax.random.split(jax.random.key(0), problems.DRAWS)
+        permuted = jax.vmap(lambda key: jax.random.permutation(key, signs))(keys).T
+        return _tested(gram, signs, permuted)
+
+    arguments = (points, signs, problems.rbf(problem))
+    return call(test, *(np.asarray(argument, np.float32) for argument in arguments))
+
+
+def dense_fit_test(problem: Particles) -> Call:
+    """The Stein gram, against all draws of signs at once."""
+
+    def test(x: Array, score: Array, lengthscale: Array) -> tuple[Array, Array]:
+        n = x.shape[0]
+        signs = jax.random.rademacher(jax.random.key(0), (n, problems.DRAWS), x.dtype)
+        return _tested(_stein_gram(x, score, lengthscale), jnp.full(n, 1 / n), signs / n)
+
+    return call(test, problem.x, problem.score, problem.lengthscale)
+
+
+def _tested(gram: Array, weights: Array, drawn: Array) -> tuple[Array, Array]:
+    """Returns a quadratic form, and the share of drawn ones that reach it."""
+    statistic = weights @ _dot(gram, weights)
+    null = jnp.sum(drawn * _dot(gram, drawn), axis=0)
+    return statistic, (1 + jnp.sum(null >= statistic)) / (1 + null.shape[0])
+
+
+def dense_kid(problem: TwoSamples) -> Call:
+    """Three cubes of grams."""
+
+    def distance(x: Array, y: Array) -> Array:
+        def mean(a: Array, b: Array, same: bool) -> Array:
+            k = (_dot(a, b.T) / a.shape[1] + 1) ** 3
+            size = float(a.shape[0])
+            return (jnp.sum(k) - jnp.trace(k)) / (size * (size - 1)) if same else jnp.mean(k)
+
+        return mean(x, x, True) + mean(y, y, True) - 2 * mean(x, y, False)
+
+    return call(distance, problem.x, problem.y)
+
+
+def dense_precision_recall(problem: TwoSamples) -> Call:
+    """Three matrices of distances, and the smallest of each row."""
+
+    def shares(real: Array, fake: Array) -> tuple[Array, ...]:
+        def sq_radii(x: Array) -> Array:
+            return -lax.top_k(-_squared_distances(x, x), problems.NEIGHBOR + 1)[0][:, -1]
+
+        between, of_real = _squared_distances(real, fake), sq_radii(real)
+        inside = between < of_real[:, None]
+        return (
+            jnp.mean(jnp.any(inside, axis=0)),
+            jnp.mean(jnp.any(between < sq_radii(fake), axis=1)),
+            jnp.mean(jnp.sum(inside, axis=0)) / problems.NEIGHBOR,
+            jnp.mean(jnp.min(between, axis=1) < of_real),
+        )
+
+    return call(shares, problem.x, problem.y)
+
+
+def dense_drift(problem: TwoSamples) -> Call:
+    """The matrices of the paper, a temperature after the other."""
+
+    def field(x: Array, y: Array) -> Array:
+        n = x.shape[0]
+        z = jnp.concatenate([x, y])
+        own = jnp.eye(n, z.shape[0], dtype=bool)
+        distance = jnp.sqrt(jnp.where(own, 0, _squared_distances(x, z)))
+        mean = jnp.sum(distance) / (n * (z.shape[0] - 1.0))
+        total = jnp.zeros_like(x)
+        for temperature in TEMPERATURES:
+            logits = jnp.where(own, -jnp.inf, -distance / (temperature * mean))
+            a = jnp.sqrt(jax.nn.softmax(logits, axis=1) * jax.nn.softmax(logits, axis=0))
+            fake, real = a[:, :n], a[:, n:]
+            pull = jnp.sum(fake, axis=1, keepdims=True) * _dot(real, y)
+            pull -= jnp.sum(real, axis=1, keepdims=True) * _dot(fake, x)
+            total += pull / jnp.sqrt(jnp.mean(pull**2))
+        return total
+
+    return call(field, problem.x, problem.y)
+
+
+def dense_sliced(problem: TwoSamples) -> Call:
+    """All pairs of each line."""
+
+    def both(x: Array, y: Array, lines: Array) -> tuple[Array, Array]:
+        def along(line: Array) -> tuple[Array, Array]:
+            a, b = _dot(x, line), _dot(y, line)
+            across, within = a[:, None] - b, a[:, None] - a
+            value = 2 * jnp.mean(jnp.abs(across)) - jnp.mean(jnp.abs(within))
+            slopes = jnp.mean(jnp.sign(across), axis=1) - jnp.mean(jnp.sign(within), axis=1)
+            return value - jnp.mean(jnp.abs(b[:, None] - b)), 2 / x.shape[0] * slopes
+
+        values, slopes = lax.map(along, lines)
+        return jnp.mean(values), _dot(slopes.T, lines) / lines.shape[0]
+
+    return call(both, problem.x, problem.y, problems.directions(problem.x.shape[1]))
 
 
 def _squared_distances(a: Array, b: Array) -> Array:

@@ -129,6 +129,16 @@ def _importing(title: str, modules: str) -> Task:
     return Task(title, _no_problem, contestants, comparable=False, isolated=False)
 
 
+def _digits(geometry: str) -> Task:
+    contestants = (
+        Contestant(OURS, ours.mmd_in_closed_form),
+        Contestant(DENSE, peers.dense_mmd),
+    )
+    title = f"MMD^2 and gradient, 4 IMQ, {geometry}"
+    error = problems.gradient_error
+    return Task(title, problems.geometry(geometry), contestants, error=error, error_limit=5000)
+
+
 TASKS = {
     "svgd": Task(
         "SVGD direction, fixed lengthscale",
@@ -198,6 +208,83 @@ TASKS = {
         problems.stein_error,
         10_000,
     ),
+    "digits_one_cloud": _digits("one cloud"),
+    "digits_two_clusters": _digits("two clusters"),
+    "digits_line_of_clusters": _digits("line of clusters"),
+    "digits_heavy_tails": _digits("heavy tails"),
+    "two_sample_test": Task(
+        "two-sample test, RBF, 999 permutations",
+        problems.two_samples,
+        (
+            Contestant(OURS, ours.two_sample_test),
+            Contestant("hyppo", peers.hyppo_test, "hyppo"),
+            Contestant(DENSE, peers.dense_two_sample_test),
+        ),
+        error=problems.two_sample_error,
+        error_limit=20_000,
+    ),
+    "stein_test": Task(
+        "goodness-of-fit test, IMQ, 999 bootstraps",
+        problems.misfits,
+        (Contestant(OURS, ours.goodness_of_fit_test), Contestant(DENSE, peers.dense_fit_test)),
+        error=problems.fit_error,
+        error_limit=20_000,
+    ),
+    "kid": Task(
+        "kernel inception distance",
+        problems.features,
+        (
+            Contestant(OURS, ours.kernel_inception_distance),
+            Contestant("NumPy", peers.numpy_kid),
+            Contestant(DENSE, peers.dense_kid),
+        ),
+        error=problems.kid_error,
+        error_limit=10_000,
+    ),
+    "precision_recall": Task(
+        "precision, recall, density, coverage",
+        problems.features,
+        (
+            Contestant(OURS, ours.precision_recall),
+            Contestant("prdc", peers.prdc_shares, "prdc"),
+            Contestant(DENSE, peers.dense_precision_recall),
+        ),
+        error=problems.precision_recall_error,
+        error_limit=10_000,
+    ),
+    "ulsif": Task(
+        "uLSIF, 100 centers, chosen by leave-one-out among 5 x 5",
+        problems.two_samples,
+        (
+            Contestant(OURS, ours.chosen_ratio),
+            Contestant("densratio", peers.densratio_chosen, "densratio"),
+        ),
+        error=problems.chosen_ratio_error,
+        error_limit=20_000,
+        one_blas_thread=True,
+    ),
+    "hmc": Task(
+        "HMC step of n chains, 10 leapfrog steps",
+        problems.particles,
+        (Contestant(OURS, ours.hmc_step), Contestant("blackjax", peers.blackjax_hmc, "blackjax")),
+    ),
+    "drift": Task(
+        "drifting field, 3 temperatures",
+        problems.two_samples,
+        (Contestant(OURS, ours.drifting_field), Contestant(DENSE, peers.dense_drift)),
+        error=problems.drift_error,
+        error_limit=10_000,
+    ),
+    "sliced_energy": Task(
+        "sliced energy distance and gradient, 64 lines",
+        problems.two_samples,
+        (
+            Contestant(OURS, ours.sliced_energy),
+            Contestant("NumPy", peers.numpy_sliced),
+            Contestant(DENSE, peers.dense_sliced),
+        ),
+        error=problems.sliced_error,
+    ),
     "train_kl": _training("training step, KL, batch x width", training.kl_step),
     "train_mmd": _training("training step, MMD, batch x width", training.mmd_step),
     "import": _importing("import kernelgrad", "kernelgrad"),
@@ -240,6 +327,19 @@ ROWS: dict[str, tuple[Goal, ...]] = {
     "ksd-50000x50": (Goal("floor", 2.2),),
     "stein-1000x50": (Goal("error", 1e-3),),
     "stein-8000x50": (Goal("floor", 2), Goal("error", 1e-3)),
+    "digits_one_cloud-1000x50": (Goal("error", 1e-5),),
+    "digits_two_clusters-1000x50": (Goal("error", 1e-5),),
+    "digits_line_of_clusters-1000x50": (Goal("error", 1e-5),),
+    "digits_heavy_tails-1000x50": (Goal("error", 1e-5),),
+    "two_sample_test-100x50": (_faster(1, "hyppo"), _faster(1, DENSE)),
+    "two_sample_test-2000x50": (_faster(1, "hyppo"), _faster(1, DENSE)),
+    "stein_test-2000x50": (_faster(1, DENSE),),
+    "kid-5000x512": (_faster(1, "NumPy"), _faster(1, DENSE)),
+    "precision_recall-5000x512": (_faster(1, "prdc"), _faster(1, DENSE)),
+    "ulsif-1000x10": (_faster(1, "densratio"),),
+    "hmc-1000x50": (_faster(1, "blackjax"),),
+    "drift-1000x50": (_faster(1, DENSE),),
+    "sliced_energy-5000x50": (_faster(1, "NumPy"), _faster(1, DENSE)),
     "train_kl-100x64": (Goal("slower", 1.1, "bare step"),),
     "train_mmd-100x64": (Goal("slower", 1.03, "bare step"),),
     "import": (Goal("slower", 1.15, "jax, optax"),),

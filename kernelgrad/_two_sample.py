@@ -317,9 +317,7 @@ def _resampled(
     statistics, unit = make(pool)
 
     def permuted(key: Key) -> Array:
-        keys = jax.random.split(key, _PERMUTATIONS_AT_ONCE)
-        shuffled = jax.vmap(lambda k: jax.random.permutation(k, signed))(keys)
-        return statistics(shuffled.T)
+        return statistics(jnp.where(_subsets(key, n, n + m), signed[0], signed[-1]).T)
 
     batches = -(-num_permutations // _PERMUTATIONS_AT_ONCE)
     null = lax.map(permuted, jax.random.split(key, batches)).ravel()[:num_permutations]
@@ -328,6 +326,19 @@ def _resampled(
     rounding = 32 * jnp.finfo(pool.dtype).eps * size * (1 / n + 1 / m) / unit
     valid = functools.reduce(operator.and_, (jnp.all(jnp.isfinite(points)) for _, points in parts))
     return _resampling.Resampled(observed, null, rounding, valid)
+
+
+def _subsets(key: Key, count: int, size: int) -> Array:
+    """Draws subsets of `count` of `size` points; shape (permutations at once, size), bool.
+
+    The points of the smallest of as many random integers, which takes a sort of these alone. One
+    draw in 2^32 / size ties at the border, where the first places are taken.
+    """
+    bits = jax.random.bits(key, (_PERMUTATIONS_AT_ONCE, size), jnp.uint32)
+    border = jnp.sort(bits, axis=1)[:, count - 1 : count]
+    inside, tied = bits < border, bits == border
+    room = count - jnp.sum(inside, axis=1, keepdims=True, dtype=jnp.int32)
+    return inside | (tied & (jnp.cumsum(tied, axis=1, dtype=jnp.int32) <= room))
 
 
 def _biased(pool: _Pool) -> tuple[_Statistics, Array]:

@@ -148,7 +148,7 @@ class _Pairs(NamedTuple):
         def sums(cols: Bare, *, same: bool) -> Array:
             def add(shift: Any, rows: Bare, total: Array, cols: Bare) -> Array:
                 distance, two, _ = self.distances(shift, rows, cols, same=same)
-                return total + jnp.sum(jnp.where(two, distance, 0) / (n + m), axis=1)
+                return total + _row_sums(jnp.where(two, distance, 0)) / (n + m)
 
             return self.folded(add, jnp.zeros_like(self.samples.real), self.samples, cols)
 
@@ -159,33 +159,37 @@ class _Pairs(NamedTuple):
         """Returns log sum_i k_ij over all samples, at samples or data; shape (rows, t)."""
 
         def add(shift: Any, rows: Bare, total: Array, cols: Bare) -> Array:
-            logits = _logits(*self.distances(shift, rows, cols, same=same)[:2], scales)
-            return jnp.logaddexp(total, jax.nn.logsumexp(logits, axis=2).T)
+            distance, two, _ = self.distances(shift, rows, cols, same=same)
+            return jnp.logaddexp(total, _log_sum(*_logits(distance, two, scales)).T)
 
         nothing = jnp.full((*rows.real.shape, *scales.shape), -jnp.inf, scales.dtype)
         return self.folded(add, nothing, rows, self.samples)
 
-    def pull(self, scales: Array, exact: bool, nodes: _Nodes, *, same: bool) -> _Pull:
-        """Returns what all samples or all data do to this device's samples."""
+    def pull(self, scales: Array, apart: Array, nodes: _Nodes, *, same: bool) -> _Pull:
+        """Returns what all samples or all data do to this device's samples.
+
+        Of clusters that are apart differences of coordinates are added up, else coordinates.
+        """
 
         def add(shift: Any, rows: Bare, kept: _Pull, nodes: _Nodes) -> _Pull:
             distance, two, points = self.distances(shift, rows, nodes.points, same=same)
-            logits = _logits(distance, two, scales)
+            logits, peaks = _logits(distance, two, scales)
             log_shares = logits - nodes.log_sums.T[:, None] / 2
             greatest = jnp.maximum(kept.log_greatest.T, jnp.max(log_shares, axis=2))
             shares = _over(log_shares, greatest[:, :, None])
-            if exact:
-                sums = functools.partial(
-                    _distances.difference_sums, rows=points[0], cols=points[1], axis=1
-                )
-                moments = jax.vmap(sums)(shares)
-            else:
-                moments = _numeric.dot(shares, points[1].centred)
+            sums = functools.partial(
+                _distances.difference_sums, rows=points[0], cols=points[1], axis=1
+            )
+            moments = _distances.choose(
+                apart,
+                lambda: jax.vmap(sums)(shares),
+                lambda: _numeric.dot(shares, points[1].centred),
+            )
             less = _over(kept.log_greatest, greatest.T)
             return _Pull(
-                jnp.logaddexp(kept.log_sum, jax.nn.logsumexp(logits, axis=2).T),
+                jnp.logaddexp(kept.log_sum, _log_sum(logits, peaks).T),
                 greatest.T,
-                less * kept.mass + jnp.sum(shares, axis=2).T,
+                less * kept.mass + _row_sums(shares).T,
                 less[..., None] * kept.moment + jnp.moveaxis(moments, 0, 1),
             )
 
@@ -197,21 +201,16 @@ class _Pairs(NamedTuple):
     def fields(self, scales: Array) -> Array:
         """Returns a multiple of the field of each temperature, shape (t, n, d).
 
-        It is e^a times the field, a such that the greatest product of two shares is about 1. Of
-        clusters that are apart differences of coordinates are added up, else coordinates.
+        It is e^a times the field, a such that the greatest product of two shares is about 1.
         """
         sides = ((self.samples, True), (self.data, False))
         fakes, reals = (
             _Nodes(side, self.log_sums(scales, side, same=same)) for side, same in sides
         )
-
-        def of(exact: bool) -> tuple[_Pull, _Pull]:
-            pull = functools.partial(self.pull, scales, exact)
-            return pull(fakes, same=True), pull(reals, same=False)
-
         both = (_distances.moved(side, self.centre) for side in (self.samples, self.data))
         apart = _devices.largest(_distances.apart(*both), self.axis_name)
-        fake, real = _distances.choose(apart, lambda: of(True), lambda: of(False))
+        fake = self.pull(scales, apart, fakes, same=True)
+        real = self.pull(scales, apart, reals, same=False)
         fields = fake.mass[..., None] * real.moment - real.mass[..., None] * fake.moment
         log_sizes = fake.log_greatest + real.log_greatest
         log_sizes -= jnp.logaddexp(fake.log_sum, real.log_sum)
@@ -219,9 +218,22 @@ class _Pairs(NamedTuple):
         return jnp.moveaxis(fields * jnp.exp(log_sizes - most)[..., None], 1, 0)
 
 
-def _logits(distance: Array, two: Array, scales: Array) -> Array:
-    """Returns log k at each temperature, shape (t, rows, columns)."""
-    return jnp.where(two[None], -distance[None] / scales[:, None, None], -jnp.inf)
+def _logits(distance: Array, two: Array, scales: Array) -> tuple[Array, Array]:
+    """Returns log k at each temperature, shape (t, rows, columns), and the greatest of each row."""
+    distance = jnp.where(two, distance, jnp.inf)
+    peaks = -jnp.min(distance, axis=1)[None] / scales[:, None]
+    return -distance[None] / scales[:, None, None], peaks
+
+
+def _log_sum(logits: Array, peaks: Array) -> Array:
+    """Returns the logarithm of the sum of exponentials over the columns."""
+    finite = jnp.where(peaks == -jnp.inf, 0, peaks)
+    return jnp.log(_row_sums(jnp.exp(logits - finite[:, :, None]))) + finite
+
+
+def _row_sums(values: Array) -> Array:
+    """Returns sums over the last axis by a product, which XLA for CPU does faster than a sum."""
+    return _numeric.dot(values, jnp.ones(values.shape[-1], values.dtype))
 
 
 def _over(log_shares: Array, log_greatest: Array) -> Array:

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 from memory import compiled_megabytes
 
@@ -18,34 +19,13 @@ def _clouds(rng, n=7, m=5, d=3):
     return rng.normal(size=(n, d)), rng.normal(0.6, 1.2, size=(m, d))
 
 
-def _loops(x, y, temperatures):
-    """Algorithm 2 of Deng et al.: two softmaxes, their geometric mean, cross-weighted sums."""
-    n, m, everyone = len(x), len(y), [*x, *y]
-    distance = np.array([[np.linalg.norm(a - b) for b in everyone] for a in x])
-    others = [[j for j in range(n + m) if j != i] for i in range(n)]
-    mean = np.mean([distance[i, j] for i in range(n) for j in others[i]])
-    total = np.zeros_like(x)
-    for temperature in temperatures:
-        k = np.zeros((n, n + m))
-        for i in range(n):
-            k[i, others[i]] = np.exp(-distance[i, others[i]] / (temperature * mean))
-        a = np.sqrt(k / k.sum(axis=1, keepdims=True) * k / k.sum(axis=0, keepdims=True))
-        field = np.zeros_like(x)
-        for i in range(n):
-            for j in range(m):
-                for l in range(n):
-                    field[i] += a[i, n + j] * a[i, l] * (y[j] - x[l])
-        total += field / np.sqrt(np.mean(field**2))
-    return total
-
-
 def test_it_is_the_algorithm_of_the_paper(rng, monkeypatch):
     x, y = _clouds(rng)
     for at_once in (1 << 20, 24):  # all rows, and two of twelve columns at a time
         monkeypatch.setattr(drift, "_PAIRS_AT_ONCE", at_once)
         with jax.enable_x64(True):
             got = np.asarray(drift.drift(jnp.asarray(x), jnp.asarray(y), TEMPERATURES))
-        np.testing.assert_allclose(got, _loops(x, y, TEMPERATURES), rtol=1e-8)
+        np.testing.assert_allclose(got, oracles.drifting_field(x, y, TEMPERATURES), rtol=1e-8)
 
 
 @pytest.mark.thorough
@@ -89,14 +69,14 @@ def test_an_outlier_underflows_in_no_softmax(rng):
     x, y = _clouds(rng)
     x[0], y[0] = 40.0, -35.0
     got = field_of(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32), (0.02,))
-    np.testing.assert_allclose(got, _loops(x, y, (0.02,)), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(got, oracles.drifting_field(x, y, (0.02,)), rtol=1e-3, atol=1e-3)
 
 
 def test_clouds_far_apart_for_their_size_underflow_in_no_field(rng):
     """Of many samples close together every kernel with the data is e^-280 or less."""
     x, y = rng.normal(scale=0.01, size=(60, 2)), rng.normal(2.0, 1.0, size=(3, 2))
     got = field_of(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32), (0.05,))
-    np.testing.assert_allclose(got, _loops(x, y, (0.05,)), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(got, oracles.drifting_field(x, y, (0.05,)), rtol=1e-3, atol=1e-3)
 
 
 def _mean_shift(x, y, weight):

@@ -10,7 +10,7 @@ import numpy as np
 import oracles
 import pytest
 
-from kernelgrad import _tiles, kernels, mmd
+from kernelgrad import _tiles, _two_sample, kernels, mmd
 
 FAMILIES = {make.__name__: make for make in kernels.FAMILIES.values()}
 LENGTHSCALES = (0.7, 1.5)
@@ -298,6 +298,19 @@ def test_p_values_are_uniform_under_the_null_and_small_under_a_shift(key):
     assert abs(null.mean() - 0.505) < 5 * math.sqrt(1 / 12 / repeats)
     shifted = np.asarray(jax.jit(jax.vmap(lambda k: p_value(k, 2.0)))(keys[:200]))
     assert np.mean(shifted <= 0.05) > 0.9
+
+
+def test_permutations_are_subsets_of_one_size_all_as_likely(key, monkeypatch):
+    draws = np.concatenate([_two_sample._subsets(k, 2, 5) for k in jax.random.split(key, 40)])
+    assert np.all(draws.sum(axis=1) == 2)
+    _, counts = np.unique(draws, axis=0, return_counts=True)
+    assert len(counts) == math.comb(5, 2)
+    np.testing.assert_allclose(counts, len(draws) / 10, atol=110)  # five standard deviations
+    ties = jnp.tile(jnp.array([7, 3, 7, 7, 3], jnp.uint32), (128, 1))
+    monkeypatch.setattr(jax.random, "bits", lambda *_: ties)
+    np.testing.assert_array_equal(
+        _two_sample._subsets(key, 3, 5)[0], [True, True, False, False, True]
+    )
 
 
 @pytest.mark.thorough

@@ -243,6 +243,42 @@ def precision_recall(real, fake, k):
     )
 
 
+def drifting_field(x, y, temperatures):
+    """Algorithm 2 of Deng et al.: two softmaxes, their geometric mean, cross-weighted sums."""
+    n, m, everyone = len(x), len(y), [*x, *y]
+    distance = np.array([[np.linalg.norm(a - b) for b in everyone] for a in x])
+    others = [[j for j in range(n + m) if j != i] for i in range(n)]
+    mean = np.mean([distance[i, j] for i in range(n) for j in others[i]])
+    total = np.zeros_like(x)
+    for temperature in temperatures:
+        k = np.zeros((n, n + m))
+        for i in range(n):
+            k[i, others[i]] = np.exp(-distance[i, others[i]] / (temperature * mean))
+        a = np.sqrt(k / k.sum(axis=1, keepdims=True) * k / k.sum(axis=0, keepdims=True))
+        field = np.zeros_like(x)
+        for i in range(n):
+            for j in range(m):
+                for l in range(n):
+                    field[i] += a[i, n + j] * a[i, l] * (y[j] - x[l])
+        total += field / np.sqrt(np.mean(field**2))
+    return total
+
+
+def energy_distance(x, y, exponent=1.0):
+    """Value and gradient in x, from every pair; the gradient of two points in one place is 0."""
+    n, m = len(x), len(y)
+    value, gradient = 0.0, np.zeros_like(x)
+    for points, others, weight in ((x, y, 2 / (n * m)), (x, x, -1 / n**2), (y, y, -1 / m**2)):
+        for i, a in enumerate(points):
+            r = np.linalg.norm(a - others, axis=1)
+            value += weight * np.sum(r**exponent)
+            if points is x:
+                both = 1 if others is y else 2
+                slope = exponent * np.where(r > 0, r, np.inf) ** (exponent - 2)
+                gradient[i] += both * weight * slope @ (a - others)
+    return value, gradient
+
+
 def moments_z(samples, covariance):
     """z-scores of a Gaussian's moments up to order 4, by their exact standard errors; printed.
 
