@@ -187,6 +187,7 @@ def step(
     kernel: Kernel,
     optimizer: optax.GradientTransformation,
     *,
+    weights: Array | None = None,
     axis_name: str | None = None,
 ) -> tuple[SVGDState, SVGDInfo]:
     r"""Moves the particles by one optimizer step along :func:`svgd_direction`.
@@ -203,6 +204,8 @@ def step(
       kernel: k, of particles raveled to vectors; its lengthscales are in units of particles.
       optimizer: any Optax optimizer, the one of :func:`init`. Transformations that look at the
         whole gradient (global norms) see one device's particles at a time.
+      weights: w_i of the particles, as in :func:`svgd_direction`; shape (n,). They stay as they
+        are.
       axis_name: if set, the particles are the union over all devices.
 
     Returns:
@@ -210,7 +213,8 @@ def step(
       the sum, and ``info.finite`` says so.
 
     Raises:
-      ValueError: wrong dtype, or a score shaped unlike the particles.
+      ValueError: wrong dtype, a score shaped unlike the particles, or what
+        :func:`svgd_direction` refuses.
 
     Cost: one call of score_fn, and that of :func:`svgd_direction`.
 
@@ -228,7 +232,7 @@ def step(
     (rows,) = _checks.raveled(**{"state.particles": state.particles})
     particles = _checks.like_points(rows, state.particles)
     score = _checks.call("score_fn", "(particles) -> scores", score_fn, particles)
-    direction = svgd_direction(particles, score, kernel, axis_name=axis_name)
+    direction = svgd_direction(particles, score, kernel, weights=weights, axis_name=axis_name)
     descent = jax.tree.map(lambda d, x: -d.astype(x.dtype), direction, particles)
     updates, opt_state = optimizer.update(descent, state.opt_state, particles)
     particles = optax.apply_updates(particles, updates)

@@ -233,6 +233,14 @@ def test_a_selected_score_is_that_of_the_least_held_out_loss_and_better_than_the
     assert error(found.kernel, found.ridge) < error(around, score.default_ridge(120, around))
 
 
+@pytest.mark.thorough
+def test_a_score_chosen_at_the_edge_of_a_grid_is_warned_of(key):
+    samples, options = jax.random.normal(key, (20, 1)), {"num_folds": 2, "factors": (1.0,)}
+    with pytest.warns(RuntimeWarning, match="score.select: factor of the ridge") as caught:
+        score.select(samples, ridge_factors=(0.1, 1.0), **options)
+    assert [warning.filename for warning in caught] == [__file__]  # no word of the one lengthscale
+
+
 def test_bad_numbers_of_folds_and_factors_are_named():
     with pytest.raises(ValueError, match="number of samples: got 9; expected an integer >= 10"):
         score.select(jnp.zeros((9, 2)))
