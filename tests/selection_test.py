@@ -9,7 +9,7 @@ import numpy as np
 import oracles
 import pytest
 
-from kernelgrad import kernels, ratio, score, selection
+from kernelgrad import _tiles, kernels, ratio, score, score_peers, selection
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3])
@@ -195,6 +195,19 @@ def test_the_hyvarinen_loss_is_that_of_its_formula(rng):
     assert float(got) == pytest.approx(np.mean(values), rel=1e-5)
     with pytest.raises(ValueError, match="score_fn's values: got shape"):
         selection.hyvarinen_loss(lambda points: points[:, :1], jnp.zeros((3, 2)))
+
+
+def test_the_hyvarinen_loss_of_many_points_is_that_of_few(rng, monkeypatch):
+    """Sums over many pairs go in tiles, which have derivatives in reverse alone."""
+    fit, held = (jnp.asarray(rng.normal(size=(n, 2)), jnp.float32) for n in (9, 5))
+
+    def loss(held):
+        kernel = kernels.rbf_mixture(1.0)
+        return selection.hyvarinen_loss(lambda z: score_peers.kde_score_at(z, fit, kernel), held)
+
+    expected = jax.jit(loss)(held)
+    monkeypatch.setattr(_tiles, "DENSE_PAIRS", 0)
+    assert float(jax.jit(lambda held: loss(held))(held)) == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.thorough
