@@ -15,6 +15,9 @@ alone ascends log p, k(0) times as fast. Variants are compositions, with s = sco
   + sqrt(2 * epsilon / n) * kernel_noise(key, x, kernel)``.
 - Matrix kernel :math:`Q^{-1} k(|Q^{1/2} (x - y)|^2)` with a constant Q: with R the symmetric root
   of Q, ``solve(R, svgd_direction(x @ R, solve(R, s.T).T, kernel).T).T``.
+
+In many dimensions particles have less spread than p (Ba et al. 2022): the outputs of fifty networks
+of 21 weights had a third of what draws of NUTS have.
 """
 
 from typing import NamedTuple
