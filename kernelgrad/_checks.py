@@ -7,6 +7,8 @@ and bring the arrays of one call to one floating dtype, the widest of theirs.
 import inspect
 import math
 import operator
+import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -321,6 +323,19 @@ def rows(name: str, form: str, value: Any, size: int) -> None:
     if shape is None or tuple(shape[:1]) != (size,):
         got = type(value).__name__ if shape is None else f"shape {tuple(shape)}"
         raise ValueError(f"{name}: returned {got}; expected {form}, {size} rows")
+
+
+def warn_at_edge(name: str, value: Array, grid: Array) -> None:
+    """Warns, in the caller's line, of a concrete choice that is the least or the largest tried."""
+    if isinstance(value, jax.core.Tracer) or grid.size < 2:
+        return
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith("kernelgrad."):
+        level, frame = level + 1, frame.f_back
+    for edge, word in ((jnp.min(grid), "least"), (jnp.max(grid), "largest")):
+        if value == edge:
+            message = f"{name} {float(value):.4g} is the {word} tried; better ones may be beyond"
+            warnings.warn(message, RuntimeWarning, stacklevel=level)
 
 
 def _admit(name: str, value: ArrayLike, expected: str = "a JAX or NumPy array") -> None:

@@ -33,10 +33,18 @@ class MetropolisInfo(NamedTuple):
 
 
 def evaluate(position: PyTree, log_density_fn: LogDensityFn) -> tuple[Array, PyTree]:
-    """Returns the log density and its gradient; raises ValueError if it is no floating scalar."""
+    """Returns the log density and its gradient; raises ValueError if it is no floating scalar.
+
+    What goes wrong inside of log_density_fn is left as it is, with a note on what it was given.
+    """
 
     def fn(x: PyTree) -> Array:
-        value = _checks.call("log_density_fn", "(position) -> ()", log_density_fn, x)
+        try:
+            value = _checks.call("log_density_fn", "(position) -> ()", log_density_fn, x)
+        except Exception as error:
+            shapes = jax.tree.map(jnp.shape, x)
+            error.add_note(f"log_density_fn: was given one position, of shape {shapes}")
+            raise
         (log_density,) = _checks.floating(**{"log_density_fn(position)": value})
         if log_density.shape:
             raise ValueError(

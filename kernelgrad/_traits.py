@@ -57,6 +57,20 @@ def parts(kernel: Any) -> tuple[Kernel, ...]:
     return getattr(kernel, "parts", (kernel,))
 
 
+def no_feature_kernel(kernel: Kernel) -> str:
+    """Returns the error of a feature kernel where one of the particles themselves is expected.
+
+    Args:
+      kernel: of features, with or without an attribute `coordinate_lengthscales`.
+    """
+    if coordinate_lengthscales(kernel) is None:
+        return "kernel: got a feature kernel; expected a radial one, such as imq_mixture"
+    return (
+        "kernel: got a per_coordinate kernel; expected a radial one. Rescale instead: its base, "
+        "particles / lengthscales, scores * lengthscales"
+    )
+
+
 def log_slope(kernel: Kernel) -> Array | None:
     """Returns (log k)' where it is one number for all distances; None for most kernels.
 

@@ -265,7 +265,12 @@ def _scored(
     def score_of(position: PyTree) -> Array:
         return _vector(_markov.evaluate(position, log_density_fn)[1])
 
-    return draws, vectors, lax.map(score_of, draws, batch_size=_DRAWS_AT_ONCE), num_chains
+    try:
+        scores = lax.map(score_of, draws, batch_size=_DRAWS_AT_ONCE)
+    except Exception as error:
+        error.add_note(f"chain_axis: {chain_axis}; it says which leading axis counts chains")
+        raise
+    return draws, vectors, scores, num_chains
 
 
 def _penalties(draws: PyTree, log_density_fn: LogDensityFn) -> dict[str, Array]:

@@ -176,7 +176,7 @@ def goodness_of_fit_test(
 def _stein_features(particles: Array, score: Array, kernel: Kernel, locations: Array) -> Array:
     """Returns tau at each particle, shape (n, J d)."""
     if _traits.is_feature_kernel(kernel):
-        raise ValueError("kernel: got a feature kernel; expected a radial kernel of the particles")
+        raise ValueError(_traits.no_feature_kernel(kernel))
     _traits.check_positive(kernel)
     points, sites = _numeric.wide(particles), _numeric.wide(locations)
     steps = points[:, None, :] - sites[None, :, :]

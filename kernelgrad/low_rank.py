@@ -457,7 +457,7 @@ def _ksd(
     key: Key, rows: Array, score: Array, feature_map: FeatureMap, num_probes: int
 ) -> Approximation:
     if _traits.is_feature_kernel(feature_map.kernel):
-        raise ValueError("kernel: got a feature kernel; expected a radial one, such as imq_mixture")
+        raise ValueError(_traits.no_feature_kernel(feature_map.kernel))
     if not _traits.smooth_at_zero(feature_map.kernel):
         raise ValueError(
             "kernel: got laplace; expected one that is twice differentiable at 0, such as matern32"

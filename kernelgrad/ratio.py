@@ -17,10 +17,8 @@ ridge is given it is chosen by a held-out loss of :mod:`kernelgrad.selection`, w
 choose among others, too.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
 
 from kernelgrad import _checks, _numeric, _ratio_fits, kernels, selection
@@ -88,7 +86,7 @@ def ulsif(
       Kanamori, Hido & Sugiyama 2009, section 3.1, with negative values of the ratio set to 0, and
       not negative weights: that spoils the fit where neighbouring weights alternate.
     """
-    return rulsif(p, q, kernel, ridge=ridge, alpha=0.0, centers=centers, axis_name=axis_name)
+    return _least_squares("ulsif", p, q, kernel, ridge, 0.0, centers, axis_name)
 
 
 def rulsif(
@@ -152,16 +150,7 @@ def rulsif(
     References:
       Yamada et al. 2013, section 2.
     """
-    centers = _few(p, kernel, ridge, centers)
-
-    def loss(kernel: Kernel, ridge: float | Array) -> Array:
-        judged = _judged_at(alpha)
-        return selection.rulsif_loo(p, q, kernel, ridge=ridge, alpha=judged, centers=centers)
-
-    kernel, ridge = _settled("rulsif", p, q, kernel, ridge, axis_name, loss)
-    return _ratio_fits.rulsif(
-        p, q, kernel, ridge=ridge, alpha=alpha, centers=centers, axis_name=axis_name
-    )
+    return _least_squares("rulsif", p, q, kernel, ridge, alpha, centers, axis_name)
 
 
 def lsif(
@@ -410,6 +399,29 @@ def logistic(
 _NONE = 0.0  # ridge, where there is none to choose
 
 
+def _least_squares(
+    name: str,
+    p: Array,
+    q: Array,
+    kernel: Kernel | None,
+    ridge: float | Array | None,
+    alpha: float | Array,
+    centers: Array | None,
+    axis_name: str | None,
+) -> LinearRatio:
+    """Returns the fit of :func:`rulsif`; the name is that of what the caller has called."""
+    centers = _few(p, kernel, ridge, centers)
+
+    def loss(kernel: Kernel, ridge: float | Array) -> Array:
+        judged = _judged_at(alpha)
+        return selection.rulsif_loo(p, q, kernel, ridge=ridge, alpha=judged, centers=centers)
+
+    kernel, ridge = _settled(name, p, q, kernel, ridge, axis_name, loss)
+    return _ratio_fits.rulsif(
+        p, q, kernel, ridge=ridge, alpha=alpha, centers=centers, axis_name=axis_name
+    )
+
+
 def _judged_at(alpha: float | Array) -> Array:
     """Returns the alpha of the loss by which a fit of this one is chosen."""
     _checks.shape("alpha", alpha, ())
@@ -461,14 +473,5 @@ def _settled(
 
     best = selection.select(lambda *values: loss(*taken(values)), *grids.values()).values
     for label, value in zip(grids, best, strict=True):
-        _warn_at_the_edge(f"ratio.{name}: {label}", value, grids[label])
+        _checks.warn_at_edge(f"ratio.{name}: {label}", value, grids[label])
     return taken(best)
-
-
-def _warn_at_the_edge(what: str, value: Array, grid: Array) -> None:
-    if isinstance(value, jax.core.Tracer):
-        return
-    for edge, word in ((jnp.min(grid), "least"), (jnp.max(grid), "largest")):
-        if value == edge:
-            message = f"{what} {float(value):.4g} is the {word} tried; better ones may be beyond"
-            warnings.warn(message, RuntimeWarning, stacklevel=4)

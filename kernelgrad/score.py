@@ -103,15 +103,19 @@ def select(
       ValueError: wrong rank or dtype, factors that are not positive, too many folds, or no finite
         loss.
 
+    Warns:
+      RuntimeWarning: of several lengthscales or ridges the one chosen is the least or the largest
+        tried; outside of jit alone.
+
     Cost: num_folds times a b fits and d derivatives of each, one at a time.
 
     Example:
       >>> from kernelgrad import score
       >>> x = jnp.linspace(-2.0, 2.0, 6)[:, None]
-      >>> best = score.select(x, factors=(1.0, 2.0), ridge_factors=(0.1, 1.0, 10.0), num_folds=2)
+      >>> best = jax.jit(lambda x: score.select(x, factors=(1.0, 2.0), num_folds=2))(x)
       >>> best.losses.shape
-      (2, 3)
-      >>> round(float(best.ridge / score.default_ridge(6, best.kernel)), 3) in (0.1, 1.0, 10.0)
+      (2, 5)
+      >>> round(float(best.ridge / score.default_ridge(6, best.kernel)), 3) in (0.001, 0.01, 0.1, 1)
       True
     """
     (samples,) = _checks.points(samples=samples)
@@ -139,6 +143,8 @@ def select(
 
     grid = jnp.asarray(ridge_factors, samples.dtype)
     (lengthscale, factor), losses = selection.select(loss, scales, grid)
+    _checks.warn_at_edge("score.select: lengthscale", lengthscale, scales)
+    _checks.warn_at_edge("score.select: factor of the ridge", factor, grid)
     kernel = family(lengthscale)
     return Selected(kernel, at(factor, samples.shape[0], kernel), losses)
 

@@ -99,12 +99,12 @@ def hyvarinen_loss(score_fn: ScoreFn, points: Array) -> Array:
     """
     (points,) = _checks.points(points=points)
     points = _numeric.wide(points)
-    values, pushed = jax.linearize(score_fn, points)
+    values, pull = jax.vjp(score_fn, points)
     _checks.shape("score_fn's values", values, points.shape)
 
     def slopes(axis: Array) -> Array:
-        moved = jnp.zeros_like(points).at[:, axis].set(1)
-        return pushed(moved)[:, axis]
+        (gradient,) = pull(jnp.zeros_like(values).at[:, axis].set(1))
+        return gradient[:, axis]
 
     slope = jnp.sum(lax.map(slopes, jnp.arange(points.shape[1])), axis=0)
     return jnp.mean(jnp.sum(jnp.square(values), axis=1) / 2 + slope)

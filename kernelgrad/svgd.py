@@ -15,6 +15,9 @@ alone ascends log p, k(0) times as fast. Variants are compositions, with s = sco
   + sqrt(2 * epsilon / n) * kernel_noise(key, x, kernel)``.
 - Matrix kernel :math:`Q^{-1} k(|Q^{1/2} (x - y)|^2)` with a constant Q: with R the symmetric root
   of Q, ``solve(R, svgd_direction(x @ R, solve(R, s.T).T, kernel).T).T``.
+
+In many dimensions particles have less spread than p (Ba et al. 2022): the outputs of fifty networks
+of 21 weights had a third of what draws of NUTS have.
 """
 
 from typing import NamedTuple
@@ -187,6 +190,7 @@ def step(
     kernel: Kernel,
     optimizer: optax.GradientTransformation,
     *,
+    weights: Array | None = None,
     axis_name: str | None = None,
 ) -> tuple[SVGDState, SVGDInfo]:
     r"""Moves the particles by one optimizer step along :func:`svgd_direction`.
@@ -203,6 +207,8 @@ def step(
       kernel: k, of particles raveled to vectors; its lengthscales are in units of particles.
       optimizer: any Optax optimizer, the one of :func:`init`. Transformations that look at the
         whole gradient (global norms) see one device's particles at a time.
+      weights: w_i of the particles, as in :func:`svgd_direction`; shape (n,). They stay as they
+        are.
       axis_name: if set, the particles are the union over all devices.
 
     Returns:
@@ -210,7 +216,8 @@ def step(
       the sum, and ``info.finite`` says so.
 
     Raises:
-      ValueError: wrong dtype, or a score shaped unlike the particles.
+      ValueError: wrong dtype, a score shaped unlike the particles, or what
+        :func:`svgd_direction` refuses.
 
     Cost: one call of score_fn, and that of :func:`svgd_direction`.
 
@@ -228,7 +235,7 @@ def step(
     (rows,) = _checks.raveled(**{"state.particles": state.particles})
     particles = _checks.like_points(rows, state.particles)
     score = _checks.call("score_fn", "(particles) -> scores", score_fn, particles)
-    direction = svgd_direction(particles, score, kernel, axis_name=axis_name)
+    direction = svgd_direction(particles, score, kernel, weights=weights, axis_name=axis_name)
     descent = jax.tree.map(lambda d, x: -d.astype(x.dtype), direction, particles)
     updates, opt_state = optimizer.update(descent, state.opt_state, particles)
     particles = optax.apply_updates(particles, updates)

@@ -298,3 +298,20 @@ def test_regularised_thinning_keeps_away_from_a_saddle_and_a_light_mode(rng):
 def test_a_log_density_of_many_is_named(key):
     with pytest.raises(ValueError, match=r"log_density_fn\(position\): got shape \(2,\)"):
         chains.stein_test(key, jnp.ones((5, 2)), lambda x: -(x**2), KERNEL)
+
+
+@pytest.mark.parametrize("chain_axis", [None, 0])
+def test_an_error_of_the_log_density_says_what_it_was_given(chain_axis):
+    draws = {"a": jnp.zeros((4, 50)), "b": jnp.zeros((4, 50, 3))}
+    of_many = jax.vmap(lambda z: z["a"] + jnp.sum(z["b"]))  # where one position is given
+
+    def wide(z):  # a scalar and a vector, where one chain is given as a position
+        return jnp.sum(z["a"] - z["b"])
+
+    log_density_fn = wide if chain_axis is None else of_many
+    with pytest.raises((ValueError, TypeError)) as caught:
+        chains.stein_thinning(draws, log_density_fn, num_points=3, chain_axis=chain_axis)
+    shapes = {"a": (50,), "b": (50, 3)} if chain_axis is None else {"a": (), "b": (3,)}
+    notes = caught.value.__notes__
+    assert f"log_density_fn: was given one position, of shape {shapes}" in notes
+    assert f"chain_axis: {chain_axis}; it says which leading axis counts chains" in notes

@@ -237,3 +237,6 @@ def test_bad_input_is_named(key):
     deep = kernels.feature_kernel(kernel, lambda p, z: z * p, jnp.float32(1))
     with pytest.raises(ValueError, match="feature kernel"):
         fssd.fssd_u_statistic(x, x, deep, x)
+    own = kernels.per_coordinate(kernel, jnp.ones(2))
+    with pytest.raises(ValueError, match=r"got a per_coordinate kernel; .* scores \* lengthscales"):
+        fssd.fssd_u_statistic(x, x, own, x)

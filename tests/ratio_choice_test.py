@@ -105,9 +105,10 @@ def test_choices_have_some_centers_of_many(samples, monkeypatch):
 def test_the_edge_of_a_grid_is_warned_of(samples, monkeypatch):
     monkeypatch.setattr(ratio, "FACTORS", (1.0, 2.0))
     p, _ = samples
-    message = r"ratio.rulsif: lengthscale .* is the (least|largest) tried; better ones"
-    with pytest.warns(RuntimeWarning, match=message):
-        ratio.rulsif(p, -p, ridge=0.1)
+    message = r"ratio.ulsif: lengthscale .* is the (least|largest) tried; better ones"
+    with pytest.warns(RuntimeWarning, match=message) as caught:
+        ratio.ulsif(p, -p, ridge=0.1)
+    assert caught[0].filename == __file__  # the caller's line
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         jax.jit(lambda p: ratio.ulsif(p, -p, ridge=0.1))(p)  # traced: nothing to say

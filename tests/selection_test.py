@@ -9,7 +9,7 @@ import numpy as np
 import oracles
 import pytest
 
-from kernelgrad import kernels, ratio, score, selection
+from kernelgrad import _tiles, kernels, pairwise, ratio, score, selection
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3])
@@ -197,6 +197,19 @@ def test_the_hyvarinen_loss_is_that_of_its_formula(rng):
         selection.hyvarinen_loss(lambda points: points[:, :1], jnp.zeros((3, 2)))
 
 
+def test_the_hyvarinen_loss_of_many_points_is_that_of_few(rng, monkeypatch):
+    """Sums over many pairs go in tiles, which have derivatives in reverse alone."""
+    fit, held = (jnp.asarray(rng.normal(size=(n, 2)), jnp.float32) for n in (9, 5))
+
+    def loss(held):
+        kernel = kernels.rbf_mixture(1.0)
+        return selection.hyvarinen_loss(lambda z: pairwise.kernel_sum(kernel, z, fit, fit), held)
+
+    expected = jax.jit(loss)(held)
+    monkeypatch.setattr(_tiles, "DENSE_PAIRS", 0)
+    assert float(jax.jit(lambda held: loss(held))(held)) == pytest.approx(float(expected), rel=1e-5)
+
+
 @pytest.mark.thorough
 def test_a_selected_score_is_that_of_the_least_held_out_loss_and_better_than_the_default(key):
     samples = jax.random.normal(key, (120, 4))
@@ -231,6 +244,14 @@ def test_a_selected_score_is_that_of_the_least_held_out_loss_and_better_than_the
 
     around = kernels.imq_mixture(median)
     assert error(found.kernel, found.ridge) < error(around, score.default_ridge(120, around))
+
+
+@pytest.mark.thorough
+def test_a_score_chosen_at_the_edge_of_a_grid_is_warned_of(key):
+    samples, options = jax.random.normal(key, (20, 1)), {"num_folds": 2, "factors": (1.0,)}
+    with pytest.warns(RuntimeWarning, match="score.select: factor of the ridge") as caught:
+        score.select(samples, ridge_factors=(0.1, 1.0), **options)
+    assert [warning.filename for warning in caught] == [__file__]  # no word of the one lengthscale
 
 
 def test_bad_numbers_of_folds_and_factors_are_named():

@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from kernelgrad import _tiles, kernels, ksd, mmd, svgd
@@ -125,6 +126,24 @@ def test_gradients_are_those_of_the_statistics(rng):
     gram, total = np.asarray(gram), w.sum()
     expected = 2 * gram @ w / total**2 - 2 * (w @ gram @ w) / total**3
     np.testing.assert_allclose(slope, expected, rtol=1e-9)
+
+
+def test_a_step_moves_weighted_particles(rng):
+    x, _, s, w, _ = clouds(rng)
+    p = w / w.sum()
+    steps = x[:, None] - x  # x_i - x_j
+    decay = np.exp(-np.sum(steps**2, axis=2) / 2)
+    expected = x + 0.5 * np.einsum("j,ij,ijd->id", p, decay, s[None] + steps)
+    with jax.enable_x64(True):
+        optimizer, kernel = optax.sgd(0.5), kernels.rbf_mixture(1.0)
+
+        @jax.jit
+        def move(x, w):
+            state = svgd.init(x, optimizer)
+            return svgd.step(state, lambda _: s, kernel, optimizer, weights=w)[0].particles
+
+        got = move(x, 7.0 * w)
+    np.testing.assert_allclose(got, expected, rtol=1e-10)
 
 
 @pytest.mark.thorough
