@@ -255,6 +255,7 @@ def test_draws_that_are_not_finite_have_no_p_value(key):
         chains.stein_block_length(jnp.ones((12, 2)), jnp.ones((12, 2)), num_chains=5)
 
 
+@pytest.mark.thorough
 def test_thinning_with_the_default_kernel_leaves_out_what_is_not_finite(key):
     x = jax.random.normal(key, (30, 2)).at[4, 1].set(jnp.nan)
     thin = jax.jit(

@@ -166,6 +166,7 @@ def test_kills_lose_nothing(tmp_path, rng):
     assert _metrics(tmp_path / "cut") == _metrics(tmp_path / "whole")
 
 
+@pytest.mark.thorough
 def test_sigterm_saves_and_exits_143(tmp_path):
     environment = _environment(tmp_path)
     steps = ["--num_steps=100000", "--eval_every=1000"]

@@ -73,6 +73,7 @@ def test_two_processes_of_two_devices_make_the_run_of_one_device(whole, alone):
     assert (whole / "devices.txt").read_text() == "4 x cpu in 2 processes\n"
 
 
+@pytest.mark.thorough
 def test_a_signal_to_one_stops_all_and_a_kill_of_one_ends_all(whole, tmp_path):
     """The run is taken up after both, and ends as the one that nothing has interrupted."""
     command, metrics = flags(tmp_path / "run", **SMALL), tmp_path / "run"

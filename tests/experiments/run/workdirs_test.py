@@ -341,6 +341,7 @@ def _survive(fork: Any, path: pathlib.Path, rng: np.random.Generator, kills: int
     assert left_halves >= kills // 4
 
 
+@pytest.mark.thorough
 def test_six_kills_change_nothing(fork, tmp_path, rng):
     _survive(fork, tmp_path / "run", rng, kills=6)
 

@@ -123,6 +123,7 @@ def test_a_selected_ratio_has_one_of_the_scales_and_a_ridge_of_its_grid(key, rid
     assert any(info["ridge"] == jnp.float32(one) for one in ridges)
 
 
+@pytest.mark.thorough
 def test_scales_and_size_are_by_default_those_of_the_row(key):
     x, y = jax.random.normal(key, (2, 6, 2))
     for name, scales, unit in (
