@@ -85,7 +85,8 @@ def aggregated(each: Resampled, weights: Array | None) -> TestResult:
     best = -jnp.log(jnp.min(counts / values.shape[1] / shares[:, None], axis=0))
     together = -jnp.mean(jnp.log(counts), axis=0)
     behind = (best == best[0]) & (together < together[0] - 1e-5)  # of another order: a tie still
-    return result(best[0], jnp.where(behind, best - 1, best)[1:], 0.0, valid)
+    statistic = jnp.where(valid, best[0], jnp.nan)  # ranks are finite whatever is ranked
+    return result(statistic, jnp.where(behind, best - 1, best)[1:], 0.0, valid)
 
 
 def result(statistic: Array, null: Array, rounding: float | Array, valid: Array) -> TestResult:

@@ -217,6 +217,10 @@ def test_bad_kernels_and_weights_are_named(key, rng):
         mmd.fused_test(key, x.at[0, 0].set(jnp.nan), y, one)
     with pytest.raises(ValueError, match="num_bootstrap: got 0"):
         ksd.aggregated_test(key, x, x, one, num_bootstrap=0)
+    known = jnp.array([True, False])
+    each = _resampling.Resampled(jnp.array([jnp.inf, 1.0]), jnp.ones((2, 9)), jnp.zeros(2), known)
+    with pytest.raises(ValueError, match="statistic: got nan; expected a finite number"):
+        _resampling.aggregated(each, None)
 
 
 @pytest.mark.thorough
