@@ -44,8 +44,8 @@ class Options(command.Place):
     preset: str | None = settings.preset()
     objectives: tuple[str, ...] = fields.words(
         ("kl", "mmd"),
-        f"Objectives to compare, those of experiments.train or {_ALL}; objective@features, joined "
-        "by +, for one that sees other --features.",
+        f"Objectives to compare, those of experiments.train; {_ALL}: those whose extra is "
+        "installed; objective@features, joined by +, for one that sees other --features.",
     )
     seeds: tuple[int, ...] = fields.integers(
         (0, 1, 2), 0, fields.MAX_SEED, "Seeds of the runs of each objective."

@@ -75,8 +75,8 @@ def hyvarinen_loss(score_fn: ScoreFn, points: Array) -> Array:
     does not: an estimate may have any divergence there.
 
     Args:
-      score_fn: s, maps points (m, d) to scores (m, d), each from its own point; such as
-        ``lambda x: score.stein_score_at(x, samples, kernel, ridge=ridge)``.
+      score_fn: s, maps points (m, d) to scores (m, d), each from its own point, differentiable in
+        reverse mode; such as ``lambda x: score.stein_score_at(x, samples, kernel, ridge=ridge)``.
       points: x_j, draws of q; shape (m, d), floating.
 
     Returns:
@@ -85,7 +85,7 @@ def hyvarinen_loss(score_fn: ScoreFn, points: Array) -> Array:
     Raises:
       ValueError: wrong rank or dtype, or scores of another shape.
 
-    Cost: that of s and of d of its derivatives along a coordinate, one at a time.
+    Cost: that of s and of d of its transposed derivatives, of a coordinate each, one at a time.
 
     Example:
       >>> from kernelgrad import selection
