@@ -103,8 +103,7 @@ def classifier(
       Boyd & Vandenberghe 2004, section 9.5.
     """
     n, c = features.shape
-    rounding = 4 * jnp.finfo(features.dtype).eps
-    scales = jnp.append(0.5 ** jnp.arange(_HALVINGS, dtype=features.dtype), 0)
+    scales = _halves(features.dtype)
 
     def objective(margins: Array, weights: Array) -> Array:
         loss = _devices.mean(jnp.mean(jax.nn.softplus(-margins)), axis_name)
@@ -127,11 +126,7 @@ def classifier(
         change = -_solve.dense(hessian, ridge)(gradient[:, None])[:, 0]
         turned = _numeric.dot(features, change)
         values = jax.vmap(lambda s: objective(margins + s * turned, weights + s * change))(scales)
-        known = jnp.isfinite(values)
-        least = jnp.min(jnp.where(known, values, jnp.inf))
-        among = known & (values <= least + rounding * jnp.abs(least))
-        best = scales[jnp.argmax(among)]  # the longest: rounding alone tells these apart
-        scale = jnp.where(jnp.any(known), best, jnp.nan)
+        scale = _best(scales, values)
         return weights + scale * change, -jnp.sum(gradient * change) / 2, scale, step + 1
 
     infinite, one = jnp.full((), jnp.inf, features.dtype), jnp.ones((), features.dtype)
@@ -139,6 +134,23 @@ def classifier(
     start = _devices.varying(start, features, offsets, ridge)
     weights, gap, _, _ = lax.while_loop(unfinished, descend, start)
     return weights, gap
+
+
+def _halves(dtype: jnp.dtype) -> Array:
+    """Returns the lengths of a Newton step that are tried, 0 the last."""
+    return jnp.append(0.5 ** jnp.arange(_HALVINGS, dtype=dtype), 0)
+
+
+def _best(scales: Array, values: Array) -> Array:
+    """Returns the longest step of those that rounding alone tells apart from the least value.
+
+    NaN where no value is finite. The very least would be a step of any length, often of none, long
+    before the gap is as small as rounding lets it be.
+    """
+    known = jnp.isfinite(values)
+    least = jnp.min(jnp.where(known, values, jnp.inf))
+    among = known & (values <= least + 4 * jnp.finfo(values.dtype).eps * jnp.abs(least))
+    return jnp.where(jnp.any(known), scales[jnp.argmax(among)], jnp.nan)
 
 
 def quadratic(
@@ -219,7 +231,8 @@ def exponential(
     the dual of :math:`\max_h \langle h, \mu \rangle - \frac1n \sum_i e^{h(y_i)} - \frac\lambda2
     |h|^2`, where :math:`b_i = \mu(y_i)` and :math:`h = (\mu - \sum_i \alpha_i k(y_i, \cdot)) /
     \lambda`. Newton's method in :math:`a = \log n \alpha`, each step halved until it is the best
-    of its halves. The duality gap is the mean of :func:`divergence` of a and v_i = h(y_i).
+    of its halves, to rounding. The duality gap is the mean of :func:`divergence` of a and of
+    v_i = h(y_i).
 
     Args:
       gram: K, positive semidefinite; shape (n, n).
@@ -237,7 +250,7 @@ def exponential(
       Glaser, Arbel & Gretton 2021, section 2 and appendix B.
     """
     n = target.shape[0]
-    scales = jnp.append(0.5 ** jnp.arange(_HALVINGS, dtype=gram.dtype), 0)
+    scales = _halves(gram.dtype)
     one = jnp.ones((), gram.dtype)
 
     def witness(a: Array) -> Array:
@@ -260,9 +273,7 @@ def exponential(
         inner = _solve.dense(curvature, one)((-root * slope)[:, None])[:, 0]
         change = -slope - _numeric.dot(gram, root * inner) / ridge
         values = jax.vmap(lambda scale: dual(a + scale * change))(scales)
-        known = jnp.isfinite(values)
-        best = scales[jnp.argmin(jnp.where(known, values, jnp.inf))]
-        scale = jnp.where(jnp.any(known), best, jnp.nan)
+        scale = _best(scales, values)
         moved = a + scale * change
         return moved, jnp.mean(divergence(moved, witness(moved))), scale, step + 1
 

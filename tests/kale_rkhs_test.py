@@ -59,6 +59,7 @@ def test_its_limits_are_kl_and_half_of_mmd():
         kernel = kernels.rbf_mixture(1.0)
         small = fit(x, y, kernel, regularization=1e-6, tolerance=1e-12)
         large = fit(x, y, kernel, regularization=1e6, tolerance=1e-12)
+        assert max(small.model.gap, large.model.gap) <= 1e-12
         r = np.asarray(ratio.density_ratio(small.model, places))
         half = np.asarray(mmd.mmd_v_statistic(x, y, kernel) / 2)
         small, large = np.asarray(small.value), np.asarray(large.value)
