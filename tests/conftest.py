@@ -85,3 +85,10 @@ def strict_promotion(request):
     else:
         with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
             yield
+
+
+@pytest.fixture
+def loose_promotion(strict_promotion):
+    """For code of other libraries that the library calls."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield

@@ -26,12 +26,6 @@ def _divergence(x, y, epsilon):
     return _entropic_cost(x, y, epsilon) - sum(half)
 
 
-@pytest.fixture
-def loose_promotion():
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 @pytest.mark.thorough
 def test_the_direction_is_that_of_the_loops(key, rng, loose_promotion):
     pytest.importorskip("ott", reason="ott-jax is an extra: pip install 'kernelgrad[ott]'")
