@@ -11,6 +11,7 @@ from experiments.pictures import canvas
 
 _MOST_INSIDE = 6  # curves whose legend fits into a panel
 _NUM_COLORS = 10  # of Matplotlib's cycle
+_ROUNDING = 1e-5  # relative: what differs by less is drawn as constant
 
 
 def learning_curves(
@@ -37,6 +38,9 @@ def learning_curves(
         positive = [value for value in values if value > 0]
         if len(positive) == len(values) and max(positive) > 20 * min(positive):
             axes.set_yscale("log")
+        largest = max(map(abs, values))
+        if 0 < max(values) - min(values) < _ROUNDING * largest:  # never of infinities
+            axes.set_ylim(values[0] - 0.1 * largest, values[0] + 0.1 * largest)
         if name in reference:
             axes.axhline(reference[name], color="0.4", linestyle="--")
         axes.set(title=name, xlabel="step")

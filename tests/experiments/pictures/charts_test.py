@@ -55,6 +55,14 @@ def test_a_chart_is_a_png_of_its_panels():
     assert picture.size == (round(2 * 4.5 * 110), round(3.2 * 110))
 
 
+def test_what_differs_by_rounding_is_drawn_as_constant(figures):
+    history = [{"step": step, "rms": 1 + 1e-7 * (step % 3), "mmd": 1 + step} for step in range(9)]
+    _, (flat, other) = only(figures, charts.learning_curves(history))
+    assert flat.get_ylim() == pytest.approx((0.9, 1.1))
+    assert other.get_ylim()[1] > 9
+    charts.learning_curves([{"step": 1, "rms": 1.0}, {"step": 2, "rms": np.inf}])
+
+
 def test_long_learning_curves_have_no_dots(figures):
     history = [{"step": step, "loss": 1.0 + step} for step in range(40)]
     _, (panel,) = only(figures, charts.learning_curves(history))
