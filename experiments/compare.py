@@ -2,8 +2,9 @@
 
     python -m experiments.compare --workdir=runs/compare --objectives=kl,mmd --seeds=0,1,2
 
-An objective may bring features of its own: --objectives=kl,kl@vicreg,kl@pixels+vicreg. Every run
-lives in workdir/<objective>/seed<k> and resumes like one of experiments.train. The table
+An objective may bring features of its own, and other settings: kl@pixels+vicreg, kl:ridge=40,
+mmd:normalize=true:kernel_scales=0.1+1 (a list is joined by +). Every run lives in
+workdir/<objective, as given>/seed<k> and resumes like one of experiments.train. The table
 (comparison.md) gives each metric at equal steps and at equal training time, with the milliseconds
 per step measured in turns in one process; comparison.json has all of them along the way,
 comparison.png shows them, dashed what real samples have, and samples.png, of images, a row of each
@@ -11,8 +12,10 @@ objective. Points are also judged by W1, by assignment.
 """
 
 import dataclasses
+import difflib
 import pathlib
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +36,8 @@ from kernelgrad.types import Array
 
 _W1_POINTS = 500  # of which the cheapest assignment takes a moment
 _ALL = "all"
-_AT, _AND = "@", "+"  # objective@features+features
+_AT, _AND, _WITH, _IS = "@", "+", ":", "="  # objective@features+features:setting=value
+_COMMON = ("objective", "dataset", "image_size", "num_steps", "eval_every", "seed")
 _SHOWN = 16  # samples of each objective
 
 
@@ -45,7 +49,8 @@ class Options(command.Place):
     objectives: tuple[str, ...] = fields.words(
         ("kl", "mmd"),
         f"Objectives to compare, those of experiments.train; {_ALL}: those whose extra is "
-        "installed; objective@features, joined by +, for one that sees other --features.",
+        "installed; objective@features, joined by +, for one that sees other --features; "
+        "objective:setting=value for one with another setting, such as kl:ridge=40.",
     )
     seeds: tuple[int, ...] = fields.integers(
         (0, 1, 2), 0, fields.MAX_SEED, "Seeds of the runs of each objective."
@@ -167,15 +172,33 @@ def _warn(*warnings: str) -> None:
 
 
 def _for_objective(base: settings.Config, compared: str) -> settings.Config:
-    """Returns the settings under another objective, --ridge only where that one has a ridge."""
-    name, at, features = compared.partition(_AT)
+    """Returns the settings under another objective, --ridge only where that one has a ridge.
+
+    Raises:
+      UsageError: an unknown objective or setting, or a value that it may not have.
+    """
+    first, *changes = compared.split(_WITH)
+    name, at, features = first.partition(_AT)
     settings.check_objective(name)
-    return dataclasses.replace(
-        base,
-        objective=name,
-        ridge=base.ridge if "ridge" in OBJECTIVES[name].settings else None,
-        features=tuple(features.split(_AND)) if at else base.features,
-    )
+    own: dict[str, Any] = {
+        "objective": name,
+        "ridge": base.ridge if "ridge" in OBJECTIVES[name].settings else None,
+        "features": tuple(features.split(_AND)) if at else base.features,
+    }
+    return dataclasses.replace(base, **own | dict(map(_setting, changes)))
+
+
+def _setting(change: str) -> tuple[str, Any]:
+    """Returns name and value of a setting that one of the objectives has for itself."""
+    name, _, text = change.partition(_IS)
+    rules = {k: v for k, v in fields.rules(settings.Config).items() if k not in _COMMON}
+    if name not in rules:
+        nearest = difflib.get_close_matches(name, list(rules), n=1, cutoff=0)[0]
+        raise UsageError(
+            f"objectives: got the setting {fields.shown(name)}; expected one that runs to be "
+            f"compared may differ in, such as {nearest}{_IS}..."
+        )
+    return name, rules[name].parse(name, text.replace(_AND, ",") if rules[name].many else text)
 
 
 def time_steps(configs: dict[str, settings.Config], dataset: Dataset) -> dict[str, float]:

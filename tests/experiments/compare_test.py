@@ -80,6 +80,12 @@ def test_curves_are_those_of_the_runs(tmp_path, monkeypatch, capsys):
         ({"objectives": ("nosuch",)}, "objective: got 'nosuch'"),
         ({"objectives": ("kl@", "mmd")}, "features: got"),
         ({"objectives": ("kl@pixel",)}, "features: got 'pixel'.*Did you mean pixels"),
+        ({"objectives": ("kl:rigde=1",)}, "objectives: got the setting 'rigde'.*such as ridge="),
+        ({"objectives": ("kl:seed=1",)}, "objectives: got the setting 'seed'"),
+        ({"objectives": ("kl:",)}, "objectives: got the setting ''"),
+        ({"objectives": ("kl:ridge",)}, "ridge: got ''; expected a number"),
+        ({"objectives": ("kl:ridge=-1",)}, "ridge: got -1.0; expected a number"),
+        ({"objectives": ("kl", "kl:width=0")}, "width: got 0; expected an integer"),
         ({"seeds": (0, 0)}, "seeds: got"),
         ({"objectives": ("kl", "ratio_ulsif")}, "ridge: got 1.0 for kl and ratio_ulsif, to each"),
         ({"base": dataclasses.replace(BASE, batch_size=1)}, "batch_size: got 1"),
@@ -100,6 +106,29 @@ def test_an_objective_may_bring_its_features():
     }.items():
         found = compare._for_objective(base, name)
         assert (found.objective, found.features) == (name.partition("@")[0], features)
+
+
+def test_an_objective_may_bring_its_settings():
+    for name, change in {
+        "kl": {},
+        "kl:ridge=40": {"ridge": 40.0},
+        "kl:kernel_scales=0.1+1:normalize=true": {"kernel_scales": (0.1, 1.0), "normalize": True},
+        "kl@pixels+vicreg:b2=0.9": {"features": ("pixels", "vicreg"), "b2": 0.9},
+    }.items():
+        assert compare._for_objective(BASE, name) == dataclasses.replace(BASE, **change)
+
+
+@pytest.mark.thorough
+def test_settings_of_an_objective_are_those_of_its_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "time_steps", lambda configs, _: dict.fromkeys(configs, 1.0))
+    names = ("kl", "kl:ridge=1", "kl:ridge=40")
+    config = compare.Config(dataclasses.replace(BASE, objective="kl"), names, (3,))
+    curves = compare.run(config, workdir=str(tmp_path))
+    found = {name: one.metrics["test_mmd"] for name, one in curves.items()}
+    np.testing.assert_array_equal(found["kl"], found["kl:ridge=1"])  # BASE's own
+    assert abs(found["kl"] - found["kl:ridge=40"]).max() > 1e-6
+    stored = json.loads((tmp_path / "kl:ridge=40/seed3/config.json").read_text())
+    assert stored["ridge"] == 40
 
 
 @pytest.mark.thorough
