@@ -12,10 +12,8 @@ objective. Points are also judged by W1, by assignment.
 """
 
 import dataclasses
-import difflib
 import pathlib
 import sys
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +33,6 @@ from kernelgrad import train
 from kernelgrad.types import Array
 
 _W1_POINTS = 500  # of which the cheapest assignment takes a moment
-_ALL = "all"
-_AT, _AND, _WITH, _IS = "@", "+", ":", "="  # objective@features+features:setting=value
-_COMMON = ("objective", "dataset", "image_size", "num_steps", "eval_every", "seed")
 _SHOWN = 16  # samples of each objective
 
 
@@ -46,12 +41,7 @@ class Options(command.Place):
     """What to compare, and where."""
 
     preset: str | None = settings.preset()
-    objectives: tuple[str, ...] = fields.words(
-        ("kl", "mmd"),
-        f"Objectives to compare, those of experiments.train; {_ALL}: those whose extra is "
-        "installed; objective@features, joined by +, for one that sees other --features; "
-        "objective:setting=value for one with another setting, such as kl:ridge=40.",
-    )
+    objectives: tuple[str, ...] = settings.variants(("kl", "mmd"))
     seeds: tuple[int, ...] = fields.integers(
         (0, 1, 2), 0, fields.MAX_SEED, "Seeds of the runs of each objective."
     )
@@ -172,33 +162,10 @@ def _warn(*warnings: str) -> None:
 
 
 def _for_objective(base: settings.Config, compared: str) -> settings.Config:
-    """Returns the settings under another objective, --ridge only where that one has a ridge.
-
-    Raises:
-      UsageError: an unknown objective or setting, or a value that it may not have.
-    """
-    first, *changes = compared.split(_WITH)
-    name, at, features = first.partition(_AT)
-    settings.check_objective(name)
-    own: dict[str, Any] = {
-        "objective": name,
-        "ridge": base.ridge if "ridge" in OBJECTIVES[name].settings else None,
-        "features": tuple(features.split(_AND)) if at else base.features,
-    }
-    return dataclasses.replace(base, **own | dict(map(_setting, changes)))
-
-
-def _setting(change: str) -> tuple[str, Any]:
-    """Returns name and value of a setting that one of the objectives has for itself."""
-    name, _, text = change.partition(_IS)
-    rules = {k: v for k, v in fields.rules(settings.Config).items() if k not in _COMMON}
-    if name not in rules:
-        nearest = difflib.get_close_matches(name, list(rules), n=1, cutoff=0)[0]
-        raise UsageError(
-            f"objectives: got the setting {fields.shown(name)}; expected one that runs to be "
-            f"compared may differ in, such as {nearest}{_IS}..."
-        )
-    return name, rules[name].parse(name, text.replace(_AND, ",") if rules[name].many else text)
+    """Returns the settings of a variant, --ridge only where that one has a ridge."""
+    config = settings.variant(base, compared)
+    ridged = "ridge" in OBJECTIVES[config.objective].settings
+    return config if ridged else dataclasses.replace(config, ridge=None)
 
 
 def time_steps(configs: dict[str, settings.Config], dataset: Dataset) -> dict[str, float]:
@@ -291,8 +258,7 @@ def _start(given: command.Given) -> None:
             raise UsageError(f"{name}: got --{name}; expected --{name}s, a list to compare")
     options = fields.pick(Options, given)
     base = settings.configured(given, options.preset)
-    every = options.objectives == (_ALL,)
-    config = Config(base, objectives.installed() if every else options.objectives, options.seeds)
+    config = Config(base, options.objectives, options.seeds)
     run(config, workdir=options.workdir, data_dir=options.data_dir)
 
 

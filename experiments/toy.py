@@ -16,7 +16,8 @@ metrics.jsonl and checkpoints/. The GIF shows samples at fixed latents over the 
 them, the field that they follow: minus the objective's direction, on a lattice where a critic gives
 each point its own, else at samples. In the second form every run lives so in
 workdir/<objective>/seed<k>, and the work folder holds table.md, samples.png and comparison.png. The
-data are the same for all seeds. Both forms resume.
+data are the same for all seeds. Both forms resume. An objective of several may have settings of its
+own, as in mmd:learning_rate=0.003:kernel_scales=0.1+1.
 """
 
 import dataclasses
@@ -42,7 +43,7 @@ from experiments.run.loop import Schedule
 from experiments.run.signals import Signals, terminated
 from experiments.run.workdirs import Workdir
 from experiments.targets import densities
-from experiments.training import fit, models, objectives, settings
+from experiments.training import fit, models, settings
 from experiments.training.models import Model
 from experiments.training.objectives import OBJECTIVES
 from kernelgrad import critic, train
@@ -72,15 +73,10 @@ class Settings(settings.Config):
 
 @dataclasses.dataclass(frozen=True)
 class Options(command.Place):
-    """What to compare, and where."""
+    """What to compare, in place of --objective and --seed, and where."""
 
     preset: str | None = settings.preset(PRESET)
-    objectives: tuple[str, ...] = fields.choices(
-        (),
-        OBJECTIVES,
-        "Objectives to compare, in place of --objective; all: those whose extra is installed.",
-        every=objectives.installed,
-    )
+    objectives: tuple[str, ...] = settings.variants(())
     seeds: tuple[int, ...] = fields.integers(
         (), 0, fields.MAX_SEED, "Seeds to compare, in place of --seed."
     )
@@ -134,8 +130,8 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
     base = for_objective(config.base, config.base.objective)
     seeds = config.seeds or (base.seed,)
     names = config.objectives or (base.objective,)
-    configs = [for_objective(config.base, name) for name in names]
-    for one in configs:
+    configs = {name: for_objective(config.base, name) for name in names}
+    for one in configs.values():
         _validate(one)
     fields.validate(Options(workdir, objectives=config.objectives, seeds=config.seeds))
     compares = bool(config.objectives or config.seeds)
@@ -145,7 +141,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
     ):
         key, ruler_key = jax.random.split(jax.random.key(0))
         ruler = toys.make_ruler(ruler_key, densities.load(base.dataset, data_dir))
-        labs = {one.objective: make_lab(key, one, ruler) for one in configs}
+        labs = {name: make_lab(key, one, ruler) for name, one in configs.items()}
         trained = {}
         for name, lab in labs.items():
             if compares:
@@ -167,12 +163,12 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
     return rows
 
 
-def for_objective(config: settings.Config, objective: str) -> settings.Config:
-    """Returns the config with another objective, and what only that one needs where not given."""
-    given, defaults = dataclasses.asdict(config), dataclasses.asdict(settings.Config())
-    needs = OBJECTIVES[objective].needs
-    missing = {name: value for name, value in needs.items() if given[name] == defaults[name]}
-    return dataclasses.replace(config, objective=objective, **missing)
+def for_objective(base: settings.Config, compared: str) -> settings.Config:
+    """Returns the settings of a variant, and what only its objective needs where not given."""
+    config, usual = settings.variant(base, compared), settings.Config()
+    needs = OBJECTIVES[config.objective].needs
+    missing = {k: v for k, v in needs.items() if getattr(config, k) == getattr(usual, k)}
+    return dataclasses.replace(config, **missing)
 
 
 def make_lab(key: Key, config: settings.Config, ruler: Ruler) -> Lab:

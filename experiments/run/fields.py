@@ -48,7 +48,7 @@ class Rule:
       low: least value of a number.
       high: largest; inf takes inf.
       choices: the words it may be; empty: any.
-      every: () -> those that "all" stands for; None: all of them.
+      every: () -> those that "all" stands for; None: all of the choices.
       many: whether it is a list.
       flag: name of the flag, if it is not that of the field.
       variable: environment variable that stands in for the flag.
@@ -103,7 +103,7 @@ class Rule:
         if not self.many:
             return self.check(name, self.scalar(text))
         items = [self.scalar(item) for item in text.split(",") if text.strip()]
-        if items == ["all"] and self.choices:
+        if items == ["all"] and (self.choices or self.every):
             items = list(self.every() if self.every else self.choices)
         if not items:
             raise self._error(name, items)
@@ -255,9 +255,9 @@ def choices(
     return _field(default, str, text, choices=known, many=True, flag=flag, **options)
 
 
-def words(default: tuple[str, ...], text: str) -> Any:
-    """Declares distinct texts."""
-    return _field(default, str, text, many=True)
+def words(default: tuple[str, ...], text: str, **options: Any) -> Any:
+    """Declares distinct texts; the flag takes "all" too where `every` says what that is."""
+    return _field(default, str, text, many=True, **options)
 
 
 def seed(text: str = "Seed of everything random.") -> Any:

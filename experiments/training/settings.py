@@ -1,6 +1,7 @@
 """The settings of a training run: fields, flags, presets, and what goes together."""
 
 import dataclasses
+import difflib
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -31,6 +32,7 @@ _SPECIAL: dict[str, Any] = {"group": "What some objectives read.", "of": objecti
 _CRITIC: dict[str, Any] = {"group": "The critic, where there is one.", "of": objectives.reading}
 _CRITICS = [name for name, choice in OBJECTIVES.items() if choice.critic_steps]
 _MOST_PICTURES = 100_000
+_COMMON = ("objective", "dataset", "image_size", "num_steps", "eval_every", "seed")  # of variants
 
 
 def _scales(choice: Choice) -> str:
@@ -365,6 +367,49 @@ def preset(default: str | None = None) -> Any:
 def configured(given: Mapping[str, Any], name: str | None) -> Config:
     """Returns the defaults, overridden by a preset, overridden by the values that were given."""
     return fields.pick(Config, {**(PRESETS[name] if name else {}), **given})
+
+
+def variants(default: tuple[str, ...]) -> Any:
+    """Declares a list of objectives to compare, each a :func:`variant`."""
+    return fields.words(
+        default,
+        "Objectives to compare, those of --objective; all: those whose extra is installed. "
+        "objective@features, joined by +, is one that sees other --features; "
+        "objective:setting=value one with another setting, such as kl:ridge=40.",
+        every=objectives.installed,
+    )
+
+
+def variant(base: Config, text: str) -> Config:
+    """Returns the settings under another objective, which may bring features and settings.
+
+    Args:
+      base: the settings of all that are compared.
+      text: objective@features:setting=value:setting=value, but for what is left as it is; features
+        and the items of a list are joined by +.
+
+    Raises:
+      UsageError: an unknown objective or setting, or a value that it may not have.
+    """
+    first, *changes = text.split(":")
+    name, at, features = first.partition("@")
+    check_objective(name)
+    seen = tuple(features.split("+")) if at else base.features
+    own = {"objective": name, "features": seen} | dict(map(_setting, changes))
+    return dataclasses.replace(base, **own)
+
+
+def _setting(change: str) -> tuple[str, Any]:
+    """Returns name and value of a setting that one of several objectives has for itself."""
+    name, _, text = change.partition("=")
+    rules = {k: v for k, v in fields.rules(Config).items() if k not in _COMMON}
+    if name not in rules:
+        nearest = difflib.get_close_matches(name, list(rules), n=1, cutoff=0)[0]
+        raise UsageError(
+            f"objectives: got the setting {fields.shown(name)}; expected one that runs to be "
+            f"compared may differ in, such as {nearest}=..."
+        )
+    return name, rules[name].parse(name, text.replace("+", ",") if rules[name].many else text)
 
 
 def critic_steps(config: Config) -> int:

@@ -161,8 +161,8 @@ def test_comparison_starts_all_from_one_network_a_seed(tmp_path, small, monkeypa
     for name, centre in (("noisy_jsd", 0.0), ("mmd", 2.0)):
         monkeypatch.setitem(OBJECTIVES, name, pulled_to(centre))
     config = dataclasses.replace(TINY, num_steps=2, learning_rate=0.01)
-    compared = toy.Config(config, ("noisy_jsd", "mmd"), (0, 3))
-    assert list(toy.run(compared, workdir=str(tmp_path)))[:3] == ["start", "noisy_jsd", "mmd"]
+    compared = toy.Config(config, ("noisy_jsd", "mmd:learning_rate=0.01"), (0, 3))
+    assert list(toy.run(compared, workdir=str(tmp_path)))[:3] == ["start", *compared.objectives]
     for picture in ("samples.png", "comparison.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
     runs = [tmp_path / name / f"seed{k}" for name in compared.objectives for k in (0, 3)]
@@ -184,6 +184,9 @@ def test_only_two_objectives_need_settings_of_their_own():
     asked = dataclasses.replace(TINY, noise_variance=0.5, penalty_weight=2.0)
     for name in OBJECTIVES:
         assert toy.for_objective(asked, name) == dataclasses.replace(asked, objective=name)
+    variant = toy.for_objective(TINY, "wgan_gp:penalty_weight=2:learning_rate=0.1")
+    changed = {"objective": "wgan_gp", "penalty_weight": 2.0, "learning_rate": 0.1}
+    assert variant == dataclasses.replace(TINY, **changed)
 
 
 @pytest.mark.thorough
@@ -260,6 +263,6 @@ def test_bad_input_is_one_line(tmp_path):
         capture_output=True, text=True, check=False, env=os.environ,
     )  # fmt: skip
     assert process.returncode == 2
-    assert "objectives: got 'gan_k'; expected distinct ones of kl, mmd," in process.stderr
+    assert "objective: got 'gan_k'; expected one of kl, mmd," in process.stderr
     assert "Did you mean gan_kl?" in process.stderr
     assert process.stderr.count("\n") == 1
