@@ -23,6 +23,11 @@ _MNIST = ("mnist",)
 _SCORES = {"classifier_frechet": lower, "classifier_kid": lower, "inception_score": higher}
 _SMALL = "--dataset=digits --num_steps=4 --eval_every=4 --width=4 --batch_size=20"
 _DRAWN = "--num_samples=20"
+_SAMPLERS = {
+    "rejection": "--num_samples=500",
+    "resampling": "--num_samples=500",
+    "hmc": "--num_samples=500 --steps=20",
+}
 
 
 def _named(name: str, seed: int) -> str:
@@ -66,9 +71,11 @@ def _of_seed(seed: int) -> list[Run]:
         _samples("kale", "hmc", "--steps=40 --num_samples=1000", seed, f"{_DRAWN} --steps=4"),
         _model("kale_short", f"--objective=kale --penalty_weight=0.3 {short}", seed, 3),
         _model("gan_short", f"--objective=gan_non_saturating {short}", seed, 2),
-        _samples("kale_short", "rejection", "--num_samples=500", seed, _DRAWN),
-        _samples("gan_short", "rejection", "--num_samples=500", seed, _DRAWN),
-        _samples("gan_short", "hmc", "--num_samples=500 --steps=20", seed),
+        *(
+            _samples(name, sampler, flags, seed, _DRAWN if sampler == "rejection" else None)
+            for name in ("kale_short", "gan_short")
+            for sampler, flags in _SAMPLERS.items()
+        ),
     ]
 
 
@@ -91,7 +98,6 @@ def _plane(dataset: str, name: str) -> list[Run]:
 
 RUNS = (
     *(run for seed in (0, 1, 2) for run in _of_seed(seed)),
-    _samples("kale_short", "hmc", "--num_samples=500 --steps=20", 0),
     *_plane("eight_gaussians", "kale_plane"),
     *_plane("swiss_roll", "kale_roll"),
     Run(
