@@ -178,6 +178,7 @@ SEVERAL = {"kernels": lambda e: [e.kernel, e.gaussian], "smooth": False}
 row(mmd.aggregated_test, num_permutations=19, **SEVERAL)
 row(mmd.incomplete_test, least=3, num_diagonals=1, num_permutations=19, **SEVERAL)
 row(mmd.fused_test, num_permutations=19, least=2, **SEVERAL)
+row(mmd.kernel_thinning, num_points=2, oversampling=1, smooth=False, least=2)
 row(kernel_learning.halves, 1, least=4)
 LEARNER = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))
 LEARNING = {"optimizer": lambda e: LEARNER, "num_steps": 2, "smooth": False}
