@@ -1,4 +1,4 @@
-"""Error against time of sums over 100 000 points: waves, landmarks, slices and subsamples.
+"""Error against time of sums over 100 000 points: features, coresets, subsamples and slices.
 
     python -m benchmarks.past_the_square --workdir=runs/past_the_square
 
@@ -6,8 +6,8 @@ The quantity is the gradient of MMD^2 between two Gaussians 0.3 apart in each co
 imq_mixture with a lengthscale of sqrt(2 d); the error is relative to the exact gradient, in root
 mean square over 256 rows. Slices give that of the energy distance, and are compared with its own
 exact rows. Times are of one run of the compiled program in seconds of the processor, of all cores
-together, as a loaded machine has no other; landmarks are chosen, and waves drawn, within. The exact
-time is that of 1024 rows times n / 1024.
+together, as a loaded machine has no other; landmarks are chosen, waves drawn and both samples
+thinned within. The exact time is that of 1024 rows times n / 1024.
 """
 
 import argparse
@@ -71,6 +71,16 @@ def measure(n: int, d: int) -> list[dict[str, Any]]:
 
         return gradient
 
+    def coreset(size: int) -> Callable[[Array, Array], Array]:
+        def few(points: Array) -> Array:
+            return points[mmd.kernel_thinning(_KEY, points, kernel, num_points=size)]
+
+        def gradient(x: Array, y: Array) -> Array:
+            few_x, few_y = jax.lax.map(few, jnp.stack([x, y]))
+            return 2 / n * mmd.witness_gradient(x, few_x, few_y, kernel)
+
+        return gradient
+
     def subsample(size: int) -> Callable[[Array, Array], Array]:
         return lambda x, y: 2 / n * mmd.witness_gradient(x, x[-size:], y[-size:], kernel)
 
@@ -83,6 +93,7 @@ def measure(n: int, d: int) -> list[dict[str, Any]]:
     for name, make, sizes, kind in (
         ("waves", waves, (128, 1024), "mmd"),
         ("landmarks", landmarks, (32, 128, 512), "mmd"),
+        ("coreset", coreset, (97, 390, 781), "mmd"),
         ("subsample", subsample, (128, 512, 4096), "mmd"),
         ("slices", slices, (8, 64), "energy"),
     ):
@@ -115,7 +126,7 @@ def draw(results: list[dict[str, Any]], path: pathlib.Path) -> None:
     figure, axes = plt.subplots(1, len(DIMENSIONS), figsize=(11, 3.6), sharey=True)
     for axis, d in zip(axes, DIMENSIONS, strict=True):
         here = [entry for entry in results if entry["d"] == d]
-        for name in ("waves", "landmarks", "subsample", "slices"):
+        for name in ("waves", "landmarks", "coreset", "subsample", "slices"):
             mine = [entry for entry in here if entry["method"] == name]
             axis.plot(
                 [entry["seconds"] for entry in mine],

@@ -13,7 +13,7 @@ those above it::
 
     score             the score of a density from samples, by Stein's identity
     score_peers       the same by other means: spectral, nu-method, kernel density
-    mmd               maximum mean discrepancy and its two-sample test
+    mmd               maximum mean discrepancy, its two-sample test, coresets
     ksd               kernelized Stein discrepancy, its test of fit, thinning
     fssd              finite-set Stein discrepancy: a test of fit in linear time
     svgd              Stein variational gradient descent

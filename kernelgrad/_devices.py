@@ -47,6 +47,26 @@ def share(everything: Array, axis_name: str | None) -> Array:
     return lax.dynamic_slice_in_dim(everything, lax.axis_index(axis_name) * size, size)
 
 
+def taken(rows: Array, indices: Array, axis_name: str | None) -> Array:
+    """Returns rows of the union over devices, on all of them, without a gradient.
+
+    Args:
+      rows: this device's share; shape (n, ...).
+      indices: into the union, the same on all devices; shape (q,).
+      axis_name: of the devices; None: there is one.
+
+    Returns:
+      Rows, shape (q, ...).
+    """
+    rows = lax.stop_gradient(rows)
+    if axis_name is None:
+        return rows[indices]
+    own = indices - lax.axis_index(axis_name) * rows.shape[0]
+    here = (own >= 0) & (own < rows.shape[0])
+    found = rows[jnp.where(here, own, 0)]
+    return lax.psum(jnp.where(here.reshape(-1, *[1] * (rows.ndim - 1)), found, 0), axis_name)
+
+
 def mean(tree: PyTree, axis_name: str | None) -> PyTree:
     """Returns the mean over devices of what each of them has, for each of them to go on with.
 

@@ -23,6 +23,7 @@ from jax import lax
 
 from kernelgrad import (
     _checks,
+    _devices,
     _distances,
     _equality,
     _numeric,
@@ -179,7 +180,14 @@ class LandmarkMap:
         return x, _numeric.like(self.landmarks, x), _numeric.like(self.whitening, x)
 
 
-def fourier_map(key: Key, kernel: RadialMixture, x: Array, *, num_features: int) -> FourierMap:
+def fourier_map(
+    key: Key,
+    kernel: RadialMixture,
+    x: Array,
+    *,
+    num_features: int,
+    axis_name: str | None = None,
+) -> FourierMap:
     r"""Returns random Fourier features of a kernel, with frequencies in orthogonal blocks.
 
     .. math:: k(x, y) = \sum_c w_c E \cos(\omega^\top (x - y)), \quad
@@ -196,6 +204,8 @@ def fourier_map(key: Key, kernel: RadialMixture, x: Array, *, num_features: int)
       kernel: k; its lengthscales are in units of x.
       x: points among which k is wanted; shape (n, d), floating. A middle of them is the center.
       num_features: rank r, even, at least 2 for each component of the mixture; static.
+      axis_name: if set, x is the union over all devices, and the map the same on all; its center is
+        that of the first device's points.
 
     Returns:
       The map. Gradients run to the kernel's lengthscales and weights, none to x.
@@ -231,11 +241,13 @@ def fourier_map(key: Key, kernel: RadialMixture, x: Array, *, num_features: int)
     scales = jnp.sqrt(_numeric.like(law(kernel, scale_key, size), x))
     scales /= _numeric.like(kernel.lengthscales, x)[component]
     frequencies = scales[:, None] * _orthogonal_normals(normal_key, size, dimension, x.dtype)
-    center = _distances.middle(x)[0]
+    center = _devices.agreed(_distances.middle(x, axis_name)[0], axis_name)
     return FourierMap(kernel, center, frequencies, _numeric.root((weights / share)[component]))
 
 
-def landmark_map(key: Key, kernel: Kernel, x: Array, *, num_landmarks: int) -> LandmarkMap:
+def landmark_map(
+    key: Key, kernel: Kernel, x: Array, *, num_landmarks: int, axis_name: str | None = None
+) -> LandmarkMap:
     r"""Returns the Nystrom map of landmarks chosen by randomly pivoted Cholesky.
 
     .. math:: z(x)^\top z(y) = k(x, Z)\, (k(Z, Z) + \delta I)^{-1} k(Z, y)
@@ -251,6 +263,8 @@ def landmark_map(key: Key, kernel: Kernel, x: Array, *, num_landmarks: int) -> L
       x: points of which landmarks are drawn, the samples or, where they are many, some 20 r of
         them; shape (n, d), floating.
       num_landmarks: rank r, 1 to n; static.
+      axis_name: if set, x is the union over all devices, which is gathered, and the map the same on
+        all.
 
     Returns:
       The map. Gradients run to the kernel, none to x.
@@ -271,7 +285,7 @@ def landmark_map(key: Key, kernel: Kernel, x: Array, *, num_landmarks: int) -> L
       Chen, Epperly, Tropp & Webber 2023 (randomly pivoted Cholesky); Epperly, Tropp & Webber 2024
       (embrace rejection).
     """
-    x = lax.stop_gradient(_points(x))
+    x = _devices.gather(lax.stop_gradient(_points(x)), axis_name)
     _traits.check_positive(kernel)
     _checks.at_least("num_landmarks", num_landmarks, 1)
     if num_landmarks > x.shape[0]:
@@ -279,6 +293,7 @@ def landmark_map(key: Key, kernel: Kernel, x: Array, *, num_landmarks: int) -> L
             f"num_landmarks: got {num_landmarks}; expected at most {x.shape[0]}, the points in x"
         )
     landmarks = x[_pivots.random_pivots(key, lax.stop_gradient(kernel), x, num_landmarks)]
+    landmarks = _devices.agreed(landmarks, axis_name)
     gram = kernels.gram(kernel, landmarks)
     identity = jnp.eye(num_landmarks, dtype=gram.dtype)
     shift = (num_landmarks + 16) * jnp.finfo(gram.dtype).eps * jnp.diagonal(gram)

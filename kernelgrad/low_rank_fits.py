@@ -11,7 +11,7 @@ It is near where landmarks leave eigenvalues far below eta; under random waves i
 import jax.numpy as jnp
 from jax import lax
 
-from kernelgrad import _checks, _numeric, _probes, _solve, feature_maps, pairwise
+from kernelgrad import _checks, _devices, _numeric, _probes, _solve, feature_maps, pairwise
 from kernelgrad._probes import Approximation
 from kernelgrad.feature_maps import FeatureMap, LandmarkMap
 from kernelgrad.ratio import LinearRatio
@@ -27,6 +27,7 @@ def stein_score(
     *,
     ridge: float | Array,
     num_probes: int = _NUM_PROBES,
+    axis_name: str | None = None,
 ) -> Approximation:
     r"""Returns the Stein estimate of the samples' own score, at each sample.
 
@@ -40,6 +41,7 @@ def stein_score(
       feature_map: z.
       ridge: eta > 0, in units of k; see :func:`kernelgrad.score.default_ridge`.
       num_probes: samples of which exact rows of the system are taken, at least 2; static.
+      axis_name: if set, samples are the union over all devices.
 
     Returns:
       Scores G, shape (n, d), at least float32, in 1/units of samples; all NaN where the
@@ -63,8 +65,10 @@ def stein_score(
       Li 2017 (approximate KL gradients), eq. (2), with features.
     """
     samples, eta = _prepare(samples, ridge)
-    value = feature_map.expand(samples, _score_coefficients(feature_map, samples, eta))
-    return Approximation(value, *_score_error(key, feature_map, samples, value, eta, num_probes))
+    coefficients = _score_coefficients(feature_map, samples, eta, axis_name)
+    value = feature_map.expand(samples, coefficients)
+    error = _score_error(key, feature_map, samples, value, eta, num_probes, axis_name)
+    return Approximation(value, *error)
 
 
 def rkhs_score_at(
@@ -75,6 +79,7 @@ def rkhs_score_at(
     *,
     ridge: float | Array,
     num_probes: int = _NUM_PROBES,
+    axis_name: str | None = None,
 ) -> Approximation:
     r"""Returns the Tikhonov extension of the Stein estimate, at any point.
 
@@ -90,6 +95,7 @@ def rkhs_score_at(
       feature_map: z.
       ridge: eta > 0, in units of k; n times the Tikhonov parameter lambda.
       num_probes: samples of which exact rows of the system are taken, at least 2; static.
+      axis_name: if set, samples are the union over all devices; queries stay apart.
 
     Returns:
       Scores, shape (q, d), at least float32, in 1/units of samples. The error is that of
@@ -113,10 +119,11 @@ def rkhs_score_at(
     """
     queries, samples = _checks.points(queries=queries, samples=samples)
     samples, eta = _prepare(samples, ridge)
-    coefficients = _score_coefficients(feature_map, samples, eta)
+    coefficients = _score_coefficients(feature_map, samples, eta, axis_name)
     value = feature_map.expand(_numeric.like(queries, samples), coefficients)
     own = feature_map.expand(samples, coefficients)
-    return Approximation(value, *_score_error(key, feature_map, samples, own, eta, num_probes))
+    error = _score_error(key, feature_map, samples, own, eta, num_probes, axis_name)
+    return Approximation(value, *error)
 
 
 def ulsif(
@@ -127,6 +134,7 @@ def ulsif(
     *,
     ridge: float | Array,
     num_probes: int = _NUM_PROBES,
+    axis_name: str | None = None,
 ) -> Approximation:
     r"""Returns the kernel least-squares fit (KuLSIF) of p / q.
 
@@ -143,6 +151,7 @@ def ulsif(
       feature_map: z, with landmarks.
       ridge: lambda > 0, in units of k.
       num_probes: samples of q of which exact rows of the system are taken, at least 2; static.
+      axis_name: if set, both samples are the union over all devices.
 
     Returns:
       The model, a :class:`kernelgrad.ratio.LinearRatio` for the functions of that module, of
@@ -175,21 +184,23 @@ def ulsif(
         )
     q, eta = _prepare(q, ridge)
     p = _numeric.like(p, q)
-    moment = feature_maps.second_moment(feature_map, q) / q.shape[0]
-    mean = feature_map.moments(p, _shares(p))
+    moment = _devices.mean(feature_maps.second_moment(feature_map, q) / q.shape[0], axis_name)
+    mean = _devices.mean(feature_map.moments(p, _shares(p)), axis_name)
     coefficients = _solve.dense(moment, eta)(mean)
     weights = _numeric.dot(_numeric.like(feature_map.whitening, q), coefficients)[:, 0]
-    floor = _numeric.like(p.shape[0] ** -0.5, q)
+    devices = _devices.num_devices(axis_name)
+    floor = _numeric.like((p.shape[0] * devices) ** -0.5, q)
     landmarks = _numeric.like(feature_map.landmarks, q)
     model = LinearRatio(feature_map.kernel, landmarks, weights, floor)
 
     kernel, p, q, weights, eta = lax.stop_gradient((model.kernel, p, q, weights, eta))
     values = pairwise.kernel_sum(kernel, q, lax.stop_gradient(landmarks), weights[:, None])
-    chosen = _probes.draw(key, q.shape[0], num_probes)
-    scaled = eta * values[chosen]
-    left = pairwise.kernel_sum(kernel, q[chosen], q, values / q.shape[0])
-    right = pairwise.kernel_sum(kernel, q[chosen], p, _shares(p))
-    return Approximation(model, *_probes.relative(left + scaled - right, scaled))
+    chosen = _probes.draw(key, q.shape[0] * devices, num_probes)
+    probes, scaled = (_devices.taken(rows, chosen, axis_name) for rows in (q, eta * values))
+    left = pairwise.kernel_sum(kernel, probes, q, values / q.shape[0])
+    left -= pairwise.kernel_sum(kernel, probes, p, _shares(p))
+    residual = _devices.mean(left, axis_name) + scaled
+    return Approximation(model, *_probes.relative(residual, scaled))
 
 
 def _prepare(samples: Array, ridge: float | Array) -> tuple[Array, Array]:
@@ -204,10 +215,12 @@ def _shares(points: Array) -> Array:
     return jnp.full((points.shape[0], 1), 1 / points.shape[0], points.dtype)
 
 
-def _score_coefficients(feature_map: FeatureMap, samples: Array, eta: Array) -> Array:
-    moment = feature_maps.second_moment(feature_map, samples)
+def _score_coefficients(
+    feature_map: FeatureMap, samples: Array, eta: Array, axis_name: str | None
+) -> Array:
+    moment = _devices.total(feature_maps.second_moment(feature_map, samples), axis_name)
     slopes = feature_map.moments(samples, None, jnp.ones_like(samples[:, 0]))
-    return -_solve.dense(moment, eta)(slopes)
+    return -_solve.dense(moment, eta)(_devices.total(slopes, axis_name))
 
 
 def _score_error(
@@ -217,9 +230,10 @@ def _score_error(
     score: Array,
     eta: Array,
     num_probes: int,
+    axis_name: str | None,
 ) -> tuple[Array, Array]:
     kernel, samples, score, eta = lax.stop_gradient((feature_map.kernel, samples, score, eta))
-    chosen = _probes.draw(key, samples.shape[0], num_probes)
-    scaled = eta * score[chosen]
-    witness = pairwise.stein_sum(kernel, samples[chosen], samples, score)
+    chosen = _probes.draw(key, samples.shape[0] * _devices.num_devices(axis_name), num_probes)
+    probes, scaled = (_devices.taken(rows, chosen, axis_name) for rows in (samples, eta * score))
+    witness = _devices.total(pairwise.stein_sum(kernel, probes, samples, score), axis_name)
     return _probes.relative(witness + scaled, scaled)

@@ -1,4 +1,4 @@
-r"""Maximum mean discrepancy: estimates of MMD^2, its gradient in the samples, two-sample tests.
+r"""Maximum mean discrepancy: MMD^2, its gradient in the samples, two-sample tests, coresets.
 
 .. math:: \mathrm{MMD}^2(P, Q) = E\,k(x, x') + E\,k(y, y') - 2 E\,k(x, y)
 """
@@ -19,6 +19,7 @@ from kernelgrad import (
     _weights,
     pairwise,
 )
+from kernelgrad._thinning import kernel_thinning as kernel_thinning
 from kernelgrad._two_sample import aggregated_test as aggregated_test
 from kernelgrad._two_sample import fused_test as fused_test
 from kernelgrad._two_sample import incomplete_test as incomplete_test

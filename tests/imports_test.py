@@ -25,7 +25,7 @@ ROWS = [
     {"median", "_gram", "_composed", "_stein"},
     {"_solve", "_markov", "_resampling", "_players"},
     {"kernels", "_convex", "_probes", "_incomplete"},
-    {"_ratio_models", "_two_sample", "_pivots"},
+    {"_ratio_models", "_two_sample", "_pivots", "_thinning"},
     {"_ratio_fits"},
     {"selection"},
     {

@@ -9,7 +9,7 @@ import pytest
 import scipy.linalg
 from scipy.spatial.distance import cdist
 
-from kernelgrad import metrics
+from kernelgrad import _tiles, metrics
 
 inception_score = jax.jit(metrics.inception_score)
 label_entropy = jax.jit(metrics.label_entropy, static_argnums=1)
@@ -260,9 +260,18 @@ def test_kid_is_unbiased(key):
     assert abs(z) < 5
 
 
-def test_kid_gradient_equals_differences_of_the_oracle(rng):
+def tile_by_tile(monkeypatch, size):
+    monkeypatch.setattr(_tiles, "DENSE_PAIRS", 0)
+    monkeypatch.setattr(_tiles, "TILE_ROWS", size)
+    monkeypatch.setattr(_tiles, "TILE_COLS", size)
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_kid_gradient_equals_differences_of_the_oracle(rng, monkeypatch, tiled):
+    if tiled:
+        tile_by_tile(monkeypatch, 3)
     x, y = normal(rng, 5, 2), normal(rng, 4, 2)
-    slope = jax.jit(jax.grad(kernel_inception_distance))(x, y)
+    slope = jax.jit(jax.grad(lambda x, y: metrics.kernel_inception_distance(x, y)))(x, y)
     expected = central_differences(lambda x: oracles.kernel_inception_distance(x, y), x)
     np.testing.assert_allclose(slope, expected, atol=1e-4 * np.abs(expected).max())
 
@@ -450,6 +459,7 @@ def test_block_size_changes_nothing(rng, monkeypatch, name, block_rows):
     fn, args = CASES[name](rng)
     expected = jax.jit(fn)(*args)
     monkeypatch.setattr(metrics, "_BLOCK_ROWS", block_rows)
+    tile_by_tile(monkeypatch, block_rows)
     assert_close(jax.jit(lambda *args: fn(*args))(*args), expected)
 
 

@@ -178,6 +178,7 @@ SEVERAL = {"kernels": lambda e: [e.kernel, e.gaussian], "smooth": False}
 row(mmd.aggregated_test, num_permutations=19, **SEVERAL)
 row(mmd.incomplete_test, least=3, num_diagonals=1, num_permutations=19, **SEVERAL)
 row(mmd.fused_test, num_permutations=19, least=2, **SEVERAL)
+row(mmd.kernel_thinning, num_points=2, oversampling=1, smooth=False, least=2)
 row(kernel_learning.halves, 1, least=4)
 LEARNER = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))
 LEARNING = {"optimizer": lambda e: LEARNER, "num_steps": 2, "smooth": False}
@@ -311,18 +312,19 @@ row(kmm.kernel_mean_matching, max_weight=5.0, tolerance=0.1, num_steps=20, smoot
 
 
 def _waves(e, x):
-    return feature_maps.fourier_map(e.key, e.kernel, x, num_features=8)
+    return feature_maps.fourier_map(e.key, e.kernel, x, num_features=8, axis_name=e.axis_name)
 
 
 def _landmarks(e, x):
-    return feature_maps.landmark_map(e.key, e.kernel, x, num_landmarks=2)
+    return feature_maps.landmark_map(e.key, e.kernel, x, num_landmarks=2, axis_name=e.axis_name)
 
 
 def _by_map(function, make, **numbers):
     """A function of a map, which is made of its points."""
 
     def call(e, first, *others):
-        return function(e.key, first, *others, make(e, first), num_probes=4, **given(e, numbers))
+        options = {"num_probes": 4, "axis_name": e.axis_name, **given(e, numbers)}
+        return tuple(function(e.key, first, *others, make(e, first), **options))
 
     return call
 
@@ -334,54 +336,83 @@ _ksd_v = _by_map(low_rank.ksd_v_statistic, _waves)
 _ksd_u = _by_map(low_rank.ksd_u_statistic, _landmarks)
 _direction = _by_map(low_rank.svgd_direction, _waves)
 _stein_score = _by_map(low_rank_fits.stein_score, _landmarks, ridge=0.5)
-row(low_rank.mmd_v_statistic, 0, lambda e, x, y: _mmd_v(e, x, y))
-row(low_rank.mmd_u_statistic, 0, lambda e, x, y: _mmd_u(e, x, y), least=2)
-row(low_rank.mmd_gradient, (-1, 0, 0), lambda e, x, y: _mmd_gradient(e, x, y))
-row(low_rank.ksd_v_statistic, -2, lambda e, particles, score: _ksd_v(e, particles, score))
-row(low_rank.ksd_u_statistic, -2, lambda e, particles, score: _ksd_u(e, particles, score), least=2)
+ROWS = ("rows", "same", "same")
+row(low_rank.mmd_v_statistic, 0, lambda e, x, y: _mmd_v(e, x, y), spread="same")
+row(low_rank.mmd_u_statistic, 0, lambda e, x, y: _mmd_u(e, x, y), least=2, spread="same")
+row(low_rank.mmd_gradient, (-1, 0, 0), lambda e, x, y: _mmd_gradient(e, x, y), spread=ROWS)
+row(
+    low_rank.ksd_v_statistic,
+    -2,
+    lambda e, particles, score: _ksd_v(e, particles, score),
+    spread="same",
+)
+row(
+    low_rank.ksd_u_statistic,
+    -2,
+    lambda e, particles, score: _ksd_u(e, particles, score),
+    least=2,
+    spread="same",
+)
 row(
     low_rank.svgd_direction,
     (-1, 0, 0),
     lambda e, particles, score: _direction(e, particles, score),
+    spread=ROWS,
 )
 row(
     low_rank.kernel_sum,
     0,
-    lambda e, x, y, weights: low_rank.kernel_sum(e.key, _waves(e, x), x, y, weights, num_probes=4),
+    lambda e, x, y, weights: tuple(
+        low_rank.kernel_sum(e.key, _waves(e, x), x, y, weights, num_probes=4, axis_name=e.axis_name)
+    ),
+    spread=ROWS,
 )
 row(
     low_rank.gradient_sum,
     (-1, 0, 0),
-    lambda e, x, y, gradient_weights: low_rank.gradient_sum(
-        e.key, _waves(e, x), x, y, gradient_weights, num_probes=4
+    lambda e, x, y, gradient_weights: tuple(
+        low_rank.gradient_sum(
+            e.key, _waves(e, x), x, y, gradient_weights, num_probes=4, axis_name=e.axis_name
+        )
     ),
+    spread=ROWS,
 )
 row(
     low_rank_fits.stein_score,
     (-1, 0, 0),
     lambda e, samples: _stein_score(e, samples),
+    spread=ROWS,
     least=2,
 )
 row(
     low_rank_fits.rkhs_score_at,
     (-1, 0, 0),
-    lambda e, queries, samples: low_rank_fits.rkhs_score_at(
-        e.key, queries, samples, _landmarks(e, samples), ridge=e.number(0.5), num_probes=4
+    lambda e, queries, samples: tuple(
+        low_rank_fits.rkhs_score_at(
+            e.key,
+            queries,
+            samples,
+            _landmarks(e, samples),
+            ridge=e.number(0.5),
+            num_probes=4,
+            axis_name=e.axis_name,
+        )
     ),
+    spread=ROWS,
     least=2,
 )
 
 
 def _landmark_ratio(e, p, q):
     model, *error = low_rank_fits.ulsif(
-        e.key, p, q, _landmarks(e, p), ridge=e.number(0.5), num_probes=4
+        e.key, p, q, _landmarks(e, p), ridge=e.number(0.5), num_probes=4, axis_name=e.axis_name
     )
     return ratio.density_ratio(model, p), *error
 
 
-row(low_rank_fits.ulsif, 0, _landmark_ratio, least=2)
+row(low_rank_fits.ulsif, 0, _landmark_ratio, spread=ROWS, least=2)
 row(feature_maps.fourier_map, 0, lambda e, x: _waves(e, x).features(x))
-row(feature_maps.landmark_map, 0, lambda e, x: _landmarks(e, x).features(x), least=2)
+row(feature_maps.landmark_map, 0, lambda e, x: _landmarks(e, x).features(x), spread="rows", least=2)
 row(feature_maps.second_moment, 0, lambda e, x: feature_maps.second_moment(_waves(e, x), x))
 row(  # of waves it is one number
     feature_maps.squared_norms,
