@@ -243,7 +243,7 @@ def _accuracy(
         seed=seed,
         description=description,
     )
-    accuracy = float(np.mean(classify(dataset.test) == dataset.test_labels))
+    accuracy = float(np.mean(classify(dataset.test[:]) == dataset.test_labels))
     record = {"accuracy": accuracy, "set": name, "source": examples.source, "seed": seed}
     folder.write_bytes(file, f"{json.dumps(record)}\n".encode())
     return accuracy

@@ -129,7 +129,7 @@ def _judges(dataset: Dataset) -> tuple[list[fit.ScoreFn], dict[str, float]]:
     classifier = classifiers.train_or_load(dataset, places.cache())
     inception = image_metrics.inception(classifier)
     frechet = image_metrics.frechet(dataset, classifier)
-    test = image_metrics.as_images(dataset.test)
+    test = image_metrics.as_images(dataset.test[:])
     known = image_metrics.as_images(dataset.train[: fit.EVALUATED_SAMPLES])
     neighbours = image_metrics.neighbours(dataset)(test[: fit.EVALUATED_SAMPLES])
     return [inception, frechet], {**inception(test), **frechet(known), **neighbours}

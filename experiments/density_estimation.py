@@ -124,11 +124,11 @@ def load_splits(name: str, seeds: Sequence[int], data_dir: str | None) -> list[S
     loaded = []
     for seed in seeds:
         dataset = catalog.load(name, data_dir, seed=seed)
-        train, valid = dataset.train, dataset.valid
+        train, valid = dataset.train[:], dataset.valid
         if valid is None:
             order = np.random.default_rng(seed).permutation(len(train))
             valid, train = np.split(train[order], [len(train) // 10])
-        loaded.append((train, valid, dataset.test))
+        loaded.append((train, valid, dataset.test[:]))
     columns = gaussian_base.distinct_columns([train for train, _, _ in loaded])
     return [
         gaussian_base.whitened_split(*(rows[:, columns] for rows in of_seed)) for of_seed in loaded

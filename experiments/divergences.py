@@ -148,7 +148,7 @@ def tell(config: Config, key: Key, name: str, folder: Workdir) -> Told:
 
 def particles(config: Config, key: Key) -> tuple[Array, Array, Array]:
     """Returns particles in the unit square before and after they descend KL, and the data."""
-    points = toys.load(config.target, config.seed).train
+    points = toys.load(config.target, config.seed).train[:]
     low, high = points.min(axis=0), points.max(axis=0)
     data = jnp.asarray((points[: config.num_points] - low) / (high - low).max())
     before = jax.random.uniform(key, data.shape)

@@ -220,7 +220,7 @@ def diagnose(
         with Workdir(place, config) as own, Signals() as signals:
             titled = trial._replace(name=f"epoch {epoch}, {trial.name}")
             records[trial.name], states[trial.name] = discriminators.train_discriminator(
-                lab, titled, frozen, (dataset.train, dataset.test), trial_key, own, signals
+                lab, titled, frozen, (dataset.train[:], dataset.test[:]), trial_key, own, signals
             )
     tails = _tails(config, lab, dataset, frozen, states["no noise"], tail_key)
     real = _flat(dataset.train[:_CLOUD])

@@ -332,7 +332,7 @@ def _write(folder: Workdir, run: Trained, results: dict[str, Any], found: Found)
 def _picture(run: Trained, sets: dict[str, np.ndarray]) -> bytes:
     """Draws sets of samples side by side; the same chains at the same places."""
     if run.dataset.sample_shape == (1,):
-        return clouds.on_a_line(sets, run.dataset.test)
+        return clouds.on_a_line(sets, run.dataset.test[:])
     if not run.dataset.is_image:
         return clouds.sample_panels(sets, _backdrop(run))
     if len(sets) == 1:
@@ -347,7 +347,7 @@ def _picture(run: Trained, sets: dict[str, np.ndarray]) -> bytes:
 
 def _backdrop(run: Trained) -> Backdrop:
     """Returns the plane of the first two coordinates: data, and the energy's contours in 2-D."""
-    data = run.dataset.test
+    data = run.dataset.test[:]
     bounds, labels = clouds.bounds(data), ("$x_1$", "$x_2$")
     _, energy = latent_model.generator_and_energy(run, run.state)
     if energy is None or run.config.conditional or run.dataset.sample_shape != (2,):

@@ -134,9 +134,9 @@ def beginning(monkeypatch, tmp_path):
     def begin(*_, **__):
         raise Begun
 
-    def load(
-        name, data_dir=None, *, seed=0, image_size=None, check=lambda _: None, whole=catalog.load
-    ):
+    whole = catalog.load
+
+    def load(name, data_dir=None, *, seed=0, image_size=None, check=lambda _: None, **_):
         dataset = stand_in(name, data_dir, seed, image_size, whole)
         check(dataset)
         return dataset

@@ -7,6 +7,7 @@ written below the cache folder, :func:`experiments.run.places.cache`. `data_dir`
 
 import difflib
 import functools
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from experiments.data import cifar10, hugging_face, image_sets, own, toys, uci
-from experiments.data.dataset import Dataset
+from experiments.data.dataset import Dataset, Examples
 from experiments.data.image_sets import Check, ImageSet, Split
+from experiments.data.rows import Rows
 from experiments.run import cluster, fields, memory, places
 from experiments.run.errors import DataError, line, short
 
@@ -35,6 +37,7 @@ def load(
     *,
     seed: int = 0,
     image_size: int | None = None,
+    most_bytes: float = math.inf,
     check: Callable[[Dataset], None] = lambda _: None,
 ) -> Dataset:
     """Returns the data set `name`.
@@ -63,14 +66,16 @@ def load(
       seed: draws the 2-D points, the split of a table, and the tenth, but at least two, that is
         held out of a set without test split. The splits of digits, mnist and cifar10_jpeg are
         fixed. Decoded examples that stand class by class come in a mixed, fixed order.
-      image_size: side to which the images of a user's folder are cropped and resized; None: they
-        have one size.
+      image_size: side to which the images of a user's folder or of a prepared set are cropped and
+        resized; None: they have one size.
+      most_bytes: of images in memory; a larger set that had to be decoded stays in the cache, from
+        where its images are read as they are asked for.
       check: raises for a set that is not wanted. Where images have to be decoded it gets, before
         that, a set of the same form: all zeros, which take no memory.
 
     Raises:
       DataError: unknown name, the files are missing, damaged or not what they should be, or an
-        image_size for a set that is no folder of images.
+        image_size for a set whose images are not resized.
     """
     if seed < 0:
         raise DataError(f"seed: got {seed}; expected an integer >= 0")
@@ -88,17 +93,18 @@ def load(
         if name in uci.TABLES:
             dataset = uci.load(name, _find(name, root, "uci", uci.TABLES[name].file), seed)
         else:
-            dataset = _decoded(*_reader(name, root, image_size), seed, check)
+            title, read = _reader(name, root, image_size)
+            dataset = _decoded(title, read, seed, check, most_bytes)
     check(dataset)
     return dataset
 
 
 def check_size(name: str, image_size: int | None) -> None:
-    """Raises DataError where a size is asked for of what is no folder of images."""
+    """Raises DataError where a size is asked for of images that are not resized."""
     if image_size is not None:
         raise DataError(
             f"image_size: got {image_size} for {fields.shown(name)}; expected none, for the images "
-            "of a folder alone are resized. Leave it out"
+            "of a folder or a prepared set alone are resized. Leave it out"
         )
 
 
@@ -112,15 +118,14 @@ def _reader(
         return name, lambda check: cifar10.read(archive, cache, check)
     if name == "mnist":
         return name, lambda check: image_sets.read_prepared(
-            _mnist_directory(root, check), cache, check
+            _mnist_directory(root, check), None, cache, check
         )
     path = places.folder("dataset", name) if name.strip() else None
     _note_cached(name, root)
     for place in [cache / "tfds"] if root is None else [root, cache / "tfds"]:
         prepared = image_sets.find_prepared(name, place)
         if prepared is not None:
-            check_size(name, image_size)
-            return name, functools.partial(image_sets.read_prepared, prepared, cache)
+            return name, functools.partial(image_sets.read_prepared, prepared, image_size, cache)
     if path is None or not path.exists():
         raise DataError(_unknown(name))
     if not path.is_dir():
@@ -141,21 +146,32 @@ def _note_cached(name: str, root: Path | None) -> None:
 
 
 def _decoded(
-    name: str, read: Callable[[Check], ImageSet], seed: int, check: Callable[[Dataset], None]
+    name: str,
+    read: Callable[[Check], ImageSet],
+    seed: int,
+    check: Callable[[Dataset], None],
+    most_bytes: float,
 ) -> Dataset:
-    """Returns what a reader reads, if its form passes the check and fits into memory."""
+    """Returns what a reader reads, if its form passes the check and memory takes what it has to."""
+
+    def stays(dataset: Dataset) -> bool:
+        size, there = dataset.train.nbytes + dataset.test.nbytes, memory.of_machine()
+        if there < size <= most_bytes:
+            raise DataError(
+                f"dataset: got {name}, whose images take {size / 2**30:.4g} GiB; expected at most "
+                f"the {there / 2**30:.4g} GiB of memory that there are"
+            )
+        return size > most_bytes
 
     def check_form(image_set: ImageSet) -> None:
         dataset = _split(name, image_set, seed)
         check(dataset)
-        size, most = dataset.train.nbytes + dataset.test.nbytes, memory.of_machine()
-        if size > most:
-            raise DataError(
-                f"dataset: got {name}, whose images take {size / 2**30:.4g} GiB; expected at most "
-                f"the {most / 2**30:.4g} GiB of memory that there are"
-            )
+        stays(dataset)
 
-    return _split(name, read(check_form), seed)
+    dataset = _split(name, read(check_form), seed)
+    if stays(dataset):
+        return dataset
+    return dataset._replace(train=dataset.train[:], test=dataset.test[:])
 
 
 def _unknown(name: str) -> str:
@@ -227,11 +243,11 @@ def _split(name: str, image_set: ImageSet, seed: int) -> Dataset:
         num_test = max(_LEAST_ROWS, len(images) // _HELD_OUT)
         order = np.random.default_rng(seed).permutation(len(images))
         held_out, kept = order[:num_test], order[num_test:]
-        images, test_images = _rows(images, kept), _rows(images, held_out)
+        images, test_images = _taken(images, kept), _taken(images, held_out)
         if labels is None:
             test_labels = None
         else:
-            labels, test_labels = _rows(labels, kept), _rows(labels, held_out)
+            labels, test_labels = labels[kept], labels[held_out]
     return Dataset(name, images, test_images, labels, test_labels, num_classes)
 
 
@@ -244,9 +260,11 @@ def _mixed(split: Split) -> Split:
     if labels is None or np.any(labels[1:] < labels[:-1]):
         return split
     order = np.random.default_rng(0).permutation(len(labels))
-    return Split(_rows(images, order), _rows(labels, order))
+    return Split(_taken(images, order), labels[order])
 
 
-def _rows(array: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Returns rows of an array; of an outline, whose rows are all one, without memory for them."""
-    return array[: len(index)] if array.strides[0] == 0 else array[index]
+def _taken(images: Examples, index: np.ndarray) -> Examples:
+    """Returns rows; without memory for those on the disk, and of an outline, which are all one."""
+    if isinstance(images, Rows):
+        return images.of(index)
+    return images[: len(index)] if images.strides[0] == 0 else images[index]

@@ -5,7 +5,7 @@ import io
 import lzma
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.data import image_sets
-from experiments.data.image_sets import Check, ImageSet, Split
+from experiments.data.image_sets import Check, Decoding, ImageSet
 from experiments.run import files
 from experiments.run.errors import DataError, reason, short
 
@@ -75,11 +75,12 @@ def read(archive: Path, cache: Path, check: Check = lambda _: None) -> ImageSet:
     except OSError as error:
         raise DataError(f"cifar10_jpeg: {archive}: {error.strerror}") from error
 
-    def build() -> ImageSet:
+    def build() -> Decoding:
         shapes = {split: (n, *_SHAPE) for split, n in COUNTS.items()}
-        check(image_sets.outline(shapes, len(CLASSES)))
+        form = image_sets.outline(shapes, len(CLASSES))
+        check(form)
         try:
-            return _decode(archive)
+            return Decoding(form, _decode(archive))
         except Exception as error:  # tarfile takes numbers of any length, and what is none
             raise DataError(
                 f"cifar10_jpeg: {archive} (sha256 {digest}): {reason(error)}"
@@ -88,7 +89,8 @@ def read(archive: Path, cache: Path, check: Check = lambda _: None) -> ImageSet:
     return image_sets.cached(cache / f"cifar10_jpeg-{digest[:16]}.npz", build)
 
 
-def _decode(archive: Path) -> ImageSet:
+def _decode(archive: Path) -> dict[str, Iterable[tuple[np.ndarray, int]]]:
+    """Returns the images of each split with their labels, all in memory: splits may alternate."""
     images = {split: np.empty((n, *_SHAPE), np.uint8) for split, n in COUNTS.items()}
     labels = {split: np.empty(n, np.int32) for split, n in COUNTS.items()}
     seen: dict[str, set[str]] = {split: set() for split in COUNTS}
@@ -113,8 +115,7 @@ def _decode(archive: Path) -> ImageSet:
     for split, members in seen.items():
         if len(members) != COUNTS[split]:
             raise DataError(f"got {len(members)} {split} images; expected {COUNTS[split]}")
-    splits = {split: Split(images[split], labels[split]) for split in COUNTS}
-    return ImageSet(splits, len(CLASSES))
+    return {split: zip(images[split], labels[split], strict=True) for split in COUNTS}
 
 
 def _image_members(tar: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:

@@ -1,6 +1,6 @@
 """Batches for data sets that do not fit on the device: drawn on the host, one call ahead."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -8,7 +8,8 @@ import numpy as np
 
 
 def host_batches(
-    data: np.ndarray,
+    rows: Callable[[np.ndarray], np.ndarray],
+    num_rows: int,
     seed: int,
     batch_size: int,
     per_call: int,
@@ -22,7 +23,8 @@ def host_batches(
     the batches of an uninterrupted one.
 
     Args:
-      data: (N, ...), possibly memory-mapped.
+      rows: indices (...) -> examples (..., d_1, d_2, ...), from memory or from the disk.
+      num_rows: number of examples.
       seed: seed of the permutations.
       batch_size: size of the whole batch.
       per_call: batches per item.
@@ -33,20 +35,20 @@ def host_batches(
     Yields:
       Arrays of shape (own devices, per_call, batch_size / num_devices, ...).
     """
-    per_epoch = len(data) // batch_size
+    per_epoch = num_rows // batch_size
     epoch, order = -1, np.empty(0, np.int64)
     step = start
     while True:
-        rows = []
+        chosen = []
         for _ in range(per_call):
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
-                order = np.random.default_rng([seed, epoch]).permutation(len(data))
+                order = np.random.default_rng([seed, epoch]).permutation(num_rows)
             first = step % per_epoch * batch_size
-            rows.append(order[first : first + batch_size])
+            chosen.append(order[first : first + batch_size])
             step += 1
-        shares = np.stack(rows).reshape(per_call, num_devices, -1).swapaxes(0, 1)
-        yield data[shares[own]]
+        shares = np.stack(chosen).reshape(per_call, num_devices, -1).swapaxes(0, 1)
+        yield rows(shares[own])
 
 
 def prefetched(items: Iterator[Any]) -> Iterator[Any]:

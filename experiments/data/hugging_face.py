@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from experiments.data import image_sets, own
-from experiments.data.image_sets import Check, ImageSet
+from experiments.data.image_sets import Check, Decoding, ImageSet
 from experiments.run.errors import DataError, listed, reason
 
 _MARKS = ("dataset_dict.json", "state.json")  # of several splits, of one
@@ -53,7 +53,7 @@ def read(
     return image_sets.cached(kept, lambda: _decode(folder, image_size, check))
 
 
-def _decode(folder: pathlib.Path, image_size: int | None, check: Check) -> ImageSet:
+def _decode(folder: pathlib.Path, image_size: int | None, check: Check) -> Decoding:
     try:
         import datasets
     except ImportError as error:

@@ -1,22 +1,27 @@
-"""Image sets that TFDS has prepared, read into memory, and the cache of what was decoded.
+"""Image sets that TFDS has prepared, and the cache of what was decoded.
 
 TensorFlow is never imported, and an image is decoded by Pillow on every machine.
 """
 
 import contextlib
+import functools
 import hashlib
 import io
-import os
+import math
 import re
+import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
+import struct
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from experiments.data.rows import MOST_BYTES, Rows
 from experiments.run import files
 from experiments.run.errors import DataError, listed, reason, short
 
@@ -24,7 +29,7 @@ from experiments.run.errors import DataError, listed, reason, short
 class Split(NamedTuple):
     """Examples of one split: images, uint8 (n, h, w, c), and labels, int32 (n,), or None."""
 
-    images: np.ndarray
+    images: np.ndarray | Rows
     labels: np.ndarray | None
 
 
@@ -35,11 +40,25 @@ class ImageSet(NamedTuple):
     num_classes: int
 
 
+class Decoding(NamedTuple):
+    """A set that is still to be decoded.
+
+    Attributes:
+      form: its outline.
+      examples: by split, each image, uint8 (h, w, c), with its label; where one is negative, the
+        split has none.
+    """
+
+    form: ImageSet
+    examples: dict[str, Iterable[tuple[np.ndarray, int]]]
+
+
 Check = Callable[[ImageSet], None]  # raises for a set of a form that is not wanted
 _Shape = tuple[int | None, int | None, int]
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _BATCH = 4096
-_MOST_CACHED_BYTES = 2**36
+_VERIFIED_BYTES = 2**20  # at a time
+_LOCAL_HEADER = 30  # bytes before the name of a member of a zip file
 _MOST_PREPARED_BYTES = 2**36  # of a file
 
 
@@ -57,8 +76,13 @@ def outline(shapes: Mapping[str, tuple[int, ...]], num_classes: int) -> ImageSet
     return ImageSet(splits, num_classes)
 
 
-def decode(encoded: bytes, shape: _Shape) -> np.ndarray:
+def decode(encoded: bytes, shape: _Shape, image_size: int | None = None) -> np.ndarray:
     """Returns a PNG or JPEG as uint8 of this shape; None stands for any height or width.
+
+    Args:
+      encoded: the content of a file.
+      shape: (h, w, c).
+      image_size: side to which it is cropped and resized then; None: it is not.
 
     Raises:
       DataError: no image, damaged, or of another size, which is refused before it is decoded.
@@ -69,8 +93,15 @@ def decode(encoded: bytes, shape: _Shape) -> np.ndarray:
             raise DataError(
                 f"got an image of {image.height} x {image.width}; expected {height} x {width}"
             )
-        converted = image.convert(_MODES[channels])
+        converted = cropped(image.convert(_MODES[channels]), image_size)
     return np.asarray(converted).reshape(converted.height, converted.width, channels)
+
+
+def cropped(image: Image.Image, side: int | None) -> Image.Image:
+    """Returns the square in the middle of an image, resized to a side; None: the image itself."""
+    if side is None:
+        return image
+    return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
 
 
 @contextlib.contextmanager
@@ -105,48 +136,75 @@ def image_of(file: IO[bytes]) -> Iterator[Image.Image]:
         raise DataError(f"not a PNG or JPEG image: {error}") from error
 
 
-def cached(path: Path, build: Callable[[], ImageSet]) -> ImageSet:
-    """Returns the set kept at `path`; if it is missing or damaged, builds and keeps it.
+def cached(path: Path, build: Callable[[], Decoding]) -> ImageSet:
+    """Returns the set kept at `path`, of which the labels alone are in memory.
 
-    An .npz holds a CRC-32 of each array, which reading compares; it is renamed into place whole.
+    If it is missing or damaged, it is decoded there first. The file is an .npz, which holds a
+    CRC-32 of each array, and is renamed into place whole.
+
+    Raises:
+      DataError: it cannot be written, or there is no room for it.
     """
-    kept_set = _read_cached(path)
-    if kept_set is not None:
-        return kept_set
-    built = build()
-    kept = {"num_classes": np.int64(built.num_classes)}
-    for name, split in built.splits.items():
-        kept |= {
-            f"{name}.{field}": array
-            for field, array in split._asdict().items()
-            if array is not None
-        }
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)
-        with partial.open("xb") as output:
-            np.savez(output, allow_pickle=False, **kept)
-        partial.replace(path)
-    except OSError as error:
+    found = _read_cached(path)
+    if found is None:
+        decoding = build()
+        try:
+            _write(path, decoding)
+        except OSError as error:
+            raise DataError(
+                f"cannot write {path} ({error.strerror or error}); set KERNELGRAD_CACHE to a "
+                "writable folder"
+            ) from error
+        found = _read_cached(path)
+    if found is None:
+        raise DataError(f"{path}: got another file than was just written; expected a disk that can")
+    return found
+
+
+def _write(path: Path, decoding: Decoding) -> None:
+    """Decodes a set into a file, one image at a time."""
+    form, examples = decoding
+    path.parent.mkdir(parents=True, exist_ok=True)
+    needed = sum(split.images.nbytes for split in form.splits.values())
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
         raise DataError(
-            f"cannot write {path} ({error.strerror}); set KERNELGRAD_CACHE to a writable folder"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-    return built
+            f"{path.parent}: got {free / 2**30:.4g} GiB that are free; expected "
+            f"{needed / 2**30:.4g} GiB for the decoded images. Make room, or set KERNELGRAD_CACHE "
+            "to another folder"
+        )
+    with files.replacing(path, shared=True) as file, zipfile.ZipFile(file, "w") as archive:
+
+        def member(name: str) -> IO[bytes]:
+            return archive.open(f"{name}.npy", "w", force_zip64=True)
+
+        for name, split in form.splits.items():
+            labels = []
+            head = {"descr": "|u1", "fortran_order": False, "shape": split.images.shape}
+            with member(f"{name}.images") as output:
+                np.lib.format.write_array_header_1_0(output, head)
+                for image, label in examples[name]:
+                    output.write(image.tobytes())
+                    labels.append(label)
+            if form.num_classes and min(labels) >= 0:
+                with member(f"{name}.labels") as output:
+                    np.lib.format.write_array(output, np.array(labels, np.int32))
+        with member("num_classes") as output:
+            np.lib.format.write_array(output, np.array(form.num_classes))
 
 
 def _read_cached(path: Path) -> ImageSet | None:
+    """Returns the set in a file, or None if it is missing or damaged."""
     try:
         with (
-            files.opened(path, _MOST_CACHED_BYTES, follow=True) as file,
+            files.opened(path, MOST_BYTES, follow=True) as file,
             np.load(file, allow_pickle=False) as arrays,
+            zipfile.ZipFile(file) as archive,
         ):
             splits = {
                 key.removesuffix(".images"): Split(
-                    arrays[key], arrays.get(f"{key.removesuffix('.images')}.labels")
+                    _rows(path, file, archive, f"{key}.npy"),
+                    arrays.get(f"{key.removesuffix('.images')}.labels"),
                 )
                 for key in arrays
                 if key.endswith(".images")
@@ -155,12 +213,36 @@ def _read_cached(path: Path) -> ImageSet | None:
     except Exception:  # missing, or damaged: a flipped bit makes zipfile and numpy raise any type
         return None
     sound = "train" in splits and all(
-        images.dtype == np.uint8
-        and images.ndim == 4
+        images.ndim == 4
         and (labels is None or (labels.dtype == np.int32 and labels.shape == images.shape[:1]))
         for images, labels in splits.values()
     )
     return found if sound else None
+
+
+def _rows(path: Path, file: IO[bytes], archive: zipfile.ZipFile, name: str) -> Rows:
+    """Returns the images in a member of an .npz, whose CRC-32 is compared.
+
+    Raises:
+      Exception: of any type, where they are damaged, packed, or no bytes.
+    """
+    info = archive.getinfo(name)
+    with (
+        archive.open(info) as member,
+        tqdm(total=info.file_size, desc="Verifying", unit="B", unit_scale=True, delay=1) as bar,
+    ):
+        np.lib.format.read_magic(member)
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(member)
+        head = member.tell()
+        if is_fortran or dtype != Rows.dtype or info.file_size != head + math.prod(shape):
+            raise ValueError(f"got {dtype} of shape {shape}")
+        while block := member.read(_VERIFIED_BYTES):
+            bar.update(len(block))
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError("got packed images")
+    file.seek(info.header_offset + _LOCAL_HEADER - 4)  # sizes of the name and of what follows it
+    between = sum(struct.unpack("<HH", file.read(4)))
+    return Rows(path, info.header_offset + _LOCAL_HEADER + between + head, shape)
 
 
 def find_prepared(name: str, root: Path) -> Path | None:
@@ -184,13 +266,17 @@ def find_prepared(name: str, root: Path) -> Path | None:
     return max(versions, key=lambda path: [int(part) for part in path.name.split(".")])
 
 
-def read_prepared(directory: Path, cache: Path, check: Check = lambda _: None) -> ImageSet:
+def read_prepared(
+    directory: Path, image_size: int | None, cache: Path, check: Check = lambda _: None
+) -> ImageSet:
     """Returns an image set that TFDS has prepared as array_record.
 
     The decoded arrays are kept in `cache` under the names, sizes and times of the prepared files.
 
     Args:
       directory: such as ".../mnist/3.0.1".
+      image_size: side of the square that is cut out of the middle of each image and resized; None:
+        they have one size.
       cache: writable folder, created if need be.
       check: gets the form of the set before it is decoded, if it has to be.
 
@@ -208,14 +294,16 @@ def read_prepared(directory: Path, cache: Path, check: Check = lambda _: None) -
         if stat.S_ISFIFO(status.st_mode) or status.st_size > _MOST_PREPARED_BYTES:
             raise DataError(f"{file}: got a fifo, or {status.st_size} bytes; expected a data file")
         stamp.update(f"{file.name}:{status.st_size}:{status.st_mtime_ns};".encode())
+    if image_size is not None:
+        stamp.update(f"{image_size}".encode())
     name = "-".join((directory.parent.name, directory.name, stamp.hexdigest()[:16]))
-    return cached(cache / f"{name}.npz", lambda: _decode_prepared(directory, check))
+    decoding = functools.partial(_decode_prepared, directory, image_size, check)
+    return cached(cache / f"{name}.npz", decoding)
 
 
-def _decode_prepared(directory: Path, check: Check) -> ImageSet:
+def _decode_prepared(directory: Path, image_size: int | None, check: Check) -> Decoding:
     import tensorflow_datasets as tfds  # half a second, which only image sets need
 
-    splits: dict[str, Split] = {}
     with _reading(directory):
         builder = tfds.builder_from_directory(directory)
         features, file_format = dict(builder.info.features.items()), builder.info.file_format.value
@@ -231,13 +319,19 @@ def _decode_prepared(directory: Path, check: Check) -> ImageSet:
             for name in ("train", "test")
             if name in builder.info.splits
         }
-        height, width, channels = decode(sources["train"][0][image], shape).shape
-    size = (height, width, channels)
-    check(outline({name: (len(rows), *size) for name, rows in sources.items()}, num_classes))
-    with _reading(directory):
-        for name, rows in sources.items():
-            splits[name] = _read_rows(rows, name, image, size, num_classes)
-    return ImageSet(splits, num_classes)
+        first = decode(sources["train"][0][image], shape, image_size).shape
+    form = outline({name: (len(rows), *first) for name, rows in sources.items()}, num_classes)
+    check(form)
+    if image_size is None:
+        shape = first
+
+    def examples(name: str, rows: Any) -> Iterator[tuple[np.ndarray, int]]:
+        with _reading(directory):
+            for row in _of_source(rows, name):
+                label = int(row["label"]) if num_classes else 0  # -1 where there is none
+                yield decode(row[image], shape, image_size), label
+
+    return Decoding(form, {name: examples(name, rows) for name, rows in sources.items()})
 
 
 @contextlib.contextmanager
@@ -248,7 +342,7 @@ def _reading(directory: Path) -> Iterator[None]:
     except Exception as error:
         raise DataError(
             f"cannot read the prepared set {directory} ({reason(error)}); delete it and prepare it "
-            "anew"
+            "anew, or have images of mixed sizes resized: --image_size=<side>"
         ) from error
 
 
@@ -263,20 +357,10 @@ def _image_feature(features: Any) -> tuple[str, _Shape]:
     return key, features[key].shape
 
 
-def _read_rows(
-    rows: Any, name: str, image: str, shape: tuple[int, int, int], num_classes: int
-) -> Split:
-    """Decodes all rows of a data source, a batch at a time."""
-    images = np.empty((len(rows), *shape), np.uint8)
-    labels = np.empty(len(rows), np.int32) if num_classes else None
+def _of_source(rows: Any, name: str) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a data source, read a batch at a time."""
     with tqdm(total=len(rows), desc=f"Reading {name} split", unit=" images", delay=1) as bar:
         for start in range(0, len(rows), _BATCH):
             batch = rows.__getitems__(range(start, min(start + _BATCH, len(rows))))
-            for index, row in enumerate(batch, start):
-                images[index] = decode(row[image], shape)
-                if labels is not None:
-                    labels[index] = row["label"]
+            yield from batch
             bar.update(len(batch))
-    if labels is not None and labels.min() < 0:  # TFDS writes -1 where there is no label
-        labels = None
-    return Split(images, labels)

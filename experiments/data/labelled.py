@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from experiments.data.dataset import Dataset
+from experiments.data.dataset import Dataset, Index
 from experiments.run.errors import UsageError
 from kernelgrad.types import Array, Key
 
@@ -31,11 +31,17 @@ def labels_of(dataset: Dataset) -> np.ndarray:
     return dataset.train_labels
 
 
-def points(dataset: Dataset) -> np.ndarray:
-    """Returns the training examples as points (n, d + k), of the dtype they are stored in."""
-    one = 255 if dataset.train.dtype == np.uint8 else 1
-    codes = one * np.eye(dataset.num_classes, dtype=dataset.train.dtype)[labels_of(dataset)]
-    return np.concatenate([dataset.train.reshape(len(dataset.train), -1), codes], axis=1)
+def points(dataset: Dataset, rows: Index = slice(None)) -> np.ndarray:
+    """Returns training examples as points (..., d + k), of the dtype they are stored in.
+
+    Args:
+      dataset: with labels.
+      rows: a slice, or indices (...).
+    """
+    labels, examples = labels_of(dataset)[rows], dataset.train[rows]
+    one = 255 if examples.dtype == np.uint8 else 1
+    codes = one * np.eye(dataset.num_classes, dtype=examples.dtype)[labels]
+    return np.concatenate([examples.reshape(*labels.shape, -1), codes], axis=-1)
 
 
 def join(samples: Array, labels: Array) -> Array:

@@ -6,7 +6,7 @@ Nothing is executed: arrays are read without pickles, images by Pillow alone.
 import functools
 import hashlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from experiments.data import image_sets
-from experiments.data.image_sets import Check, ImageSet, Split
+from experiments.data.image_sets import Check, Decoding, ImageSet, Split
 from experiments.run import files, memory
 from experiments.run.errors import DataError, listed, reason
 
@@ -228,7 +228,7 @@ def _classes(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
 
 def _decode_folder(
     classes: dict[str, dict[str, list[pathlib.Path]]], image_size: int | None, check: Check
-) -> ImageSet:
+) -> Decoding:
     names = list(next(iter(classes.values())))
     for split, of_split in classes.items():
         if list(of_split) != names:
@@ -251,8 +251,8 @@ def _decode_folder(
 
 def decode(
     items: dict[str, list[Item]], num_classes: int, image_size: int | None, check: Check
-) -> ImageSet:
-    """Returns encoded images as arrays, grey where all are, else of three colours.
+) -> Decoding:
+    """Returns how encoded images are decoded: to grey where all are, else to three colours.
 
     Args:
       items: by split, of which there is one at least and none empty.
@@ -261,20 +261,21 @@ def decode(
       check: gets their form first.
 
     Raises:
-      DataError: one is no image, or of another size.
+      DataError: one is no image; or, when it is decoded, of another size.
     """
     every = [item for of_split in items.values() for item in of_split]
-    channels = 1 if all(_mode(item) in _GREY for item in every) else 3
+    with tqdm(every, desc="Looking for colours", unit=" images", delay=1) as bar:
+        channels = 1 if all(_mode(item) in _GREY for item in bar) else 3
     if image_size is None:
         shape = _image(every[0], channels, None).shape
     else:
         shape = (image_size, image_size, channels)
-    check(image_sets.outline({name: (len(of), *shape) for name, of in items.items()}, num_classes))
-    splits: dict[str, Split] = {}
-    for split, of_split in items.items():
-        images = np.empty((len(of_split), *shape), np.uint8)
+    form = image_sets.outline({name: (len(of), *shape) for name, of in items.items()}, num_classes)
+    check(form)
+
+    def examples(of_split: list[Item]) -> Iterator[tuple[np.ndarray, int]]:
         with tqdm(of_split, desc="Reading images", unit=" images", delay=1) as bar:
-            for index, item in enumerate(bar):
+            for item in bar:
                 image = _image(item, channels, image_size)
                 if image.shape != shape:
                     raise DataError(
@@ -282,10 +283,9 @@ def decode(
                         f"{shape[0]} x {shape[1]} as of the first. --image_size=<side> crops and "
                         "resizes all"
                     )
-                images[index] = image
-        labels = np.array([item.label for item in of_split], np.int32) if num_classes else None
-        splits[split] = Split(images, labels)
-    return ImageSet(splits, num_classes)
+                yield image, item.label
+
+    return Decoding(form, {name: examples(of_split) for name, of_split in items.items()})
 
 
 def _mode(item: Item) -> str:
@@ -299,7 +299,5 @@ def _image(item: Item, channels: int, image_size: int | None) -> np.ndarray:
         if image.mode not in _EIGHT_BITS:
             raise DataError(f"got pixels of mode {image.mode}; expected 8 bits a channel")
         upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
-        if image_size is not None:
-            side = (image_size, image_size)
-            upright = ImageOps.fit(upright, side, Image.Resampling.LANCZOS)
+        upright = image_sets.cropped(upright, image_size)
         return np.asarray(upright).reshape(upright.height, upright.width, channels)

@@ -90,7 +90,7 @@ def shifted_images(dataset: Dataset, size: float = 1.0) -> Pair:
     """
     if not dataset.is_image:
         raise UsageError(f"dataset: got {dataset.name} for shift; expected images, such as digits")
-    images = _flat(dataset.train)
+    images = _flat(dataset.train[:])
 
     def shifted(flat: Array) -> Array:
         square = flat.reshape(-1, *dataset.sample_shape)

@@ -31,6 +31,7 @@ from experiments.networks import encoders, optimizers
 from experiments.run import files, store
 from experiments.run.errors import DataError, line
 from kernelgrad import _checks
+from kernelgrad.train import as_unit_interval
 from kernelgrad.types import Array, Key, PyTree
 
 
@@ -149,7 +150,7 @@ def train_or_load(
     on two cores, minutes for CIFAR-10.
 
     Args:
-      dataset: images with labels.
+      dataset: images with labels; of one on the disk, a part is taken (`Dataset.part`).
       cache_dir: folder for the classifiers; created if need be.
       seed: of initialisation, dropout, shifts and order.
       config: architecture and training; by default a perceptron for grey images, the residual
@@ -160,6 +161,7 @@ def train_or_load(
       OSError: the folder cannot be created or written to.
     """
     check(dataset)
+    dataset = dataset.part()
     config = config or _usual(dataset)
     network = config.network(dataset.num_classes)
     name = dataset.name.replace("/", "-")
@@ -172,8 +174,7 @@ def train_or_load(
         params = _train(dataset, network, config, seed)
         _save(path, params)
     params = jax.tree.map(jnp.asarray, params)
-    images = jnp.asarray(dataset.test, jnp.float32) / 255
-    predicted = np.asarray(_probs_and_features(network, params, images)[0]).argmax(axis=1)
+    predicted = np.asarray(_probs_and_features(network, params, dataset.test[:])[0]).argmax(axis=1)
     accuracy = float(np.mean(predicted == dataset.test_labels))
     return Classifier(network, params, dataset.sample_shape, accuracy, _digest(params))
 
@@ -188,10 +189,12 @@ def check(dataset: Dataset) -> None:
         raise DataError(f"dataset: got {dataset.name}; the classifier expects images with labels")
 
 
-def _probs_and_features(network: _Network, params: PyTree, images: Array) -> tuple[Array, Array]:
+def _probs_and_features(
+    network: _Network, params: PyTree, images: Array | np.ndarray
+) -> tuple[Array, Array]:
     """Returns class probabilities (n, c) and features (n, l), some images at a time."""
-    chunks = range(0, len(images), _JUDGED)
-    parts = [_of_some(network, params, images[i : i + _JUDGED]) for i in chunks]
+    chunks = (images[i : i + _JUDGED] for i in range(0, len(images), _JUDGED))
+    parts = [_of_some(network, params, as_unit_interval(jnp.asarray(some))) for some in chunks]
     probs, features = zip(*parts, strict=True)
     return jnp.concatenate(probs), jnp.concatenate(features)
 
@@ -211,8 +214,8 @@ def _train(
     title = f"Training the classifier of {dataset.name}"
     if isinstance(config, resnet.Recipe):
         named = np.asarray(dataset.train_labels)
-        return resnet.fit(network, dataset.train, named, config, seed=seed, description=title)
-    images, labels = jnp.asarray(dataset.train), jnp.asarray(dataset.train_labels)
+        return resnet.fit(network, dataset.train[:], named, config, seed=seed, description=title)
+    images, labels = jnp.asarray(dataset.train[:]), jnp.asarray(dataset.train_labels)
     batch_size = min(config.batch_size, len(images))
     epoch_steps = len(images) // batch_size
     num_epochs = max(config.num_epochs, math.ceil(config.min_steps / epoch_steps))

@@ -1,12 +1,15 @@
 """What generated images are judged by: their nearest neighbours, and a classifier trained here."""
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.data.dataset import Dataset
+from experiments.data.rows import Rows
 from experiments.judges.classifiers import Classifier
 from experiments.run.errors import DataError
 from kernelgrad import metrics
@@ -27,6 +30,7 @@ METRICS = (
 )
 OF_HELD_OUT = frozenset(METRICS[:3])  # which training images would do too well in
 _REFERENCE_IMAGES = 10_000
+_BLOCK_BYTES = 2**26  # of images that come from the disk
 _NEIGHBOURHOOD = 5
 
 
@@ -51,20 +55,39 @@ def neighbours(dataset: Dataset) -> Callable[[Array], Scores]:
       most log of the number of classes), and ``nearest_l1``, the mean distance in units of
       intensity summed over pixels.
     """
-    images = jnp.asarray(dataset.train.reshape(len(dataset.train), -1))
-    labels = jnp.asarray(dataset.train_labels)
+    images, labels = dataset.train, dataset.train_labels
 
     @jax.jit
     def score(samples: Array, images: Array, labels: Array) -> dict[str, Array]:
-        index, distance = metrics.nearest_neighbors_l1(
-            samples.reshape(samples.shape[0], -1), images
-        )
+        index, distance = metrics.nearest_neighbors_l1(_flat(samples), images)
         return {
             "label_entropy": metrics.label_entropy(labels[index], dataset.num_classes),
             "nearest_l1": jnp.mean(distance),
         }
 
-    return lambda samples: _floats(score(jnp.asarray(samples), images, labels))
+    if isinstance(images, Rows):
+        return lambda samples: _floats(score(jnp.asarray(samples), *_nearest(samples, dataset)))
+    resident = jnp.asarray(_flat(images)), jnp.asarray(labels)
+    return lambda samples: _floats(score(jnp.asarray(samples), *resident))
+
+
+_nearest_of_block = jax.jit(metrics.nearest_neighbors_l1)
+
+
+def _nearest(samples: Array, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the training images among which samples have their nearest, and their labels.
+
+    They stand as in the set, so that of equally near ones the first is the same.
+    """
+    samples = _flat(jnp.asarray(samples))
+    found, least = np.zeros(len(samples), int), np.full(len(samples), np.inf)
+    size = max(1, _BLOCK_BYTES // math.prod(dataset.sample_shape))
+    for start in range(0, len(dataset.train), size):
+        index, distance = _nearest_of_block(samples, _flat(dataset.train[start : start + size]))
+        closer = np.asarray(distance) < least
+        found, least = np.where(closer, start + index, found), np.where(closer, distance, least)
+    found.sort()
+    return _flat(dataset.train[found]), np.asarray(dataset.train_labels)[found]
 
 
 def inception(classifier: Classifier) -> Callable[[Array], Scores]:
@@ -128,6 +151,11 @@ def frechet_between(fake: Array, real: Array) -> Array:
 def as_images(stored: np.ndarray) -> Array:
     """Returns stored uint8 images as float32 in [0, 1]."""
     return jnp.asarray(stored).astype(jnp.float32) / 255
+
+
+def _flat(images: Any) -> Any:
+    """Returns images as points, (n, h w c)."""
+    return images.reshape(len(images), -1)
 
 
 def _floats(scores: dict[str, Array]) -> Scores:

@@ -6,6 +6,7 @@ Nothing here waits for a fifo, follows a link below a run's folder, or reads mor
 import contextlib
 import errno
 import fcntl
+import glob
 import io
 import json
 import math
@@ -80,7 +81,8 @@ def replacing(target: pathlib.Path, *, shared: bool = False) -> Iterator[IO[byte
 
     Args:
       target: what is there may only be a regular file.
-      shared: whether other processes may write the same file.
+      shared: whether other processes may write the same file; what those that were killed have
+        left is removed.
 
     Raises:
       OSError: it could not be written, or something else is there.
@@ -93,6 +95,9 @@ def replacing(target: pathlib.Path, *, shared: bool = False) -> Iterator[IO[byte
         raise OSError(errno.EISDIR, f"got a folder {scratch}; expected that name free. Remove it")
     scratch.unlink(missing_ok=True)  # what a kill has left, or a link: not what it leads to
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+    if shared:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # until it is closed, also by a kill
+        _remove_left(target)
     try:
         with open(descriptor, "wb") as file:
             yield file
@@ -102,6 +107,18 @@ def replacing(target: pathlib.Path, *, shared: bool = False) -> Iterator[IO[byte
     finally:
         scratch.unlink(missing_ok=True)
     sync(target.parent)
+
+
+def _remove_left(target: pathlib.Path) -> None:
+    """Removes what was to become a file, where nobody writes it any longer."""
+    for left in target.parent.glob(f"{glob.escape(target.name)}.*.tmp"):
+        with contextlib.suppress(OSError):  # gone meanwhile, still being written, or no file
+            descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def append(path: pathlib.Path, content: bytes) -> None:

@@ -81,7 +81,7 @@ def check(runs: Sequence[Run], data: Datasets) -> None:
     """Raises UsageError where the data of a run do not fit on the device, before anything."""
     for run in runs:
         size = models.size_of_rows(run.config, data[run.name])
-        if size > run.config.resident_gib * 2**30:
+        if size > settings.resident_bytes(run.config):
             raise UsageError(
                 f"resident_gib: got {run.config.resident_gib} for {size / 2**30:.3g} GiB of "
                 f"{run.config.dataset}; expected as much, for a population has its data on the "

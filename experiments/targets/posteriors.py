@@ -133,7 +133,7 @@ def red_wine(
     held_out = (dataset.valid, dataset.test), (dataset.valid_labels, dataset.test_labels)
     test, test_labels = (np.concatenate([np.asarray(part) for part in parts]) for parts in held_out)
     return LogisticPosterior(
-        _with_intercept(dataset.train),
+        _with_intercept(dataset.train[:]),
         jnp.asarray(dataset.train_labels, jnp.float32),
         _with_intercept(test),
         jnp.asarray(test_labels, jnp.float32),

@@ -138,7 +138,8 @@ def train_or_load(
 
     Args:
       name: of the features, one of NAMES but the pixels.
-      dataset: what it is trained on; its test data are not looked at.
+      dataset: what it is trained on, or a part of it (`Dataset.part`); its test data are not
+        looked at.
       cache_dir: folder for the extractors; created if need be.
       seed: of initialisation, batches and views.
       recipe: architecture and training.
@@ -149,6 +150,7 @@ def train_or_load(
       OSError: the folder cannot be created or written to.
     """
     check([name], dataset)
+    dataset = dataset.part()
     path = Path(cache_dir) / _file_name(name, dataset, recipe, seed)
     params = _load(path, name, dataset)
     if params is None:
@@ -198,7 +200,7 @@ def hold_to(folder: Workdir, extractors: Sequence[Extractor]) -> None:
 
 def _train(name: str, dataset: Dataset, recipe: Recipe, seed: int) -> PyTree:
     """Returns the parameters of an encoder after training."""
-    images = jnp.asarray(dataset.train)
+    images = jnp.asarray(dataset.train[:])
     known = dataset.train_labels if name in encoders.LABELLED else None
     labels = jnp.asarray(np.zeros(len(images), np.int32) if known is None else known)
     init_key, key = jax.random.split(jax.random.key(seed))

@@ -81,6 +81,7 @@ def run(
         data_dir,
         seed=config.seed,
         image_size=config.image_size,
+        most_bytes=settings.resident_bytes(config),
         check=lambda dataset: models.check(config, dataset, len(devices)),
     )
     some = store.digest({"train": dataset.train[:_COMPARED_EXAMPLES]})
@@ -179,18 +180,19 @@ def make_advance(
     """Returns (state, key) -> (state, info), `per_call` steps on all devices, of all processes."""
     train_step = make_train_step(config, model, train.AXIS, anneals=settings.anneals(config))
     own = cluster.own(devices)
-    batch, examples = settings.rows_per_step(config), models.training_rows(config, dataset)
-    if examples.nbytes <= config.resident_gib * 2**30:
+    batch, num_rows = settings.rows_per_step(config), len(dataset.train)
+    rows = functools.partial(models.training_rows, config, dataset)
+    if models.size_of_rows(config, dataset) <= settings.resident_bytes(config):
         scan = train.scan_resident(
             train_step, batch_size=batch, num_steps=per_call, axis_name=train.AXIS
         )
         mapped = train.pmap_train_step(scan, devices)
-        resident = train.replicate(examples, devices[own])
+        resident = train.replicate(rows(), devices[own])
         return lambda state, key: mapped(state, key, resident)
 
     mapped = train.pmap_train_step(train.scan_batches(train_step), devices)
     batches = feed.prefetched(
-        feed.host_batches(examples, config.seed, batch, per_call, start, len(devices), own)
+        feed.host_batches(rows, num_rows, config.seed, batch, per_call, start, len(devices), own)
     )
     return lambda state, key: mapped(state, key, next(batches))
 
@@ -314,7 +316,7 @@ def _make_evaluate(
             picture = mosaics.image_grid(samples[shown])
         else:
             title = f"{config.objective} on {config.dataset}, step {step}"
-            picture = clouds.points(samples, dataset.test, title)
+            picture = clouds.points(samples, dataset.test[:], title)
         folder.write_bytes(f"samples/{step:07d}.png", picture)
         return record
 

@@ -67,7 +67,7 @@ def examine(
       Records of JSD, accuracy, and the norms of the gradients in the shift.
     """
     frozen = Frozen(jnp.array([shift, 0.0]), {})
-    parts = (dataset.train, dataset.test)
+    parts = (dataset.train[:], dataset.test[:])
     with Signals() as signals:
         records, _ = discriminators.train_discriminator(
             lab, trial, frozen, parts, key, folder, signals

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from experiments.data import labelled
-from experiments.data.dataset import Dataset
+from experiments.data.dataset import Dataset, Index
 from experiments.networks import generators
 from experiments.run import memory, places
 from experiments.run.errors import UsageError, short
@@ -198,15 +198,15 @@ def _build_objective(
     return player, initial_state, values
 
 
-def training_rows(config: Config, dataset: Dataset) -> np.ndarray:
-    """Returns the training examples, with their labels where the run is conditional."""
-    return labelled.points(dataset) if config.conditional else dataset.train
+def training_rows(config: Config, dataset: Dataset, rows: Index = slice(None)) -> np.ndarray:
+    """Returns training examples, all or some, with their labels where the run is conditional."""
+    return labelled.points(dataset, rows) if config.conditional else dataset.train[rows]
 
 
 def size_of_rows(config: Config, dataset: Dataset) -> int:
     """Returns the bytes of the :func:`training_rows`, which it does not make."""
     codes = dataset.num_classes if config.conditional else 0
-    return dataset.train.nbytes + len(dataset.train) * codes * dataset.train.itemsize
+    return dataset.train.nbytes + len(dataset.train) * codes * dataset.train.dtype.itemsize
 
 
 def check(config: Config, dataset: Dataset, num_devices: int = 1) -> None:

@@ -238,7 +238,8 @@ class Config:
         2.0,
         1e-6,
         1e6,
-        "Data sets up to this size live on the device; larger ones are fed batch by batch.",
+        "Data sets up to this size live in memory and on the device; larger ones are fed batch by "
+        "batch, decoded images from the disk.",
         group=_RUN,
     )
     critic_steps: int | None = fields.integer(
@@ -437,6 +438,11 @@ def sees_features(config: Config) -> bool:
 def anneals(config: Config) -> bool:
     """Returns whether samples and data get noise, which falls over the steps."""
     return config.noise_variance > 0 and not OBJECTIVES[config.objective].has_own_noise
+
+
+def resident_bytes(config: Config) -> float:
+    """Returns the size up to which a data set lives in memory and on the device."""
+    return config.resident_gib * 2**30
 
 
 def free_fields(config: Config) -> tuple[str, ...]:

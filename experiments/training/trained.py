@@ -123,7 +123,11 @@ def load(workdir: str | os.PathLike[str], data_dir: str | None = None) -> Traine
         model, form = _model_and_form(config, dataset)
     except FileNotFoundError:
         dataset = catalog.load(
-            config.dataset, data_dir, seed=config.seed, image_size=config.image_size
+            config.dataset,
+            data_dir,
+            seed=config.seed,
+            image_size=config.image_size,
+            most_bytes=settings.resident_bytes(config),
         )
         model, form = _model_and_form(config, dataset)
     except (OSError, ValueError) as error:
@@ -206,6 +210,7 @@ def opened(
         data_dir,
         seed=config.seed,
         image_size=config.image_size,
+        most_bytes=settings.resident_bytes(config),
         check=check_all,
     )
     with Workdir(workdir, config) as folder:

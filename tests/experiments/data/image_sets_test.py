@@ -98,7 +98,6 @@ def test_a_set_is_checked_before_it_is_decoded(tmp_path, cache, pictures):
     assert not cache.exists()
     assert (form.train.shape, form.test.shape) == ((27, 6, 5, 3), (3, 6, 5, 3))
     assert (form.train_labels.shape, form.num_classes) == ((27,), 4)
-    assert message_of(catalog.load, "shapes", str(tmp_path), image_size=4).startswith("image_size:")
 
 
 def test_split_without_labels(tmp_path, pictures):
@@ -119,6 +118,25 @@ def test_changed_set_is_read_anew(tmp_path, pictures):
     directory.rmdir()
     prepare_set(tmp_path, {"train": (255 - pictures,), "test": (pictures,)})
     np.testing.assert_array_equal(catalog.load("shapes", str(tmp_path)).train, 255 - pictures)
+
+
+def test_mixed_sizes_are_cut_in_the_middle_and_resized(tmp_path, rng):
+    sizes = [(6, 9), (12, 5), (4, 4), (7, 7)] * 5
+    pictures = [rng.integers(256, size=(*size, 3), dtype=np.uint8) for size in sizes]
+    prepare_set(tmp_path, {"train": (pictures,), "test": (pictures[:3],)})
+    assert "--image_size=<side>" in message_of(catalog.load, "shapes", str(tmp_path))
+    for side in (4, 5):  # each is kept by itself
+        expected = []
+        for picture, (height, width) in zip(pictures, sizes, strict=True):
+            short = min(height, width)
+            top, left = (height - short) / 2, (width - short) / 2
+            box = (left, top, left + short, top + short)
+            square = Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS, box)
+            expected.append(np.asarray(square))
+        for _ in range(2):
+            dataset = catalog.load("shapes", str(tmp_path), image_size=side)
+            np.testing.assert_array_equal(dataset.train, expected)
+            np.testing.assert_array_equal(dataset.test, expected[:3])
 
 
 def unusable_sets(pictures):

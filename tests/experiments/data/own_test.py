@@ -230,7 +230,8 @@ def test_a_size_is_for_the_images_of_a_folder_alone(tmp_path):
         message = message_of(catalog.load, name, image_size=8)
         assert message.startswith("image_size: got 8 for ")
         assert message.endswith(
-            "; expected none, for the images of a folder alone are resized. Leave it out"
+            "; expected none, for the images of a folder or a prepared set alone are resized. "
+            "Leave it out"
         )
     assert len(message_of(catalog.load, f"{tmp_path}/{'y' * 200}.npy", image_size=8)) < 300
 
