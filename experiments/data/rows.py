@@ -67,12 +67,14 @@ class Rows:
         chosen = np.asarray(self._order[index])
         images = np.empty((*chosen.shape, *self.shape[1:]), self.dtype)
         size = math.prod(self.shape[1:])
+        rows, blocks = chosen.ravel(), images.reshape(-1, size)
+        ends = [*(np.flatnonzero(np.diff(rows) != 1) + 1), len(rows)]  # of those side by side
         try:
             with files.opened(self._path, MOST_BYTES, follow=True) as file:
-                for row, image in zip(chosen.flat, images.reshape(-1, size), strict=True):
-                    place = self._start + int(row) * size
-                    if os.preadv(file.fileno(), [image.data], place) != size:
-                        raise OSError(f"ends before image {row}")
+                for start, end in zip([0, *ends], ends, strict=False):
+                    if end > start:
+                        place = self._start + int(rows[start]) * size
+                        _fill(blocks[start:end], file.fileno(), place)
         except OSError as error:
             raise StorageError(
                 f"{self._path}: {error.strerror or error}; expected the decoded images that it "
@@ -83,3 +85,13 @@ class Rows:
     def __array__(self, *_: Any, **__: Any) -> np.ndarray:
         """Refuses to become an array by accident: whoever wants all images takes `[:]`."""
         raise TypeError(f"got images of {self._path}, {self.shape}; expected an index")
+
+
+def _fill(block: np.ndarray, descriptor: int, place: int) -> None:
+    """Fills an array from a place in a file on; OSError where that ends before."""
+    left = block.reshape(-1).data
+    while left:
+        count = os.preadv(descriptor, [left], place)  # at most 2 GiB
+        if not count:
+            raise OSError(f"ends at byte {place}")
+        left, place = left[count:], place + count

@@ -1,5 +1,6 @@
 """Links that are not followed, files that are whole, and content that is refused."""
 
+import fcntl
 import os
 import pathlib
 import shutil
@@ -165,3 +166,19 @@ def test_arrays_come_back_unless_large_or_objects(tmp_path):
     np.savez(path, a=np.array([None]))
     with pytest.raises(ValueError, match="no arrays: Object arrays cannot be loaded"):
         files.parse_arrays(path.read_bytes(), 10**4)
+
+
+def test_what_a_killed_writer_has_left_is_removed_and_no_other(tmp_path):
+    target, others = tmp_path / "set [1].npz", ["set [1].npz.tmp", "set 1.npz.7.tmp", "x.7.tmp"]
+    for name in ("set [1].npz.7.tmp", "set [1].npz.99.tmp", *others):
+        (tmp_path / name).write_bytes(b"half")
+    at_work = tmp_path / "set [1].npz.8.tmp"
+    with at_work.open("xb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as its writer does
+        files.replace(target, b"whole", shared=True)
+    assert {path.name for path in tmp_path.iterdir()} == {target.name, at_work.name, *others}
+    assert target.read_bytes() == b"whole"
+    (tmp_path / "set [1].npz.9.tmp").mkdir()  # no file of ours
+    files.replace(target, b"anew", shared=True)
+    assert not at_work.exists()
+    assert target.read_bytes() == b"anew"
