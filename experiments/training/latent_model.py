@@ -24,6 +24,7 @@ from kernelgrad.train import TrainState, as_unit_interval
 from kernelgrad.types import Array, Key, LogDensityFn, PyTree
 
 _BATCH = 1000  # of test data, of draws to choose among, and behind statistics taken anew
+_BLOCK = 10_000  # of test images in memory, where they stay on the disk
 _STATISTICS_BATCHES = 100  # the running averages forget all but the last twenty or so
 
 FROM_NORMAL: dict[str, Callable[[Array], Array]] = {
@@ -212,14 +213,21 @@ def kale_on_test_data(run: Trained, prior: Draws) -> Scores:
     """
     _, energy = generator_and_energy(run, run.state)
     of_energies = kale.log_normalizer_estimate(jnp.asarray(prior.energies))
-    points = as_unit_interval(jnp.asarray(run.dataset.test))
-    if run.config.conditional:
-        labels = jnp.asarray(run.dataset.test_labels)
-        points = labelled.join(points, jax.nn.one_hot(labels, run.dataset.num_classes))
     of_one = cast(Callable[[Array], Array], energy)
-    energies = jax.jit(
+    of_points = jax.jit(
         lambda points: lax.map(lambda x: of_one(x[None])[0], points, batch_size=_BATCH)
-    )(points)
+    )
+
+    def of_block(start: int) -> Array:
+        block = slice(start, start + _BLOCK)
+        points = as_unit_interval(jnp.asarray(run.dataset.test[block]))
+        if run.config.conditional:
+            labels = jnp.asarray(np.asarray(run.dataset.test_labels)[block])
+            points = labelled.join(points, jax.nn.one_hot(labels, run.dataset.num_classes))
+        return of_points(points)
+
+    starts = range(0, len(run.dataset.test), _BLOCK)
+    energies = jnp.concatenate([of_block(start) for start in starts])
     error = jnp.hypot(
         jnp.std(energies, ddof=1) / math.sqrt(len(energies)), of_energies.standard_error
     )

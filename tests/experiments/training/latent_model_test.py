@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from experiments.data import catalog
+from experiments.data.dataset import Dataset
+from experiments.data.rows import Rows
 from experiments.training import latent_model, models, settings
 from experiments.training.choices import energy_network, feature_network
 from experiments.training.objectives import OBJECTIVES
@@ -71,3 +73,26 @@ def test_statistics_taken_anew_are_those_of_the_layers_inputs(key):
         *(jax.tree.leaves(one.state.batch_stats) for one in (anew, again)), strict=True
     ):
         np.testing.assert_allclose(new, old, rtol=0.1, atol=1e-2)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_kale_takes_test_images_block_by_block(tmp_path, rng, monkeypatch, conditional):
+    images = rng.integers(256, size=(25, 3, 2, 1), dtype=np.uint8)
+    (tmp_path / "images").write_bytes(images.tobytes())
+    labels, weights = rng.integers(4, size=25).astype(np.int32), rng.normal(size=10)
+    points = np.concatenate([images.reshape(25, 6) / 255, np.eye(4)[labels]], axis=1)
+    points, of = (points, weights) if conditional else (points[:, :6], weights[:6])
+    prior, expected = rng.normal(size=30), -np.mean(points @ of)
+    expected -= np.log(np.mean(np.exp(-prior)))
+
+    def energy(points):
+        return points.reshape(len(points), -1) @ jnp.asarray(of, jnp.float32)
+
+    monkeypatch.setattr(latent_model, "generator_and_energy", lambda run, state: (None, energy))
+    monkeypatch.setattr(latent_model, "_BLOCK", 10)
+    draws = latent_model.Draws(None, None, jnp.asarray(prior, jnp.float32), None)
+    for test in (images, Rows(tmp_path / "images", 0, images.shape)):
+        dataset = Dataset("mine", test, test, labels, labels, 4)
+        run = Trained(Config(conditional=conditional), dataset, None, 0, None)
+        found = latent_model.kale_on_test_data(run, draws)
+        np.testing.assert_allclose(found["nats"], expected, rtol=1e-5)
