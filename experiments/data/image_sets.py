@@ -157,7 +157,10 @@ def cached(path: Path, build: Callable[[], Decoding]) -> ImageSet:
             ) from error
         found = _read_cached(path)
     if found is None:
-        raise DataError(f"{path}: got another file than was just written; expected a disk that can")
+        raise DataError(
+            f"{path}: got other bytes than were just written; expected the same. Check the disk, "
+            "or set KERNELGRAD_CACHE to a folder on another"
+        )
     return found
 
 

@@ -132,7 +132,7 @@ def test_networks_learn_from_a_part_at_equal_distances(rows, pictures, monkeypat
 def test_nearest_images_of_a_set_on_the_disk_are_those_of_one_in_memory(
     rows, pictures, rng, monkeypatch
 ):
-    """Block by block; of equally near ones, which are there, the first."""
+    """Block by block."""
     order = np.concatenate([np.arange(30), np.arange(30)[::-1]])
     labels = rng.integers(9, size=60).astype(np.int32)
     samples = np.concatenate([pictures[5:9] / 255, rng.random((8, *SHAPE[1:]))]).astype(np.float32)
@@ -144,6 +144,15 @@ def test_nearest_images_of_a_set_on_the_disk_are_those_of_one_in_memory(
     assert image_metrics.neighbours(on_disk)(samples) == expected
     samples[0] = np.nan
     assert np.isnan(image_metrics.neighbours(on_disk)(samples)["nearest_l1"])
+
+
+def test_of_equally_near_images_the_first_counts(tmp_path):
+    """That between both has the label of the first, though the other one is asked for before."""
+    (tmp_path / "images").write_bytes(bytes([10, 20]))
+    images, labels = Rows(tmp_path / "images", 0, (2, 1, 1, 1)), np.arange(2, dtype=np.int32)
+    score = image_metrics.neighbours(Dataset("mine", images, images, labels, labels, 2))
+    found = score(np.array([20, 15], np.uint8).reshape(2, 1, 1, 1))
+    np.testing.assert_allclose(found["label_entropy"], np.log(2), rtol=1e-6)
 
 
 def test_a_wrong_image_leaves_nothing_in_the_cache(tmp_path, pictures, cache):
