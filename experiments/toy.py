@@ -165,10 +165,10 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
 
 def for_objective(base: settings.Config, compared: str) -> settings.Config:
     """Returns the settings of a variant, and what only its objective needs where not given."""
-    config, usual = settings.variant(base, compared), settings.Config()
-    needs = OBJECTIVES[config.objective].needs
-    missing = {k: v for k, v in needs.items() if getattr(config, k) == getattr(usual, k)}
-    return dataclasses.replace(config, **missing)
+    needs = OBJECTIVES[settings.variant(base, compared).objective].needs
+    usual = settings.Config()
+    missing = {k: v for k, v in needs.items() if getattr(base, k) == getattr(usual, k)}
+    return settings.variant(dataclasses.replace(base, **missing), compared)
 
 
 def make_lab(key: Key, config: settings.Config, ruler: Ruler) -> Lab:

@@ -34,7 +34,8 @@ def kernel_thinning(
     takes the MMD between both farthest down.
 
     The MMD to x falls as 1 / m up to logarithms, while there are enough points, that of points
-    drawn at random as :math:`1 / \sqrt m`. Equal weights stand for x wherever a mean over x does.
+    drawn at random as :math:`1 / \sqrt m`. So equal weights give means over x, of functions of
+    the kernel's space; the points are not independent draws, as permutation tests suppose.
 
     Args:
       key: random key.
@@ -43,7 +44,7 @@ def kernel_thinning(
       num_points: m, 1 to n, static. Of x the :math:`2^T m` points with the greatest T take part,
         the others, if any, are left out at random.
       oversampling: g >= 0, static; more errs less. It is larger where parts could not be equal
-        otherwise, for m of few factors of 2.
+        otherwise, for m of few factors of 2; then 4^g m^2 below is at most 2 n m.
 
     Returns:
       Indices of the points, shape (m,), int32, all different. Where traced points are not finite,
@@ -63,9 +64,10 @@ def kernel_thinning(
       [0.0, 9.0]
 
     References:
-      Dwivedi & Mackey 2024 (kernel thinning), Algorithm 1, with one round a time and one coreset to
-      exchange; Shetty, Dwivedi & Mackey 2022 (Compress++), Algorithms 1 and 2. Here delta is
-      1 / (2 (n - m)) for each pair, of which there are n - m in all.
+      Dwivedi & Mackey 2024 (kernel thinning), KT-SPLIT, with one round a time, and KT-SWAP, of one
+      coreset and for points that are not in it; Shetty, Dwivedi & Mackey 2022 (Compress++), its
+      COMPRESS and COMPRESS++. Here delta is :math:`1 / (2 (2^T - 1) m)` for each pair, of which
+      there are :math:`(2^T - 1) m` in all.
     """
     (x,) = _checks.points(x=x)
     _checks.finite(x=x)
@@ -186,7 +188,7 @@ def _exchanged(kernel: Kernel, candidates: Array, chosen: Array) -> Array:
     .. math:: \arg\min_z\; \sum_{l \ne i} k(x_l, z) - \frac{m}{c} \sum_j k(z_j, z)
 
     over candidates z that are not among the others, to which the MMD that an exchange leaves is
-    equal up to constants, as k(z, z) is one.
+    equal up to constants, as k(z, z) is the same everywhere.
 
     Args:
       kernel: k, radial.

@@ -21,7 +21,7 @@ class Oracle:
         self.gram, self.delta, self.depth, self.draws = gram, delta, depth, draws
 
     def halve(self, points, uniforms):
-        """KT-SPLIT of one round, Algorithm 1a, then either coreset by a coin."""
+        """KT-SPLIT of one round, then either coreset by a coin."""
         k, first, second, sigma = self.gram, [], [], 0.0
         for x, other, u in zip(points[::2], points[1::2], uniforms, strict=False):
             b = np.sqrt(k[x, x] + k[other, other] - 2 * k[x, other])
@@ -36,7 +36,7 @@ class Oracle:
         return first if uniforms[-1] < 0.5 else second
 
     def compress(self, points, level, place):
-        """Algorithm 1: four quarters, each compressed, joined and halved."""
+        """COMPRESS: four quarters, each compressed, joined and halved."""
         if level == 0:
             return points
         quarter = len(points) // 4

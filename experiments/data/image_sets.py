@@ -168,15 +168,15 @@ def _write(path: Path, decoding: Decoding) -> None:
     """Decodes a set into a file, one image at a time."""
     form, examples = decoding
     path.parent.mkdir(parents=True, exist_ok=True)
-    needed = sum(split.images.nbytes for split in form.splits.values())
-    free = shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise DataError(
-            f"{path.parent}: got {free / 2**30:.4g} GiB that are free; expected "
-            f"{needed / 2**30:.4g} GiB for the decoded images. Make room, or set KERNELGRAD_CACHE "
-            "to another folder"
-        )
     with files.replacing(path, shared=True) as file, zipfile.ZipFile(file, "w") as archive:
+        needed = sum(split.images.nbytes for split in form.splits.values())
+        free = shutil.disk_usage(path.parent).free  # without what a kill has left
+        if needed > free:
+            raise DataError(
+                f"{path.parent}: got {free / 2**30:.4g} GiB that are free; expected "
+                f"{needed / 2**30:.4g} GiB for the decoded images. Make room, or set "
+                "KERNELGRAD_CACHE to another folder"
+            )
 
         def member(name: str) -> IO[bytes]:
             return archive.open(f"{name}.npy", "w", force_zip64=True)

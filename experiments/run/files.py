@@ -93,20 +93,31 @@ def replacing(target: pathlib.Path, *, shared: bool = False) -> Iterator[IO[byte
     scratch = target.with_name(target.name + suffix)
     if kind(scratch) == "a folder":
         raise OSError(errno.EISDIR, f"got a folder {scratch}; expected that name free. Remove it")
-    scratch.unlink(missing_ok=True)  # what a kill has left, or a link: not what it leads to
-    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+    descriptor = _created(scratch, lock=shared)
     if shared:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)  # until it is closed, also by a kill
         _remove_left(target)
     try:
         with open(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(descriptor)
-        os.replace(scratch, target)
+            os.replace(scratch, target)  # while it is locked, so that nobody takes it for left
     finally:
         scratch.unlink(missing_ok=True)
     sync(target.parent)
+
+
+def _created(scratch: pathlib.Path, *, lock: bool) -> int:
+    """Returns a descriptor of a new file, which is locked until it is closed, also by a kill."""
+    while True:
+        scratch.unlink(missing_ok=True)  # what a kill has left, or a link: not what it leads to
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        descriptor = os.open(scratch, flags, 0o666)
+        if lock:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)  # another process has removed it before it was locked
 
 
 def _remove_left(target: pathlib.Path) -> None:

@@ -33,6 +33,7 @@ _CRITIC: dict[str, Any] = {"group": "The critic, where there is one.", "of": obj
 _CRITICS = [name for name, choice in OBJECTIVES.items() if choice.critic_steps]
 _MOST_PICTURES = 100_000
 _COMMON = ("objective", "dataset", "image_size", "num_steps", "eval_every", "seed")  # of variants
+_LONGEST_NAME = 255  # of a folder
 
 
 def _scales(choice: Choice) -> str:
@@ -390,14 +391,31 @@ def variant(base: Config, text: str) -> Config:
         and the items of a list are joined by +.
 
     Raises:
-      UsageError: an unknown objective or setting, or a value that it may not have.
+      UsageError: an unknown objective or setting, a value that it may not have, one given twice or
+        to an objective that does not read it, or a text too long for the name of a folder.
     """
     first, *changes = text.split(":")
     name, at, features = first.partition("@")
     check_objective(name)
-    seen = tuple(features.split("+")) if at else base.features
-    own = {"objective": name, "features": seen} | dict(map(_setting, changes))
-    return dataclasses.replace(base, **own)
+    own = [("objective", name), *map(_setting, changes)]
+    if at:
+        own.append(("features", tuple(features.split("+"))))
+    config = dataclasses.replace(base, **dict(own))
+    if len(dict(own)) < len(own):
+        raise UsageError(f"objectives: got {fields.shown(text)}; expected each setting once")
+    for setting, value in own:
+        of = fields.rules(Config)[setting].of
+        if of and not {config.objective, config.update}.intersection(of(setting)):
+            raise UsageError(
+                f"{setting}: got {fields.shown(value)} for {name}, which does not read it; "
+                f"expected it for {', '.join(of(setting))}"
+            )
+    if len(text.encode()) > _LONGEST_NAME:
+        raise UsageError(
+            f"objectives: got {fields.shown(text)}; expected at most {_LONGEST_NAME} bytes, for it "
+            "names a folder"
+        )
+    return config
 
 
 def _setting(change: str) -> tuple[str, Any]:

@@ -86,6 +86,12 @@ def test_curves_are_those_of_the_runs(tmp_path, monkeypatch, capsys):
         ({"objectives": ("kl:ridge",)}, "ridge: got ''; expected a number"),
         ({"objectives": ("kl:ridge=-1",)}, "ridge: got -1.0; expected a number"),
         ({"objectives": ("kl", "kl:width=0")}, "width: got 0; expected an integer"),
+        ({"objectives": ("kl:kernel=a/b",)}, "kernel: got 'a/b'; expected one of"),
+        ({"objectives": ("kl", "mmd:ridge=4")}, "ridge: got 4.0 for mmd, which does not read it"),
+        ({"objectives": ("kl:damping=0.1",)}, "damping: got 0.1 for kl, .* for gauss_newton"),
+        ({"objectives": ("kl:width=4:width=8",)}, "objectives: got 'kl:width.*each setting once"),
+        ({"objectives": ("kl@pixels:features=vicreg",)}, "objectives: got .*each setting once"),
+        ({"objectives": (f"kl:width={'0' * 246}8",)}, "at most 255 bytes, for it names a folder"),
         ({"seeds": (0, 0)}, "seeds: got"),
         ({"objectives": ("kl", "ratio_ulsif")}, "ridge: got 1.0 for kl and ratio_ulsif, to each"),
         ({"base": dataclasses.replace(BASE, batch_size=1)}, "batch_size: got 1"),
@@ -113,6 +119,8 @@ def test_an_objective_may_bring_its_settings():
         "kl": {},
         "kl:ridge=40": {"ridge": 40.0},
         "kl:kernel_scales=0.1+1:normalize=true": {"kernel_scales": (0.1, 1.0), "normalize": True},
+        f"kl:width={'0' * 245}8": {"width": 8},
+        "kl:update=gauss_newton:damping=0.1": {"update": "gauss_newton", "damping": 0.1},
         "kl@pixels+vicreg:b2=0.9": {"features": ("pixels", "vicreg"), "b2": 0.9},
     }.items():
         assert compare._for_objective(BASE, name) == dataclasses.replace(BASE, **change)

@@ -187,6 +187,7 @@ def test_only_two_objectives_need_settings_of_their_own():
     variant = toy.for_objective(TINY, "wgan_gp:penalty_weight=2:learning_rate=0.1")
     changed = {"objective": "wgan_gp", "penalty_weight": 2.0, "learning_rate": 0.1}
     assert variant == dataclasses.replace(TINY, **changed)
+    assert toy.for_objective(TINY, "noisy_jsd:noise_variance=0").noise_variance == 0
 
 
 @pytest.mark.thorough

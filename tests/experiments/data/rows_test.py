@@ -176,6 +176,19 @@ def test_too_little_room_is_said_before_anything_is_decoded(tmp_path, pictures, 
     assert len(catalog.load(path).train) == 27
 
 
+def test_what_a_kill_has_left_makes_room(tmp_path, pictures, cache, monkeypatch):
+    path = write_folder(tmp_path / "mine", pictures)
+    catalog.load(path)
+    (kept,) = cache.iterdir()
+    kept.replace(left := cache / f"{kept.name}.99.tmp")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda _: usage._replace(free=0 if left.exists() else 10**9)
+    )
+    assert len(catalog.load(path).train) == 27
+    assert list(cache.iterdir()) == [kept]
+
+
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, pictures, cache):
     path = write_folder(tmp_path / "mine", pictures)
     cache.write_text("a file")

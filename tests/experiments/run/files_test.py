@@ -182,3 +182,26 @@ def test_what_a_killed_writer_has_left_is_removed_and_no_other(tmp_path):
     files.replace(target, b"anew", shared=True)
     assert not at_work.exists()
     assert target.read_bytes() == b"anew"
+
+
+def test_a_file_removed_before_it_was_locked_is_begun_anew(tmp_path, monkeypatch):
+    """As by another process that takes it for left; and none does between the end and the name."""
+    target, lock, removed = tmp_path / "set.npz", fcntl.flock, []
+
+    def late(descriptor, flags):
+        if not removed and not flags & fcntl.LOCK_NB:
+            (path,) = tmp_path.glob("set.npz.*.tmp")
+            path.unlink()
+            removed.append(path)
+        lock(descriptor, flags)
+
+    def replace(scratch, target, replace=os.replace):
+        files._remove_left(target)
+        replace(scratch, target)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    monkeypatch.setattr(os, "replace", replace)
+    files.replace(target, b"whole", shared=True)
+    assert len(removed) == 1
+    assert target.read_bytes() == b"whole"
+    assert list(tmp_path.iterdir()) == [target]
