@@ -162,10 +162,12 @@ def _warn(*warnings: str) -> None:
 
 
 def _for_objective(base: settings.Config, compared: str) -> settings.Config:
-    """Returns the settings of a variant, --ridge only where that one has a ridge."""
-    config = settings.variant(base, compared)
-    ridged = "ridge" in OBJECTIVES[config.objective].settings
-    return config if ridged else dataclasses.replace(config, ridge=None)
+    """Returns the settings of a variant: --ridge where it has one, and what it needs where 0."""
+    choice = OBJECTIVES[settings.variant(base, compared).objective]
+    own = {name: value for name, value in choice.needs.items() if getattr(base, name) == 0}
+    if "ridge" not in choice.settings:
+        own["ridge"] = None
+    return settings.variant(dataclasses.replace(base, **own), compared)
 
 
 def time_steps(configs: dict[str, settings.Config], dataset: Dataset) -> dict[str, float]:

@@ -14,6 +14,7 @@ from experiments.pictures import mosaics
 from experiments.reports import comparisons
 from experiments.run import timing
 from experiments.run.errors import UsageError
+from experiments.training import objectives, settings
 from experiments.training.settings import Config
 
 BASE = Config(
@@ -124,6 +125,19 @@ def test_an_objective_may_bring_its_settings():
         "kl@pixels+vicreg:b2=0.9": {"features": ("pixels", "vicreg"), "b2": 0.9},
     }.items():
         assert compare._for_objective(BASE, name) == dataclasses.replace(BASE, **change)
+
+
+def test_all_objectives_can_be_compared():
+    """What one of them needs and the others have at 0 is given to that one alone."""
+    base = Config(dataset="digits")
+    configs = {name: compare._for_objective(base, name) for name in objectives.installed()}
+    for config in configs.values():
+        settings.validate(config, 1)
+    assert configs.pop("noisy_jsd").noise_variance > 0
+    for name, config in configs.items():
+        assert config == dataclasses.replace(base, objective=name)
+    asked = dataclasses.replace(base, noise_variance=0.5)
+    assert compare._for_objective(asked, "noisy_jsd").noise_variance == 0.5
 
 
 @pytest.mark.thorough
