@@ -7,6 +7,7 @@ exact sums at a few random points. Under jit an error that is not used costs not
 differentiable where their namesakes are, in reverse mode; errors carry no gradient.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -72,12 +73,8 @@ def kernel_sum(
     x, others, weights = _wide(*_checks.floating(x=x, y=others, weights=weights))
     _checks.shape("weights", weights, (others.shape[0], "p"))
     moments = _devices.total(feature_map.moments(others, weights), axis_name)
-
-    def exact(probes: Array, others: Array, weights: Array) -> Array:
-        sums = pairwise.kernel_sum(feature_map.kernel, probes, others, weights)
-        return _devices.total(sums, axis_name)
-
     value = feature_map.expand(x, moments)
+    exact = functools.partial(pairwise.kernel_sum, feature_map.kernel)
     return _rows(key, exact, x, (others, weights), value, num_probes, axis_name)
 
 
@@ -132,12 +129,8 @@ def gradient_sum(
     x, others, weights = _wide(*_checks.floating(x=x, y=others, weights=weights))
     _checks.shape("weights", weights, others.shape[:1])
     moments = _devices.total(feature_map.moments(others, None, weights), axis_name)
-
-    def exact(probes: Array, others: Array, weights: Array) -> Array:
-        sums = pairwise.gradient_sum(feature_map.kernel, probes, others, weights)
-        return _devices.total(sums, axis_name)
-
     value = feature_map.expand(x, moments)
+    exact = functools.partial(pairwise.gradient_sum, feature_map.kernel)
     return _rows(key, exact, x, (others, weights), value, num_probes, axis_name)
 
 
@@ -191,9 +184,10 @@ def svgd_direction(
         rows, _devices.mean(_stein_moments(feature_map, rows, score), axis_name)
     )
 
+    size = rows.shape[0] * _devices.num_devices(axis_name)
+
     def exact(probes: Array, everyone: Array, scores: Array) -> Array:
-        sums = pairwise.stein_sum(feature_map.kernel, probes, everyone, scores)
-        return _devices.mean(sums / everyone.shape[0], axis_name)
+        return pairwise.stein_sum(feature_map.kernel, probes, everyone, scores) / size
 
     directions, *error = _rows(key, exact, rows, (rows, score), value, num_probes, axis_name)
     return Approximation(_checks.like_points(directions, particles), *error)
@@ -355,12 +349,12 @@ def mmd_gradient(
     """
     x, y = _wide(*_checks.points(x=x, y=y))
     means = _devices.mean(feature_map.moments(*_pool(x, y)), axis_name)
-    scale = 2 / (x.shape[0] * _devices.num_devices(axis_name))
+    devices = _devices.num_devices(axis_name)
+    scale = 2 / (x.shape[0] * devices)
     value = scale * _slopes(feature_map, x, means[:, :1] - means[:, 1:])
 
     def exact(probes: Array, x: Array, y: Array) -> Array:
-        witness = mmd.witness_gradient(probes, x, y, feature_map.kernel)
-        return scale * _devices.mean(witness, axis_name)
+        return scale / devices * mmd.witness_gradient(probes, x, y, feature_map.kernel)
 
     return _rows(key, exact, x, (x, y), value, num_probes, axis_name)
 
@@ -592,8 +586,9 @@ def _rows(
     num_probes: int,
     axis_name: str | None,
 ) -> Approximation:
-    """Returns rows beside their relative error at some of them, exact(x_i, *others)."""
+    """Returns rows beside their relative error at some; exact(x_i, *others) is a device's share."""
     chosen = _probes.draw(key, x.shape[0] * _devices.num_devices(axis_name), num_probes)
     probes, approximate = (_devices.taken(rows, chosen, axis_name) for rows in (x, value))
     expected = lax.stop_gradient(exact(probes, *lax.stop_gradient(others)))
+    expected = _devices.total(expected, axis_name)
     return Approximation(value, *_probes.relative(approximate - expected, expected))
