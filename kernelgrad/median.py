@@ -1,5 +1,7 @@
 """The exact median of all pairwise squared distances, without storing or sorting them."""
 
+import functools
+import operator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +19,8 @@ _SAMPLE = 64  # points whose pairs place the first pivots
 _LOW = 0.3  # share of the sampled pairs that stay below the median, whatever the sample
 _RELATIVE = 1e-5  # error that a distance may have
 _ROUNDING = 8  # above the error of |a|^2 + |b|^2 - 2 a.b, in units of eps (|a|^2 + |b|^2)
+_AT_ONCE = 3  # pivots, whose counts over the rows of a tile share an integer,
+_BITS = 10  # in so many bits each: more than 512 rows ask for
 
 _Count = tuple[Array, Array]
 
@@ -42,7 +46,7 @@ def median_squared_distance(
     Raises:
       ValueError: wrong rank or dtype, or fewer than two points.
 
-    Cost: about 5 passes of O((n + m)^2 d / 2) time, at most 17 (32 in float64); O((n + m) d)
+    Cost: about 6 passes of O((n + m)^2 d / 2) time, at most 17 (32 in float64); O((n + m) d)
       memory, with axis_name that of this device's share, the pairs shared evenly. Up to 512 points
       on one device, one pass and O((n + m)^2) memory.
 
@@ -69,13 +73,24 @@ def median_squared_distance(
     if axis_name is None and num_points <= _TILE:
         lower, upper = _held_middle(pairs.held(), num_pairs)
     else:
-        lower = upper = _order_statistic(pairs, num_pairs, (num_pairs + 1) // 2)
-        if num_pairs % 2 == 0:
-            upto, above = pairs.beyond(lower)
-            upper = jnp.where(_at_least(upto, num_pairs // 2 + 1), lower, above)
+        lower, upper = _next_to_each_other(pairs, num_pairs, (num_pairs + 1) // 2)
+        upper = lower if num_pairs % 2 else upper
     median = lower / 2 + upper / 2
     finite = _devices.mean(jnp.all(jnp.isfinite(points.raw)).astype(median.dtype), axis_name)
     return jnp.where(finite == 1, median, jnp.nan)
+
+
+class _Around(NamedTuple):
+    """The number of distances <= a bound; the largest of them; the smallest others.
+
+    Two passes compiled apart may round one distance differently: closer to the bound than that is
+    not `apart` from it.
+    """
+
+    upto: _Count
+    under: Array
+    over: Array
+    apart: Array
 
 
 @dataclass(frozen=True)
@@ -99,7 +114,7 @@ class _Pairs:
 
         def add(count: _Count, sq_dist: Array, rounding: Array) -> _Count:
             del rounding
-            hits = jnp.sum(sq_dist[None] <= pivots[:, None, None], axis=(1, 2), dtype=jnp.int32)
+            hits = _hits(sq_dist, pivots)
             return _carried(count[0], count[1] + hits)
 
         zero = jnp.zeros(pivots.shape, jnp.int32)
@@ -108,26 +123,29 @@ class _Pairs:
             high, low = _carried(*lax.psum((high, low), self.axis_name))
         return high, low
 
-    def beyond(self, bound: Array) -> tuple[_Count, Array]:
-        """Counts the pairs at distance <= bound and finds the smallest other, over all devices.
+    def around(self, bound: Array) -> _Around:
+        """Counts the pairs at distance <= bound, and finds those next to it, over all devices."""
 
-        Two passes compiled apart may round one distance differently: closer than that is equal.
-        """
+        def add(around: _Around, sq_dist: Array, rounding: Array) -> _Around:
+            is_under = sq_dist <= bound
+            over = jnp.where(is_under, jnp.inf, sq_dist)
+            apart = jnp.where(sq_dist <= bound + rounding, jnp.inf, sq_dist)
+            (high, low), under = around.upto, jnp.where(is_under, sq_dist, 0)
+            return _Around(
+                _carried(high, low + _hits(sq_dist, bound[None])[0]),
+                jnp.maximum(around.under, jnp.max(under)),
+                jnp.minimum(around.over, jnp.min(over)),
+                jnp.minimum(around.apart, jnp.min(apart)),
+            )
 
-        def add(
-            carry: tuple[_Count, Array], sq_dist: Array, rounding: Array
-        ) -> tuple[_Count, Array]:
-            (high, low), smallest = carry
-            near = sq_dist <= bound + rounding
-            smallest = jnp.minimum(smallest, jnp.min(jnp.where(near, jnp.inf, sq_dist)))
-            return _carried(high, low + jnp.sum(near, dtype=jnp.int32)), smallest
-
-        zero = jnp.zeros((), jnp.int32)
-        start = ((zero, zero), jnp.full((), jnp.inf, self.points.raw.dtype))
-        count, smallest = self._fold(add, start)
-        if self.axis_name is None:
-            return count, smallest
-        return _carried(*lax.psum(count, self.axis_name)), lax.pmin(smallest, self.axis_name)
+        zero, least = jnp.zeros((), jnp.int32), jnp.zeros((), self.points.raw.dtype)
+        start = _Around((zero, zero), least, least + jnp.inf, least + jnp.inf)
+        upto, under, over, apart = self._fold(add, start)
+        if self.axis_name is not None:
+            upto = _carried(*lax.psum(upto, self.axis_name))
+            under = lax.pmax(under, self.axis_name)
+            over, apart = lax.pmin((over, apart), self.axis_name)
+        return _Around(upto, under, over, apart)
 
     def held(self) -> Array:
         """Returns the distances of points that fit in a tile, (n, n), pairs i >= j at infinity."""
@@ -219,7 +237,7 @@ def _rounded_distances(rows: Points, cols: Points) -> tuple[Array, Array]:
 def _held_middle(sq_dist: Array, num_pairs: int) -> tuple[Array, Array]:
     """Returns the middle two of distances that are held, the middle one twice.
 
-    The bits of the lower one are found by halving: a pass that counts what is in memory is many
+    The bits of the lower one are found by quartering: a pass that counts what is in memory is many
     times faster than one that computes distances anew.
     """
     dtype = sq_dist.dtype
@@ -227,15 +245,16 @@ def _held_middle(sq_dist: Array, num_pairs: int) -> tuple[Array, Array]:
     bits = lax.bitcast_convert_type(sq_dist, integer)
     rank = (num_pairs + 1) // 2
 
-    def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+    def quarter(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
-        middle = low + (high - low) // 2
-        enough = jnp.sum(bits <= middle, dtype=jnp.int32) >= rank
-        return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+        width, places = high - low, jnp.arange(1, 4, dtype=integer)
+        pivots = low + width // 4 * places + width % 4 * places // 4
+        enough = _hits(bits, pivots) >= rank
+        return jnp.max(jnp.where(enough, low, pivots)), jnp.min(jnp.where(enough, pivots, high))
 
     infinite = lax.bitcast_convert_type(jnp.array(jnp.inf, dtype), integer)
     start = _devices.varying((jnp.array(-1, integer), infinite), bits)
-    _, found = lax.fori_loop(0, jnp.iinfo(integer).bits - 1, halve, start)
+    _, found = lax.fori_loop(0, jnp.iinfo(integer).bits // 2, quarter, start)
     lower = lax.bitcast_convert_type(found, dtype)
     if num_pairs % 2:
         return lower, lower
@@ -252,13 +271,23 @@ class _Bracket(NamedTuple):
     upto: _Count
 
 
-def _order_statistic(pairs: _Pairs, num_pairs: int, rank: int) -> Array:
-    """Returns the `rank`-th smallest pair distance.
+class _State(NamedTuple):
+    """The bracket with the next pivots, what the last look found, and whether none was."""
+
+    search: tuple[_Bracket, Array]
+    around: _Around
+    is_first: Array
+
+
+def _next_to_each_other(pairs: _Pairs, num_pairs: int, rank: int) -> tuple[Array, Array]:
+    """Returns the `rank`-th smallest pair distance and the next, infinity if there is none.
 
     Non-negative floats are ordered like their bits, so the search narrows an integer interval
     (low, high] with count(low) < rank <= count(high). Pivots at interpolated values converge in a
-    few passes for a smooth distribution; those at the quarters of the interval bound the number
-    of passes for any other.
+    few passes for a smooth distribution; those at the quarters of the interval bound the number of
+    passes for any other. It ends where high is next to low, and earlier where just `rank` distances
+    are up to high: unless the pass that looks for the two on both sides of it counts them
+    otherwise.
     """
     dtype = pairs.points.raw.dtype
     integer = jnp.int32 if dtype == jnp.float32 else jnp.int64
@@ -306,9 +335,48 @@ def _order_statistic(pairs: _Pairs, num_pairs: int, rank: int) -> Array:
     )
     first = pairs.quantiles(_LOW, 0.45, 0.49, 0.51, 0.55, 0.7)
     first = _devices.agreed(first, pairs.axis_name)
-    search = _devices.varying((bracket, first))
-    bracket, _ = lax.while_loop(lambda s: s[0].high - s[0].low > 1, advance, search)
-    return value(bracket.high)
+    def is_wide(bracket: _Bracket) -> Array:
+        return bracket.high - bracket.low > 1
+
+    def divides(count: _Count) -> Array:
+        return _at_least(count, rank) & ~_at_least(count, rank + 1)
+
+    def look(state: _State) -> _State:
+        def is_open(search: tuple[_Bracket, Array]) -> Array:
+            return is_wide(search[0]) & ~(state.is_first & divides(search[0].upto))
+
+        search = lax.while_loop(is_open, advance, state.search)
+        around = pairs.around(value(search[0].high))
+        return _State(search, around, jnp.zeros_like(state.is_first))
+
+    def is_unfinished(state: _State) -> Array:
+        bracket = state.search[0]
+        return state.is_first | (is_wide(bracket) & ~divides(state.around.upto))
+
+    nowhere = _Around((zero, zero), *(first[0],) * 3)
+    start = _devices.varying(_State((bracket, first), nowhere, jnp.array(True)))
+    (bracket, _), around, _ = lax.while_loop(is_unfinished, look, start)
+    bound = value(bracket.high)
+    lower = jnp.where(divides(around.upto), around.under, bound)
+    above = jnp.where(divides(around.upto), around.over, around.apart)
+    return lower, jnp.where(_at_least(bracket.upto, rank + 1), bound, above)
+
+
+def _hits(sq_dist: Array, pivots: Array) -> Array:
+    """Counts the distances of a tile, or their bits, up to each pivot; shape of these, int32.
+
+    Counts of several pivots are added up over the rows as parts of one integer: a pass over the
+    tile is then one of its columns, which a compiler makes vectors of, and serves them all.
+    """
+
+    def counts(some: Array) -> list[Array]:
+        marks = [jnp.where(sq_dist <= p, 1 << _BITS * place, 0) for place, p in enumerate(some)]
+        packed = jnp.sum(functools.reduce(operator.add, marks), axis=0, dtype=jnp.int32)
+        parts = (packed >> _BITS * place & (1 << _BITS) - 1 for place in range(len(marks)))
+        return [jnp.sum(part, dtype=jnp.int32) for part in parts]
+
+    starts = range(0, pivots.shape[0], _AT_ONCE)
+    return jnp.stack([hits for at in starts for hits in counts(pivots[at : at + _AT_ONCE])])
 
 
 def _carried(high: Array, low: Array) -> _Count:

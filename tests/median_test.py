@@ -119,13 +119,13 @@ def test_middle_values_among_large_norms_survive_passes_that_round_apart(sign, r
         norms = rows.sq_norms[:, None] + cols.sq_norms[None, :]
         return exact(rows, cols) + signs[-1] * 2 * jnp.finfo(norms.dtype).eps * norms
 
-    def beyond(pairs, bound, last_pass=median._Pairs.beyond):
+    def around(pairs, bound, last_pass=median._Pairs.around):
         signs.append(sign)
         return last_pass(pairs, bound)
 
     monkeypatch.setattr(_distances, "products", rounded)
     monkeypatch.setattr(_distances, "far_apart", lambda *_: jnp.int32(0))
-    monkeypatch.setattr(median._Pairs, "beyond", beyond)
+    monkeypatch.setattr(median._Pairs, "around", around)
     x = 100 * np.ones((13, 5)) + rng.normal(size=(13, 5))
     x[[0, 1, 4, 6]] = 0.001 * rng.normal(size=(4, 5))  # the centre is among these
     x = x.astype(np.float32)
@@ -247,6 +247,23 @@ class CountedPairs:
         counts = [limbs(self.count_upto(Fraction(float(pivot)))) for pivot in pivots]
         return tuple(jnp.stack(part) for part in zip(*counts, strict=True))
 
+    def around(self, bound):
+        """By halving the bits of floats between 0 and infinity."""
+        self.passes += 1
+        upto = self.count_upto(Fraction(min(float(bound), float(np.finfo(np.float32).max))))
+
+        def first(count):
+            low, high = -1, int(np.float32(np.inf).view(np.int32))
+            while high - low > 1:
+                middle = (low + high) // 2
+                value = Fraction(float(np.int32(middle).view(np.float32)))
+                low, high = (low, middle) if self.count_upto(value) >= count else (middle, high)
+            return jnp.float32(np.int32(high).view(np.float32))
+
+        under = first(upto) if upto else jnp.float32(0)
+        over = first(upto + 1)
+        return median._Around(tuple(limbs(upto)), under, over, over)
+
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("num_points", [3, 70_000, 100_000, 10_000_000])
@@ -260,7 +277,8 @@ def test_ranks_beyond_int32_are_exact(num_points, rng):
     points = jnp.asarray(rng.normal(size=(9, 2)), jnp.float32)
     for rank in (1, (num_pairs + 1) // 2, num_pairs):
         with jax.disable_jit():
-            got = median._order_statistic(CountedPairs(count_upto, points), num_pairs, rank)
+            pairs = CountedPairs(count_upto, points)
+            got, _ = median._next_to_each_other(pairs, num_pairs, rank)
         below = np.nextafter(np.float32(got), np.float32(0))
         assert count_upto(Fraction(float(below))) < rank <= count_upto(Fraction(float(got)))
 
@@ -300,8 +318,9 @@ def test_no_data_takes_more_passes_than_promised(name, rng):
     for rank in (1, 500, 501):
         pairs = CountedPairs(lambda pivot: np.searchsorted(values, float(pivot), "right"), points)
         with jax.disable_jit():
-            got = median._order_statistic(pairs, len(values), rank)
+            got, above = median._next_to_each_other(pairs, len(values), rank)
         assert got == values[rank - 1]
+        assert above == [*values, np.inf][rank]
         assert pairs.passes <= 17
 
 
@@ -313,9 +332,28 @@ def test_smooth_data_takes_few_passes(rng):
         lambda pivot: np.searchsorted(values, float(pivot), "right"), jnp.asarray(x, jnp.float32)
     )
     with jax.disable_jit():
-        got = median._order_statistic(pairs, len(values), len(values) // 2)
+        got, _ = median._next_to_each_other(pairs, len(values), len(values) // 2)
     assert got == values[len(values) // 2 - 1]
     assert pairs.passes <= 9
+
+
+@pytest.mark.thorough
+def test_a_last_pass_that_counts_otherwise_sends_the_search_on(rng):
+    """At the bound where the search ended, as if all distances had been rounded up."""
+    values = np.sort(rng.uniform(1, 2, 1000).astype(np.float32))
+    points = jnp.asarray(rng.normal(size=(9, 2)), jnp.float32)
+    pairs = CountedPairs(lambda pivot: np.searchsorted(values, float(pivot), "right"), points)
+    right, looks = pairs.around, []
+
+    def around(bound):
+        looks.append(bound)
+        return right(bound / 2 if len(looks) == 1 else bound)
+
+    pairs.around = around
+    with jax.disable_jit():
+        got = median._next_to_each_other(pairs, len(values), 500)
+    assert got == tuple(values[499:501])
+    assert len(looks) == 2
 
 
 # -------------------------------------------------------------------------------------- errors
