@@ -412,10 +412,15 @@ def _samples(x: Array, y: Array, kernel: Kernel, axis_name: str | None) -> _Samp
     some = lax.stop_gradient(_devices.gather(jnp.concatenate(few), axis_name))
     base = lax.stop_gradient(base)
 
+    # in the unit and from the middle of the pairs of x and y, which are then moved but once
+    own, ours, _, unit = _distances.in_own_unit(base, lax.stop_gradient(x))
+    theirs = lax.stop_gradient(y) / unit
+    centre = _distances.middle(theirs, axis_name)
+    cols = _distances.moved(some / unit, centre)
+
     def mean(points: Array) -> Array:  # any function does, so that lost digits do no harm
-        rows, cols = _distances.prepare(lax.stop_gradient(points), some)
-        sq_dist = _distances.products(rows, cols)
-        return jnp.mean(base.profile(jnp.where(sq_dist > 0, sq_dist, 0)), axis=1)
+        sq_dist = _distances.products(_distances.moved(points, centre), cols)
+        return jnp.mean(own.profile(jnp.where(sq_dist > 0, sq_dist, 0)), axis=1)
 
     def means(points: Array) -> Array:
         if devices == 1:
@@ -423,8 +428,8 @@ def _samples(x: Array, y: Array, kernel: Kernel, axis_name: str | None) -> _Samp
         tiles = lax.map(mean, _tiles.split(points, _tiles.TILE_ROWS))  # a share of memory, too
         return tiles.reshape(-1)[: points.shape[0]]
 
-    level = jnp.mean(mean(some)) / 2
-    return _Samples(x, y, _traits.radial(kernel), means(x) - level, means(y) - level)
+    level = jnp.mean(mean(some / unit)) / 2
+    return _Samples(x, y, _traits.radial(kernel), means(ours) - level, means(theirs) - level)
 
 
 def _embed(kernel: Kernel, points: Array) -> Array:
