@@ -335,6 +335,7 @@ def _next_to_each_other(pairs: _Pairs, num_pairs: int, rank: int) -> tuple[Array
     )
     first = pairs.quantiles(_LOW, 0.45, 0.49, 0.51, 0.55, 0.7)
     first = _devices.agreed(first, pairs.axis_name)
+
     def is_wide(bracket: _Bracket) -> Array:
         return bracket.high - bracket.low > 1
 
