@@ -51,9 +51,9 @@ RUNS = (
     ),
     Run(
         "toy --target=mixture --objectives=f_divergence,kl,gan_kl --divergence=forward_kl "
-        "--seeds=0,1,2 --width=4 --batch_size=100 --num_steps=600 --eval_every=300 "
+        "--seeds=0,1,2 --width=4 --batch_size=100 --num_steps=3000 --eval_every=600 "
         "--workdir=runs/covering",
-        6,
+        4,
         ("table.md", "samples.png"),
     ),
 )
