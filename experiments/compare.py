@@ -261,6 +261,7 @@ def _start(given: command.Given) -> None:
     options = fields.pick(Options, given)
     base = settings.configured(given, options.preset)
     config = Config(base, options.objectives, options.seeds)
+    settings.require_read(given, [_for_objective(base, name) for name in options.objectives])
     run(config, workdir=options.workdir, data_dir=options.data_dir)
 
 

@@ -62,6 +62,7 @@ def run(
     max_runs: int = 256,
     num_devices: int | None = None,
     tuning: Tuning = tune.HERE,
+    given: command.Given | None = None,
 ) -> str:
     """Trains what is missing, or writes its command lines; writes the table and the picture.
 
@@ -73,13 +74,14 @@ def run(
       max_runs: a larger grid is refused.
       num_devices: devices of a population; None: all.
       tuning: how Ray goes about it.
+      given: settings that were asked for by name, beside those of the grid; None: none.
 
     Returns:
       The table.
 
     Raises:
-      UsageError: no grid, a setting out of its range in one of the runs, or a work folder with
-        other runs.
+      UsageError: no grid, a setting out of its range in one of the runs or asked for and read by
+        none, or a work folder with other runs.
       DataError: a data set is unknown, missing or damaged.
       StorageError: a work folder cannot be used.
       Terminated: a signal came; all runs are saved.
@@ -90,6 +92,7 @@ def run(
         raise UsageError(f"num_devices: got {num_devices}; expected at most {len(devices)}")
     grid = grammar.parse(config.sweep, fields.rules(settings.Config), max_runs)
     all_runs = runs.validate(runs.expand(config.base, grid))
+    settings.require_read({**(given or {}), **grid}, [one.config for one in all_runs])
     checks: dict[str, Callable[..., None]] = {
         "population": population.check,
         "ray": functools.partial(tune.check, tuning=tuning),
@@ -130,6 +133,7 @@ def _start(given: command.Given) -> None:
         max_runs=options.max_runs,
         num_devices=options.num_devices,
         tuning=Tuning(options.address, options.asha, options.cpus_per_run, options.gpus_per_run),
+        given=given,
     )
 
 

@@ -129,14 +129,14 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
     places.workdir(workdir)
     base = for_objective(config.base, config.base.objective)
     seeds = config.seeds or (base.seed,)
-    names = config.objectives or (base.objective,)
-    configs = {name: for_objective(config.base, name) for name in names}
+    configs = _variants(config)
     for one in configs.values():
         _validate(one)
     fields.validate(Options(workdir, objectives=config.objectives, seeds=config.seeds))
     compares = bool(config.objectives or config.seeds)
+    free = settings.free_fields(base, *configs.values())
     with (
-        Workdir(workdir, base, free_fields=settings.free_fields(base)) as folder,
+        Workdir(workdir, base, free_fields=free) as folder,
         threads.one_for_blas(),
     ):
         key, ruler_key = jax.random.split(jax.random.key(0))
@@ -161,6 +161,12 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
             toys.draw_comparison(folder, runs, ruler)
         print(f"written to {folder.path}")
     return rows
+
+
+def _variants(config: Config) -> dict[str, settings.Config]:
+    """Returns the settings of each objective by its name, one or those to compare."""
+    names = config.objectives or (config.base.objective,)
+    return {name: for_objective(config.base, name) for name in names}
 
 
 def for_objective(base: settings.Config, compared: str) -> settings.Config:
@@ -353,7 +359,9 @@ def configured(given: command.Given, options: Options) -> Config:
 
 def _start(given: command.Given) -> None:
     options = fields.pick(Options, given)
-    run(configured(given, options), workdir=options.workdir, data_dir=options.data_dir)
+    config = configured(given, options)
+    settings.require_read(given, _variants(config).values())
+    run(config, workdir=options.workdir, data_dir=options.data_dir)
 
 
 def main() -> None:

@@ -39,8 +39,10 @@ class Options(command.Place):
 
 def _start(given: command.Given) -> None:
     options = fields.pick(Options, given)
+    config = settings.configured(given, options.preset)
+    settings.require_read(given, [config])
     run(
-        settings.configured(given, options.preset),
+        config,
         workdir=options.workdir,
         data_dir=options.data_dir,
         num_devices=options.num_devices,

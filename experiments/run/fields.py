@@ -11,11 +11,13 @@ A config declares each setting once::
 From that follow its flag and --help (:mod:`experiments.run.command`), what :func:`validate` says of
 an instance, and what :func:`checked` makes of values that come from flags or from a file. Where the
 default is None, None stands for "not set"; a list has no item twice, and is empty only where its
-default is. Every declaration takes `group`, `of` and `before` of a :class:`Rule` besides.
+default is. Every declaration takes `group`, `of`, `beside` and `before` of a :class:`Rule` besides.
 """
 
 import dataclasses
 import difflib
+import functools
+import inspect
 import math
 import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -54,7 +56,8 @@ class Rule:
       variable: environment variable that stands in for the flag.
       noun: what a text is.
       group: heading of --help under which it stands; its class's own where None.
-      of: name of the setting -> those it belongs to, such as objectives; None: to all.
+      of: name of the setting -> those that read it, such as objectives; None: all.
+      beside: another setting, at whose default this one is not read.
       before: what runs had before there was the setting; None: the default.
     """
 
@@ -71,6 +74,7 @@ class Rule:
     noun: str = "text"
     group: str | None = None
     of: Callable[[str], Sequence[str]] | None = None
+    beside: str | None = None
     before: Any = None
 
     @property
@@ -288,6 +292,13 @@ def data_dir(text: str = "Folder with the data set's files.") -> Any:
 def rules(config_class: type) -> dict[str, Rule]:
     """Returns the rules of a config's fields by name."""
     return {field.name: field.metadata[_RULE] for field in dataclasses.fields(config_class)}
+
+
+@functools.cache
+def read_by(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Returns the settings that a function reads: those that it takes by keyword alone."""
+    parameters = inspect.signature(function).parameters.values()
+    return tuple(one.name for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY)
 
 
 def earlier(config_class: type) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from experiments.run import fields, files
 from experiments.sweeps.runs import Run
+from experiments.training import settings
 from experiments.training.settings import Config
 
 LINES, SLURM = "commands.txt", "array.slurm"
@@ -17,9 +18,10 @@ def arguments(run: Run, workdir: pathlib.Path, data_dir: str | None) -> list[str
     given = [f"--workdir={workdir}", "--num_devices=1"]
     if data_dir is not None:
         given.append(f"--data_dir={pathlib.Path(data_dir).expanduser().absolute()}")
+    unread = settings.unread([run.config])
     for name, rule in fields.rules(Config).items():
         value = getattr(run.config, name)
-        if value != rule.default:
+        if value != rule.default and name not in unread:
             given.append(f"--{rule.flag or name}={rule.text(value)}")
     return given
 

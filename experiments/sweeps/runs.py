@@ -198,7 +198,7 @@ def _hold_to(root: pathlib.Path, text: str, runs: Sequence[Run]) -> None:
     with files.storage(str(path)):
         if files.kind(path) is not None:
             stored = _stored_settings(path)
-            free = {*settings.free_fields(config), *varied}
+            free = {*settings.free_fields(*(run.config for run in runs)), *varied}
             wanted = json.loads(content)["settings"]
             changes = [
                 f"{name} was {json.dumps(stored.get(name))}, now {json.dumps(value)}"

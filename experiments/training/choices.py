@@ -5,7 +5,6 @@ Functions of a row take what they need by keyword: settings of a run, fields of
 """
 
 import importlib.util
-import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
@@ -15,6 +14,7 @@ import optax
 
 from experiments.networks import critics, energies
 from experiments.networks.conditional import ConditionalCritic, JointEnergy
+from experiments.run import fields
 from experiments.training import optimizers
 from kernelgrad.objectives import Objective
 from kernelgrad.two_player import TwoPlayer
@@ -118,8 +118,8 @@ class Choice(NamedTuple):
     def settings(self) -> set[str]:
         """The settings that the objective reads."""
         if not self.critic_steps:
-            return set(_keywords(self.build))
-        of_functions = map(_keywords, (self.build, self.network, self.optimizer))
+            return set(fields.read_by(self.build))
+        of_functions = map(fields.read_by, (self.build, self.network, self.optimizer))
         return {*_OF_CRITICS, *(name for names in of_functions for name in names)}
 
     @property
@@ -147,13 +147,8 @@ class Choice(NamedTuple):
 
     def _called(self, function: Callable[..., T], config: Any, *arguments: Any) -> T:
         """Calls a function with the settings that it reads."""
-        settings = {name: getattr(config, name) for name in _keywords(function)}
+        settings = {name: getattr(config, name) for name in fields.read_by(function)}
         for name in ("kernel_scales", "spectral_norm"):
             if settings.get(name, name) is None:
                 settings[name] = getattr(self, name)
         return function(*arguments, **settings)
-
-
-def _keywords(function: Callable[..., Any]) -> list[str]:
-    parameters = inspect.signature(function).parameters.values()
-    return [one.name for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY]

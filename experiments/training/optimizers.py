@@ -4,13 +4,13 @@ Functions of the table take the settings that they read by keyword, fields of
 :class:`experiments.training.settings.Config`, whose numbers may be traced.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 import optax
 
+from experiments.run import fields
 from kernelgrad.types import Array
 
 Rate = float | Array | Callable[[Array], Array]
@@ -59,7 +59,7 @@ def make(
       steps_per_update: the player's steps in one of the generator, in which a schedule counts.
     """
     make_one = OPTIMIZERS[config.optimizer]
-    options = {name: getattr(config, name) for name in _keywords(config.optimizer)}
+    options = {name: getattr(config, name) for name in fields.read_by(make_one)}
     optimizer = make_one(_scheduled(config, rate, steps_per_update), **options)
     if config.clip_norm is None:
         return optimizer
@@ -68,7 +68,7 @@ def make(
 
 def reading(setting: str) -> list[str]:
     """Returns the optimizers that read a setting."""
-    return [name for name in OPTIMIZERS if setting in _keywords(name)]
+    return [name for name, make_one in OPTIMIZERS.items() if setting in fields.read_by(make_one)]
 
 
 def _scheduled(config: Any, peak: float | Array, steps_per_update: int) -> Rate:
@@ -87,8 +87,3 @@ def _scheduled(config: Any, peak: float | Array, steps_per_update: int) -> Rate:
         return peak * rise * SCHEDULES[config.schedule](share)
 
     return schedule
-
-
-def _keywords(name: str) -> list[str]:
-    parameters = inspect.signature(OPTIMIZERS[name]).parameters.values()
-    return [one.name for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY]

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -27,12 +27,14 @@ PRIORS: dict[str, Callable[..., Array]] = {
 }
 
 _GENERATOR, _LEARNING, _RUN = "The generator.", "How it learns.", "Looking at it, and memory."
+_OPTIMIZER: dict[str, Any] = {"group": _LEARNING, "of": optimizers.reading}
 _UPDATE: dict[str, Any] = {"group": _LEARNING, "of": updates.reading}
 _SPECIAL: dict[str, Any] = {"group": "What some objectives read.", "of": objectives.reading}
 _CRITIC: dict[str, Any] = {"group": "The critic, where there is one.", "of": objectives.reading}
 _CRITICS = [name for name, choice in OBJECTIVES.items() if choice.critic_steps]
 _MOST_PICTURES = 100_000
 _COMMON = ("objective", "dataset", "image_size", "num_steps", "eval_every", "seed")  # of variants
+_READERS = ("objective", "update", "optimizer")  # of the settings that have an `of`
 _LONGEST_NAME = 255  # of a folder
 
 
@@ -78,26 +80,13 @@ class Config:
         "Optax's optimizer of that name, of the generator and of a critic.",
         group=_LEARNING,
     )
-    b1: float = fields.share(
-        0.9,
-        f"Decay of the first moment: {' and '.join(optimizers.reading('b1'))}.",
-        group=_LEARNING,
-    )
-    b2: float = fields.share(
-        0.999,
-        f"Decay of the second moment: {' and '.join(optimizers.reading('b2'))}.",
-        group=_LEARNING,
-    )
+    b1: float = fields.share(0.9, "Decay of the first moment.", **_OPTIMIZER)
+    b2: float = fields.share(0.999, "Decay of the second moment.", **_OPTIMIZER)
     momentum: float | None = fields.share(
-        None,
-        f"Decay of the momentum: {' and '.join(optimizers.reading('momentum'))}; none by default.",
-        group=_LEARNING,
+        None, "Decay of the momentum; none by default.", **_OPTIMIZER
     )
     weight_decay: float = fields.not_negative(
-        1e-4,
-        "Decay of the parameters, in units of the learning rate: "
-        f"{' and '.join(optimizers.reading('weight_decay'))}.",
-        group=_LEARNING,
+        1e-4, "Decay of the parameters, in units of the learning rate.", **_OPTIMIZER
     )
     schedule: str = fields.choice(
         "constant",
@@ -288,6 +277,7 @@ class Config:
         fields.MAX_COUNT,
         "Steps after which that noise is gone; --num_steps by default.",
         group=_LEARNING,
+        beside="noise_variance",
     )
     discount: float = fields.share(
         0.7, "Gamma, by which the samples' energy counts less.", **_SPECIAL
@@ -349,7 +339,9 @@ class Config:
         "The best one of each batch, a moving average, or learned by Newton steps.",
         **_SPECIAL,
     )
-    log_normalizer_rate: float = fields.number(0.1, 1e-6, 1.0, "Rate of ema or newton.", **_SPECIAL)
+    log_normalizer_rate: float = fields.number(
+        0.1, 1e-6, 1.0, "Rate of ema or newton.", beside="log_normalizer", **_SPECIAL
+    )
     conditional: bool = fields.switch(
         False,
         "Generate by class; the critic sees the labels, steingan's by the joint energy of eq. "
@@ -357,7 +349,10 @@ class Config:
         **_CRITIC,
     )
     margin: float = fields.not_negative(
-        0.2, "Cross entropy of labels below which nothing is gained.", **_CRITIC
+        0.2,
+        "Cross entropy of labels below which nothing is gained.",
+        beside="conditional",
+        **_CRITIC,
     )
 
 
@@ -403,13 +398,7 @@ def variant(base: Config, text: str) -> Config:
     config = dataclasses.replace(base, **dict(own))
     if len(dict(own)) < len(own):
         raise UsageError(f"objectives: got {fields.shown(text)}; expected each setting once")
-    for setting, value in own:
-        of = fields.rules(Config)[setting].of
-        if of and not {config.objective, config.update}.intersection(of(setting)):
-            raise UsageError(
-                f"{setting}: got {fields.shown(value)} for {name}, which does not read it; "
-                f"expected it for {', '.join(of(setting))}"
-            )
+    require_read(dict(own), [config])
     if len(text.encode()) > _LONGEST_NAME:
         raise UsageError(
             f"objectives: got {fields.shown(text)}; expected at most {_LONGEST_NAME} bytes, for it "
@@ -429,6 +418,50 @@ def _setting(change: str) -> tuple[str, Any]:
             f"compared may differ in, such as {nearest}=..."
         )
     return name, rules[name].parse(name, text.replace("+", ",") if rules[name].many else text)
+
+
+def require_read(given: Mapping[str, Any], configs: Collection[Config]) -> None:
+    """Refuses a setting that was given and that no run reads: it would do nothing, unsaid.
+
+    Args:
+      given: values by name, of settings and of anything else.
+      configs: of the runs.
+
+    Raises:
+      UsageError: the first such setting.
+    """
+    for name, (why, expected) in unread(configs).items():
+        if name in given:
+            raise UsageError(
+                f"{name}: got {fields.shown(given[name])}, which nothing reads with {why}; "
+                f"expected it with {expected}"
+            )
+
+
+def unread(configs: Collection[Config]) -> dict[str, tuple[str, str]]:
+    """Returns the settings that no config reads, each with why, and with what it would be read."""
+    rules, found = fields.rules(Config), {}
+    for name, (kind, readers) in _readers().items():
+        used = dict.fromkeys(getattr(config, kind) for config in configs)
+        if not set(readers) & set(used):
+            found[name] = f"{kind} {', '.join(used)}", ", ".join(readers)
+    for name, rule in rules.items():
+        if rule.beside and name not in found:
+            usual = rules[rule.beside]
+            if all(getattr(config, rule.beside) == usual.default for config in configs):
+                found[name] = f"{rule.beside}={usual.default_text}", f"another {rule.beside}"
+    return found
+
+
+@functools.cache
+def _readers() -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Returns which setting is one that reads another, for each that few read, and which do."""
+    rules = fields.rules(Config)
+    found = {name: tuple(rule.of(name)) for name, rule in rules.items() if rule.of}
+    return {
+        name: (next(one for one in _READERS if some[0] in rules[one].choices), some)
+        for name, some in found.items()
+    }
 
 
 def critic_steps(config: Config) -> int:
@@ -463,10 +496,16 @@ def resident_bytes(config: Config) -> float:
     return config.resident_gib * 2**30
 
 
-def free_fields(config: Config) -> tuple[str, ...]:
-    """Returns what may differ when a run is resumed: its length, unless something falls over it."""
-    noise_falls = anneals(config) and config.noise_steps is None
-    return () if noise_falls or config.schedule != "constant" else ("num_steps",)
+def free_fields(*configs: Config) -> tuple[str, ...]:
+    """Returns what may differ when runs are resumed.
+
+    That is what none of them reads, and their length, unless something falls over it.
+    """
+    falls = any(
+        (anneals(config) and config.noise_steps is None) or config.schedule != "constant"
+        for config in configs
+    )
+    return (*unread(configs), *(() if falls else ("num_steps",)))
 
 
 def check_objective(name: str) -> None:

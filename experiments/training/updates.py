@@ -5,12 +5,12 @@ Functions of the table take the settings that they read by keyword, fields of
 """
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import optax
 
+from experiments.run import fields
 from kernelgrad import pullback
 from kernelgrad.train import PullBack
 
@@ -59,15 +59,11 @@ def make(config: Any, axis_name: str | None) -> PullBack:
       config: the settings.
       axis_name: mapped axis over devices.
     """
-    options = {name: getattr(config, name) for name in _keywords(config.update)}
-    return UPDATES[config.update](axis_name, **options)
+    make_one = UPDATES[config.update]
+    options = {name: getattr(config, name) for name in fields.read_by(make_one)}
+    return make_one(axis_name, **options)
 
 
 def reading(setting: str) -> list[str]:
     """Returns the updates that read a setting."""
-    return [name for name in UPDATES if setting in _keywords(name)]
-
-
-def _keywords(name: str) -> list[str]:
-    parameters = inspect.signature(UPDATES[name]).parameters.values()
-    return [one.name for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY]
+    return [name for name, make_one in UPDATES.items() if setting in fields.read_by(make_one)]

@@ -109,11 +109,11 @@ def test_a_checkpoint_goes_on_over_other_devices_to_rounding(whole, alone, tmp_p
 @pytest.mark.parametrize("slurm", [False, True])
 def test_flags_that_differ_are_named_in_every_process(tmp_path, slurm):
     command = flags(tmp_path / "run", **SMALL)
-    fleet = Fleet(tmp_path, command, also=[["--ridge=1"], ["--ridge=2"]], slurm=slurm)
+    fleet = Fleet(tmp_path, command, also=[["--clip_norm=1"], ["--clip_norm=2"]], slurm=slurm)
     assert fleet.end() == [2, 2]
     assert fleet.errors() == [
         ["kernelgrad: error: flags: got others in process 1; expected the same in all processes"],
-        ["kernelgrad: error: ridge: got 2.0 in process 1; expected 1.0, as in process 0"],
+        ["kernelgrad: error: clip_norm: got 2.0 in process 1; expected 1.0, as in process 0"],
     ]
     assert not (tmp_path / "run").exists()
 

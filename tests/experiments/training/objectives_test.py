@@ -12,7 +12,7 @@ import pytest
 import experiments
 from experiments.run import fields
 from experiments.run.errors import UsageError
-from experiments.training import objectives, settings, updates
+from experiments.training import objectives, optimizers, settings, updates
 from experiments.training.objectives import OBJECTIVES
 from experiments.training.settings import Config
 
@@ -107,7 +107,7 @@ def test_settings_of_few_objectives_say_so():
     """All but what the generator, or the noise on samples and data, need too."""
     shared = {"width", "noise_variance"}
     for name, rule in fields.rules(Config).items():
-        some = objectives.reading(name) or updates.reading(name)
+        some = objectives.reading(name) or updates.reading(name) or optimizers.reading(name)
         assert bool(rule.of) == (bool(some) and name not in shared), name
 
 
