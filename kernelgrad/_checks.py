@@ -109,6 +109,17 @@ def number(name: str, value: float | Array) -> Array:
     )
 
 
+def one_key(name: str, value: Any) -> None:
+    """Raises ValueError for several random keys, such as those of :func:`train.replicate`."""
+    shape = np.shape(value)
+    is_typed = jnp.issubdtype(jnp.result_type(value), jax.dtypes.prng_key)
+    if len(shape) != (0 if is_typed else 1):  # an untyped one is a vector of words
+        raise ValueError(
+            f"{name}: got keys of shape {shape}; expected one, which goes to all devices as it is. "
+            "Do not replicate it"
+        )
+
+
 def points(**arrays: ArrayLike) -> tuple[Array, ...]:
     """Returns the arguments as floating (n, d) arrays with one common d, or raises ValueError."""
     names, taken = list(arrays), floating(**arrays)

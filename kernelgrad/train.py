@@ -252,6 +252,7 @@ def make_train_step(
         return state, {**info, "direction_rms": _rms(direction, axis_name)}
 
     def train_step(state: TrainState, key: Key, data: Array) -> tuple[TrainState, Info]:
+        _checks.one_key("key", key)
         *keys, critic_key = jax.random.split(jax.random.fold_in(key, state.step), 4)
         (data,) = _checks.batches(data=data)
         batches = _deal(data, num_batches)
@@ -308,6 +309,7 @@ def scan_resident(
     _checks.at_least("num_steps", num_steps, 1)
 
     def run(state: TrainState, key: Key, data: Array) -> tuple[TrainState, Info]:
+        _checks.one_key("key", key)
         data = _checks.array("data", data)
         size, devices = data.shape[0], _devices.num_devices(axis_name)
         if batch_size > size or batch_size % devices:
@@ -358,6 +360,7 @@ def scan_batches(
     """
 
     def run(state: TrainState, key: Key, batches: Array) -> tuple[TrainState, Info]:
+        _checks.one_key("key", key)
         _, step_key = jax.random.split(key)
 
         def body(state: TrainState, batch: Array) -> tuple[TrainState, Info]:
@@ -382,6 +385,9 @@ def pmap_train_step(
     Returns:
       Function of a replicated state (donated), one key for all, and data with a leading axis of
       devices; it returns the state and the info, both with that axis. See :func:`replicate`.
+
+    Raises:
+      ValueError: a key that is replicated too (at trace time).
 
     Example:
       >>> from kernelgrad import train

@@ -543,6 +543,27 @@ def test_bad_batch_is_named(key, rng, batch_size):
         train.pmap_train_step(run)(train.replicate(state), key, train.replicate(data))
 
 
+@pytest.mark.parametrize("make_key", [jax.random.key, jax.random.PRNGKey])
+@pytest.mark.parametrize("feed", ["step", "resident", "batches"])
+def test_a_key_that_was_replicated_is_named(rng, make_key, feed):
+    devices, key = jax.devices()[:1], make_key(0)
+    state, step, data = _setup(rng, axis_name=train.AXIS)
+    run, rows = {
+        "step": (step, data),
+        "resident": (
+            train.scan_resident(step, batch_size=10, num_steps=1, axis_name=train.AXIS),
+            data,
+        ),
+        "batches": (train.scan_batches(step), data[None]),
+    }[feed]
+    mapped = train.pmap_train_step(run, devices)
+    state, rows, keys = (train.replicate(tree, devices) for tree in (state, rows, key))
+    message = r"^key: got keys of shape \(1,.*\); expected one, .* Do not replicate it"
+    with pytest.raises(ValueError, match=message):
+        mapped(state, keys, rows)
+    jax.eval_shape(mapped, state, key, rows)
+
+
 def test_a_step_on_weakly_typed_parameters_is_traced_once():
     """Their types, and those of Adam's moments, would else turn strong one step after another."""
     params = {"shift": jnp.full(2, 0.5), "scale": 1.0}
