@@ -60,17 +60,15 @@ class Points(NamedTuple):
     sq_norms: Array
 
     def unit(self) -> Array:
-        """Returns a power of two near the median norm; shape ().
+        """Returns a power of two near the median size of a point; shape ().
 
-        In this unit of length no product of lengths overflows, and none of them loses a digit.
+        In this unit of length no product of lengths overflows, and none of them loses a digit. A
+        size is the largest coordinate, whose square may leave the range.
         """
-        norms = lax.stop_gradient(self.sq_norms)
-        norms = jnp.where(jnp.isfinite(norms), norms, jnp.nan)
-        middle = jnp.nanmedian(norms)
-        middle = jnp.where(middle > 0, middle, jnp.nanmax(norms))
-        middle = jnp.where((middle > 0) & jnp.isfinite(middle), middle, 1)
-        exponent = jnp.frexp(middle)[1] // 2
-        return jnp.ldexp(jnp.ones((), middle.dtype), exponent)
+        sizes = jnp.max(jnp.abs(lax.stop_gradient(self.centred)), axis=1)
+        sizes = jnp.where(jnp.isfinite(sizes), sizes, jnp.nan)
+        middle = jnp.nanmedian(sizes)
+        return _numeric.power_of_two(jnp.where(middle > 0, middle, jnp.nanmax(sizes)))
 
 
 def prepare(

@@ -118,6 +118,13 @@ def test_the_conservative_drift_is_a_difference_of_kde_scores(key, rng, family):
     np.testing.assert_allclose(direction, -expected, rtol=1e-8, atol=1e-12)
 
 
+def test_the_largest_floats_have_a_unit_too():
+    """Outside of jit XLA multiplies by its inverse, which is 0 of 2^127: there was no field."""
+    x = jnp.array([[3e38], [-1.1e38]])
+    for points in drift._in_a_unit(x, -x, None):
+        np.testing.assert_allclose(jnp.abs(points), jnp.abs(x) / 2.0**126, rtol=1e-6)
+
+
 def test_points_in_one_place_have_no_field():
     np.testing.assert_array_equal(field_of(jnp.ones((7, 3)), jnp.ones((5, 3)), (0.3,)), 0)
 

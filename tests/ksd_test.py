@@ -464,6 +464,21 @@ def test_bad_particles_and_numbers_of_points_are_named(key):
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize("unit", [2.0**-90, 2.0**90])
+def test_a_test_of_fit_knows_no_unit(unit, key, rng):
+    """Nor is the gram NaN where its values, 1 over a length squared, leave float32."""
+    x = jnp.asarray(rng.normal(1.0, 1.0, size=(8, 2)), jnp.float32)
+
+    def p_value(unit):
+        kernel = kernels.imq_mixture(unit)
+        result = ksd.goodness_of_fit_test(key, x * unit, -x / unit, kernel, num_bootstrap=99)
+        return result.p_value
+
+    assert p_value(unit) == p_value(1.0) < 0.5
+    gram = ksd.stein_gram(x * unit, -x / unit, kernels.imq_mixture(unit))
+    assert not jnp.isnan(gram).any()
+
+
 @pytest.mark.parametrize("unit", [1.0, 1e3])
 def test_an_outlier_with_a_bounded_score_costs_no_digits(unit, rng):
     """Particles and scores are mixed on one scale, which must not be that of the outlier."""
