@@ -79,9 +79,7 @@ def _write_npz(
 
 
 def _write_pngs(target: pathlib.Path, batches: Iterator[np.ndarray]) -> None:
-    scratch = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    with contextlib.suppress(FileNotFoundError):
-        files.remove(scratch)
+    scratch = files.scratch_of(target)
     scratch.mkdir()
     try:
         count = 0

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import pathlib
+import secrets
 import shutil
 import socket
 import stat
@@ -89,8 +90,7 @@ def replacing(target: pathlib.Path, *, shared: bool = False) -> Iterator[IO[byte
     """
     if (found := kind(target)) not in (None, "a regular file"):
         raise OSError(errno.EEXIST, f"got {found}; expected a regular file. Remove it")
-    suffix = f".{os.getpid()}.tmp" if shared else ".tmp"
-    scratch = target.with_name(target.name + suffix)
+    scratch = scratch_of(target) if shared else target.with_name(f"{target.name}.tmp")
     if kind(scratch) == "a folder":
         raise OSError(errno.EISDIR, f"got a folder {scratch}; expected that name free. Remove it")
     descriptor = _created(scratch, lock=shared)
@@ -105,6 +105,11 @@ def replacing(target: pathlib.Path, *, shared: bool = False) -> Iterator[IO[byte
     finally:
         scratch.unlink(missing_ok=True)
     sync(target.parent)
+
+
+def scratch_of(target: pathlib.Path) -> pathlib.Path:
+    """Returns where to write what others may write too; their machines number processes alike."""
+    return target.with_name(f"{target.name}.{secrets.token_hex(8)}.tmp")
 
 
 def _created(scratch: pathlib.Path, *, lock: bool) -> int:

@@ -1,5 +1,6 @@
 """Samples for other people's metrics: whole files of what the run draws, and nothing torn."""
 
+import os
 import types
 
 import jax
@@ -65,6 +66,21 @@ def test_what_fails_half_way_leaves_the_old(tmp_path, key, kind):
     with pytest.raises(ZeroDivisionError):
         exports.write(tmp_path, run._replace(model=broken), kind, key, 3)
     assert sorted((one, one.stat().st_mtime_ns) for one in path.parent.rglob("*")) == before
+
+
+def test_two_machines_may_write_one_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    one, other = np.zeros((2, 2, 4, 6, 1), np.uint8)
+
+    def batches():
+        yield one
+        exports._write_pngs(tmp_path / "20", iter([other]))
+        assert len(list((tmp_path / "20").iterdir())) == 2
+        yield one
+
+    exports._write_pngs(tmp_path / "20", batches())
+    assert [path.name for path in tmp_path.iterdir()] == ["20"]
+    assert len(list((tmp_path / "20").iterdir())) == 4
 
 
 def test_a_link_is_not_followed(tmp_path, key):

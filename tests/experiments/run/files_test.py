@@ -184,6 +184,18 @@ def test_what_a_killed_writer_has_left_is_removed_and_no_other(tmp_path):
     assert target.read_bytes() == b"anew"
 
 
+def test_writers_of_one_number_on_two_machines_keep_apart(tmp_path, monkeypatch):
+    target = tmp_path / "set.npz"
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    with files.replacing(target, shared=True) as file:
+        file.write(b"the ")
+        files.replace(target, b"the first", shared=True)
+        assert target.read_bytes() == b"the first"
+        file.write(b"last")
+    assert target.read_bytes() == b"the last"
+    assert list(tmp_path.iterdir()) == [target]
+
+
 def test_a_file_removed_before_it_was_locked_is_begun_anew(tmp_path, monkeypatch):
     """As by another process that takes it for left; and none does between the end and the name."""
     target, lock, removed = tmp_path / "set.npz", fcntl.flock, []
