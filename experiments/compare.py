@@ -162,11 +162,9 @@ def _warn(*warnings: str) -> None:
 
 
 def _for_objective(base: settings.Config, compared: str) -> settings.Config:
-    """Returns the settings of a variant: --ridge where it has one, and what it needs where 0."""
-    choice = OBJECTIVES[settings.variant(base, compared).objective]
-    own = {name: value for name, value in choice.needs.items() if getattr(base, name) == 0}
-    if "ridge" not in choice.settings:
-        own["ridge"] = None
+    """Returns the settings of a variant, and what only its objective needs where that is 0."""
+    needs = OBJECTIVES[settings.variant(base, compared).objective].needs
+    own = {name: value for name, value in needs.items() if getattr(base, name) == 0}
     return settings.variant(dataclasses.replace(base, **own), compared)
 
 
