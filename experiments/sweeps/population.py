@@ -314,9 +314,9 @@ class _Cohort:
         """Returns samples of each run, and their test_mmd."""
 
         def one(state: train.TrainState, member: _Member, test: Array) -> tuple[Array, Array]:
-            config, model = self._form.of(member)
+            _, model = self._form.of(member)
             latents = model.sample_latents(member.eval_key, fit.EVALUATED_SAMPLES)
-            return fit.make_judge(config, model)(state, latents, test)
+            return fit.make_judge(model)(state, latents, test)
 
         return self._of_all(one)(states, members, test)
 

@@ -224,13 +224,12 @@ def make_train_step(
 
 
 def make_judge(
-    config: Config, model: models.Model
+    model: models.Model,
 ) -> Callable[[train.TrainState, Array, Array], tuple[Array, Array]]:
     """Returns (state, latents, test points (n, d)) -> (samples, the metric test_mmd).
 
     Args:
-      config: the settings, whose numbers may be traced.
-      model: built from them.
+      model: built from settings, whose numbers may be traced.
     """
 
     def judge(state: train.TrainState, latents: Array, test: Array) -> tuple[Array, Array]:
@@ -305,7 +304,7 @@ def _make_evaluate(
     shown = np.arange(GRID_COLUMNS**2)
     if config.conditional:
         shown = labelled.by_class(latents[:, config.latent_dim :], GRID_COLUMNS)
-    test, judge = held_out(dataset), jax.jit(make_judge(config, model))
+    test, judge = held_out(dataset), jax.jit(make_judge(model))
 
     def evaluate(step: int, state: train.TrainState) -> dict[str, float]:
         samples, test_mmd = jax.device_get(judge(state, latents, test))

@@ -139,7 +139,7 @@ def test_samples_are_those_of_the_average_where_there_is_one(key, monkeypatch):
     model = types.SimpleNamespace(generate=lambda params, stats, latents: params * latents + stats)
     one, latents = jnp.ones(()), jax.random.normal(key, (5, 2))
     state = train.TrainState(one, 2 * one, 3 * one, (), None, (5 * one, 7 * one))
-    samples, _ = jax.jit(fit.make_judge(RING, model))(state, latents, latents)
+    samples, _ = jax.jit(fit.make_judge(model))(state, latents, latents)
     np.testing.assert_allclose(samples, 5 * latents + 7, rtol=1e-6)
 
 
