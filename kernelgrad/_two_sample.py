@@ -50,7 +50,7 @@ def two_sample_test(
       ValueError: wrong rank, dtype, mismatched dimensions, concrete samples that are not finite or
         whose statistic is not, or B < 1.
 
-    Cost: O((n + m)^2 (d B / 128 + B)) time, O((n + m) (d + 128)) memory.
+    Cost: O((n + m)^2 (d B / 128 + B)) time, O((n + m) (d + 128 + B / 32)) memory.
 
     Example:
       >>> from kernelgrad import kernels, mmd
@@ -63,7 +63,8 @@ def two_sample_test(
       Gretton et al. 2012, section 5; Phipson & Smyth 2010 for the p-value.
     """
     x, y = _check(x, y, num_permutations)
-    return _resampling.result(*_resampled(key, x, y, kernel, num_permutations, _biased))
+    drawn = _drawn(key, x, y, num_permutations)
+    return _resampling.result(*_resampled(drawn, x, y, kernel, num_permutations, _biased))
 
 
 def aggregated_test(
@@ -104,8 +105,8 @@ def aggregated_test(
       ValueError: as :func:`two_sample_test`, no kernel, or weights of another number or not
         positive.
 
-    Cost: that of :func:`two_sample_test` for each kernel, and O(B log B). Kernels that differ in
-      numbers alone are compiled once.
+    Cost: that of :func:`two_sample_test` for each kernel, and O(B log B). Permutations are drawn
+      once, kernels that differ in numbers alone are compiled once.
 
     Example:
       >>> from kernelgrad import kernels, mmd
@@ -119,8 +120,9 @@ def aggregated_test(
       their own; here by ranks of ranks, as in Westfall & Young 1993.
     """
     x, y = _check(x, y, num_permutations)
+    drawn = _drawn(key, x, y, num_permutations)
     each = _resampling.for_each(
-        lambda kernel: _resampled(key, x, y, kernel, num_permutations, _biased), kernels
+        lambda kernel: _resampled(drawn, x, y, kernel, num_permutations, _biased), kernels
     )
     return _resampling.aggregated(each, weights)
 
@@ -244,8 +246,8 @@ def fused_test(
     Raises:
       ValueError: as :func:`two_sample_test`, no kernel, or fewer than two samples.
 
-    Cost: that of :func:`two_sample_test` for each kernel. Kernels that differ in numbers alone are
-      compiled once.
+    Cost: that of :func:`two_sample_test` for each kernel. Permutations are drawn once, kernels that
+      differ in numbers alone are compiled once.
 
     Example:
       >>> from kernelgrad import kernels, mmd
@@ -260,8 +262,9 @@ def fused_test(
     x, y = _check(x, y, num_permutations)
     few = min(x.shape[0], y.shape[0])
     _checks.at_least("number of samples in x and y", few, 2)
+    drawn = _drawn(key, x, y, num_permutations)
     each = _resampling.for_each(
-        lambda kernel: _resampled(key, x, y, kernel, num_permutations, _standardized), kernels
+        lambda kernel: _resampled(drawn, x, y, kernel, num_permutations, _standardized), kernels
     )
     temperature = (few * (few - 1)) ** 0.5
 
@@ -297,8 +300,15 @@ class _Pool(NamedTuple):
 _Statistics = Callable[[Array], Array]  # signed weights (n + m, p) -> (p,)
 
 
+def _drawn(key: Key, x: Array, y: Array, num_permutations: int) -> Array:
+    """Draws the permutations for all kernels, eight a byte; shape (batches, bytes, n + m)."""
+    count, size = x.shape[0], x.shape[0] + y.shape[0]
+    keys = jax.random.split(key, -(-num_permutations // _PERMUTATIONS_AT_ONCE))
+    return lax.map(lambda key: jnp.packbits(_subsets(key, count, size), axis=0), keys)
+
+
 def _resampled(
-    key: Key,
+    drawn: Array,
     x: Array,
     y: Array,
     kernel: Kernel,
@@ -316,11 +326,11 @@ def _resampled(
     signed = jnp.concatenate([jnp.full(n, 1 / n, pool.dtype), jnp.full(m, -1 / m, pool.dtype)])
     statistics, unit = make(pool)
 
-    def permuted(key: Key) -> Array:
-        return statistics(jnp.where(_subsets(key, n, n + m), signed[0], signed[-1]).T)
+    def permuted(subsets: Array) -> Array:
+        inside = jnp.unpackbits(subsets, axis=0) == 1
+        return statistics(jnp.where(inside, signed[0], signed[-1]).T)
 
-    batches = -(-num_permutations // _PERMUTATIONS_AT_ONCE)
-    null = lax.map(permuted, jax.random.split(key, batches)).ravel()[:num_permutations]
+    null = lax.map(permuted, drawn).ravel()[:num_permutations]
     observed = statistics(signed[:, None])[0]
     size = functools.reduce(operator.add, (_size(base, points) for base, points in parts))
     rounding = 32 * jnp.finfo(pool.dtype).eps * size * (1 / n + 1 / m) / unit

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from kernelgrad import _resampling, kernels, ksd, mmd
+from kernelgrad import _resampling, _two_sample, kernels, ksd, mmd
 
 SCALES = (0.1, 1.0, 10.0)
 AT_ONCE = 128  # permutations that share a key
@@ -158,6 +158,16 @@ def test_kernels_of_several_forms_keep_their_order(key, rng):
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize("test", [mmd.aggregated_test, mmd.fused_test])
+def test_permutations_are_drawn_once_for_all_kernels(key, rng, test, monkeypatch):
+    x, y = _samples(rng)
+    drawn, draw = [], _two_sample._subsets
+    monkeypatch.setattr(_two_sample, "_subsets", lambda *args: drawn.append(args) or draw(*args))
+    several = [kernels.rbf_mixture(1.0), kernels.imq_mixture(1.0)]  # two programs
+    jax.make_jaxpr(lambda x, y: test(key, x, y, several, num_permutations=9))(x, y)
+    assert len(drawn) == 1
+
+
 @pytest.mark.parametrize("test", [mmd.aggregated_test, mmd.fused_test])
 def test_the_level_is_exact_and_the_power_that_of_the_best_kernel(key, test):
     """Twin peaks .4 apart against one Gaussian: the median lengthscale does not see them."""
