@@ -195,6 +195,7 @@ def test_traffic_is_what_products_read_and_write_and_chains_read():
     assert Counter()(dot, SQUARE, SQUARE).traffic == 3 * array
     assert Counter()(fn, SQUARE, SQUARE).traffic == 5 * array  # the product read, the sum written
     assert Counter()(lambda a: jnp.sum(jnp.exp(a)), SQUARE).traffic == array + 4
+    assert Counter()(lambda a: jnp.exp(a) * a, SQUARE).traffic == 2 * array  # a is read once
     after = Counter()(lambda a, b: dot(jnp.exp(a), b), SQUARE, SQUARE).traffic
     assert after == 5 * array  # a read, its exponential written and read, b read, all written
     assert Counter()(lambda a, b: dot(a.T, b), SQUARE, SQUARE).traffic == 3 * array
