@@ -1,6 +1,7 @@
 """A figure, or what moves in it, as the bytes of a PNG or GIF."""
 
 import io
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 MAX_COLUMNS = 4
+_MOST_LETTERS = 34  # of a line over a panel
 _FRAME_MS, _LAST_FRAME_MS = 120, 2500
 
 
@@ -20,6 +22,16 @@ def panels(
     """Returns a figure and its axes (rows, columns), each panel of a size in inches."""
     size = (width * columns, height * rows)
     return plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
+
+
+def heading(name: str) -> str:
+    """Returns a name in lines that a panel has room for, parted after its colons."""
+    lines = [""]
+    for part in re.findall(r"[^:]*:?", name):
+        if lines[-1] and len(lines[-1] + part) > _MOST_LETTERS:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def gif(figure: Figure, draw: Callable[[int], None], num_frames: int) -> bytes:

@@ -79,10 +79,10 @@ def comparison(
                 axes.axhline(reference[metric], color="0.4", linestyle="--", label="real samples")
             axes.set(title=metric, xlabel=label)
             axes.grid(alpha=0.3)
-    # The first panel speaks for all of them, also where it has no reference itself.
     named = [axes.get_legend_handles_labels() for axes in grid.flat]
     entries = {label: handle for panel in named for handle, label in zip(*panel, strict=True)}
-    grid[0, 0].legend(entries.values(), entries.keys())
+    columns = min(len(entries), 2 * len(curves))
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
     return canvas.png(figure)
 
 

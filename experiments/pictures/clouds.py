@@ -228,7 +228,10 @@ def _panels(
             )
         )
         axes.set(
-            title=title, xlabel=backdrop.labels[0], xlim=backdrop.bounds[0], ylim=backdrop.bounds[1]
+            title=canvas.heading(title),
+            xlabel=backdrop.labels[0],
+            xlim=backdrop.bounds[0],
+            ylim=backdrop.bounds[1],
         )
     for axes in grid[:, 0]:
         axes.set_ylabel(backdrop.labels[1])

@@ -88,7 +88,12 @@ def image_rows(rows: Mapping[str, np.ndarray]) -> bytes:
     for axes, (label, images) in zip(grid[:, 0], rows.items(), strict=True):
         strip = np.concatenate(list(np.clip(images, 0, 1)), axis=1)
         axes.imshow(strip[..., 0] if strip.shape[-1] == 1 else strip, cmap="gray", vmin=0, vmax=1)
-        axes.set_ylabel(label, rotation=0, horizontalalignment="right", verticalalignment="center")
+        axes.set_ylabel(
+            canvas.heading(label),
+            rotation=0,
+            horizontalalignment="right",
+            verticalalignment="center",
+        )
         axes.set(xticks=[], yticks=[])
     return canvas.png(figure)
 

@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments.pictures import charts
@@ -20,8 +21,10 @@ def only(figures, encoded):
     return figure, [axes for axes in figure.axes if axes.get_visible()]
 
 
-def legend(axes):
-    return [text.get_text() for text in axes.get_legend().get_texts()]
+def legend(drawn):
+    """Returns the entries of the legend of axes, or of a figure."""
+    found = drawn.legends[0] if isinstance(drawn, Figure) else drawn.get_legend()
+    return [text.get_text() for text in found.get_texts()]
 
 
 def band(collection):
@@ -102,19 +105,19 @@ def test_a_comparison_is_over_steps_above_and_over_time_below(compared):
 
 
 def test_a_comparison_has_the_floor_of_real_images_and_says_so(compared):
-    _, panels = compared
+    figure, panels = compared
     assert [len(axes.lines) for axes in panels] == [2, 3, 2, 3]
     for axes in (panels[1], panels[3]):
         floor = axes.lines[2]
         assert set(floor.get_ydata()) == {18.0}
         assert floor.get_linestyle() == "--"
-    assert legend(panels[0]) == ["kl", "mmd", "real samples"]
+    assert legend(figure) == ["kl", "mmd", "real samples"]
 
 
 def test_a_comparison_without_a_floor_names_none(figures):
     curves = {"test_mmd": {"kl": (STEPS, np.ones((1, 3)))}}
-    _, panels = only(figures, charts.comparison(curves, {"kl": 1.0}, {}, "ring"))
-    assert legend(panels[0]) == ["kl"]
+    figure, panels = only(figures, charts.comparison(curves, {"kl": 1.0}, {}, "ring"))
+    assert legend(figure) == ["kl"]
     assert [len(axes.lines) for axes in panels] == [1, 1]
 
 

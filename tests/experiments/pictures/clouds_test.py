@@ -109,6 +109,14 @@ def test_sets_of_points_are_side_by_side(figures, backdrop, draws, rng, num):
     assert columns == set(range(min(num, canvas.MAX_COLUMNS)))
 
 
+def test_long_names_of_variants_are_parted(figures, backdrop, rng):
+    name = "ratio_ulsif:learning_rate=3e-3:kernel=rbf:select=true"
+    clouds.sample_panels({name: rng.normal(size=(3, 2)), "kl": rng.normal(size=(3, 2))}, backdrop)
+    long, short = (axes.get_title() for axes in visible(figures[0]))
+    assert long == "ratio_ulsif:learning_rate=3e-3:\nkernel=rbf:select=true"
+    assert short == "kl"
+
+
 def test_densities_are_under_the_same_points(figures, draws):
     at = {f"density {i}": (0.4 * i - 1, 0.5 * i) for i in range(5)}
     backdrops = {name: Backdrop(BOUNDS, LABELS, peaked(place)) for name, place in at.items()}
