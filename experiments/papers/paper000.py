@@ -21,6 +21,11 @@ from experiments.papers.claims import (
 from experiments.papers.runs import Run
 
 _PAPERS, _LOCAL = "0.5,1,2,4", "0.01,0.03,0.1,0.3"  # scales of the kernel
+_FORGETFUL = ",".join(
+    f"{objective}:b2=0.9{scales}"
+    for scales in ("", ":kernel_scales=0.01+0.03+0.1+0.3")
+    for objective in ("kl", "mmd")
+)
 _MEASURES = ("test_mmd", "label_entropy", "nearest_l1", "inception_score")  # of Figure 2
 _LEFT = ("comparison.md", "comparison.png")
 _DRAWN = (*_LEFT, "kl/seed0/samples/*[0-9].png")
@@ -103,6 +108,7 @@ RUNS = (
     _three_epochs("paper_scales", ""),
     _three_epochs("scales", "", scales=_LOCAL),
     _three_epochs("normalized", "", normalize="--normalize"),
+    _three_epochs("memory", "", objectives=_FORGETFUL, minutes=16),
     *_elsewhere("digits", "digits"),
     *_elsewhere("ring", "ring"),
     *_elsewhere("eight_gaussians", "eight_gaussians"),
@@ -150,6 +156,11 @@ def _local(root: pathlib.Path) -> list[Part]:
     return ahead(ends(curves, "kl"), ends(curves, "mmd"))
 
 
+def _forgetful(root: pathlib.Path) -> list[Part]:
+    curves = compared(root / "memory")
+    return ahead(ends(curves, "kl:b2=0.9"), ends(curves, "mmd:b2=0.9"))
+
+
 def _against_paper_scales(root: pathlib.Path) -> list[Part]:
     one, other = (compared(root / name) for name in ("local", "paper_scales"))
     return [
@@ -186,6 +197,7 @@ CLAIMS = (
     Claim("KL learns better than MMD", "better in all four measures", _COMPARE, _better),
     Claim("KL learns faster than MMD", "6.84 against 10.77 s an epoch", _COMPARE, _faster),
     Claim("Real test images have a known score", "inception score 9.82", _COMPARE, _yardstick),
+    Claim("KL is better than MMD with an Adam that forgets", OURS, ("memory",), _forgetful),
     Claim("At local scales KL is better than MMD", OURS, ("local",), _local),
     Claim(
         "Local scales are better than the paper's",

@@ -129,6 +129,18 @@ def test_kl_against_mmd(tmp_path):
     assert [part.holds for part in faster] == [False, True, False]  # half-way KL has half of all
 
 
+def test_an_adam_that_forgets(tmp_path):
+    spread = np.array([-1.0, 0.0, 1.0])
+    kl = 1.0, {"inception_score": 5.64 + 0.16 * spread, "nearest_l1": 69.2 + spread}
+    mmd = 1.0, {"inception_score": 5.21 + 0.02 * spread, "nearest_l1": 74.4 + spread}
+    for name, one, other, verdict in (
+        ("ahead", kl, mmd, "holds"),
+        ("behind", mmd, kl, "does not hold here"),
+    ):
+        leave_curves(tmp_path / name / "memory", **{"kl:b2=0.9": one, "mmd:b2=0.9": other})
+        assert verdicts(paper000, tmp_path / name, "memory") == [verdict]
+
+
 def test_the_ridge_leads_from_kl_to_mmd(tmp_path):
     for name, score in (("ridge_0.4", 3.49), ("ridge_40", 4.95)):
         one = {"inception_score": [score], "nearest_l1": [80 + score]}
