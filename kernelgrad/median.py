@@ -84,10 +84,11 @@ class _Around(NamedTuple):
     """The number of distances <= a bound; the largest of them; the smallest others.
 
     Two passes compiled apart may round one distance differently: closer to the bound than that is
-    not `apart` from it.
+    `near` it, a number too, or below, and not `apart` from it.
     """
 
     upto: _Count
+    near: _Count
     under: Array
     over: Array
     apart: Array
@@ -130,22 +131,24 @@ class _Pairs:
             is_under = sq_dist <= bound
             over = jnp.where(is_under, jnp.inf, sq_dist)
             apart = jnp.where(sq_dist <= bound + rounding, jnp.inf, sq_dist)
-            (high, low), under = around.upto, jnp.where(is_under, sq_dist, 0)
+            under = jnp.where(is_under, sq_dist, 0)
+            upto, near = _hits(sq_dist, (bound, bound + rounding))
             return _Around(
-                _carried(high, low + _hits(sq_dist, bound[None])[0]),
+                _carried(around.upto[0], around.upto[1] + upto),
+                _carried(around.near[0], around.near[1] + near),
                 jnp.maximum(around.under, jnp.max(under)),
                 jnp.minimum(around.over, jnp.min(over)),
                 jnp.minimum(around.apart, jnp.min(apart)),
             )
 
         zero, least = jnp.zeros((), jnp.int32), jnp.zeros((), self.points.raw.dtype)
-        start = _Around((zero, zero), least, least + jnp.inf, least + jnp.inf)
-        upto, under, over, apart = self._fold(add, start)
+        start = _Around((zero, zero), (zero, zero), least, least + jnp.inf, least + jnp.inf)
+        upto, near, under, over, apart = self._fold(add, start)
         if self.axis_name is not None:
-            upto = _carried(*lax.psum(upto, self.axis_name))
+            upto, near = (_carried(*lax.psum(count, self.axis_name)) for count in (upto, near))
             under = lax.pmax(under, self.axis_name)
             over, apart = lax.pmin((over, apart), self.axis_name)
-        return _Around(upto, under, over, apart)
+        return _Around(upto, near, under, over, apart)
 
     def held(self) -> Array:
         """Returns the distances of points that fit in a tile, (n, n), pairs i >= j at infinity."""
@@ -354,29 +357,30 @@ def _next_to_each_other(pairs: _Pairs, num_pairs: int, rank: int) -> tuple[Array
         bracket = state.search[0]
         return state.is_first | (is_wide(bracket) & ~divides(state.around.upto))
 
-    nowhere = _Around((zero, zero), *(first[0],) * 3)
+    nowhere = _Around((zero, zero), (zero, zero), *(first[0],) * 3)
     start = _devices.varying(_State((bracket, first), nowhere, jnp.array(True)))
     (bracket, _), around, _ = lax.while_loop(is_unfinished, look, start)
     bound = value(bracket.high)
     lower = jnp.where(divides(around.upto), around.under, bound)
-    above = jnp.where(divides(around.upto), around.over, around.apart)
+    others = jnp.where(_at_least(around.near, rank + 1), bound, around.apart)
+    above = jnp.where(divides(around.upto), around.over, others)
     return lower, jnp.where(_at_least(bracket.upto, rank + 1), bound, above)
 
 
-def _hits(sq_dist: Array, pivots: Array) -> Array:
-    """Counts the distances of a tile, or their bits, up to each pivot; shape of these, int32.
+def _hits(sq_dist: Array, pivots: Array | tuple[Array, ...]) -> Array:
+    """Counts the distances of a tile, or their bits, up to each pivot; one for each, int32.
 
     Counts of several pivots are added up over the rows as parts of one integer: a pass over the
     tile is then one of its columns, which a compiler makes vectors of, and serves them all.
     """
 
-    def counts(some: Array) -> list[Array]:
+    def counts(some: Array | tuple[Array, ...]) -> list[Array]:
         marks = [jnp.where(sq_dist <= p, 1 << _BITS * place, 0) for place, p in enumerate(some)]
         packed = jnp.sum(functools.reduce(operator.add, marks), axis=0, dtype=jnp.int32)
         parts = (packed >> _BITS * place & (1 << _BITS) - 1 for place in range(len(marks)))
         return [jnp.sum(part, dtype=jnp.int32) for part in parts]
 
-    starts = range(0, pivots.shape[0], _AT_ONCE)
+    starts = range(0, len(pivots), _AT_ONCE)
     return jnp.stack([hits for at in starts for hits in counts(pivots[at : at + _AT_ONCE])])
 
 

@@ -109,10 +109,8 @@ def test_two_middle_values_are_told_apart_in_any_draw(rng):
         np.testing.assert_allclose(exact(x), expected, rtol=2e-6)
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("sign", [-1, 1])
-def test_middle_values_among_large_norms_survive_passes_that_round_apart(sign, rng, monkeypatch):
-    """The last pass rounds by eps |x|^2 against the others, far more than eps of the median."""
+def passes_round_apart(sign, monkeypatch):
+    """Lets products err by 2 eps of the norms, those of the last pass against the others."""
     signs, exact = [-sign], _distances.products
 
     def rounded(rows, cols):
@@ -126,6 +124,14 @@ def test_middle_values_among_large_norms_survive_passes_that_round_apart(sign, r
     monkeypatch.setattr(_distances, "products", rounded)
     monkeypatch.setattr(_distances, "far_apart", lambda *_: jnp.int32(0))
     monkeypatch.setattr(median._Pairs, "around", around)
+    monkeypatch.setattr(median, "_TILE", 8)  # what is held is not searched
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_middle_values_among_large_norms_survive_passes_that_round_apart(sign, rng, monkeypatch):
+    """The last pass rounds by eps |x|^2 against the others, far more than eps of the median."""
+    passes_round_apart(sign, monkeypatch)
     x = 100 * np.ones((13, 5)) + rng.normal(size=(13, 5))
     x[[0, 1, 4, 6]] = 0.001 * rng.normal(size=(4, 5))  # the centre is among these
     x = x.astype(np.float32)
@@ -134,6 +140,24 @@ def test_middle_values_among_large_norms_survive_passes_that_round_apart(sign, r
     assert upper - lower > 0.3  # 8 eps of the largest norms are 0.1
     got = median.median_squared_distance(jnp.asarray(x))
     assert abs(got - (lower + upper) / 2) < 0.06
+
+
+@pytest.mark.thorough(quick=1)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_middle_values_that_rounding_does_not_tell_apart_count_as_one(sign, rng, monkeypatch):
+    """Not as the lower one and a third beyond both, which is in another mode."""
+    passes_round_apart(sign, monkeypatch)
+    ends = 100 + np.array(
+        [[-2, 0, 0, 0, 0], [2, 0, 0, 0, 0], [0, -2.001, 0, 0, 0], [0, 2, 0, 0, 0]]
+    )
+    inner = 100 + 0.1 * rng.normal(size=(4, 5))
+    x = np.concatenate([0.001 * rng.normal(size=(4, 5)), ends, inner])
+    x = x[[0, 1, 4, 5, 2, 3, *range(6, 12)]].astype(np.float32)  # the centre is a small one
+    ordered = np.sort(np.sum((x[:, None] - x[None]) ** 2, axis=2)[np.triu_indices(12, 1)])
+    lower, upper, third = ordered[32:35]
+    assert 0 < upper - lower < 0.01  # 2 eps of the largest norms are 0.02
+    assert third > 1e4
+    assert abs(median.median_squared_distance(jnp.asarray(x)) - lower) < 0.1
 
 
 def test_float64(rng):
@@ -262,7 +286,8 @@ class CountedPairs:
 
         under = first(upto) if upto else jnp.float32(0)
         over = first(upto + 1)
-        return median._Around(tuple(limbs(upto)), under, over, over)
+        upto = tuple(limbs(upto))
+        return median._Around(upto, upto, under, over, over)
 
 
 @pytest.mark.thorough
