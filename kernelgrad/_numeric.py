@@ -26,9 +26,10 @@ def power_of_two(size: Array) -> Array:
     """Returns the greatest power of two up to a size, 1 where it is not positive and finite.
 
     It has an inverse, by which XLA multiplies in place of a division: that of the very largest one
-    would be flushed to 0.
+    would be flushed to 0, as are subnormal ones, for which it is the least that is none.
     """
-    exponent = jnp.minimum(jnp.frexp(size)[1] - 1, jnp.finfo(size.dtype).maxexp - 2)
+    limits = jnp.finfo(size.dtype)
+    exponent = jnp.clip(jnp.frexp(size)[1] - 1, limits.minexp, limits.maxexp - 2)
     unit = jnp.ldexp(jnp.ones_like(size), exponent)
     return jnp.where((size > 0) & jnp.isfinite(size), unit, 1)
 

@@ -12,6 +12,8 @@ from kernelgrad import _devices, _distances, _numeric, _tiles, _traits
 from kernelgrad._distances import Bare, Points
 from kernelgrad.types import Array, Kernel
 
+_SHORTEST = 2.0**-40  # unit of points, in lengthscales
+
 Rows = tuple[Array, Array]  # particles and scores, a row each
 
 
@@ -81,7 +83,7 @@ def side_of(
     """
     _check(kernel)
     as_given, _ = _distances.prepare(_traits.embed(kernel, particles))
-    unit = as_given.unit()
+    unit = _unit(kernel, as_given)
     length, shares = _lengths(kernel, unit)
     points, _ = _distances.prepare(as_given.raw / unit)
     score = score.astype(unit.dtype) * length
@@ -90,6 +92,18 @@ def side_of(
     if weights is not None:
         side = side._replace(weight=weights.astype(unit.dtype))
     return side, _distances.in_unit(_traits.radial(kernel), unit), length
+
+
+def _unit(kernel: Kernel, points: Points) -> Array:
+    """Returns the unit of the points, or a longer one, where squares of lengthscales stay in range.
+
+    For points that are as good as one to the kernel.
+    """
+    unit, radial = points.unit(), _traits.radial(kernel)
+    if not hasattr(radial, "lengthscales"):
+        return unit
+    longest = _numeric.power_of_two(lax.stop_gradient(jnp.max(radial.lengthscales)))
+    return jnp.maximum(unit, _numeric.like(longest, unit) * _SHORTEST)
 
 
 def _lengths(kernel: Kernel, unit: Array) -> tuple[Array, Array | None]:
@@ -159,7 +173,7 @@ def row_shares(
         return _devices.statistic(mean / jnp.square(length), axis_name)
     _check(kernel)
     as_given, _ = _distances.prepare(_traits.embed(kernel, particles))
-    unit = _devices.median(as_given.unit(), axis_name)
+    unit = _devices.median(_unit(kernel, as_given), axis_name)
     length, shares = _lengths(kernel, unit)
     points, _ = _distances.bare(as_given.raw / unit)
     score = score.astype(unit.dtype) * length
@@ -239,7 +253,7 @@ def of_rows(
     """
     _check(kernel)
     as_given, _ = _distances.prepare(_traits.embed(kernel, particles))
-    unit = as_given.unit()
+    unit = _unit(kernel, as_given)
     length, shares = _lengths(kernel, unit)
     base = _distances.in_unit(_traits.radial(kernel), unit)
     q = (jnp.ones(score.shape[1], unit.dtype) if shares is None else shares)[None]

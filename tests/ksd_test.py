@@ -479,6 +479,17 @@ def test_a_test_of_fit_knows_no_unit(unit, key, rng):
     assert not jnp.isnan(gram).any()
 
 
+@pytest.mark.thorough(quick=1)
+@pytest.mark.parametrize("size", [1e-25, 1e-19, 1e-36, 0.0])
+def test_particles_that_are_one_to_the_kernel_have_its_value_there(size, rng):
+    """k = 1 and -2 k' = 1 at distance 0: s_i . s_j + d."""
+    x, score = size * rng.normal(size=(8, 3)), rng.normal(size=(8, 3))
+    given = (jnp.asarray(a, jnp.float32) for a in (x, score))
+    got = ksd.stein_gram(*given, kernels.imq_mixture(1.0))
+    np.testing.assert_allclose(got, score @ score.T + 3, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.thorough
 @pytest.mark.parametrize("unit", [1.0, 1e3])
 def test_an_outlier_with_a_bounded_score_costs_no_digits(unit, rng):
     """Particles and scores are mixed on one scale, which must not be that of the outlier."""
