@@ -53,6 +53,12 @@ RUNS = (
         needs=_MNIST,
     ),
     Run(
+        "rbm --workdir=runs/rbm_noise --data_dir=data --directions=svgd,score,smoothed",
+        15,
+        ("table.md", "curves.png", "samples.png"),
+        needs=_MNIST,
+    ),
+    Run(
         "svgd_posterior --workdir=runs/svgd --data_dir=data",
         20,
         ("table.md", "curves.png"),
