@@ -117,7 +117,7 @@ class Counter:
     """Counts programs.
 
     Attributes:
-      passes: how often a loop runs that ends by what it finds.
+      passes: how often a loop runs that ends by what it finds, the innermost of such loops.
       assumed: whether there was one.
     """
 
@@ -219,10 +219,13 @@ class Counter:
         known = [value.known for value in ins]
         asked, fixed = known[:at], known[at : at + params["body_nconsts"]]
         carry = known[at + params["body_nconsts"] :]
+        outside, self.assumed = self.assumed, False
         counts, outs = self._turn(body, [*fixed, *carry])
+        inside, self.assumed = self.assumed, outside or self.assumed
         turns = _turns(params["cond_jaxpr"].jaxpr, [*asked, *carry], [*asked, *outs])
         if turns is None:
-            turns, self.assumed = self.passes, True
+            # around another one that ends by what it finds: seldom begun again
+            turns, self.assumed = 1 if inside else self.passes, True
         elif _loops(body):
             total = Counts()
             for _ in range(turns):

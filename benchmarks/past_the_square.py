@@ -123,7 +123,9 @@ def relative(value: Array, truth: Array) -> float:
 
 def draw(results: list[dict[str, Any]], path: pathlib.Path) -> None:
     """Draws error against time, one panel for each dimension."""
-    figure, axes = plt.subplots(1, len(DIMENSIONS), figsize=(11, 3.6), sharey=True)
+    figure, axes = plt.subplots(
+        1, len(DIMENSIONS), figsize=(11, 3.9), sharey=True, layout="constrained"
+    )
     for axis, d in zip(axes, DIMENSIONS, strict=True):
         here = [entry for entry in results if entry["d"] == d]
         for name in ("waves", "landmarks", "coreset", "subsample", "slices"):
@@ -138,8 +140,8 @@ def draw(results: list[dict[str, Any]], path: pathlib.Path) -> None:
         axis.axvline(exact, color="0.5", linestyle="--", label="exact")
         axis.set(xscale="log", yscale="log", title=f"d = {d}", xlabel="seconds of the processor")
     axes[0].set_ylabel("relative error of the gradient")
-    axes[0].legend()
-    figure.tight_layout()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -47,8 +47,8 @@ DEVICES = (
     Device("H200", *_HOPPER, 4.8e12),
     Device("v5e", 197e12 / 6, 197e12, 6.1e12, 1.5e12, 1.5e12, 819e9),
 )
-# of 2026-11-21, as in docs/speed.md; half of the products' for other arithmetic, nothing of memory
-CORES = Device("two cores", 4.05e11, 4.05e11, 2.02e11, 4.35e9, 7.5e9, math.inf)
+# of 2026-11-30, as in docs/speed.md; half of the products' for other arithmetic, nothing of memory
+CORES = Device("two cores", 1.92e11, 1.92e11, 0.96e11, 2.06e9, 6.65e9, math.inf)
 
 
 def overlapped(counts: Counts, arguments: float, device: Device) -> dict[str, float]:

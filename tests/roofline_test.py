@@ -72,6 +72,13 @@ def test_a_loop_that_ends_by_what_it_finds_counts_as_often_as_is_stated():
     counter = Counter(passes=4)
     assert counter(until, SQUARE).products == 4 * PRODUCT
     assert counter.assumed
+    again = Counter(passes=4)  # begun again, as long as what it found will not do
+
+    def twice(c):
+        return lax.while_loop(lambda c: jnp.sum(c) > 9, lambda c: dot(until(c), c), c)
+
+    assert again(twice, SQUARE).products == 5 * PRODUCT
+    assert again.assumed
     other = Counter(passes=4)
     other(scanned, SQUARE)
     assert not other.assumed
