@@ -25,8 +25,9 @@ def like(value: float | Array, other: Array) -> Array:
 def power_of_two(size: Array) -> Array:
     """Returns the greatest power of two up to a size, 1 where it is not positive and finite.
 
-    It has an inverse, by which XLA multiplies in place of a division: that of the very largest one
-    would be flushed to 0, as are subnormal ones, for which it is the least that is none.
+    Neither it nor its inverse is subnormal, which may be flushed to 0, the inverse in a division
+    that a compiler makes a product: the very largest is a half of itself, a subnormal one the least
+    that is none.
     """
     limits = jnp.finfo(size.dtype)
     exponent = jnp.clip(jnp.frexp(size)[1] - 1, limits.minexp, limits.maxexp - 2)

@@ -244,7 +244,7 @@ def _held_middle(sq_dist: Array, num_pairs: int) -> tuple[Array, Array]:
     times faster than one that computes distances anew.
     """
     dtype = sq_dist.dtype
-    integer = jnp.int32 if dtype == jnp.float32 else jnp.int64
+    integer = _integer(dtype)
     bits = lax.bitcast_convert_type(sq_dist, integer)
     rank = (num_pairs + 1) // 2
 
@@ -293,41 +293,11 @@ def _next_to_each_other(pairs: _Pairs, num_pairs: int, rank: int) -> tuple[Array
     otherwise.
     """
     dtype = pairs.points.raw.dtype
-    integer = jnp.int32 if dtype == jnp.float32 else jnp.int64
-
-    def value(bits: Array) -> Array:
-        return lax.bitcast_convert_type(jnp.maximum(bits, 0), dtype)
-
-    def narrow(bracket: _Bracket, pivots: Array) -> _Bracket:
-        low, high, below, upto = bracket
-        quarters = low + (high - low) // 4 * jnp.arange(1, 4, dtype=integer)
-        bits = jnp.concatenate([lax.bitcast_convert_type(pivots, integer), quarters])
-        bits = jnp.sort(jnp.clip(bits, low + 1, high - 1))
-        counts = pairs.count(value(bits))
-        first = jnp.argmax(jnp.append(_at_least(counts, rank), True))
-        ends = jnp.concatenate([low[None], bits, high[None]])
-        high_limbs, low_limbs = (
-            jnp.concatenate([a[None], c, b[None]])
-            for a, c, b in zip(below, counts, upto, strict=True)
-        )
-        return _Bracket(
-            ends[first],
-            ends[first + 1],
-            (high_limbs[first], low_limbs[first]),
-            (high_limbs[first + 1], low_limbs[first + 1]),
-        )
-
-    def interpolated(bracket: _Bracket) -> Array:
-        below, upto = (_approximate(count, dtype) for count in (bracket.below, bracket.upto))
-        inside = upto - below
-        offsets = jnp.array([-6.0, -2.0, -0.5, 0.5, 2.0, 6.0], dtype)
-        fraction = (float(rank) - below) / inside + (0.002 + 1 / jnp.sqrt(inside)) * offsets
-        start, end = value(bracket.low), value(bracket.high)
-        return start + jnp.clip(fraction, 0, 1) * (end - start)
+    integer = _integer(dtype)
 
     def advance(search: tuple[_Bracket, Array]) -> tuple[_Bracket, Array]:
-        bracket = narrow(*search)
-        return bracket, interpolated(bracket)
+        bracket = _narrowed(*search, pairs, rank)
+        return bracket, _interpolated(bracket, rank)
 
     zero = jnp.int32(0)
     bracket = _Bracket(
@@ -350,7 +320,7 @@ def _next_to_each_other(pairs: _Pairs, num_pairs: int, rank: int) -> tuple[Array
             return is_wide(search[0]) & ~(state.is_first & divides(search[0].upto))
 
         search = lax.while_loop(is_open, advance, state.search)
-        around = pairs.around(value(search[0].high))
+        around = pairs.around(_value(search[0].high))
         return _State(search, around, jnp.zeros_like(state.is_first))
 
     def is_unfinished(state: _State) -> Array:
@@ -360,11 +330,52 @@ def _next_to_each_other(pairs: _Pairs, num_pairs: int, rank: int) -> tuple[Array
     nowhere = _Around((zero, zero), (zero, zero), *(first[0],) * 3)
     start = _devices.varying(_State((bracket, first), nowhere, jnp.array(True)))
     (bracket, _), around, _ = lax.while_loop(is_unfinished, look, start)
-    bound = value(bracket.high)
+    bound = _value(bracket.high)
     lower = jnp.where(divides(around.upto), around.under, bound)
     others = jnp.where(_at_least(around.near, rank + 1), bound, around.apart)
     above = jnp.where(divides(around.upto), around.over, others)
     return lower, jnp.where(_at_least(bracket.upto, rank + 1), bound, above)
+
+
+def _narrowed(bracket: _Bracket, pivots: Array, pairs: _Pairs, rank: int) -> _Bracket:
+    """Returns the part of a bracket, between two pivots or quarters, in which the rank lies."""
+    low, high, below, upto = bracket
+    quarters = low + (high - low) // 4 * jnp.arange(1, 4, dtype=low.dtype)
+    bits = jnp.concatenate([lax.bitcast_convert_type(pivots, low.dtype), quarters])
+    bits = jnp.sort(jnp.clip(bits, low + 1, high - 1))
+    counts = pairs.count(_value(bits))
+    first = jnp.argmax(jnp.append(_at_least(counts, rank), True))
+    ends = jnp.concatenate([low[None], bits, high[None]])
+    high_limbs, low_limbs = (
+        jnp.concatenate([a[None], c, b[None]]) for a, c, b in zip(below, counts, upto, strict=True)
+    )
+    return _Bracket(
+        ends[first],
+        ends[first + 1],
+        (high_limbs[first], low_limbs[first]),
+        (high_limbs[first + 1], low_limbs[first + 1]),
+    )
+
+
+def _interpolated(bracket: _Bracket, rank: int) -> Array:
+    """Returns pivots around where the rank lies if distances are uniform in the bracket."""
+    start, end = _value(bracket.low), _value(bracket.high)
+    below, upto = (_approximate(count, start.dtype) for count in (bracket.below, bracket.upto))
+    inside = upto - below
+    offsets = jnp.array([-6.0, -2.0, -0.5, 0.5, 2.0, 6.0], start.dtype)
+    fraction = (float(rank) - below) / inside + (0.002 + 1 / jnp.sqrt(inside)) * offsets
+    return start + jnp.clip(fraction, 0, 1) * (end - start)
+
+
+def _integer(dtype: jnp.dtype) -> jnp.dtype:
+    """Returns the type of a float's bits."""
+    return jnp.dtype(jnp.int32 if dtype == jnp.float32 else jnp.int64)
+
+
+def _value(bits: Array) -> Array:
+    """Returns the float of the bits, 0 below it."""
+    dtype = jnp.float32 if bits.dtype == jnp.int32 else jnp.float64
+    return lax.bitcast_convert_type(jnp.maximum(bits, 0), dtype)
 
 
 def _hits(sq_dist: Array, pivots: Array | tuple[Array, ...]) -> Array:
