@@ -2,13 +2,17 @@
 
 import fnmatch
 import importlib
+import json
 import pathlib
 import re
 import shlex
 
+import numpy as np
 import pytest
 
 from experiments.papers import runs
+from experiments.reports import comparisons
+from experiments.reports.comparisons import Curves
 from experiments.reproduce import PAPERS
 from experiments.run import command
 
@@ -70,3 +74,42 @@ def test_commands_are_taken_by_their_binaries(name, scale, monkeypatch):
         assert scale != "smoke" or not step.needs
     if scale != "smoke":
         assert all(set(claim.of) <= made for claim in PAPERS[name].claims)
+
+
+def _leave(folder, step):
+    """Leaves what the claims read of a run of toy or compare, for its objectives and seeds."""
+    flags = {name.lstrip("-"): text.partition("=")[2] for name, text in step.flags.items()}
+    objectives = (flags.get("objectives") or flags["objective"]).split(",")
+    seeds = [int(seed) for seed in flags.get("seeds", "0").split(",")]
+    if step.binary == "compare":
+        metrics = ("test_mmd", "label_entropy", "nearest_l1", "inception_score", "test_w1")
+        values = {metric: np.array([[seed + 1.0, 1.0] for seed in seeds]) for metric in metrics}
+        curves = {name: Curves(np.array([1, 2]), values, 1.0) for name in objectives}
+        folder.mkdir(parents=True)
+        real = {"inception_score": 9.8}
+        (folder / "comparison.json").write_bytes(comparisons.as_json(curves, real))
+        return
+    for objective in objectives:
+        for seed in seeds:
+            run = folder / objective / f"seed{seed}"
+            run.mkdir(parents=True)
+            records = ({"step": step, "true_kl": 3.0 - step, "modes": 8} for step in range(2))
+            (run / "metrics.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in records))
+
+
+@pytest.mark.parametrize("scale", runs.SCALES)
+@pytest.mark.parametrize("name", PAPERS)
+def test_claims_ask_for_what_the_runs_behind_them_leave(name, scale, tmp_path):
+    """Of objectives that a scale does not run no claim may ask."""
+    left = {}
+    for step in runs.steps(PAPERS[name].runs, scale):
+        if step.binary in ("compare", "toy"):
+            left[step.folder] = step
+            _leave(tmp_path / step.folder, step)
+    asked = [claim for claim in PAPERS[name].claims if set(claim.of) <= set(left)]
+    for claim in asked:
+        num_seeds = {left[folder].flags.get("--seeds", "").count(",") + 1 for folder in claim.of}
+        parts = claim.look(tmp_path)
+        assert parts, claim.says
+        assert {part.seeds for part in parts} <= {1, *num_seeds}
+    assert asked or name in ("003", "004")
