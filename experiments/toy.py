@@ -200,7 +200,7 @@ def _make_look(
     sides = [np.linspace(*side, _LATTICE + 2)[1:-1] for side in ruler.backdrop.bounds]
     lattice = jnp.stack(jnp.meshgrid(*sides), axis=-1).reshape(-1, 2)
     objective = model.objective
-    batchwise = OBJECTIVES[config.objective].batchwise
+    batchwise = config.batch_norm or OBJECTIVES[config.objective].batchwise
     at_lattice = isinstance(objective, Critic) and not batchwise
 
     def look(state: TrainState) -> tuple[dict[str, Array], dict[str, Array]]:

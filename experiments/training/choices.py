@@ -33,11 +33,32 @@ def value_network(
     width: int,
     spectral_norm: bool,
     conditional: bool,
+    batch_norm: bool,
 ) -> nn.Module:
     """Returns the critic of samples of a shape, of one value each."""
-    del axis_name
-    network: nn.Module = critics.critic_for(shape, width, spectral_norm)
+    network: nn.Module = critics.critic_for(
+        shape, width, spectral_norm, batch_norm=batch_norm, axis_name=axis_name
+    )
     return ConditionalCritic(network, shape) if conditional else network
+
+
+def penalized_network(
+    shape: tuple[int, ...],
+    axis_name: str | None = None,
+    *,
+    width: int,
+    spectral_norm: bool,
+    conditional: bool,
+) -> nn.Module:
+    """Returns the same where each sample's slope counts, so that no value depends on a batch."""
+    return value_network(
+        shape,
+        axis_name,
+        width=width,
+        spectral_norm=spectral_norm,
+        conditional=conditional,
+        batch_norm=False,
+    )
 
 
 def feature_network(

@@ -255,7 +255,7 @@ def _kale_network(
     conditional: bool,
     log_normalizer: str,
 ) -> nn.Module:
-    network = choices.value_network(
+    network = choices.penalized_network(
         shape, axis_name, width=width, spectral_norm=spectral_norm, conditional=conditional
     )
     return network if TRACKS[log_normalizer] is None else critics.TrackedNormalizer(network)
@@ -322,6 +322,7 @@ OBJECTIVES = {
         "Wasserstein, critic with a gradient penalty",
         _wgan_gp,
         critic_steps=5,
+        network=choices.penalized_network,
         energy=operator.neg,
         needs={"penalty_weight": 0.1},  # as in the toys of Gulrajani et al.; 10 is for images
     ),

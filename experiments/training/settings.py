@@ -310,8 +310,8 @@ class Config:
     )
     batch_norm: bool = fields.switch(
         False,
-        "BatchNorm in the energy's autoencoder, after all layers but the first and the last. A "
-        "sample's energy and features then depend on its batch.",
+        "BatchNorm in the critic or the energy's autoencoder, after all layers but the first and "
+        "the last. What it says of a sample then depends on the batch.",
         **_CRITIC,
     )
     tied_weights: bool = fields.switch(

@@ -61,6 +61,43 @@ def test_spectral_norm_bounds_the_slope(key, rng):
     assert 0.05 < np.max(gaps[off] / distances[off]) < 1.01
 
 
+def test_batch_norm_follows_all_layers_but_the_first_and_the_last(key, rng):
+    """Three hidden layers by hand: the second and third have mean 0 and variance 1, times a scale.
+
+    The running averages start at 0 and 1.
+    """
+    points = rng.normal(size=(6, 3)).astype(np.float32)
+    network = critics.critic_for((3,), 4, batch_norm=True)
+    variables = network.init(key, points, train=False)
+    params = {name: jax.tree.map(np.float64, value) for name, value in variables["params"].items()}
+
+    def by_hand(normalised):
+        hidden = points.astype(np.float64)
+        for index in range(3):
+            hidden = hidden @ params[f"Dense_{index}"]["kernel"] + params[f"Dense_{index}"]["bias"]
+            if index:
+                norm = params[f"BatchNorm_{index - 1}"]
+                hidden = normalised(hidden) * norm["scale"] + norm["bias"]
+            hidden = np.where(hidden > 0, hidden, 0.2 * hidden)
+        return (hidden @ params["Dense_3"]["kernel"] + params["Dense_3"]["bias"])[:, 0]
+
+    assert sorted(params) == ["BatchNorm_0", "BatchNorm_1", *(f"Dense_{i}" for i in range(4))]
+    values, updated = network.apply(variables, points, train=True, mutable=["batch_stats"])
+    of_batch = by_hand(lambda h: (h - h.mean(axis=0)) / np.sqrt(h.var(axis=0) + 1e-5))
+    np.testing.assert_allclose(values, of_batch, rtol=1e-4, atol=1e-5)
+    running = network.apply(variables, points, train=False)
+    start = by_hand(lambda h: h / np.sqrt(1 + 1e-5))
+    np.testing.assert_allclose(running, start, rtol=1e-4, atol=1e-5)
+    assert any(np.any(leaf) for leaf in jax.tree.leaves(updated["batch_stats"]))
+
+
+def test_batch_norm_of_images_spares_the_first_and_the_last(key, rng):
+    images = jnp.asarray(rng.uniform(size=(3, 16, 16, 1)), jnp.float32)
+    network = critics.critic_for(images.shape[1:], 2, batch_norm=True)
+    stats = jax.eval_shape(lambda: network.init(key, images, train=False))["batch_stats"]
+    assert [leaf["mean"].shape for leaf in stats.values()] == [(4,)]  # of 2 and 4 channels
+
+
 def test_a_tracked_normalizer_starts_at_0_beside_the_critic(key, rng):
     points = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
     tracked = critics.TrackedNormalizer(critics.critic_for((3,), 8))

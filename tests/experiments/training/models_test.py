@@ -17,6 +17,7 @@ from kernelgrad import adversarial, critic, kale, steingan, two_player
 
 POINTS = Config(dataset="eight_gaussians", batch_size=8, latent_dim=2, width=8, b1=0.5)
 STEINGAN = dataclasses.replace(POINTS, objective="steingan")
+TIED = {"objective": "steingan", "tied_weights": True}
 KALE = dataclasses.replace(POINTS, objective="kale")
 WEIGHTS = np.array([[0.7, -0.4, 0.2], [0.3, 0.9, -0.5]], np.float32)
 
@@ -121,13 +122,19 @@ def test_the_norm_reaches_the_energy(key, rng, norm):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
-    "field",
-    ["one_pass", *(pytest.param(one, marks=pytest.mark.slow) for one in ("svgd", "nearest"))],
+    "changes",
+    [
+        {"objective": "gan_non_saturating"},
+        {**TIED, "stein_field": "one_pass"},
+        *(
+            pytest.param({**TIED, "stein_field": field}, marks=pytest.mark.slow)
+            for field in ("svgd", "nearest")
+        ),
+    ],
+    ids=lambda changes: changes.get("stein_field", "gan"),
 )
-def test_batch_norm_of_the_energy_pools_over_devices(key, rng, field):
-    config = dataclasses.replace(
-        STEINGAN, batch_norm=True, tied_weights=True, stein_field=field, optimizer="sgd"
-    )
+def test_batch_norm_pools_over_devices(key, rng, changes):
+    config = dataclasses.replace(POINTS, batch_norm=True, optimizer="sgd", **changes)
     one, start = build(config, key)
     many = models.build(config, catalog.load(config.dataset), "i").objective
 
@@ -151,13 +158,13 @@ def test_batch_norm_of_the_energy_pools_over_devices(key, rng, field):
 
 
 @pytest.mark.thorough
-def test_a_critic_in_use_goes_by_running_averages(key, rng):
-    model = models.build(
-        dataclasses.replace(STEINGAN, batch_norm=True), catalog.load(STEINGAN.dataset)
-    )
+@pytest.mark.parametrize("objective", ["steingan", "gan_non_saturating"])
+def test_a_critic_in_use_goes_by_running_averages(key, rng, objective):
+    config = dataclasses.replace(POINTS, objective=objective, batch_norm=True)
+    model = models.build(config, catalog.load(config.dataset))
     state = jax.jit(model.initial_state)(key).critic
     points, _ = clouds(rng)
-    whole, half = (model.values(state, some)[0] for some in (points, points[:3]))
+    whole, half = (jax.tree.leaves(model.values(state, some))[0] for some in (points, points[:3]))
     np.testing.assert_allclose(half, whole[:3], rtol=1e-5)
 
 
