@@ -88,6 +88,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
         data_dir,
         seed=config.base.seed,
         image_size=config.base.image_size,
+        most_bytes=settings.resident_bytes(config.base),
         check=check,
     )
     scores, reference = _judges(dataset)

@@ -54,6 +54,11 @@ class Rows:
         """The bytes of all n images."""
         return math.prod(self.shape)
 
+    def is_same(self, other: "Rows") -> bool:
+        """Whether both take the same images of one file, in one order; none is read."""
+        mine, theirs = ((rows._path, rows._start, rows.shape) for rows in (self, other))
+        return mine == theirs and np.array_equal(self._order, other._order)
+
     def of(self, order: np.ndarray) -> "Rows":
         """Returns some of the images, without reading them."""
         return Rows(self._path, self._start, self.shape, self._order[order])

@@ -20,6 +20,7 @@ import numpy as np
 
 from experiments.data import catalog
 from experiments.data.dataset import Dataset
+from experiments.data.rows import Rows
 from experiments.run import fields, files, records
 from experiments.run.errors import StorageError, UsageError
 from experiments.sweeps import grammar, shapes
@@ -154,7 +155,15 @@ def load(
             for number in of_data[name, image_size, seed]:
                 check_run(number, dataset)
 
-        dataset = catalog.load(name, data_dir, seed=seed, image_size=image_size, check=check_all)
+        numbers = of_data[name, image_size, seed]
+        dataset = catalog.load(
+            name,
+            data_dir,
+            seed=seed,
+            image_size=image_size,
+            most_bytes=min(settings.resident_bytes(runs[number].config) for number in numbers),
+            check=check_all,
+        )
         known = first.setdefault((name, image_size), dataset)
         return known if _same(known, dataset) else dataset
 
@@ -163,8 +172,15 @@ def load(
 
 
 def _same(one: Dataset, other: Dataset) -> bool:
-    pairs = zip(one[1:], other[1:], strict=True)
-    return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs)
+    return all(_equal(a, b) for a, b in zip(one[1:], other[1:], strict=True))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Rows) and isinstance(other, Rows):
+        return one.is_same(other)
+    if isinstance(one, Rows) or isinstance(other, Rows):
+        return False
+    return np.array_equal(np.asarray(one), np.asarray(other))
 
 
 # ---------------------------------------------------------------------------------------- on disk

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import evaluate
+from experiments import compare, evaluate
 from experiments.data import catalog
 from experiments.data.rows import Rows
 from experiments.judges import classifiers
+from experiments.run import timing
 from experiments.training import fit
 from experiments.training.settings import Config
 from tests.experiments.processes import Fleet
@@ -123,6 +124,35 @@ def test_a_run_resumes_and_is_judged_as_one_in_memory(tmp_path, photos, in_memor
     in_memory()
     assert run(tmp_path / "whole", **also) == metrics
     assert judged(tmp_path / "whole") == scores
+
+
+@pytest.mark.thorough
+def test_a_comparison_is_that_of_images_in_memory(tmp_path, photos, in_memory, monkeypatch):
+    recipe = classifiers.resnet.Recipe(width=8, num_steps=5)
+    monkeypatch.setattr(classifiers, "_usual", lambda dataset: recipe)
+    monkeypatch.setattr(timing, "_TIMED_SECONDS", 0.0)
+    config = compare.Config(Config(dataset=photos, **SMALL), ("mmd",), (0,))
+
+    def compared(name):
+        (curves,) = compare.run(config, workdir=str(tmp_path / name)).values()
+        return {**curves.metrics}, (tmp_path / name / "samples.png").read_bytes()
+
+    taken = []
+    kept = catalog.load
+
+    def load(*args, most_bytes, **options):
+        dataset = kept(*args, most_bytes=most_bytes, **options)
+        taken.append(type(dataset.train))
+        return dataset
+
+    with monkeypatch.context() as patch:
+        patch.setattr(catalog, "load", load)
+        metrics, picture = compared("on_disk")
+    assert set(taken) == {Rows}
+    in_memory()
+    held, of_memory = compared("held")
+    np.testing.assert_equal(metrics, held)
+    assert picture == of_memory
 
 
 @pytest.mark.thorough

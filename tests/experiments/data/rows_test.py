@@ -55,6 +55,20 @@ def test_an_index_reads_what_it_reads_of_an_array(rows, pictures, rng):
             found[np.array([len(expected)])]
 
 
+def test_rows_are_the_same_where_all_that_they_read_is(tmp_path, rows, rng):
+    order = rng.permutation(30)
+    assert rows.is_same(rows.of(np.arange(30)))
+    assert rows.of(order).is_same(Rows(tmp_path / "images", 6, SHAPE, order))
+    for other in (
+        rows.of(order),
+        rows.of(np.arange(29)),
+        Rows(tmp_path / "images", 5, SHAPE),
+        Rows(tmp_path / "other", 6, SHAPE),
+        Rows(tmp_path / "images", 6, (30, 4, 5, 3)),
+    ):
+        assert not rows.is_same(other)
+
+
 def test_nobody_takes_all_of_them_by_accident(rows):
     for take in (np.asarray, np.sort, lambda images: images + np.zeros(1)):
         with pytest.raises(TypeError, match=r"got images of .*; expected an index"):

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from experiments.data import catalog
+from experiments.data.rows import Rows
 from experiments.run.errors import StorageError, UsageError
 from experiments.sweeps import runs
 from experiments.sweeps.runs import Progress
 from experiments.training.settings import Config
+from tests.experiments.data.rows_test import write_folder
 
 BASE = Config(dataset="ring", num_steps=4, eval_every=2, batch_size=4)
 
@@ -69,6 +71,25 @@ def test_data_that_no_seed_changes_are_held_once():
     ring, other = data["dataset=ring,seed=0"], data["dataset=ring,seed=1"]
     assert not np.array_equal(ring.train, other.train)
     np.testing.assert_array_equal(other.train, catalog.load("ring", seed=1).train)
+
+
+def test_images_that_stay_on_the_disk_are_not_read_to_be_compared(tmp_path, monkeypatch, rng):
+    monkeypatch.setenv("KERNELGRAD_CACHE", str(tmp_path / "cache"))
+    for part in ("train", "test"):
+        pictures = rng.integers(256, size=(12, 8, 8, 3), dtype=np.uint8)
+        split = write_folder(tmp_path / "split" / part, pictures)
+        write_folder(tmp_path / "whole", pictures)
+    split, whole = str(tmp_path / "split"), str(tmp_path / "whole")
+    base = dataclasses.replace(BASE, resident_gib=1e-6, width=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(Rows, "__getitem__", lambda *_: pytest.fail("read"))
+        found = runs.load(expand(base, dataset=(split, whole), seed=(0, 1)), None)
+    zero, one, other, another = found.values()
+    assert isinstance(zero.train, Rows)
+    assert zero is one
+    assert other is not another  # each seed holds out others
+    inside = runs.load(expand(base, dataset=(split,), resident_gib=(1.0, 2.0)), None)
+    assert {type(dataset.train) for dataset in inside.values()} == {np.ndarray}
 
 
 def test_data_that_do_not_fit_a_run_are_refused():
