@@ -10,6 +10,7 @@ toy                   films a generator that follows any objective to a density 
 divergences           draws what KL, JSD, KALE and W1 see of laws, and certificates on W1
 gan_diagnostics       watches the gradients that a discriminator gives a frozen generator
 classification_score  trains classifiers on generated images and tests them on real ones
+spectrum              shows what the ridge of a trained run leaves of its kernel's modes
 two_sample            counts how often tests tell two laws apart, under learned kernels
 density_estimation    fits unnormalised densities by KALE and its rivals
 neural_sampler        trains networks to draw from a density, by amortized SVGD

@@ -164,15 +164,8 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
 
 def _conditional_runs(config: Config) -> dict[str, str]:
     """Returns the folder of every run by name, before anything is trained."""
-    runs: dict[str, str] = {}
-    for item in config.runs:
-        name, separator, workdir = item.partition("=")
-        if not (separator and name and workdir):
-            raise UsageError(f"runs: got {fields.shown(item)}; expected name=workdir,name=workdir")
-        if name in (*_OWN_ROWS, *runs):
-            raise UsageError(
-                f"runs: got the name {short(name)} for {workdir}; expected one not yet taken"
-            )
+    runs = trained.named(config.runs, _OWN_ROWS)
+    for workdir in runs.values():
         stored = trained.stored_config(workdir)
         if stored.dataset != config.dataset:
             own, wanted = (short(one.dataset) for one in (stored, config))
@@ -188,7 +181,6 @@ def _conditional_runs(config: Config) -> dict[str, str]:
                 "--conditional"
             )
         trained.require_checkpoint(workdir)
-        runs[name] = workdir
     return runs
 
 

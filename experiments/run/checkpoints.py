@@ -26,6 +26,7 @@ _STEP = re.compile("0|[1-9][0-9]{0,17}")
 _MANIFEST = "SHA256SUMS"
 _ABOUT = "checkpoint.json"
 _MOST_BYTES, _MOST_VALUES = 2**24, 10**6  # of these two
+_NONE_VERIFIES = "{}: got no checkpoint that verifies; expected at least one"
 _LOOKS = 2  # at a folder whose checkpoints come and go
 
 
@@ -146,7 +147,25 @@ def newest(folder: pathlib.Path, run: str, abstract_state: PyTree) -> tuple[int,
             with contextlib.suppress(OSError, StorageError):
                 if damage(folder / str(step), run, step) is None:
                     return step, read(folder / str(step), abstract_state)
-    raise StorageError(f"{folder}: got no checkpoint that verifies; expected at least one")
+    raise StorageError(_NONE_VERIFIES.format(folder))
+
+
+def verified(folder: pathlib.Path, run: str, abstract_state: PyTree) -> dict[int, PyTree]:
+    """Returns the states of all checkpoints of a run that verify, by step, as :func:`newest` does.
+
+    Raises:
+      UsageError: a checkpoint is of another model.
+      StorageError: none verifies.
+      OSError: the folder cannot be read.
+    """
+    states = {}
+    for step in steps(folder):
+        with contextlib.suppress(OSError, StorageError):
+            if damage(folder / str(step), run, step) is None:
+                states[step] = read(folder / str(step), abstract_state)
+    if not states:
+        raise StorageError(_NONE_VERIFIES.format(folder))
+    return states
 
 
 def origin_of(folder: pathlib.Path) -> Origin:

@@ -362,6 +362,15 @@ def read_newest(path: pathlib.Path, abstract_state: PyTree) -> tuple[int, PyTree
         return checkpoints.newest(path / "checkpoints", _run_id(path), abstract_state)
 
 
+def read_verified(path: pathlib.Path, abstract_state: PyTree) -> dict[int, PyTree]:
+    """Returns the states of all of a run's checkpoints that verify, by step.
+
+    Nothing is locked or written, as by :func:`read_newest`, whose errors are raised.
+    """
+    with files.storage(str(path / "checkpoints")):
+        return checkpoints.verified(path / "checkpoints", _run_id(path), abstract_state)
+
+
 def _run_id(path: pathlib.Path) -> str:
     with files.storage(str(path / _RUN_ID)):
         return files.read(path / _RUN_ID, 100).decode(errors="replace").strip()

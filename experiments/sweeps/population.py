@@ -182,12 +182,12 @@ def _train(
 def _members(configs: Sequence[Config]) -> _Member:
     """Returns what the runs bring, as arrays with a leading axis of runs."""
     seeds = jnp.asarray(np.array([config.seed for config in configs], np.uint32))
-    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))(seeds)
+    keys = jax.vmap(models.keys)(seeds)
     numbers = {
         name: jnp.asarray([getattr(config, name) for config in configs], jnp.float32)
         for name in shapes.differing(configs)
     }
-    return _Member(keys[:, 0], keys[:, 1], keys[:, 2], numbers)
+    return _Member(*keys, numbers)
 
 
 def _begin(

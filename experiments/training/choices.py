@@ -150,13 +150,13 @@ class Choice(NamedTuple):
 
     def make(self, config: Any) -> Objective | TwoPlayer:
         """Returns the objective of a run's config."""
-        return self._called(self.build, config)
+        return self.call(self.build, config)
 
     def critic_network(
         self, config: Any, shape: tuple[int, ...], axis_name: str | None = None
     ) -> nn.Module:
         """Returns the critic of a run's config for samples of a shape."""
-        return self._called(self.network, config, shape, axis_name)
+        return self.call(self.network, config, shape, axis_name)
 
     def critic_optimizer(self, config: Any) -> optax.GradientTransformation:
         """Returns the critic's optimizer of a run's config."""
@@ -164,10 +164,10 @@ class Choice(NamedTuple):
         if rate is None:
             rate = self.critic_rate * config.learning_rate
         steps = config.critic_steps or self.critic_steps
-        return self._called(self.optimizer, config, optimizers.make(config, rate, steps))
+        return self.call(self.optimizer, config, optimizers.make(config, rate, steps))
 
-    def _called(self, function: Callable[..., T], config: Any, *arguments: Any) -> T:
-        """Calls a function with the settings that it reads."""
+    def call(self, function: Callable[..., T], config: Any, *arguments: Any) -> T:
+        """Returns what a function makes of the settings that it reads, by this row's defaults."""
         settings = {name: getattr(config, name) for name in fields.read_by(function)}
         for name in ("kernel_scales", "spectral_norm"):
             if settings.get(name, name) is None:

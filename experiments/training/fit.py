@@ -109,8 +109,8 @@ def _train(
     model = models.build(config, dataset, train.AXIS)
     extractors.hold_to(folder, model.extractors)
     trained.note_data(folder, dataset)
-    init_key, train_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
-    step, start = loop.begin(folder, functools.partial(jax.jit(model.initial_state), init_key))
+    keys = models.keys(config.seed)
+    step, start = loop.begin(folder, functools.partial(jax.jit(model.initial_state), keys.init))
     if step >= config.num_steps:
         if folder.is_mine:
             print(f"{folder.path}: already at step {step} of {config.num_steps}, nothing to do")
@@ -125,8 +125,8 @@ def _train(
             folder,
             signals,
             (step, start),
-            make_calls(advance, train_key, per_call),
-            _make_evaluate(model, dataset, folder, eval_key, config, extra_scores),
+            make_calls(advance, keys.train, per_call),
+            _make_evaluate(model, dataset, folder, keys.evaluate, config, extra_scores),
             Schedule(config.num_steps, config.eval_every, per_record, logs_calls=True),
             name=f"{config.objective} on {config.dataset}",
             devices=devices[cluster.own(devices)],

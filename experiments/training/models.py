@@ -29,6 +29,19 @@ def _itself(samples: Array) -> Array:
     return samples
 
 
+class Keys(NamedTuple):
+    """The random keys of a run: of its first state, its batches and steps, its evaluations."""
+
+    init: Key
+    train: Key
+    evaluate: Key
+
+
+def keys(seed: int | Array) -> Keys:
+    """Returns the keys of a run with this seed."""
+    return Keys(*jax.random.split(jax.random.key(seed), 3))
+
+
 class Model(NamedTuple):
     """The generator and the pieces of its training that follow from the config.
 

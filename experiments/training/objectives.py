@@ -9,7 +9,7 @@ import math
 import operator
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -41,6 +41,7 @@ FEATURE_LENGTHSCALES: dict[str, steingan.LengthscaleFn] = {
 }
 
 SELECTED_RIDGES = (0.01, 0.1, 1.0)  # of which --select takes the best
+UNDER_A_KERNEL = ("kl", "mmd")  # what paper 000 compares
 
 
 # ------------------------------------------------------------------------------------- directions
@@ -56,6 +57,10 @@ def _kl(*, kernel: str, kernel_scales: tuple[float, ...], ridge: float | None) -
 
 def _mmd(*, kernel: str, kernel_scales: tuple[float, ...]) -> Objective:
     return objectives.mmd_v(_median(kernel, kernel_scales))
+
+
+def _kernel(*, kernel: str, kernel_scales: tuple[float, ...]) -> MakeKernel:
+    return _median(kernel, kernel_scales)
 
 
 def _noisy_jsd(*, noise_variance: float) -> Objective:
@@ -403,6 +408,28 @@ OBJECTIVES = {
     "f_divergence": Choice("a --divergence, from Stein scores and a density ratio", _f_divergence),
     "kale_flow": Choice("KALE in an RKHS, between KL and MMD (Glaser et al. 2021)", _kale_flow),
 }
+
+
+class UnderAKernel(NamedTuple):
+    """Kernel and directions of :data:`UNDER_A_KERNEL`, by the settings of one run.
+
+    Attributes:
+      make_kernel: the kernel of a batch.
+      kl: the direction of KL[q || p] under it, not normalised.
+      mmd: that of MMD^2.
+    """
+
+    make_kernel: MakeKernel
+    kl: Objective
+    mmd: Objective
+
+
+def under_a_kernel(config: Any) -> UnderAKernel | None:
+    """Returns what a run that descends one of the two says of both; None for another run."""
+    if config.objective not in UNDER_A_KERNEL:
+        return None
+    call = OBJECTIVES[config.objective].call
+    return UnderAKernel(call(_kernel, config), call(_kl, config), call(_mmd, config))
 
 
 def installed() -> tuple[str, ...]:

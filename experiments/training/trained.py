@@ -7,10 +7,11 @@ In a notebook, while it trains or later::
 """
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,8 +20,8 @@ import numpy as np
 from experiments.data import catalog
 from experiments.data.dataset import Dataset
 from experiments.run import configs, fields, files, places
-from experiments.run.errors import StorageError, UsageError
-from experiments.run.workdirs import Workdir, read_newest
+from experiments.run.errors import StorageError, UsageError, short
+from experiments.run.workdirs import Workdir, read_newest, read_verified
 from experiments.training import extractors, models, settings
 from experiments.training.settings import Config
 from kernelgrad import train
@@ -69,6 +70,35 @@ class Trained(NamedTuple):
             latents = self.model.sample_latents(jax.random.fold_in(key, index), _BATCH)
             rows = latents[: n - index * _BATCH]
             yield jax.device_get(draw(self.state.params, self.state.batch_stats, rows))
+
+
+class Kept(NamedTuple):
+    """What a run has kept on its way, for who goes over its training again.
+
+    Attributes:
+      config: its settings.
+      dataset: what it was trained on.
+      model: its networks and objective, for one device.
+      path: its folder.
+    """
+
+    config: Config
+    dataset: Dataset
+    model: models.Model
+    path: pathlib.Path
+
+    def states(self) -> dict[int, TrainState]:
+        """Returns the states that training went on from, by step: its first, and its checkpoints.
+
+        The run may go on meanwhile; nothing is written.
+
+        Raises:
+          UsageError: a checkpoint is of another model.
+          StorageError: none verifies.
+        """
+        key = models.keys(self.config.seed).init
+        start = functools.partial(jax.jit(self.model.initial_state), key)
+        return {0: start(), **read_verified(self.path, jax.eval_shape(start))}
 
 
 def note_data(folder: Workdir, dataset: Dataset) -> None:
@@ -146,6 +176,29 @@ def _model_and_form(config: Config, dataset: Dataset) -> tuple[models.Model, Tra
     return model, jax.eval_shape(model.initial_state, jax.random.key(0))
 
 
+def named(runs: Sequence[str], taken: Collection[str] = ()) -> dict[str, str]:
+    """Returns the folders of runs by name, from texts name=workdir.
+
+    Args:
+      runs: the texts.
+      taken: names that none of them may have.
+
+    Raises:
+      UsageError: a text of another form, or a name that is taken.
+    """
+    found: dict[str, str] = {}
+    for item in runs:
+        name, separator, workdir = item.partition("=")
+        if not (separator and name and workdir):
+            raise UsageError(f"runs: got {fields.shown(item)}; expected name=workdir,name=workdir")
+        if name in (*taken, *found):
+            raise UsageError(
+                f"runs: got the name {short(name)} for {workdir}; expected one not yet taken"
+            )
+        found[name] = workdir
+    return found
+
+
 def stored_config(workdir: str) -> Config:
     """Returns the config of the run in a folder.
 
@@ -198,6 +251,30 @@ def opened(
       DataError: the run's data are missing.
       StorageError: the folder cannot be used.
     """
+    config, dataset = _config_and_data(workdir, data_dir, check)
+    with Workdir(workdir, config) as folder:
+        model = models.build(config, dataset)
+        extractors.hold_to(folder, model.extractors)
+        form = jax.eval_shape(model.initial_state, jax.random.key(0))
+        restored = folder.restore(form, cut_metrics=False)
+        if restored is None:
+            raise UsageError(f"workdir: got {folder.path} without a checkpoint; train first")
+        step, state = restored
+        yield folder, Trained(config, dataset, model, step, train.averaged(state))
+
+
+def kept(workdir: str, data_dir: str | None = None, *, check: Check = lambda *_: None) -> Kept:
+    """Returns what a run has kept, without holding its folder; arguments and errors of `opened`.
+
+    Nothing is compiled before its states are asked for.
+    """
+    config, dataset = _config_and_data(workdir, data_dir, check)
+    path = places.folder("workdir", workdir)
+    return Kept(config, dataset, models.build(config, dataset), path)
+
+
+def _config_and_data(workdir: str, data_dir: str | None, check: Check) -> tuple[Config, Dataset]:
+    """Returns settings and data of a run with a checkpoint, once `check` lets them pass."""
     config = stored_config(workdir)
     require_checkpoint(workdir)
 
@@ -213,12 +290,4 @@ def opened(
         most_bytes=settings.resident_bytes(config),
         check=check_all,
     )
-    with Workdir(workdir, config) as folder:
-        model = models.build(config, dataset)
-        extractors.hold_to(folder, model.extractors)
-        form = jax.eval_shape(model.initial_state, jax.random.key(0))
-        restored = folder.restore(form, cut_metrics=False)
-        if restored is None:
-            raise UsageError(f"workdir: got {folder.path} without a checkpoint; train first")
-        step, state = restored
-        yield folder, Trained(config, dataset, model, step, train.averaged(state))
+    return config, dataset

@@ -298,6 +298,10 @@ ORDERS = [
     ("classification_score", ["--runs=gan=nowhere"], "workdir: got nowhere without a readable"),
     ("classification_score", ["--runs=gan=~nosuchuser/x"], "workdir: got '~nosuchuser/x'"),
     ("classification_score", ["--runs=real=x"], "runs: got the name real for x"),
+    ("spectrum", [], "runs: got none; expected name=workdir,name=workdir"),
+    ("spectrum", ["--runs=a"], "runs: got 'a'; expected name=workdir"),
+    ("spectrum", ["--runs=a=nowhere"], "workdir: got nowhere without a readable"),
+    ("spectrum", ["--num_batches=1001"], "num_batches: got 1001; expected an integer in"),
     ("two_sample", ["--dataset=ring"], "dataset: got ring for digits_3_8; expected images of ten"),
     ("two_sample", ["--num_samples=400"], "num_samples: got 400 for digits_3_8; expected at most"),
     ("two_sample", ["--width=100000000"], "width, num_features: got 100000000, 16, for"),
@@ -474,5 +478,10 @@ def test_runs_that_do_not_fit_their_reader(place, refused):
         [f"--workdir={place}/run", f"--runs=gan={place}/images"],
         f"runs: got {place}/images, a run without labels",
     )
+    for run, said in (
+        ("images", f"runs: got {place}/images, a run of gan_kl; expected one of kl or mmd"),
+        ("huge", "width, latent_dim, batch_size: got 100000000"),
+    ):
+        wrong += refused("spectrum", [f"--workdir={place}/run", f"--runs=a={place}/{run}"], said)
     os.chdir(place)
     assert wrong == []

@@ -115,6 +115,40 @@ def test_a_damaged_checkpoint_is_passed_over(workdir, states, capsys):
         pass
 
 
+def test_all_that_is_kept_is_read_while_the_run_goes_on(workdir, states):
+    kept = trained.kept(str(workdir))
+    assert kept.config == RUN
+    np.testing.assert_array_equal(kept.dataset.train, catalog.load("ring", seed=3).train)
+    start = jax.jit(kept.model.initial_state)(jax.random.split(jax.random.key(3), 3)[0])
+    with Workdir(workdir, RUN):
+        before = listing(workdir)
+        found = kept.states()
+        assert listing(workdir) == before
+    jax.tree.map(np.testing.assert_array_equal, found, {0: start, **states})
+
+
+def test_damaged_checkpoints_are_not_kept_ones(workdir):
+    kept = trained.kept(str(workdir))
+    (workdir / "checkpoints/20/SHA256SUMS").write_text("no digest\n")
+    assert list(kept.states()) == [0, 40]
+    (workdir / "checkpoints/40/SHA256SUMS").write_text("no digest\n")
+    with pytest.raises(StorageError, match="got no checkpoint that verifies"):
+        kept.states()
+
+
+def test_runs_are_named():
+    assert trained.named(("a=x", "b=c=d/e=1")) == {"a": "x", "b": "c=d/e=1"}
+    for runs, message in (
+        (("a",), "^runs: got 'a'; expected name=workdir"),
+        (("=x",), "^runs: got '=x'; expected name=workdir"),
+        (("a=",), "^runs: got 'a='; expected name=workdir"),
+        (("a=x", "a=y"), "^runs: got the name a for y; expected one not yet taken"),
+        (("real=x",), "^runs: got the name real for x"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            trained.named(runs, ("real",))
+
+
 def test_the_data_of_a_run_have_to_be_there(tmp_path):
     with Workdir(tmp_path, dataclasses.replace(RUN, dataset="red_wine")) as folder:
         folder.save(1, {"x": np.zeros(1)})
