@@ -109,6 +109,14 @@ RUNS = (
     _three_epochs("scales", "", scales=_LOCAL),
     _three_epochs("normalized", "", normalize="--normalize"),
     _three_epochs("memory", "", objectives=_FORGETFUL, minutes=16),
+    Run(
+        "spectrum --data_dir=data --workdir=runs/spectrum --runs=paper=runs/long/kl/seed0,"
+        "local=runs/long/kl:normalize=true:kernel_scales=0.01+0.03+0.1+0.3/seed0",
+        1,
+        ("table.md", "spectrum.png"),
+        "--runs=paper=runs/compare/kl/seed0,local=runs/local/kl/seed0 --num_batches=2",
+        needs=("mnist",),
+    ),
     *_elsewhere("digits", "digits"),
     *_elsewhere("ring", "ring"),
     *_elsewhere("eight_gaussians", "eight_gaussians"),

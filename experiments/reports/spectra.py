@@ -14,10 +14,10 @@ from experiments.training.stein_grams import Spectrum
 
 _LEGEND = """\
 K between the samples of a batch, directions not normalised: median over the batches, in brackets
-least and largest. Effective dimension: sum of lambda / (lambda + ridge). Damping: (first lambda +
-ridge) / (median lambda + ridge). Rms: root of the mean squared norm. Common part: share of the
-squared norm that all samples have alike. First mode damped: mmd with its part along the first
-eigenvector divided by the damping."""
+least and largest. Effective dimension: sum of lambda / (lambda + ridge). Damping of the first mode:
+(first lambda + ridge) / (median lambda + ridge). Rms: root of the mean squared norm. Common part:
+share of the squared norm that all samples have alike; its damping: how much smaller it is beside
+the rest in kl than in mmd, as a ratio of norms."""
 _ROUNDING = float(np.finfo(np.float32).eps)  # of K, relative to its largest eigenvalue
 
 Spectra = Mapping[str, Mapping[int, Spectrum]]

@@ -116,34 +116,31 @@ def spectrum(seen: list[Seen]) -> Spectrum:
     """Returns the spectrum of batches, in float64, and its figures."""
     wide = [Seen(*(np.asarray(part, np.float64) for part in one)) for one in seen]
     ridge = float(wide[0].ridge)
-    decomposed = [np.linalg.eigh(one.gram) for one in wide]
+    eigenvalues = np.stack([np.linalg.eigvalsh(one.gram)[::-1] for one in wide])
     figures = [
-        {**_of_modes(values, ridge), **_of_directions(values, vectors, one)}
-        for (values, vectors), one in zip(decomposed, wide, strict=True)
+        {**_of_modes(values, ridge), **_of_directions(one)}
+        for values, one in zip(eigenvalues, wide, strict=True)
     ]
-    return Spectrum(
-        ridge,
-        np.stack([values[::-1] for values, _ in decomposed]),
-        {name: np.array([one[name] for one in figures]) for name in figures[0]},
-    )
+    by_name = {name: np.array([one[name] for one in figures]) for name in figures[0]}
+    return Spectrum(ridge, eigenvalues, by_name)
 
 
 def _of_modes(values: np.ndarray, ridge: float) -> dict[str, float]:
-    """Returns the figures of eigenvalues in rising order."""
+    """Returns the figures of eigenvalues, largest first."""
+    median = np.median(values)
     return {
-        "largest eigenvalue": values[-1],
-        "second eigenvalue": values[-2],
-        "median eigenvalue": np.median(values),
+        "largest eigenvalue": values[0],
+        "second eigenvalue": values[1],
+        "median eigenvalue": median,
         "eigenvalues above the ridge": np.sum(values > ridge),
         "effective dimension": np.sum(share_kept(values, ridge)),
-        "damping of the first mode": _damping(values, ridge),
+        "damping of the first mode": (values[0] + ridge) / (median + ridge),
     }
 
 
-def _of_directions(values: np.ndarray, vectors: np.ndarray, seen: Seen) -> dict[str, float]:
-    """Returns the figures of directions, by eigenvalues in rising order with their vectors."""
-    first = np.outer(vectors[:, -1], vectors[:, -1] @ seen.mmd)
-    damped = seen.mmd - first + first / _damping(values, seen.ridge)
+def _of_directions(seen: Seen) -> dict[str, float]:
+    """Returns the figures of the directions of a batch."""
+    (kl, kl_rest), (mmd, mmd_rest) = (_parted(direction) for direction in (seen.kl, seen.mmd))
     return {
         "rms of kl": rms(seen.kl),
         "rms of mmd": rms(seen.mmd),
@@ -151,14 +148,17 @@ def _of_directions(values: np.ndarray, vectors: np.ndarray, seen: Seen) -> dict[
         "common part of mmd": common_part(seen.mmd),
         "common part of the samples' score": common_part(seen.score),
         "common part of the data's score": common_part(seen.score - seen.kl),
+        "damping of the common part": rms(kl_rest) / rms(mmd_rest) * rms(mmd) / rms(kl),
         "cosine of kl and mmd": cosine(seen.kl, seen.mmd),
-        "cosine of kl and mmd, first mode damped": cosine(seen.kl, damped),
+        "cosine of their common parts": cosine(kl, mmd),
+        "cosine of the rest": cosine(kl_rest, mmd_rest),
     }
 
 
-def _damping(values: np.ndarray, ridge: float) -> float:
-    """Returns by how much (K + eta I)^-1 shrinks the last mode more than the median one."""
-    return float((values[-1] + ridge) / (np.median(values) + ridge))
+def _parted(direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what all rows have alike, in every row, and the rest."""
+    common = np.broadcast_to(direction.mean(axis=0), direction.shape)
+    return common, direction - common
 
 
 def share_kept(eigenvalues: np.ndarray, ridge: float) -> np.ndarray:
@@ -173,7 +173,7 @@ def rms(direction: np.ndarray) -> float:
 
 def common_part(direction: np.ndarray) -> float:
     """Returns the share of the squared norm that all rows have alike; in [0, 1]."""
-    return float(len(direction) * np.sum(direction.mean(axis=0) ** 2) / np.sum(direction**2))
+    return (rms(_parted(direction)[0]) / rms(direction)) ** 2
 
 
 def cosine(one: np.ndarray, other: np.ndarray) -> float:

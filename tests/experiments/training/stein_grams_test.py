@@ -84,30 +84,42 @@ def test_a_spectrum_by_hand(rng):
     values, ridge = np.array([12.0, 4.0, 1.0, 0.5]), 2.0
     modes = np.array([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
     gram = modes.T @ np.diag(values) @ modes
-    score, kl, mmd = rng.normal(size=(3, 4, 3))
+    rest = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    kl, mmd = np.array([0.0, 3.0]) + 4 * rest, np.array([0.0, 2.0]) + rest
+    score = rng.normal(size=(4, 2))
     found = stein_grams.spectrum([Seen(k, ridge, score, kl, mmd) for k in (gram, 3 * gram)])
     assert found.ridge == ridge
     np.testing.assert_allclose(found.eigenvalues, [values, 3 * values])
     np.testing.assert_allclose(found.kept[0], [12 / 14, 4 / 6, 1 / 3, 0.5 / 2.5])
 
-    mean = mmd.mean(axis=0)  # of which the first mode is made
-    first = [mmd - mean + mean / damping for damping in (14 / 4.5, 38 / 9.5)]
-    wanted = {
+    by_gram = {
         "largest eigenvalue": (12, 36),
         "second eigenvalue": (4, 12),
         "median eigenvalue": (2.5, 7.5),
         "eigenvalues above the ridge": (2, 3),
         "effective dimension": (12 / 14 + 4 / 6 + 1 / 3 + 0.2, 36 / 38 + 12 / 14 + 0.6 + 1.5 / 3.5),
         "damping of the first mode": (14 / 4.5, 38 / 9.5),
-        "rms of kl": 2 * [stein_grams.rms(kl)],
-        "rms of mmd": 2 * [stein_grams.rms(mmd)],
-        "common part of kl": 2 * [stein_grams.common_part(kl)],
-        "common part of mmd": 2 * [stein_grams.common_part(mmd)],
-        "common part of the samples' score": 2 * [stein_grams.common_part(score)],
-        "common part of the data's score": 2 * [stein_grams.common_part(score - kl)],
-        "cosine of kl and mmd": 2 * [stein_grams.cosine(kl, mmd)],
-        "cosine of kl and mmd, first mode damped": [stein_grams.cosine(kl, one) for one in first],
     }
-    assert list(found.figures) == list(wanted)
-    for name, by_batch in wanted.items():
-        np.testing.assert_allclose(found.figures[name], by_batch, err_msg=name)
+    alike = {
+        "rms of kl": (9 + 16 / 2) ** 0.5,
+        "rms of mmd": (4 + 1 / 2) ** 0.5,
+        "common part of kl": 9 / 17,
+        "common part of mmd": 4 / 4.5,
+        "common part of the samples' score": stein_grams.common_part(score),
+        "common part of the data's score": stein_grams.common_part(score - kl),
+        "damping of the common part": (4 / 1) / (3 / 2),
+        "cosine of kl and mmd": (4 * 6 + 2 * 4) / (4 * 17 * 4 * 4.5) ** 0.5,
+        "cosine of their common parts": 1,
+        "cosine of the rest": 1,
+    }
+    assert list(found.figures) == [*by_gram, *alike]
+    for name, wanted in (by_gram | alike).items():
+        np.testing.assert_allclose(found.figures[name], wanted, err_msg=name)
+
+
+def test_common_parts_and_the_rest_have_angles_of_their_own():
+    rest = np.array([[1.0, 0.0], [-1.0, 0.0]])
+    kl, mmd = np.array([1.0, 0.0]) + rest, np.array([1.0, 1.0]) - rest
+    figures = stein_grams.spectrum([Seen(np.eye(2), 1.0, 2 * kl, kl, mmd)]).figures
+    assert figures["cosine of their common parts"] == pytest.approx(0.5**0.5)
+    assert figures["cosine of the rest"] == pytest.approx(-1)
