@@ -8,7 +8,7 @@ For a radial kernel k = f(r^2), :math:`u_p = f s^\top s' + 2 f' (x - y)^\top (s'
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -264,7 +264,8 @@ def goodness_of_fit_test(
     particles, score = _checks.scored(particles, score)
     _check_test(particles, score, num_bootstrap)
     blocks = _blocks(particles.shape[0], num_chains, block_length)
-    found, unit = _resampled(key, particles, score, kernel, blocks, num_bootstrap)
+    keys, draw = _signs(key, blocks, num_bootstrap)
+    found, unit = _resampled(keys, draw, particles, score, kernel, num_bootstrap)
     statistic, p_value = _resampling.result(*found)
     return TestResult(statistic / jnp.square(unit), p_value)
 
@@ -309,8 +310,8 @@ def aggregated_test(
       ValueError: as :func:`goodness_of_fit_test`, no kernel, or weights of another number or not
         positive.
 
-    Cost: that of :func:`goodness_of_fit_test` for each kernel, and O(B log B). Kernels that differ
-      in numbers alone are compiled once.
+    Cost: that of :func:`goodness_of_fit_test` for each kernel, O(B log B) time, and n B bytes, for
+      signs are drawn once. Kernels that differ in numbers alone are compiled once.
 
     Example:
       >>> from kernelgrad import kernels, ksd
@@ -326,9 +327,13 @@ def aggregated_test(
     particles, score = _checks.scored(particles, score)
     _check_test(particles, score, num_bootstrap)
     blocks = _blocks(particles.shape[0], num_chains, block_length)
-    each = _resampling.for_each(
-        lambda kernel: _resampled(key, particles, score, kernel, blocks, num_bootstrap)[0], kernels
-    )
+    keys, draw = _signs(key, blocks, num_bootstrap)
+    drawn = lax.map(draw, keys)
+
+    def of(kernel: Kernel) -> _resampling.Resampled:
+        return _resampled(drawn, lambda signs: signs, particles, score, kernel, num_bootstrap)[0]
+
+    each = _resampling.for_each(of, kernels)
     return _resampling.aggregated(each, weights)
 
 
@@ -398,21 +403,35 @@ def _check_test(particles: Array, score: Array, num_bootstrap: int) -> None:
     _checks.at_least("number of particles", particles.shape[0], _FEWEST_PARTICLES)
 
 
+def _signs(key: Key, blocks: Array, num_bootstrap: int) -> tuple[Array, Callable[[Array], Array]]:
+    """Returns a key for each batch of signs, and what draws it: key -> (n, draws), int8."""
+    batches = -(-num_bootstrap // _SIGNS_AT_ONCE)
+    shape = blocks.shape[0], -(-num_bootstrap // batches)
+
+    def draw(key: Key) -> Array:
+        return jax.random.rademacher(key, shape, jnp.int8)[blocks]
+
+    return jax.random.split(key, batches), draw
+
+
 def _resampled(
-    key: Key, particles: Array, score: Array, kernel: Kernel, blocks: Array, num_bootstrap: int
+    batches: Array,
+    signs: Callable[[Array], Array],
+    particles: Array,
+    score: Array,
+    kernel: Kernel,
+    num_bootstrap: int,
 ) -> tuple[_resampling.Resampled, Array]:
-    """Returns KSD^2 u^2, as is and under signs of the blocks, and u, a unit of length."""
+    """Returns KSD^2 u^2, as is and under the signs of the batches, and u, a unit of length."""
     side, kernel, unit = _stein.side_of(particles, score, kernel)
     n, dtype = side.score.shape[0], side.score.dtype
-    batches = -(-num_bootstrap // _SIGNS_AT_ONCE)
-    width = -(-num_bootstrap // batches)
 
-    def forms(key: Key) -> Array:
-        signs = jax.random.rademacher(key, (n, width), dtype)[blocks]
-        weights = jnp.concatenate([jnp.ones((n, 1), dtype), signs], axis=1) / n
+    def forms(batch: Array) -> Array:
+        drawn = signs(batch).astype(dtype)
+        weights = jnp.concatenate([jnp.ones((n, 1), dtype), drawn], axis=1) / n
         return _tiles.stream_symmetric(_stein.form_tile, kernel, (side, weights)).total
 
-    values = lax.map(forms, jax.random.split(key, batches))
+    values = lax.map(forms, batches)
     observed, null = values[0, 0], values[:, 1:].ravel()[:num_bootstrap]
     rounding = 32 * jnp.finfo(dtype).eps * jnp.max(jnp.abs(values))
     valid = jnp.all(jnp.isfinite(particles)) & jnp.all(jnp.isfinite(score))
