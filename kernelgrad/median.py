@@ -2,6 +2,7 @@
 
 import functools
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from jax import lax
 
 from kernelgrad import _checks, _devices, _distances, _numeric, _tiles
 from kernelgrad._distances import Points
-from kernelgrad.types import Array
+from kernelgrad.types import Array, PyTree
 
 _TILE = 512
 _LIMB = 20  # numbers of pairs exceed int32: counts are (high, low) with low < 2^_LIMB
@@ -21,6 +22,8 @@ _RELATIVE = 1e-5  # error that a distance may have
 _ROUNDING = 8  # above the error of |a|^2 + |b|^2 - 2 a.b, in units of eps (|a|^2 + |b|^2)
 _AT_ONCE = 3  # pivots, whose counts over the rows of a tile share an integer,
 _BITS = 10  # in so many bits each: more than 512 rows ask for
+_FEW = 256  # distances, which the last pass takes out
+_GROUPS = 16  # of the rows of a tile, of which each column keeps two distances
 
 _Count = tuple[Array, Array]
 
@@ -30,8 +33,9 @@ def median_squared_distance(
 ) -> Array:
     r"""Returns the exact median of :math:`|u_i - u_j|^2` over the pairs i < j of x pooled with y.
 
-    The order statistic is found by counting the distances below a few pivots, pass by pass. For an
-    even number of pairs it is the mean of the two middle values. Carries no gradient.
+    The order statistic is found by counting the distances below a few pivots, pass by pass, until
+    few are left. For an even number of pairs it is the mean of the two middle values. Carries no
+    gradient.
 
     Args:
       x: points; shape (n, d), floating.
@@ -46,9 +50,9 @@ def median_squared_distance(
     Raises:
       ValueError: wrong rank or dtype, or fewer than two points.
 
-    Cost: about 6 passes of O((n + m)^2 d / 2) time, at most 17 (32 in float64); O((n + m) d)
-      memory, with axis_name that of this device's share, the pairs shared evenly. Up to 512 points
-      on one device, one pass and O((n + m)^2) memory.
+    Cost: 3 to 5 passes of O((n + m)^2 d / 2) time for most data, at most 18 (34 in float64); memory
+      O((n + m) d), with axis_name that of this device's share, the pairs shared evenly. Up to 512
+      points on one device, one pass and O((n + m)^2) memory.
 
     Example:
       >>> from kernelgrad import median
@@ -70,7 +74,7 @@ def median_squared_distance(
     sampled = jnp.sort(_distances.direct(some, some).ravel())
     pairs = _Pairs(points, centre, axis_name, sampled)
     num_pairs = num_points * (num_points - 1) // 2
-    if axis_name is None and num_points <= _TILE:
+    if pairs.are_held:
         lower, upper = _held_middle(pairs.held(), num_pairs)
     else:
         lower, upper = _next_to_each_other(pairs, num_pairs, (num_pairs + 1) // 2)
@@ -81,15 +85,38 @@ def median_squared_distance(
 
 
 class _Around(NamedTuple):
-    """The number of distances <= a bound; the largest of them; the smallest others.
+    """The distances in a bracket (low, high], and next to it, as one pass rounds them.
 
-    Two passes compiled apart may round one distance differently: closer to the bound than that is
-    `near` it, a number too, or below, and not `apart` from it.
+    Two passes compiled apart may round one distance differently: closer to high than that is `near`
+    it, or below, and not `apart` from it.
+
+    Attributes:
+      below: the number up to low.
+      inside: the number in the bracket, above `_FEW` where not all were told; shape ().
+      taken: those in the bracket, from the smallest to the largest; shape (_FEW,).
+      over: the smallest above high; shape ().
+      near: the number up to high or near it.
+      apart: the smallest of the others; shape ().
     """
 
-    upto: _Count
+    below: _Count
+    inside: Array
+    taken: Array
+    over: Array
     near: _Count
-    under: Array
+    apart: Array
+
+
+class _Kept(NamedTuple):
+    """What a pass around a bracket adds up: counts up to low, high and near it, and extremes.
+
+    Each column of a group of rows keeps the least and the most of the distances inside, and the
+    smallest over high and apart from it; shape (groups, width).
+    """
+
+    counts: _Count
+    least: Array
+    most: Array
     over: Array
     apart: Array
 
@@ -105,6 +132,18 @@ class _Pairs:
     centre: Array  # by which they are moved
     axis_name: str | None
     sampled: Array  # distances of some pairs, from the smallest to the largest
+
+    @property
+    def are_held(self) -> bool:
+        """Whether they are so few that all distances are held."""
+        return self.axis_name is None and self.points.raw.shape[0] <= _TILE
+
+    @property
+    def _width(self) -> int:
+        """That of a tile: of equal groups of rows, where it is to be searched."""
+        size = self.points.raw.shape[0]
+        count, groups = -(-size // _TILE), 1 if self.are_held else min(_GROUPS, _TILE)
+        return -(-size // (count * groups)) * groups
 
     def quantiles(self, *shares: float) -> Array:
         """Returns those of the sampled distances."""
@@ -124,37 +163,64 @@ class _Pairs:
             high, low = _carried(*lax.psum((high, low), self.axis_name))
         return high, low
 
-    def around(self, bound: Array) -> _Around:
-        """Counts the pairs at distance <= bound, and finds those next to it, over all devices."""
+    def around(self, low: Array, high: Array) -> _Around:
+        """Finds the distances in a bracket (low, high] of bits, and those next to it.
 
-        def add(around: _Around, sq_dist: Array, rounding: Array) -> _Around:
-            is_under = sq_dist <= bound
-            over = jnp.where(is_under, jnp.inf, sq_dist)
-            apart = jnp.where(sq_dist <= bound + rounding, jnp.inf, sq_dist)
-            under = jnp.where(is_under, sq_dist, 0)
-            upto, near = _hits(sq_dist, (bound, bound + rounding))
-            return _Around(
-                _carried(around.upto[0], around.upto[1] + upto),
-                _carried(around.near[0], around.near[1] + near),
-                jnp.maximum(around.under, jnp.max(under)),
-                jnp.minimum(around.over, jnp.min(over)),
-                jnp.minimum(around.apart, jnp.min(apart)),
+        Where they are few, hardly any column of a group of rows has a third one, or two alike: all
+        are told if as many are found as are counted.
+        """
+        dtype, groups = self.points.raw.dtype, min(_GROUPS, _TILE)
+        infinite = lax.bitcast_convert_type(jnp.array(jnp.inf, dtype), low.dtype)
+        bound, top = _value(high), jnp.minimum(high, infinite - 1)  # no pair is at infinity
+
+        def add(kept: _Kept, sq_dist: Array, rounding: Array) -> _Kept:
+            def extreme(reduce: Callable[..., Array], where: Array, other: float) -> Array:
+                tile = jnp.where(where, sq_dist, other)
+                return reduce(tile.reshape(groups, -1, tile.shape[1]), axis=1)
+
+            bits = lax.bitcast_convert_type(sq_dist, low.dtype)
+            end = bound + rounding
+            hits = _hits(bits, (low, top, lax.bitcast_convert_type(end, low.dtype)))
+            inside = (bits > low) & (bits <= top)
+            return _Kept(
+                _carried(kept.counts[0], kept.counts[1] + hits),
+                jnp.minimum(kept.least, extreme(jnp.min, inside, jnp.inf)),
+                jnp.maximum(kept.most, extreme(jnp.max, inside, -1)),
+                jnp.minimum(kept.over, extreme(jnp.min, bits > high, jnp.inf)),
+                jnp.minimum(kept.apart, extreme(jnp.min, sq_dist > end, jnp.inf)),
             )
 
-        zero, least = jnp.zeros((), jnp.int32), jnp.zeros((), self.points.raw.dtype)
-        start = _Around((zero, zero), (zero, zero), least, least + jnp.inf, least + jnp.inf)
-        upto, near, under, over, apart = self._fold(add, start)
+        zero = jnp.zeros(3, jnp.int32)
+        most = jnp.full((groups, self._width), -1, dtype)
+        least = jnp.full_like(most, jnp.inf)
+        kept: _Kept = self._fold(add, _Kept((zero, zero), least, most, least, least))
         if self.axis_name is not None:
-            upto, near = (_carried(*lax.psum(count, self.axis_name)) for count in (upto, near))
-            under = lax.pmax(under, self.axis_name)
-            over, apart = lax.pmin((over, apart), self.axis_name)
-        return _Around(upto, near, under, over, apart)
+            least, over, apart = lax.pmin((kept.least, kept.over, kept.apart), self.axis_name)
+            most = lax.pmax(kept.most, self.axis_name)
+            kept = _Kept(_carried(*lax.psum(kept.counts, self.axis_name)), least, most, over, apart)
+        below, upto, near = zip(*kept.counts, strict=True)
+        found = jnp.stack([kept.least, jnp.where(kept.most > kept.least, kept.most, jnp.inf)])
+        taken = -lax.top_k(-found.ravel(), min(_FEW, found.size))[0]
+        taken = jnp.pad(taken, (0, _FEW - taken.size), constant_values=jnp.inf)
+        inside = _difference(upto, below)
+        told = jnp.sum(found < jnp.inf, dtype=jnp.int32) == inside
+        inside = jnp.where(told, inside, _FEW + 1)
+        return _Around(below, inside, taken, jnp.min(kept.over), near, jnp.min(kept.apart))
 
     def held(self) -> Array:
         """Returns the distances of points that fit in a tile, (n, n), pairs i >= j at infinity."""
         size = self.points.raw.shape[0]
         start = jnp.zeros((size, size), self.points.raw.dtype)
         return self._fold(lambda _, sq_dist, rounding: sq_dist, start)
+
+    def _split(self, points: PyTree) -> PyTree:
+        """Returns tiles, padded with zeros; shape (number of tiles, width of a tile, ...)."""
+
+        def padded(array: Array) -> Array:
+            padding = [(0, -array.shape[0] % self._width)] + [(0, 0)] * (array.ndim - 1)
+            return jnp.pad(array, padding)
+
+        return _tiles.split(jax.tree.map(padded, points), self._width)
 
     def _fold(self, add, start):  # type: ignore[no-untyped-def]
         """Folds `add` over tiles of distances, which between what is no pair are infinite."""
@@ -174,8 +240,8 @@ class _Pairs:
         """Folds `add` over this device's points and those of the one `turn` places before it."""
         num_points = self.points.raw.shape[0]
         ours = self.points if others is None else self.points.raw
-        of_rows = _tiles.split(ours, _TILE)
-        of_cols = of_rows if others is None else _tiles.split(others, _TILE)
+        of_rows = self._split(ours)
+        of_cols = of_rows if others is None else self._split(others)
         count, size = jax.tree.leaves(of_rows)[0].shape[:2]
         num_rows: int | Array = count
         if turn is not None:  # half way round two devices meet twice
@@ -209,7 +275,8 @@ class _Pairs:
                     i = row * size + lax.broadcasted_iota(jnp.int32, sq_dist.shape, 0)
                     j = col * size + lax.broadcasted_iota(jnp.int32, sq_dist.shape, 1)
                     inside = (i < num_points) & (j < num_points) & is_pair(i, j)
-                    return add(carry, jnp.where(inside, sq_dist, jnp.inf), rounding)
+                    masked = jnp.where(inside, sq_dist, jnp.inf)
+                    return add(carry, lax.optimization_barrier(masked), rounding)
 
                 return _distances.choose(
                     is_direct or _distances.far_apart(rows, cols, borne),
@@ -288,9 +355,8 @@ def _next_to_each_other(pairs: _Pairs, num_pairs: int, rank: int) -> tuple[Array
     Non-negative floats are ordered like their bits, so the search narrows an integer interval
     (low, high] with count(low) < rank <= count(high). Pivots at interpolated values converge in a
     few passes for a smooth distribution; those at the quarters of the interval bound the number of
-    passes for any other. It ends where high is next to low, and earlier where just `rank` distances
-    are up to high: unless the pass that looks for the two on both sides of it counts them
-    otherwise.
+    passes for any other. It ends where few distances are inside, which one more pass takes out; or
+    where high is next to low, if that pass counts them otherwise or cannot tell some apart.
     """
     dtype = pairs.points.raw.dtype
     integer = _integer(dtype)
@@ -312,29 +378,33 @@ def _next_to_each_other(pairs: _Pairs, num_pairs: int, rank: int) -> tuple[Array
     def is_wide(bracket: _Bracket) -> Array:
         return bracket.high - bracket.low > 1
 
-    def divides(count: _Count) -> Array:
-        return _at_least(count, rank) & ~_at_least(count, rank + 1)
+    def place(around: _Around) -> Array:
+        """Returns the rank among the distances taken out, from 1 on, or 0 where it is not there."""
+        place = _difference((zero + (rank >> _LIMB), zero + rank % (1 << _LIMB)), around.below)
+        is_there = (around.inside <= _FEW) & (place >= 1) & (place <= around.inside)
+        return jnp.where(is_there, place, 0)
 
     def look(state: _State) -> _State:
         def is_open(search: tuple[_Bracket, Array]) -> Array:
-            return is_wide(search[0]) & ~(state.is_first & divides(search[0].upto))
+            are_few = _difference(search[0].upto, search[0].below) <= _FEW
+            return is_wide(search[0]) & ~(state.is_first & are_few)
 
         search = lax.while_loop(is_open, advance, state.search)
-        around = pairs.around(_value(search[0].high))
+        around = pairs.around(search[0].low, search[0].high)
         return _State(search, around, jnp.zeros_like(state.is_first))
 
     def is_unfinished(state: _State) -> Array:
-        bracket = state.search[0]
-        return state.is_first | (is_wide(bracket) & ~divides(state.around.upto))
+        return state.is_first | (is_wide(state.search[0]) & (place(state.around) == 0))
 
-    nowhere = _Around((zero, zero), (zero, zero), *(first[0],) * 3)
+    least = first[0]
+    nowhere = _Around((zero, zero), zero, jnp.zeros(_FEW, dtype), least, (zero, zero), least)
     start = _devices.varying(_State((bracket, first), nowhere, jnp.array(True)))
     (bracket, _), around, _ = lax.while_loop(is_unfinished, look, start)
-    bound = _value(bracket.high)
-    lower = jnp.where(divides(around.upto), around.under, bound)
-    others = jnp.where(_at_least(around.near, rank + 1), bound, around.apart)
-    above = jnp.where(divides(around.upto), around.over, others)
-    return lower, jnp.where(_at_least(bracket.upto, rank + 1), bound, above)
+    at, bound = place(around), _value(bracket.high)
+    tied = _at_least(bracket.upto, rank + 1) | _at_least(around.near, rank + 1)
+    above = jnp.where(at < around.inside, around.taken[at], around.over)
+    lower = jnp.where(at > 0, around.taken[at - 1], bound)
+    return lower, jnp.where(at > 0, above, jnp.where(tied, bound, around.apart))
 
 
 def _narrowed(bracket: _Bracket, pivots: Array, pairs: _Pairs, rank: int) -> _Bracket:
@@ -397,6 +467,11 @@ def _hits(sq_dist: Array, pivots: Array | tuple[Array, ...]) -> Array:
 
 def _carried(high: Array, low: Array) -> _Count:
     return high + (low >> _LIMB), low & ((1 << _LIMB) - 1)
+
+
+def _difference(count: _Count, other: _Count) -> Array:
+    """Returns how much larger a count is, where that is little; else a number far from 0."""
+    return (jnp.clip(count[0] - other[0], -2, 2) << _LIMB) + count[1] - other[1]
 
 
 def _at_least(count: _Count, rank: int) -> Array:

@@ -117,14 +117,15 @@ def passes_round_apart(sign, monkeypatch):
         norms = rows.sq_norms[:, None] + cols.sq_norms[None, :]
         return exact(rows, cols) + signs[-1] * 2 * jnp.finfo(norms.dtype).eps * norms
 
-    def around(pairs, bound, last_pass=median._Pairs.around):
+    def around(pairs, low, high, last_pass=median._Pairs.around):
         signs.append(sign)
-        return last_pass(pairs, bound)
+        return last_pass(pairs, low, high)
 
     monkeypatch.setattr(_distances, "products", rounded)
     monkeypatch.setattr(_distances, "far_apart", lambda *_: jnp.int32(0))
     monkeypatch.setattr(median._Pairs, "around", around)
-    monkeypatch.setattr(median, "_TILE", 8)  # what is held is not searched
+    monkeypatch.setattr(median, "_TILE", 8)  # what is held is not searched,
+    monkeypatch.setattr(median, "_FEW", 1)  # nor what the last pass takes out
 
 
 @pytest.mark.thorough
@@ -271,23 +272,30 @@ class CountedPairs:
         counts = [limbs(self.count_upto(Fraction(float(pivot)))) for pivot in pivots]
         return tuple(jnp.stack(part) for part in zip(*counts, strict=True))
 
-    def around(self, bound):
-        """By halving the bits of floats between 0 and infinity."""
+    def around(self, low, high):
+        """By halving the bits of floats between the ends of the bracket, or 0 and infinity."""
         self.passes += 1
-        upto = self.count_upto(Fraction(min(float(bound), float(np.finfo(np.float32).max))))
+        infinite = int(np.float32(np.inf).view(np.int32))
 
-        def first(count):
-            low, high = -1, int(np.float32(np.inf).view(np.int32))
+        def upto(bits):
+            value = np.int32(min(bits, infinite - 1)).view(np.float32)
+            return 0 if bits < 0 else self.count_upto(Fraction(float(value)))
+
+        def smallest(count, low=-1, high=infinite):
             while high - low > 1:
                 middle = (low + high) // 2
-                value = Fraction(float(np.int32(middle).view(np.float32)))
-                low, high = (low, middle) if self.count_upto(value) >= count else (middle, high)
-            return jnp.float32(np.int32(high).view(np.float32))
+                low, high = (low, middle) if upto(middle) >= count else (middle, high)
+            return np.int32(high).view(np.float32)
 
-        under = first(upto) if upto else jnp.float32(0)
-        over = first(upto + 1)
-        upto = tuple(limbs(upto))
-        return median._Around(upto, upto, under, over, over)
+        low, high = int(low), int(high)
+        below, end = upto(low), upto(high)
+        taken = np.full(median._FEW, np.inf, np.float32)
+        inside = min(end - below, median._FEW + 1)
+        if inside <= median._FEW:
+            taken[:inside] = [smallest(below + i, low, high) for i in range(1, inside + 1)]
+        over = jnp.float32(smallest(end + 1))
+        found = jnp.int32(inside), jnp.asarray(taken)
+        return median._Around(tuple(limbs(below)), *found, over, tuple(limbs(end)), over)
 
 
 @pytest.mark.thorough
@@ -359,26 +367,57 @@ def test_smooth_data_takes_few_passes(rng):
     with jax.disable_jit():
         got, _ = median._next_to_each_other(pairs, len(values), len(values) // 2)
     assert got == values[len(values) // 2 - 1]
-    assert pairs.passes <= 9
+    assert pairs.passes <= 5
 
 
-@pytest.mark.thorough
-def test_a_last_pass_that_counts_otherwise_sends_the_search_on(rng):
-    """At the bound where the search ended, as if all distances had been rounded up."""
+@pytest.mark.parametrize("fault", ["counts otherwise", "cannot tell"])
+def test_a_last_pass_that_finds_nothing_sends_the_search_on(fault, rng):
+    """It looks where all distances are half as large, or has three of them in one place."""
     values = np.sort(rng.uniform(1, 2, 1000).astype(np.float32))
     points = jnp.asarray(rng.normal(size=(9, 2)), jnp.float32)
     pairs = CountedPairs(lambda pivot: np.searchsorted(values, float(pivot), "right"), points)
     right, looks = pairs.around, []
 
-    def around(bound):
-        looks.append(bound)
-        return right(bound / 2 if len(looks) == 1 else bound)
+    def around(low, high):
+        looks.append(int(high - low))
+        if len(looks) > 1:
+            return right(low, high)
+        if fault == "cannot tell":
+            return right(low, high)._replace(inside=jnp.int32(median._FEW + 1))
+        return right(low - (1 << 23), high - (1 << 23))
 
     pairs.around = around
     with jax.disable_jit():
         got = median._next_to_each_other(pairs, len(values), 500)
     assert got == tuple(values[499:501])
-    assert len(looks) == 2
+    assert looks[0] > 1
+    assert looks[1:] == [1]
+
+
+@pytest.mark.parametrize("draw", ["normal", "grid", "sorted", "60 % copies"])
+def test_a_last_pass_takes_out_what_is_in_a_bracket(draw, rng, small_tiles):
+    """Against sorting: counts, the distances themselves and those beyond, or that it cannot."""
+    x = jnp.asarray(np.round(100 * DATA[draw](rng, 52, 2)), jnp.float32)  # of exact distances
+    sq_dist = np.sort(np.sum((x[:, None] - x[None]) ** 2, axis=2)[np.triu_indices(52, 1)])
+    points = _distances.moved(x, x[:1])
+    sampled = jnp.sort(_distances.direct(points, points).ravel())
+    pairs = median._Pairs(points, x[:1], None, sampled)
+    around, told = jax.jit(pairs.around), 0
+    for start, stop in ((0, 1), (600, 640), (700, 702), (1300, 1325)):
+        low, high = (jnp.float32(sq_dist[i]).view(jnp.int32) for i in (start, stop))
+        found = around(low, high)
+        below, upto = (int(np.searchsorted(sq_dist, sq_dist[i], "right")) for i in (start, stop))
+        assert int(found.below[1]) == below
+        assert int(found.near[1]) == upto
+        beyond = sq_dist[upto] if upto < len(sq_dist) else np.inf
+        assert found.over == beyond
+        assert found.apart == beyond
+        if int(found.inside) <= median._FEW:
+            told += 1
+            assert int(found.inside) == upto - below
+            np.testing.assert_array_equal(found.taken[: upto - below], sq_dist[below:upto])
+            assert np.all(np.isinf(found.taken[upto - below :]))
+    assert told >= 1
 
 
 # -------------------------------------------------------------------------------------- errors
