@@ -21,10 +21,10 @@ from experiments.papers.claims import (
 from experiments.papers.runs import Run
 
 _PAPERS, _LOCAL = "0.5,1,2,4", "0.01,0.03,0.1,0.3"  # scales of the kernel
+_SCALES = f"kernel_scales={_LOCAL.replace(',', '+')}"
+_LOCALLY = f"normalize=true:{_SCALES}"
 _FORGETFUL = ",".join(
-    f"{objective}:b2=0.9{scales}"
-    for scales in ("", ":kernel_scales=0.01+0.03+0.1+0.3")
-    for objective in ("kl", "mmd")
+    f"{objective}:b2=0.9{scales}" for scales in ("", f":{_SCALES}") for objective in ("kl", "mmd")
 )
 _MEASURES = ("test_mmd", "label_entropy", "nearest_l1", "inception_score")  # of Figure 2
 _LEFT = ("comparison.md", "comparison.png")
@@ -79,14 +79,14 @@ RUNS = (
         "--num_steps=4 --eval_every=4 --width=4",
     ),
     Run(
-        "compare --dataset=mnist --data_dir=data --objectives=kl,mmd --seeds=0,1,2 "
-        "--num_steps=6000 --eval_every=600 --width=8 --kernel_scales=0.5,1,2,4 --nonormalize "
-        "--workdir=runs/compare",
-        15,
-        _LEFT,
-        _SMALL,
-        "compare --preset=paper000 --data_dir=data --objectives=kl,mmd --seeds=0,1,2 "
-        "--workdir=runs/compare",
+        f"compare --dataset=mnist --data_dir=data --objectives=kl,mmd,kl:{_LOCALLY},mmd:{_LOCALLY} "
+        "--seeds=0,1,2 --num_steps=18000 --eval_every=1800 --width=8 --kernel_scales=0.5,1,2,4 "
+        "--nonormalize --workdir=runs/compare",
+        80,
+        (*_LEFT, "samples.png"),
+        f"{_SMALL} --objectives=kl,mmd",
+        f"compare --preset=paper000 --data_dir=data "
+        f"--objectives=kl,mmd,kl:{_LOCALLY},mmd:{_LOCALLY} --seeds=0,1,2 --workdir=runs/compare",
         ("mnist",),
     ),
     Run(
@@ -110,8 +110,8 @@ RUNS = (
     _three_epochs("normalized", "", normalize="--normalize"),
     _three_epochs("memory", "", objectives=_FORGETFUL, minutes=16),
     Run(
-        "spectrum --data_dir=data --workdir=runs/spectrum --runs=paper=runs/long/kl/seed0,"
-        "local=runs/long/kl:normalize=true:kernel_scales=0.01+0.03+0.1+0.3/seed0",
+        "spectrum --data_dir=data --workdir=runs/spectrum --runs=paper=runs/compare/kl/seed0,"
+        f"local=runs/compare/kl:{_LOCALLY}/seed0",
         1,
         ("table.md", "spectrum.png"),
         "--runs=paper=runs/compare/kl/seed0,local=runs/local/kl/seed0 --num_batches=2",

@@ -12,14 +12,23 @@ from experiments.papers.claims import (
     histories,
     last,
     lower,
+    of_seeds,
     results,
 )
-from experiments.papers.runs import Run
+from experiments.papers.runs import Run, of_seed
 
 _MNIST = ("mnist",)
 _SMALL = "--dataset=digits --num_steps=4 --eval_every=4 --width=4 --batch_size=20"
 _PRESET = "train --preset=paper003 --data_dir=data"
-_FIELDS = f"{_PRESET} --width=8 --num_steps=600 --eval_every=60"
+_SEEDS = (0, 1, 2)
+_DCGAN = "--objective=gan_non_saturating --batch_norm --critic_learning_rate=1e-3 "
+_PAPERS_FIELD = "--stein_field=svgd --feature_lengthscale=half_median"
+_FIELDS = {
+    "stein_paper": _PAPERS_FIELD,
+    "stein_unfrozen": f"{_PAPERS_FIELD} --freeze_threshold=inf",
+    "stein_half_svgd": "--stein_field=svgd",
+    "stein_half_median": "--feature_lengthscale=half_median",
+}
 _RULES = ("regression", "gauss_newton")
 
 
@@ -31,6 +40,42 @@ def _sampler(target: str, name: str, smoke: str | None = None) -> Run:
         ("table.md", "samples.png"),
         smoke,
         needs=("red_wine",),
+    )
+
+
+def _generator(name: str, flags: str, seed: int, minutes: float) -> Run:
+    place = f"--seed={seed} --workdir=runs/{of_seed(name, seed)}"
+    return Run(
+        f"{_PRESET} {flags}--width=8 --num_steps=3000 --eval_every=300 {place}",
+        minutes,
+        ("samples/*[0-9].png", "curves.png") if name == "steingan" else ("curves.png",),
+        _SMALL if seed == 0 and "plain" not in name else None,
+        f"{_PRESET} {flags}{place}",
+        _MNIST,
+    )
+
+
+def _field(name: str, flags: str) -> Run:
+    return Run(
+        f"{_PRESET} --width=8 --num_steps=1800 --eval_every=300 {flags} --workdir=runs/{name}",
+        4,
+        ("curves.png",),
+        needs=_MNIST,
+    )
+
+
+def _scored(seed: int) -> Run:
+    rows = ",".join(f"{name}=runs/{of_seed(name, seed)}" for name in ("dcgan", "steingan"))
+    return Run(
+        f"classification_score --dataset=mnist --data_dir=data --seed={seed} --seeds={seed} "
+        f"--runs={rows} --workdir=runs/{of_seed('scores', seed)}",
+        20,
+        ("classification_score.md", "classification_score.png"),
+        None
+        if seed
+        else "--dataset=digits --num_images=40 --num_distinct=10 --width=8 --num_blocks=1 "
+        "--num_steps=2 --batch_size=20",
+        needs=_MNIST,
     )
 
 
@@ -70,15 +115,7 @@ RUNS = (
         3,
         ("samples/*[0-9].png", "curves.png"),
     ),
-    Run(
-        f"{_PRESET} --width=8 --num_steps=3000 --eval_every=600 --critic_learning_rate=3e-4 "
-        "--stein_field=nearest --workdir=runs/steingan",
-        16,
-        ("samples/*[0-9].png", "curves.png"),
-        _SMALL,
-        f"{_PRESET} --workdir=runs/steingan",
-        _MNIST,
-    ),
+    *(_generator("steingan", "", seed, 8) for seed in _SEEDS),
     Run(
         "latent_walk --workdir=runs/steingan --data_dir=data",
         1,
@@ -86,38 +123,10 @@ RUNS = (
         "--num_frames=2 --steps_per_frame=1",
         needs=_MNIST,
     ),
-    Run(f"{_FIELDS} --workdir=runs/stein_svgd", 4, ("curves.png",), needs=_MNIST),
-    Run(
-        f"{_FIELDS} --stein_field=one_pass --feature_lengthscale=half_svgd "
-        "--workdir=runs/stein_one_pass",
-        4,
-        ("curves.png",),
-        needs=_MNIST,
-    ),
-    Run(
-        f"{_FIELDS} --freeze=two_sided --workdir=runs/stein_two_sided",
-        4,
-        ("curves.png",),
-        needs=_MNIST,
-    ),
-    Run(
-        f"{_PRESET} --objective=gan_non_saturating --spectral_norm --width=8 --num_steps=3000 "
-        "--eval_every=600 --critic_learning_rate=1e-3 --workdir=runs/dcgan",
-        8,
-        ("curves.png",),
-        _SMALL,
-        f"{_PRESET} --objective=gan_non_saturating --spectral_norm --workdir=runs/dcgan",
-        _MNIST,
-    ),
-    Run(
-        "classification_score --dataset=mnist --data_dir=data "
-        "--runs=dcgan=runs/dcgan,steingan=runs/steingan --workdir=runs/scores",
-        40,
-        ("classification_score.md", "classification_score.png"),
-        "--dataset=digits --num_images=40 --num_distinct=10 --width=8 --num_blocks=1 --num_steps=2 "
-        "--batch_size=20",
-        needs=_MNIST,
-    ),
+    *(_field(name, flags) for name, flags in _FIELDS.items()),
+    *(_generator("dcgan", _DCGAN, seed, 8) for seed in _SEEDS),
+    *(_scored(seed) for seed in _SEEDS),
+    _generator("dcgan_plain", _DCGAN.replace("--batch_norm ", ""), 0, 8),
 )
 
 
@@ -168,13 +177,14 @@ def _own_lengthscale(root: pathlib.Path) -> list[Part]:
 
 
 def _scores(root: pathlib.Path) -> dict[str, dict[str, list[float]]]:
-    rows = results(root / "scores/results.json")["rows"]
+    """Returns accuracy and inception score of each row, one a seed."""
+    found = [one["rows"] for one in of_seeds(root, "scores", "results.json")]
     return {
         name: {
-            "accuracy": row["accuracies"],
-            "inception": [row["inception_score"]] * len(row["accuracies"]),
+            "accuracy": [rows[name]["accuracies"][0] for rows in found],
+            "inception": [rows[name]["inception_score"] for rows in found],
         }
-        for name, row in rows.items()
+        for name in found[0]
     }
 
 

@@ -17,7 +17,7 @@ from experiments.papers.claims import (
     of_seeds,
     results,
 )
-from experiments.papers.runs import Run
+from experiments.papers.runs import Run, of_seed
 
 _MNIST = ("mnist",)
 _SCORES = {"classifier_frechet": lower, "classifier_kid": lower, "inception_score": higher}
@@ -30,13 +30,9 @@ _SAMPLERS = {
 }
 
 
-def _named(name: str, seed: int) -> str:
-    return f"{name}_seed{seed}" if seed else name
-
-
 def _model(name: str, flags: str, seed: int, minutes: float, full: str | None = None) -> Run:
     """Returns a run of train on MNIST under one of three seeds."""
-    place = f"--workdir=runs/{_named(name, seed)}"
+    place = f"--workdir=runs/{of_seed(name, seed)}"
     return Run(
         f"train {flags} --dataset=mnist --data_dir=data --width=8 --b1=0.5 --seed={seed} {place}",
         minutes,
@@ -50,7 +46,7 @@ def _model(name: str, flags: str, seed: int, minutes: float, full: str | None = 
 def _samples(name: str, sampler: str, flags: str, seed: int, smoke: str | None = None) -> Run:
     flags = f"--data_dir=data --sampler={sampler} {flags}"
     return Run(
-        f"sample --workdir=runs/{_named(name, seed)} {flags}",
+        f"sample --workdir=runs/{of_seed(name, seed)} {flags}",
         3,
         (f"samples_{sampler}/before_after.png",),
         None if seed else smoke,
@@ -58,7 +54,7 @@ def _samples(name: str, sampler: str, flags: str, seed: int, smoke: str | None =
     )
 
 
-def _of_seed(seed: int) -> list[Run]:
+def _under(seed: int) -> list[Run]:
     short = "--critic_steps=2 --batch_size=50 --num_steps=1000 --eval_every=1000"
     return [
         _model(
@@ -97,7 +93,7 @@ def _plane(dataset: str, name: str) -> list[Run]:
 
 
 RUNS = (
-    *(run for seed in (0, 1, 2) for run in _of_seed(seed)),
+    *(run for seed in (0, 1, 2) for run in _under(seed)),
     *_plane("eight_gaussians", "kale_plane"),
     *_plane("swiss_roll", "kale_roll"),
     Run(

@@ -76,6 +76,11 @@ class Step(NamedTuple):
         return list(own.values())
 
 
+def of_seed(name: str, seed: int) -> str:
+    """Returns the folder of a run that is the same under several seeds, of one of them."""
+    return f"{name}_seed{seed}" if seed else name
+
+
 def steps(runs: Sequence[Run], scale: str) -> list[Step]:
     """Returns the runs of a scale, in their order."""
     found = []

@@ -36,7 +36,7 @@ PAPERS = {
         objective="steingan", dataset="mnist", conditional=True, margin=0.2, num_steps=30_000,
         eval_every=3000, batch_size=100, latent_dim=100, prior="uniform", width=64,
         learning_rate=1e-3, critic_learning_rate=1e-4, b1=0.5, discount=0.7, freeze_threshold=0.5,
-        stein_field="svgd", feature_lengthscale="half_median", energy_norm="euclidean",
+        stein_field="one_pass", feature_lengthscale="half_svgd", energy_norm="euclidean",
     ),
     "paper004": Config(
         objective="kale", dataset="mnist", num_steps=150_000, eval_every=5000, batch_size=128,
