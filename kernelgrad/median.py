@@ -94,6 +94,7 @@ class _Around(NamedTuple):
       below: the number up to low.
       inside: the number in the bracket, above `_FEW` where not all were told; shape ().
       taken: those in the bracket, from the smallest to the largest; shape (_FEW,).
+      upto: the number up to high.
       over: the smallest above high; shape ().
       near: the number up to high or near it.
       apart: the smallest of the others; shape ().
@@ -102,6 +103,7 @@ class _Around(NamedTuple):
     below: _Count
     inside: Array
     taken: Array
+    upto: _Count
     over: Array
     near: _Count
     apart: Array
@@ -205,7 +207,7 @@ class _Pairs:
         inside = _difference(upto, below)
         told = jnp.sum(found < jnp.inf, dtype=jnp.int32) == inside
         inside = jnp.where(told, inside, _FEW + 1)
-        return _Around(below, inside, taken, jnp.min(kept.over), near, jnp.min(kept.apart))
+        return _Around(below, inside, taken, upto, jnp.min(kept.over), near, jnp.min(kept.apart))
 
     def held(self) -> Array:
         """Returns the distances of points that fit in a tile, (n, n), pairs i >= j at infinity."""
@@ -397,14 +399,16 @@ def _next_to_each_other(pairs: _Pairs, num_pairs: int, rank: int) -> tuple[Array
         return state.is_first | (is_wide(state.search[0]) & (place(state.around) == 0))
 
     least = first[0]
-    nowhere = _Around((zero, zero), zero, jnp.zeros(_FEW, dtype), least, (zero, zero), least)
+    none = zero, zero
+    nowhere = _Around(none, zero, jnp.zeros(_FEW, dtype), none, least, none, least)
     start = _devices.varying(_State((bracket, first), nowhere, jnp.array(True)))
     (bracket, _), around, _ = lax.while_loop(is_unfinished, look, start)
     at, bound = place(around), _value(bracket.high)
     tied = _at_least(bracket.upto, rank + 1) | _at_least(around.near, rank + 1)
-    above = jnp.where(at < around.inside, around.taken[at], around.over)
+    is_last = _at_least(around.upto, rank) & ~_at_least(around.upto, rank + 1)
     lower = jnp.where(at > 0, around.taken[at - 1], bound)
-    return lower, jnp.where(at > 0, above, jnp.where(tied, bound, around.apart))
+    above = jnp.where(at > 0, around.taken[at], jnp.where(tied, bound, around.apart))
+    return lower, jnp.where(is_last, around.over, above)
 
 
 def _narrowed(bracket: _Bracket, pivots: Array, pairs: _Pairs, rank: int) -> _Bracket:

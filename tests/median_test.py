@@ -90,6 +90,18 @@ def test_small_grids_are_exact(n, rng):
     assert halves > 0 or n < 4
 
 
+@pytest.mark.parametrize("dim", [2, 5])
+@pytest.mark.parametrize("apart", [1.0, np.inf])
+def test_what_follows_more_ties_than_are_taken_out_is_told_from_them(dim, apart, small_tiles):
+    """Half of the pairs are up to 2^22, 324 of them there: the upper middle one is the next."""
+    x = np.zeros((64, dim), np.float32)
+    x[:18, 0] = 2048
+    x[36:, :2] = (1, 2048) if apart == 1 else (0, 1e20)
+    if apart == 1:
+        assert oracles.median_squared_distance(x) == 2**22 + 0.5
+    assert median_squared_distance(x) == 2**22 + apart / 2
+
+
 @pytest.mark.thorough
 def test_copies_are_at_distance_zero_to_rounding(rng):
     """Where the matmul form of a distance would leave about eps |x|^2 between most copies."""
@@ -294,8 +306,8 @@ class CountedPairs:
         if inside <= median._FEW:
             taken[:inside] = [smallest(below + i, low, high) for i in range(1, inside + 1)]
         over = jnp.float32(smallest(end + 1))
-        found = jnp.int32(inside), jnp.asarray(taken)
-        return median._Around(tuple(limbs(below)), *found, over, tuple(limbs(end)), over)
+        found, end = (jnp.int32(inside), jnp.asarray(taken)), tuple(limbs(end))
+        return median._Around(tuple(limbs(below)), *found, end, over, end, over)
 
 
 @pytest.mark.thorough
@@ -408,7 +420,7 @@ def test_a_last_pass_takes_out_what_is_in_a_bracket(draw, rng, small_tiles):
         found = around(low, high)
         below, upto = (int(np.searchsorted(sq_dist, sq_dist[i], "right")) for i in (start, stop))
         assert int(found.below[1]) == below
-        assert int(found.near[1]) == upto
+        assert int(found.upto[1]) == int(found.near[1]) == upto
         beyond = sq_dist[upto] if upto < len(sq_dist) else np.inf
         assert found.over == beyond
         assert found.apart == beyond
