@@ -58,7 +58,7 @@ def _generator(name: str, flags: str, seed: int, minutes: float) -> Run:
 def _field(name: str, flags: str) -> Run:
     return Run(
         f"{_PRESET} --width=8 --num_steps=1800 --eval_every=300 {flags} --workdir=runs/{name}",
-        4,
+        8,
         ("curves.png",),
         needs=_MNIST,
     )
