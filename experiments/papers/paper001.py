@@ -79,7 +79,7 @@ RUNS = (
         "--kernel_scales=0.5,1,2,4 --nonormalize --workdir=runs/gans",
         20,
         ("comparison.md", "comparison.png"),
-        f"{_SMALL} --dataset=ring --width=4 --objectives=gan_kl,gan_non_saturating",
+        f"{_SMALL} --dataset=ring --width=4 --objectives=mmd,gan_kl,gan_non_saturating",
         "compare --dataset=mnist --data_dir=data --seeds=0,1,2 --num_steps=30000 "
         "--objectives=kl,mmd,gan_non_saturating,gan_kl,wgan_gp --eval_every=3000 --width=64 "
         "--b1=0.5 --kernel_scales=0.5,1,2,4 --nonormalize --workdir=runs/gans",

@@ -66,8 +66,12 @@ def test_commands_are_taken_by_their_binaries(name, scale, monkeypatch):
         with monkeypatch.context() as patch:
             found = []
             patch.setattr(command, "main", lambda _, *classes: found.extend(classes))  # noqa: B023
-            importlib.import_module(f"experiments.{step.binary}").main()
-        given = command.parse(step.arguments(pathlib.Path("w"), "d"), *found)
+            binary = importlib.import_module(f"experiments.{step.binary}")
+            binary.main()
+            given = command.parse(step.arguments(pathlib.Path("w"), "d"), *found)
+            if hasattr(binary, "_start"):  # which refuses flags that nothing reads
+                patch.setattr(binary, "run", lambda *_, **__: None)
+                binary._start(given)
         read = re.findall(r"=runs/([\w/.-]+)", " ".join(step.flags.values()))
         assert {one.split("/")[0] for one in read} <= {one.split("/")[0] for one in made}
         assert ("data_dir" in given) == bool(step.needs)
