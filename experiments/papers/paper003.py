@@ -48,16 +48,16 @@ def _generator(name: str, flags: str, seed: int, minutes: float) -> Run:
     return Run(
         f"{_PRESET} {flags}--width=8 --num_steps=3000 --eval_every=300 {place}",
         minutes,
-        ("samples/*[0-9].png", "curves.png") if name == "steingan" else ("curves.png",),
-        _SMALL if seed == 0 and "plain" not in name else None,
+        ("samples/*[0-9].png", "curves.png"),
+        None if seed else _SMALL,
         f"{_PRESET} {flags}{place}",
         _MNIST,
     )
 
 
-def _field(name: str, flags: str) -> Run:
+def _field(name: str, flags: str, length: str = "--num_steps=1800 --eval_every=300") -> Run:
     return Run(
-        f"{_PRESET} --width=8 --num_steps=1800 --eval_every=300 {flags} --workdir=runs/{name}",
+        f"{_PRESET} --width=8 {length} {flags} --workdir=runs/{name}",
         8,
         ("curves.png",),
         needs=_MNIST,
@@ -124,6 +124,11 @@ RUNS = (
         needs=_MNIST,
     ),
     *(_field(name, flags) for name, flags in _FIELDS.items()),
+    _field(
+        "stein_two_sided",
+        f"{_PAPERS_FIELD} --freeze=two_sided",
+        "--num_steps=240 --eval_every=60",
+    ),
     *(_generator("dcgan", _DCGAN, seed, 8) for seed in _SEEDS),
     *(_scored(seed) for seed in _SEEDS),
     _generator("dcgan_plain", _DCGAN.replace("--batch_norm ", ""), 0, 8),
