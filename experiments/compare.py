@@ -24,7 +24,7 @@ from experiments.judges import certificates, classifiers, image_metrics
 from experiments.pictures import charts, mosaics
 from experiments.reports import comparisons
 from experiments.reports.comparisons import Curves
-from experiments.run import command, fields, files, places, records, timing
+from experiments.run import command, fields, files, places, records, timing, unread
 from experiments.run.errors import UsageError, line
 from experiments.run.tables import format_table
 from experiments.training import fit, models, objectives, settings
@@ -260,7 +260,7 @@ def _start(given: command.Given) -> None:
     options = fields.pick(Options, given)
     base = settings.configured(given, options.preset)
     config = Config(base, options.objectives, options.seeds)
-    settings.require_read(given, [_for_objective(base, name) for name in options.objectives])
+    unread.refuse(given, [_for_objective(base, name) for name in options.objectives])
     run(config, workdir=options.workdir, data_dir=options.data_dir)
 
 

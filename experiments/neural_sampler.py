@@ -43,7 +43,7 @@ from jax import lax
 from experiments.networks import generators
 from experiments.reports import sampling
 from experiments.reports.sampling import Record, Rows
-from experiments.run import command, fields, loop, memory, places, store, threads, timing
+from experiments.run import command, fields, loop, memory, places, store, threads, timing, unread
 from experiments.run.errors import line
 from experiments.run.loop import Schedule
 from experiments.run.signals import Signals
@@ -56,7 +56,12 @@ from kernelgrad import kernels, pullback, score, svgd, train
 from kernelgrad.train import TrainState
 from kernelgrad.types import Array, Key, PyTree
 
-UPDATES = ("chain_rule", "regression", "gauss_newton", "stein_score")
+UPDATES = {  # with the settings that not all of them read
+    "chain_rule": ("learning_rate",),
+    "regression": ("learning_rate", "step_size", "inner_steps", "inner_learning_rate"),
+    "gauss_newton": ("step_size", "damping", "cg_iterations"),
+    "stein_score": ("learning_rate",),
+}
 
 _DEPTH = 3
 _LAST_SHARE = 0.05  # of a learning rate or step size, at the end
@@ -70,13 +75,18 @@ _MOST_BYTES = 2**26  # of a frame
 _TIMED_STEPS = 20  # of a call
 
 
+def _reading(setting: str) -> list[str]:
+    """Returns the update rules that read a setting."""
+    return [name for name, settings_of in UPDATES.items() if setting in settings_of]
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Everything that decides the runs, but for where they are stored."""
 
     target: str = fields.choice("ring", densities.NAMES, "Density to draw from.")
     updates: tuple[str, ...] = fields.choices(
-        UPDATES, UPDATES, "Update rules, or all of them.", flag="update"
+        tuple(UPDATES), UPDATES, "Update rules, or all of them.", flag="update"
     )
     num_steps: int = fields.integer(2000, 1, fields.MAX_COUNT, "Updates of each network.")
     eval_every: int = fields.integer(50, 1, fields.MAX_COUNT, "Steps between frames and records.")
@@ -85,14 +95,16 @@ class Config:
         None, 1, fields.MAX_SIZE, "Dimension of the latents; by default twice the target's."
     )
     width: int = fields.integer(64, 1, fields.MAX_SIZE, "Units of each of the three hidden layers.")
-    learning_rate: float = fields.positive(2e-3, "Adam's, for all rules but gauss_newton.")
+    learning_rate: float = fields.positive(2e-3, "Adam's.", of=_reading)
     step_size: float = fields.positive(
-        0.5, "epsilon of gauss_newton and regression, in units of the target's mean variance."
+        0.5, "epsilon, in units of the target's mean variance.", of=_reading
     )
-    inner_steps: int = fields.integer(10, 1, 10**6, "Inner steps of regression.")
-    inner_learning_rate: float = fields.positive(0.005, "Rate of its inner momentum steps.")
-    damping: float = fields.positive(1e-3, "lambda of gauss_newton.")
-    cg_iterations: int = fields.integer(20, 1, 10**6, "Its most CG iterations.")
+    inner_steps: int = fields.integer(10, 1, 10**6, "Inner steps.", of=_reading)
+    inner_learning_rate: float = fields.positive(
+        0.005, "Rate of the inner momentum steps.", of=_reading
+    )
+    damping: float = fields.positive(1e-3, "lambda.", of=_reading)
+    cg_iterations: int = fields.integer(20, 1, 10**6, "Most CG iterations.", of=_reading)
     annealing: float = fields.number(
         0.5, 0.0, 1.0, "Share of the steps in which the target's score grows."
     )
@@ -229,7 +241,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
     target = densities.load(config.target, data_dir, seed=config.seed)
     key, reference_key = jax.random.split(jax.random.key(config.seed))
     with (
-        Workdir(workdir, config, free_fields=("updates",)) as folder,
+        Workdir(workdir, config, free_fields=("updates", *unread.among([config]))) as folder,
         threads.one_for_blas(),
     ):
         reference = sampling.make_reference(reference_key, target)
@@ -243,7 +255,8 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> Rows:
         frames: dict[str, np.ndarray] = {}
         for name, sampler in samplers.items():
             one = dataclasses.replace(config, updates=(name,))
-            with Workdir(folder.below(name), one) as own, Signals() as signals:
+            place, free = folder.below(name), unread.among([one])
+            with Workdir(place, one, free_fields=free) as own, Signals() as signals:
                 histories[name] = _train(one, sampler, measure, own, signals)
                 frames[name] = _frames(own, sampler, histories[name])
         times = time_steps(samplers)

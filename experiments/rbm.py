@@ -38,7 +38,7 @@ from experiments.data import catalog
 from experiments.data.dataset import Dataset
 from experiments.pictures import charts, mosaics
 from experiments.reports import machines
-from experiments.run import command, fields, loop, memory, places
+from experiments.run import command, fields, loop, memory, places, unread
 from experiments.run.errors import UsageError
 from experiments.run.loop import Record, Schedule
 from experiments.run.signals import Signals
@@ -79,12 +79,14 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
     )
     histories: dict[str, list[list[dict[str, float]]]] = {name: [] for name in config.directions}
     pictures: dict[str, dict[str, np.ndarray]] = {}
-    with Workdir(root, config, free_fields=("directions", "seeds", "num_epochs")) as folder:
+    free = ("directions", "seeds", "num_epochs", *unread.among([config]))
+    with Workdir(root, config, free_fields=free) as folder:
         for seed in config.seeds:
             for name in config.directions:
                 one = dataclasses.replace(config, directions=(name,), seeds=(seed,))
                 place = folder.below(f"{name}/seed{seed}")
-                with Workdir(place, one, free_fields=("num_epochs",)) as own, Signals() as signals:
+                free = ("num_epochs", *unread.among([one]))
+                with Workdir(place, one, free_fields=free) as own, Signals() as signals:
                     history, images = _train(one, dataset, own, signals)
                 histories[name].append(history)
                 pictures.setdefault(name, images)

@@ -49,7 +49,7 @@ from experiments.judges.image_metrics import Scores
 from experiments.pictures import charts, clouds, mosaics
 from experiments.pictures.clouds import Backdrop
 from experiments.reports import exports
-from experiments.run import command, fields, memory, places, threads
+from experiments.run import command, fields, memory, places, threads, unread
 from experiments.run.errors import UsageError
 from experiments.run.tables import format_table
 from experiments.run.workdirs import Workdir
@@ -67,6 +67,7 @@ _MIN_SAMPLES = 6  # of the distances between features
 _JUDGED_BY_NEIGHBOURS = 500  # as experiments.evaluate
 _DRAWN_COLUMNS = 6  # of images, on each side
 _GRID = 120  # points along each axis, of the energy's contours
+_CHAINS: dict[str, Any] = {"of": lambda _: tuple(SAMPLERS)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,14 +83,17 @@ class Config:
     num_samples: int = fields.integer(
         1000, _MIN_SAMPLES, fields.MAX_SIZE, "Samples, one chain each."
     )
-    steps: int = fields.integer(500, 0, 10**7, "Steps of every chain.")
+    steps: int = fields.integer(500, 0, 10**7, "Steps of every chain.", **_CHAINS)
     candidates: int = fields.integer(
         20,
         2,
         10**6,
-        "Draws of the prior for each sample, among which rejection and resampling choose.",
+        "Draws of the prior for each sample, among which to choose.",
+        of=lambda _: SELECTORS,
     )
-    inverse_temperature: float = fields.positive(1.0, "Factor of the energy.")
+    inverse_temperature: float = fields.positive(
+        1.0, "Factor of the energy.", of=lambda _: (*SELECTORS, *SAMPLERS)
+    )
     recalibrate: bool = fields.switch(
         False,
         "Take the generator's BatchNorm statistics anew over many large batches, in place of the "
@@ -100,6 +104,7 @@ class Config:
         "Of the sampler, the first guess where it is adapted (hmc and mala); by default "
         + ", ".join(f"{sampler.step_size} for {name}" for name, sampler in SAMPLERS.items())
         + ".",
+        **_CHAINS,
     )
     format: str | None = fields.choice(
         None, exports.FORMATS, "Write samples of the generator alone, unscored, into exported/."
@@ -143,9 +148,9 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
       Terminated: a signal came; the chains are kept.
     """
     fields.validate(config)
+    config = _with_sampler(config)
     if config.format is not None:
         return _export(config, config.format, workdir, data_dir)
-    config = dataclasses.replace(config, sampler=config.sampler or _USUAL)
     stored = trained.stored_config(workdir)
     if config.sampler != _PRIOR and not latent_model.energy_of(stored):
         known = [name for name, choice in OBJECTIVES.items() if choice.energy]
@@ -189,9 +194,14 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
     return found.rows
 
 
+def _with_sampler(config: Config) -> Config:
+    usual = _USUAL if config.format is None else _PRIOR
+    return dataclasses.replace(config, sampler=config.sampler or usual)
+
+
 def _export(config: Config, kind: str, workdir: str, data_dir: str | None) -> dict[str, Scores]:
     """Writes samples of the generator for others to judge."""
-    if config.sampler not in (None, _PRIOR):
+    if config.sampler != _PRIOR:
         raise UsageError(
             f"sampler: got {config.sampler} with --format={kind}; expected {_PRIOR}, for samples "
             "in a format of others are the generator's"
@@ -361,9 +371,15 @@ def _backdrop(run: Trained) -> Backdrop:
 # ----------------------------------------------------------------------------------- the binary
 
 
+def _start(given: command.Given) -> None:
+    place, config = fields.pick(command.Place, given), fields.pick(Config, given)
+    unread.refuse(given, [_with_sampler(config)])
+    run(config, workdir=place.workdir, data_dir=place.data_dir)
+
+
 def main() -> None:
     """Parses the flags and samples."""
-    command.main_in_workdir(run, Config)
+    command.main(_start, Config, command.Place)
 
 
 if __name__ == "__main__":

@@ -12,16 +12,18 @@ sweep.png. Run the same command again to resume: finished runs are not repeated.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
-from experiments.run import command, fields, places
+from experiments.run import command, fields, places, unread
 from experiments.run.errors import UsageError
 from experiments.sweeps import commands, grammar, population, runs, table, tune
 from experiments.sweeps.tune import Tuning
 from experiments.training import settings
 
 ENGINES = ("population", "ray", "commands")
+_RAY: dict[str, Any] = {"of": lambda _: ["ray"]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,16 +35,20 @@ class Options(command.Place):
     engine: str = fields.choice("population", ENGINES, "What trains the runs.")
     max_runs: int = fields.integer(256, 1, 10**6, "A larger grid is refused.")
     num_devices: int | None = fields.integer(
-        None, 1, 10**6, "Devices of a population; all by default. A run is on one of them."
+        None,
+        1,
+        10**6,
+        "Devices to use; all by default. A run is on one of them.",
+        of=lambda _: ["population"],
     )
     address: str | None = fields.word(
-        None, "ray: that of a running cluster, such as auto; by default one is started here."
+        None, "That of a running cluster, such as auto; by default one is started here.", **_RAY
     )
     asha: str | None = fields.choice(
-        None, tune.GOALS, "ray: the metric by which ASHA stops the hopeless; by default none is."
+        None, tune.GOALS, "The metric by which ASHA stops the hopeless; by default none is.", **_RAY
     )
-    cpus_per_run: int = fields.integer(1, 1, 10**4, "ray: processors that a run is given.")
-    gpus_per_run: int = fields.integer(0, 0, 10**3, "ray: accelerators that a run is given.")
+    cpus_per_run: int = fields.integer(1, 1, 10**4, "Processors that a run is given.", **_RAY)
+    gpus_per_run: int = fields.integer(0, 0, 10**3, "Accelerators that a run is given.", **_RAY)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +98,7 @@ def run(
         raise UsageError(f"num_devices: got {num_devices}; expected at most {len(devices)}")
     grid = grammar.parse(config.sweep, fields.rules(settings.Config), max_runs)
     all_runs = runs.validate(runs.expand(config.base, grid))
-    settings.require_read({**(given or {}), **grid}, [one.config for one in all_runs])
+    unread.refuse({**(given or {}), **grid}, [one.config for one in all_runs])
     checks: dict[str, Callable[..., None]] = {
         "population": population.check,
         "ray": functools.partial(tune.check, tuning=tuning),
@@ -118,9 +124,10 @@ def _start(given: command.Given) -> None:
     """Sweeps as the flags ask.
 
     Raises:
-      UsageError: a flag for a setting that the grid varies.
+      UsageError: a flag for a setting that the grid varies, or for another engine.
     """
     options = fields.pick(Options, given)
+    unread.refuse(given, [options])
     base = settings.configured(given, options.preset)
     for name in grammar.names(options.sweep):
         if name in given:

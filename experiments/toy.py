@@ -37,7 +37,7 @@ from experiments.data.dataset import Dataset
 from experiments.pictures.clouds import FieldFrame
 from experiments.reports import toys
 from experiments.reports.toys import Record, Rows, Ruler, Runs
-from experiments.run import command, fields, loop, places, store, threads, timing
+from experiments.run import command, fields, loop, places, store, threads, timing, unread
 from experiments.run.errors import StorageError, UsageError, line
 from experiments.run.loop import Schedule
 from experiments.run.signals import Signals, terminated
@@ -360,7 +360,7 @@ def configured(given: command.Given, options: Options) -> Config:
 def _start(given: command.Given) -> None:
     options = fields.pick(Options, given)
     config = configured(given, options)
-    settings.require_read(given, _variants(config).values())
+    unread.refuse(given, _variants(config).values())
     run(config, workdir=options.workdir, data_dir=options.data_dir)
 
 

@@ -12,7 +12,7 @@ which of them it is:
 
 import dataclasses
 
-from experiments.run import cluster, command, dashboards, fields
+from experiments.run import cluster, command, dashboards, fields, unread
 from experiments.training import settings
 from experiments.training.fit import run
 from experiments.training.settings import Config
@@ -40,7 +40,7 @@ class Options(command.Place):
 def _start(given: command.Given) -> None:
     options = fields.pick(Options, given)
     config = settings.configured(given, options.preset)
-    settings.require_read(given, [config])
+    unread.refuse(given, [config])
     run(
         config,
         workdir=options.workdir,

@@ -25,7 +25,7 @@ from experiments.data import catalog, pairs
 from experiments.data.dataset import Dataset
 from experiments.data.pairs import Pair
 from experiments.networks.critics import MLPCritic
-from experiments.run import command, fields, memory, places
+from experiments.run import command, fields, memory, places, unread
 from experiments.run.errors import UsageError
 from experiments.run.tables import format_table
 from experiments.run.workdirs import Workdir
@@ -38,6 +38,7 @@ PROBLEMS: dict[str, Callable[[Dataset], Pair]] = {
     "digits_3_8": pairs.threes_and_eights,
     _SHIFT: pairs.shifted_images,
 }
+_OF_IMAGES = ("digits_3_8", _SHIFT)
 _LEVEL = 0.05
 _SCALES = (0.01, 0.1, 1.0)  # at the start, squared, in units of the median: from fine to coarse
 
@@ -53,10 +54,14 @@ class Config:
         PROBLEMS,
         "Pairs of laws: two grids of blobs, or two sets of images.",
     )
-    dataset: str = fields.word("digits", "Where the images are from.")
+    dataset: str = fields.word("digits", "Where the images are from.", of=lambda _: _OF_IMAGES)
     image_size: int | None = fields.image_size()
     shifts: tuple[float, ...] = fields.numbers(
-        (1.0,), 0.01, 2.0, "Sizes of the shift; at 2 every pixel is the mean of those around."
+        (1.0,),
+        0.01,
+        2.0,
+        "Sizes of the shift; at 2 every pixel is the mean of those around.",
+        of=lambda _: [_SHIFT],
     )
     num_samples: tuple[int, ...] = fields.integers(
         (10, 20, 40), 4, 10_000, "Samples of either law; of blobs, for each of the nine."
@@ -112,7 +117,7 @@ def run(
                 f"what {config.dataset} has"
             )
     rows: dict[str, dict[str, float]] = {}
-    with Workdir(workdir, config) as folder:
+    with Workdir(workdir, config, free_fields=unread.among([config])) as folder:
         for name, pair in problems.items():
             for n in sizes[name]:
                 rows[f"{name}, n = {n}"] = _shares(config, pair, n, f"{name}, n = {n}")

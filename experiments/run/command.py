@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import jax
 from absl import flags, logging
 
-from experiments.run import cluster, fields, places
+from experiments.run import cluster, fields, places, unread
 from experiments.run.errors import (
     DataError,
     DivergenceError,
@@ -87,6 +87,8 @@ def main(start: Callable[[Given], Any], *config_classes: type) -> NoReturn:
 def main_in_workdir(run: Callable[..., Any], config_class: type) -> NoReturn:
     """Runs a binary whose `run` takes its config, `workdir` and `data_dir`.
 
+    A flag that nothing reads is refused.
+
     Args:
       run: run(config, workdir=..., data_dir=...).
       config_class: dataclass of its settings.
@@ -94,7 +96,9 @@ def main_in_workdir(run: Callable[..., Any], config_class: type) -> NoReturn:
 
     def start(given: Given) -> None:
         place = fields.pick(Place, given)
-        run(fields.pick(config_class, given), workdir=place.workdir, data_dir=place.data_dir)
+        config: Any = fields.pick(config_class, given)
+        unread.refuse(given, [config])
+        run(config, workdir=place.workdir, data_dir=place.data_dir)
 
     start.__module__ = run.__module__  # whose docstring --help shows
     main(start, config_class, Place)

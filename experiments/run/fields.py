@@ -56,8 +56,9 @@ class Rule:
       variable: environment variable that stands in for the flag.
       noun: what a text is.
       group: heading of --help under which it stands; its class's own where None.
-      of: name of the setting -> those that read it, such as objectives; None: all.
-      beside: another setting, at whose default this one is not read.
+      of: name of the setting -> those that read it, such as objectives, choices of another
+        setting; None: all.
+      beside: other settings, each with its values at which this one is not read.
       before: what runs had before there was the setting; None: the default.
     """
 
@@ -74,7 +75,7 @@ class Rule:
     noun: str = "text"
     group: str | None = None
     of: Callable[[str], Sequence[str]] | None = None
-    beside: str | None = None
+    beside: Mapping[str, Collection[Any]] = dataclasses.field(default_factory=dict)
     before: Any = None
 
     @property
@@ -230,9 +231,9 @@ def choice(
     return _field(default, str, text, choices=choices, flag=flag, **options)
 
 
-def word(default: str | None, text: str) -> Any:
+def word(default: str | None, text: str, **options: Any) -> Any:
     """Declares a text that is not blank; nothing, where that is the default."""
-    return _field(default, str, text)
+    return _field(default, str, text, **options)
 
 
 def integers(default: tuple[int, ...], low: int, high: int, text: str) -> Any:

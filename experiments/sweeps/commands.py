@@ -5,9 +5,8 @@ import pathlib
 import shlex
 from collections.abc import Sequence
 
-from experiments.run import fields, files
+from experiments.run import fields, files, unread
 from experiments.sweeps.runs import Run
-from experiments.training import settings
 from experiments.training.settings import Config
 
 LINES, SLURM = "commands.txt", "array.slurm"
@@ -18,10 +17,10 @@ def arguments(run: Run, workdir: pathlib.Path, data_dir: str | None) -> list[str
     given = [f"--workdir={workdir}", "--num_devices=1"]
     if data_dir is not None:
         given.append(f"--data_dir={pathlib.Path(data_dir).expanduser().absolute()}")
-    unread = settings.unread([run.config])
+    not_read = unread.among([run.config])
     for name, rule in fields.rules(Config).items():
         value = getattr(run.config, name)
-        if value != rule.default and name not in unread:
+        if value != rule.default and name not in not_read:
             given.append(f"--{rule.flag or name}={rule.text(value)}")
     return given
 

@@ -6,7 +6,7 @@ The directions that the generator can follow are those of :mod:`experiments.rbm`
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -68,6 +68,8 @@ GENERATORS: dict[str, Callable[[tuple[int, ...], int], nn.Module]] = {
     "linear": lambda image_shape, width: MLPGenerator((math.prod(image_shape),), width, 2),
     "dcgan": generators.generator_for,
 }
+_FOLLOWING = [name for name, follow in DIRECTIONS.items() if follow]
+_GENERATOR: dict[str, Any] = {"of": lambda _: _FOLLOWING}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,20 +86,27 @@ class Config:
     )
     num_epochs: int = fields.integer(20, 1, 10**6, "Passes over the training images.")
     num_hidden: int = fields.integer(10, 1, boltzmann.MAX_HIDDEN, "Hidden units.")
-    generator: str = fields.choice("mlp", GENERATORS, "Its network.")
-    width: int = fields.integer(512, 1, fields.MAX_SIZE, "Units (mlp) or channels (dcgan).")
+    generator: str = fields.choice("mlp", GENERATORS, "Its network.", **_GENERATOR)
+    width: int = fields.integer(
+        512, 1, fields.MAX_SIZE, "Units (mlp) or channels (dcgan).", **_GENERATOR
+    )
     observation_noise: bool = fields.switch(
         True,
         "Add N(0, I) to what the network draws, as the machine's samples have it; false: the "
         "generator of the authors' code.",
         before=False,
+        **_GENERATOR,
     )
     batch_size: int = fields.integer(100, 2, fields.MAX_SIZE, "Images, and samples, per step.")
-    latent_dim: int = fields.integer(100, 1, fields.MAX_SIZE, "Dimension of the latents.")
+    latent_dim: int = fields.integer(
+        100, 1, fields.MAX_SIZE, "Dimension of the latents.", **_GENERATOR
+    )
     learning_rate: float = fields.positive(3e-4, "Adam's, of both players.")
     b1: float = fields.share(0.5, "Adam's decay of the first moment.")
     weight_decay: float = fields.not_negative(1e-5, "L2 decay of the machine.")
-    balance_weight: float = fields.not_negative(1.0, "Weight 1 - gamma of the negative phase.")
+    balance_weight: float = fields.not_negative(
+        1.0, "Weight 1 - gamma of the negative phase.", **_GENERATOR
+    )
 
 
 class State(NamedTuple):

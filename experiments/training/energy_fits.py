@@ -24,6 +24,7 @@ from kernelgrad.kale import NormalizerEstimate
 from kernelgrad.types import Array, Key, PyTree
 
 EnergyFn = Callable[[Array], Array]
+_TRACKING, _WITH_CHAINS = ("kale", "kale_newton"), ("cd", "pcd")  # of RULES
 LEAST_EFFECTIVE_DRAWS = 30  # behind a likelihood that may choose parameters
 _POINTS_AT_ONCE = 5000
 
@@ -48,10 +49,14 @@ class Settings:
         0.01, "Weight of the mean squared slope of E, at rows and as many draws of the base."
     )
     normalizer_rate: float = fields.number(
-        0.1, 1e-6, 1.0, "Rate of the log-normaliser of kale and kale_newton."
+        0.1, 1e-6, 1.0, "Rate of the log-normaliser.", of=lambda _: _TRACKING
     )
-    num_chain_steps: int = fields.integer(10, 1, 10**6, "MALA steps of an update of cd and pcd.")
-    chain_step_size: float = fields.positive(0.02, "Their step size, in whitened units.")
+    num_chain_steps: int = fields.integer(
+        10, 1, 10**6, "MALA steps of an update.", of=lambda _: _WITH_CHAINS
+    )
+    chain_step_size: float = fields.positive(
+        0.02, "Their step size, in whitened units.", of=lambda _: _WITH_CHAINS
+    )
 
 
 class FitState(NamedTuple):

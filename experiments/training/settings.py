@@ -4,14 +4,14 @@ import dataclasses
 import difflib
 import functools
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
 from experiments.data import catalog
 from experiments.networks import energies
-from experiments.run import fields
+from experiments.run import fields, unread
 from experiments.run.errors import UsageError
 from experiments.training import extractors, objectives, optimizers, updates
 from experiments.training.choices import Choice
@@ -34,7 +34,6 @@ _CRITIC: dict[str, Any] = {"group": "The critic, where there is one.", "of": obj
 _CRITICS = [name for name, choice in OBJECTIVES.items() if choice.critic_steps]
 _MOST_PICTURES = 100_000
 _COMMON = ("objective", "dataset", "image_size", "num_steps", "eval_every", "seed")  # of variants
-_READERS = ("objective", "update", "optimizer")  # of the settings that have an `of`
 _LONGEST_NAME = 255  # of a folder
 
 
@@ -277,7 +276,7 @@ class Config:
         fields.MAX_COUNT,
         "Steps after which that noise is gone; --num_steps by default.",
         group=_LEARNING,
-        beside="noise_variance",
+        beside={"noise_variance": (0.0,)},
     )
     discount: float = fields.share(
         0.7, "Gamma, by which the samples' energy counts less.", **_SPECIAL
@@ -340,7 +339,7 @@ class Config:
         **_SPECIAL,
     )
     log_normalizer_rate: float = fields.number(
-        0.1, 1e-6, 1.0, "Rate of ema or newton.", beside="log_normalizer", **_SPECIAL
+        0.1, 1e-6, 1.0, "Rate of ema or newton.", beside={"log_normalizer": ("batch",)}, **_SPECIAL
     )
     conditional: bool = fields.switch(
         False,
@@ -351,7 +350,7 @@ class Config:
     margin: float = fields.not_negative(
         0.2,
         "Cross entropy of labels below which nothing is gained.",
-        beside="conditional",
+        beside={"conditional": (False,)},
         **_CRITIC,
     )
 
@@ -398,7 +397,7 @@ def variant(base: Config, text: str) -> Config:
     config = dataclasses.replace(base, **dict(own))
     if len(dict(own)) < len(own):
         raise UsageError(f"objectives: got {fields.shown(text)}; expected each setting once")
-    require_read(dict(own), [config])
+    unread.refuse(dict(own), [config])
     if len(text.encode()) > _LONGEST_NAME:
         raise UsageError(
             f"objectives: got {fields.shown(text)}; expected at most {_LONGEST_NAME} bytes, for it "
@@ -418,50 +417,6 @@ def _setting(change: str) -> tuple[str, Any]:
             f"compared may differ in, such as {nearest}=..."
         )
     return name, rules[name].parse(name, text.replace("+", ",") if rules[name].many else text)
-
-
-def require_read(given: Mapping[str, Any], configs: Collection[Config]) -> None:
-    """Refuses a setting that was given and that no run reads: it would do nothing, unsaid.
-
-    Args:
-      given: values by name, of settings and of anything else.
-      configs: of the runs.
-
-    Raises:
-      UsageError: the first such setting.
-    """
-    for name, (why, expected) in unread(configs).items():
-        if name in given:
-            raise UsageError(
-                f"{name}: got {fields.shown(given[name])}, which nothing reads with {why}; "
-                f"expected it with {expected}"
-            )
-
-
-def unread(configs: Collection[Config]) -> dict[str, tuple[str, str]]:
-    """Returns the settings that no config reads, each with why, and with what it would be read."""
-    rules, found = fields.rules(Config), {}
-    for name, (kind, readers) in _readers().items():
-        used = dict.fromkeys(getattr(config, kind) for config in configs)
-        if not set(readers) & set(used):
-            found[name] = f"{kind} {', '.join(used)}", ", ".join(readers)
-    for name, rule in rules.items():
-        if rule.beside and name not in found:
-            usual = rules[rule.beside]
-            if all(getattr(config, rule.beside) == usual.default for config in configs):
-                found[name] = f"{rule.beside}={usual.default_text}", f"another {rule.beside}"
-    return found
-
-
-@functools.cache
-def _readers() -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Returns which setting is one that reads another, for each that few read, and which do."""
-    rules = fields.rules(Config)
-    found = {name: tuple(rule.of(name)) for name, rule in rules.items() if rule.of}
-    return {
-        name: (next(one for one in _READERS if some[0] in rules[one].choices), some)
-        for name, some in found.items()
-    }
 
 
 def critic_steps(config: Config) -> int:
@@ -505,7 +460,7 @@ def free_fields(*configs: Config) -> tuple[str, ...]:
         (anneals(config) and config.noise_steps is None) or config.schedule != "constant"
         for config in configs
     )
-    return (*unread(configs), *(() if falls else ("num_steps",)))
+    return (*unread.among(configs), *(() if falls else ("num_steps",)))
 
 
 def check_objective(name: str) -> None:

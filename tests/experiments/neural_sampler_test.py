@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 import shutil
 
 import jax
@@ -82,6 +83,25 @@ def test_direction_is_that_of_the_loops(update, step, factor, rng):
     expected = descent_by_loops(update, x, factor * (np.array([1.0, -1.0]) - x) / 0.25)
     got = jax.jit(direction)(jnp.array(step), jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(got, expected, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("update", neural_sampler.UPDATES)
+def test_a_rule_reads_what_it_is_declared_to(update, key):
+    """The program of a step is another under another value of such a setting, else the same."""
+
+    def program(config):
+        sampler = neural_sampler.make_sampler(
+            key, config, update, gaussian_target([1.0, -1.0], 0.7), variance=0.49
+        )
+        state = jax.eval_shape(sampler.initial_state)
+        return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(sampler.advance)(state, 1)))
+
+    start = program(TINY)
+    for name, rule in fields.rules(Config).items():
+        if rule.of:
+            changed = program(dataclasses.replace(TINY, **{name: 3 * getattr(TINY, name)}))
+            assert (changed != start) == (update in rule.of(name)), name
 
 
 @pytest.mark.thorough

@@ -34,6 +34,16 @@ def test_a_run_counts_every_test_and_writes_the_table(tmp_path):
     assert "| blobs, n = 36 " in (tmp_path / "two_sample.md").read_text()
 
 
+def test_a_folder_is_taken_again_without_what_no_problem_reads(tmp_path, monkeypatch):
+    """As one whose command is refused today, which was not when it began."""
+    monkeypatch.setattr(two_sample, "_shares", lambda *_: {"median, power": 0.5})
+    blobs = dataclasses.replace(TINY, problems=("blobs",))
+    two_sample.run(dataclasses.replace(blobs, shifts=(0.5,)), workdir=str(tmp_path))
+    two_sample.run(blobs, workdir=str(tmp_path))
+    with pytest.raises(UsageError, match="width was 4, now 8"):
+        two_sample.run(dataclasses.replace(blobs, width=8), workdir=str(tmp_path))
+
+
 def test_a_share_is_of_the_rejections_at_5_percent(monkeypatch):
     """Of a test that rejects, at 5 % and no more, where the means of its samples differ."""
 

@@ -65,13 +65,13 @@ def test_commands_are_taken_by_their_binaries(name, scale, monkeypatch):
     for step in steps:
         with monkeypatch.context() as patch:
             found = []
-            patch.setattr(command, "main", lambda _, *classes: found.extend(classes))  # noqa: B023
+            patch.setattr(command, "main", lambda *called: found.extend(called))  # noqa: B023
             binary = importlib.import_module(f"experiments.{step.binary}")
+            patch.setattr(binary, "run", lambda *_, **__: None)
             binary.main()
-            given = command.parse(step.arguments(pathlib.Path("w"), "d"), *found)
-            if hasattr(binary, "_start"):  # which refuses flags that nothing reads
-                patch.setattr(binary, "run", lambda *_, **__: None)
-                binary._start(given)
+            start, *classes = found
+            given = command.parse(step.arguments(pathlib.Path("w"), "d"), *classes)
+            start(given)  # which refuses flags that nothing reads
         read = re.findall(r"=runs/([\w/.-]+)", " ".join(step.flags.values()))
         assert {one.split("/")[0] for one in read} <= {one.split("/")[0] for one in made}
         assert ("data_dir" in given) == bool(step.needs)

@@ -5,10 +5,9 @@ import os
 import shlex
 import subprocess
 
-from experiments.run import command
+from experiments.run import command, unread
 from experiments.sweeps import commands, runs
 from experiments.train import Options
-from experiments.training import settings
 from experiments.training.settings import Config
 
 BASE = Config(dataset="ring", kernel_scales=(0.5, 2.0), conditional=True, freeze_threshold=0.25)
@@ -33,9 +32,9 @@ def test_a_line_gives_the_settings_of_its_run(tmp_path):
         assert given.pop("workdir") == str(tmp_path / run.name)
         assert given.pop("data_dir") == os.path.abspath("data")
         assert given.pop("num_devices") == 1
-        unread = settings.unread([run.config])
-        assert given.keys().isdisjoint(unread)
-        kept = {name: getattr(run.config, name) for name in unread}
+        not_read = unread.among([run.config])
+        assert given.keys().isdisjoint(not_read)
+        kept = {name: getattr(run.config, name) for name in not_read}
         assert dataclasses.replace(Config(), **kept, **given) == run.config
 
 

@@ -1,12 +1,14 @@
 """Amortized likelihood: directions by loops, and what a step does."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.run import fields
 from experiments.targets import boltzmann
 from experiments.training import amortized
 from experiments.training.amortized import Config
@@ -103,3 +105,28 @@ def test_machine_steps_to_the_data_and_away_from_the_samples(key):
     np.testing.assert_allclose(moved, TINY.learning_rate, rtol=1e-3)  # Adam's first step
     dark = step(state, key, jnp.zeros_like(bright)).machine.visible_bias
     np.testing.assert_allclose(dark, -TINY.learning_rate, rtol=1e-3)
+
+
+@pytest.mark.parametrize("direction", ["score", "exact"])
+def test_a_direction_reads_what_it_is_declared_to(key, direction):
+    """The program of a step is another under another value of such a setting, else the same."""
+
+    def program(config):
+        trainer = amortized.make_trainer(config, direction, (8, 8, 1))
+        state = jax.eval_shape(trainer.initial_state, key)
+        images = jnp.zeros((config.batch_size, 8, 8, 1), jnp.uint8)
+        return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(trainer.step)(state, key, images)))
+
+    others = {
+        "generator": "linear",
+        "width": 16,
+        "observation_noise": False,
+        "latent_dim": 8,
+        "balance_weight": 0.5,
+    }
+    start = program(TINY)
+    rules = {name: rule for name, rule in fields.rules(Config).items() if rule.of}
+    assert rules.keys() == others.keys()
+    for name, rule in rules.items():
+        changed = program(dataclasses.replace(TINY, **{name: others[name]}))
+        assert (changed != start) == (direction in rule.of(name)), name

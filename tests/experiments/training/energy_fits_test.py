@@ -1,6 +1,9 @@
 """Energies on a base: what fits reach, how chains move, what looks choose."""
 
+import dataclasses
+import functools
 import math
+import re
 
 import flax.linen as nn
 import jax
@@ -10,6 +13,7 @@ import pytest
 from scipy import stats
 
 from experiments.networks.critics import MLPCritic
+from experiments.run import fields
 from experiments.run.errors import DivergenceError
 from experiments.targets import gaussian_base
 from experiments.targets.gaussian_base import WeightedDraws
@@ -108,6 +112,24 @@ def test_the_penalty_flattens_the_energy(key, rng):
         )
         slopes.append(float(jnp.abs(fit.params["params"]["b"][0])))
     assert slopes[1] < slopes[0] / 3
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_reads_what_it_is_declared_to(key, rule):
+    """The program of an update is another under another value of such a setting, else the same."""
+
+    def program(settings):
+        state = jax.eval_shape(lambda: energy_fits.init(key, Quadratic(), 1, settings))
+        update = functools.partial(
+            energy_fits.advance, network=Quadratic(), rule=rule, settings=settings
+        )
+        return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(update)(key, state, jnp.ones((9, 1)))))
+
+    start = program(SHORT)
+    for name, declared in fields.rules(Settings).items():
+        if declared.of:
+            changed = program(dataclasses.replace(SHORT, **{name: 3 * getattr(SHORT, name)}))
+            assert (changed != start) == (rule in declared.of(name)), name
 
 
 @pytest.mark.thorough

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from experiments.run import unread
 from experiments.run.errors import UsageError
 from experiments.run.workdirs import Workdir
 from experiments.training import settings
@@ -96,13 +97,13 @@ KL, MMD, STEINGAN = (Config(objective=name) for name in ("kl", "mmd", "steingan"
 def test_what_nothing_reads_is_refused_where_it_is_given(configs, change, message):
     """Not where a preset has it, so that one can be taken for another objective."""
     configs = [dataclasses.replace(config, **change) for config in configs]
-    settings.require_read({}, configs)
-    settings.require_read({"workdir": "w", "objective": "kl"}, configs)
+    unread.refuse({}, configs)
+    unread.refuse({"workdir": "w", "objective": "kl"}, configs)
     if message is None:
-        settings.require_read({"workdir": "w", **change}, configs)
+        unread.refuse({"workdir": "w", **change}, configs)
     else:
         with pytest.raises(UsageError, match=message):
-            settings.require_read({"workdir": "w", **change}, configs)
+            unread.refuse({"workdir": "w", **change}, configs)
 
 
 def test_a_run_resumes_without_what_it_does_not_read(tmp_path):
