@@ -149,7 +149,7 @@ def _check_meanings(base: settings.Config, configs: dict[str, settings.Config]) 
             f"ridge: got {base.ridge} for {' and '.join(ridged)}, to each of which it is "
             "something else; expected one of them, or none given"
         )
-    noisy = [name for name in compared if OBJECTIVES[name].has_own_noise]
+    noisy = [name for name in compared if name in objectives.OWN_NOISE]
     if base.noise_variance and 0 < len(noisy) < len(compared):
         _warn(
             f"noise_variance: {base.noise_variance} is the own noise of "

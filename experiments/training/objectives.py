@@ -410,6 +410,9 @@ OBJECTIVES = {
 }
 
 
+OWN_NOISE = tuple(name for name, choice in OBJECTIVES.items() if choice.has_own_noise)
+
+
 class UnderAKernel(NamedTuple):
     """Kernel and directions of :data:`UNDER_A_KERNEL`, by the settings of one run.
 

@@ -276,7 +276,7 @@ class Config:
         fields.MAX_COUNT,
         "Steps after which that noise is gone; --num_steps by default.",
         group=_LEARNING,
-        beside={"noise_variance": (0.0,)},
+        beside={"objective": objectives.OWN_NOISE, "noise_variance": (0.0,)},
     )
     discount: float = fields.share(
         0.7, "Gamma, by which the samples' energy counts less.", **_SPECIAL
@@ -322,6 +322,7 @@ class Config:
         "When the energy waits: where the samples' exceeds the data's by --freeze_threshold, as in "
         "the authors' scripts of MNIST and CIFAR-10, or for a difference of either sign, as paper "
         "003 reads.",
+        beside={"freeze_threshold": (math.inf,)},
         **_CRITIC,
     )
     freeze_threshold: float = fields.number(

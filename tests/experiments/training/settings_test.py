@@ -68,7 +68,9 @@ def test_a_run_keeps_its_length_where_something_falls_over_it(changes, free):
     assert ("num_steps" in settings.free_fields(config)) == free
 
 
-KL, MMD, STEINGAN = (Config(objective=name) for name in ("kl", "mmd", "steingan"))
+KL, MMD, NOISY, STEINGAN = (
+    Config(objective=name) for name in ("kl", "mmd", "noisy_jsd", "steingan")
+)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +92,10 @@ KL, MMD, STEINGAN = (Config(objective=name) for name in ("kl", "mmd", "steingan"
         ([STEINGAN], {"margin": 0.3, "conditional": True}, None),
         ([KL], {"margin": 0.3, "conditional": True}, "with objective kl; expected it with gan_sat"),
         ([KL], {"noise_steps": 3, "noise_variance": 0.1}, None),
+        ([NOISY], {"noise_steps": 3, "noise_variance": 0.1}, "objective=noisy_jsd; .* another o"),
+        ([NOISY, KL], {"noise_steps": 3, "noise_variance": 0.1}, None),
+        ([STEINGAN], {"freeze": "two_sided", "freeze_threshold": np.inf}, "freeze_threshold=inf; "),
+        ([STEINGAN], {"freeze": "two_sided", "freeze_threshold": 0.3}, None),
         ([Config(objective="kale")], {"log_normalizer_rate": 0.3}, "with log_normalizer=batch"),
         ([MMD], {"critic_steps": 3}, "with objective mmd; expected it with gan_saturating, "),
     ],
