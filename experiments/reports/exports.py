@@ -1,7 +1,5 @@
 """Samples of a run as files that other people's metrics read: one .npz, or a folder of PNGs."""
 
-import contextlib
-import os
 import pathlib
 import zipfile
 from collections.abc import Iterator
@@ -23,7 +21,8 @@ _DRAWABLE = (1, 3, 4)  # channels of a PNG: grey, RGB, RGBA
 def write(workdir: pathlib.Path, run: Trained, kind: str, key: Key, n: int) -> pathlib.Path:
     """Writes samples a batch at a time, so that memory is that of a batch.
 
-    An earlier file or folder of the same step is replaced once the new one is whole.
+    An earlier file or folder of the same step is replaced once the new one is whole. What killed
+    calls have left, of any step, is removed first.
 
     Args:
       workdir: the folder of the run, which may be in use: nothing else in it is touched.
@@ -55,7 +54,7 @@ def write(workdir: pathlib.Path, run: Trained, kind: str, key: Key, n: int) -> p
                 bar.update(len(batch))
 
         with files.storage(str(target)):
-            files.folder(workdir, _FOLDER)
+            files.remove_left(files.folder(workdir, _FOLDER), "[0-9]*")
             if kind == "npz":
                 dtype = np.dtype(np.uint8 if is_image else np.float32)
                 _write_npz(target, batches(), (n, *shape), dtype)
@@ -79,19 +78,10 @@ def _write_npz(
 
 
 def _write_pngs(target: pathlib.Path, batches: Iterator[np.ndarray]) -> None:
-    scratch = files.scratch_of(target)
-    scratch.mkdir()
-    try:
+    with files.replacing_folder(target) as folder:
         count = 0
         for batch in batches:
             for image in batch:
                 pixels = image[..., 0] if image.shape[-1] == 1 else image
-                Image.fromarray(pixels).save(scratch / f"{count:06d}.png")
+                Image.fromarray(pixels).save(folder / f"{count:06d}.png")
                 count += 1
-        if files.kind(target) is not None:
-            files.remove(target)
-        os.rename(scratch, target)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            files.remove(scratch)
-    files.sync(target.parent)

@@ -90,12 +90,12 @@ def replacing(target: pathlib.Path, *, shared: bool = False) -> Iterator[IO[byte
     """
     if (found := kind(target)) not in (None, "a regular file"):
         raise OSError(errno.EEXIST, f"got {found}; expected a regular file. Remove it")
-    scratch = scratch_of(target) if shared else target.with_name(f"{target.name}.tmp")
+    scratch = _scratch_of(target) if shared else target.with_name(f"{target.name}.tmp")
     if kind(scratch) == "a folder":
         raise OSError(errno.EISDIR, f"got a folder {scratch}; expected that name free. Remove it")
     descriptor = _created(scratch, lock=shared)
     if shared:
-        _remove_left(target)
+        remove_left(target.parent, glob.escape(target.name))
     try:
         with open(descriptor, "wb") as file:
             yield file
@@ -107,9 +107,43 @@ def replacing(target: pathlib.Path, *, shared: bool = False) -> Iterator[IO[byte
     sync(target.parent)
 
 
-def scratch_of(target: pathlib.Path) -> pathlib.Path:
+@contextlib.contextmanager
+def replacing_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a folder that takes its name in the end, in place of what is there.
+
+    Other processes may write the same folder. A file beside it is locked while it is written, by
+    which :func:`remove_left` knows what a kill has left.
+
+    Args:
+      target: the name that it takes.
+
+    Raises:
+      OSError: it could not be written.
+    """
+    scratch = _scratch_of(target)
+    descriptor = _created(scratch, lock=True)
+    content = _folder_of(scratch)
+    try:
+        content.mkdir()
+        yield content
+        if kind(target) is not None:
+            remove(target)
+        os.rename(content, target)
+    finally:
+        if kind(content) is not None:
+            remove(content)
+        scratch.unlink(missing_ok=True)
+        os.close(descriptor)
+    sync(target.parent)
+
+
+def _scratch_of(target: pathlib.Path) -> pathlib.Path:
     """Returns where to write what others may write too; their machines number processes alike."""
     return target.with_name(f"{target.name}.{secrets.token_hex(8)}.tmp")
+
+
+def _folder_of(scratch: pathlib.Path) -> pathlib.Path:
+    return scratch.with_name(f"{scratch.name}.d")
 
 
 def _created(scratch: pathlib.Path, *, lock: bool) -> int:
@@ -125,13 +159,20 @@ def _created(scratch: pathlib.Path, *, lock: bool) -> int:
         os.close(descriptor)  # another process has removed it before it was locked
 
 
-def _remove_left(target: pathlib.Path) -> None:
-    """Removes what was to become a file, where nobody writes it any longer."""
-    for left in target.parent.glob(f"{glob.escape(target.name)}.*.tmp"):
+def remove_left(place: pathlib.Path, names: str) -> None:
+    """Removes what was to become a file or a folder, where nobody writes it any longer.
+
+    Args:
+      place: the folder in which it was to be.
+      names: the names that it was to have, as a pattern of :mod:`glob`.
+    """
+    for left in place.glob(f"{names}.*.tmp"):
         with contextlib.suppress(OSError):  # gone meanwhile, still being written, or no file
             descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if stat.S_ISREG(os.fstat(descriptor).st_mode) and kind(_folder_of(left)):
+                    remove(_folder_of(left))
                 left.unlink()
             finally:
                 os.close(descriptor)

@@ -1,6 +1,8 @@
 """Samples for other people's metrics: whole files of what the run draws, and nothing torn."""
 
 import os
+import subprocess
+import sys
 import types
 
 import jax
@@ -12,6 +14,7 @@ from PIL import Image
 from experiments import sample
 from experiments.data.dataset import Dataset
 from experiments.reports import exports
+from experiments.run import files
 from experiments.run.errors import StorageError, UsageError
 from experiments.training import trained
 from experiments.training.settings import Config
@@ -50,9 +53,9 @@ def test_images_are_bytes(tmp_path, key, channels):
         np.testing.assert_array_equal(arrays["arr_0"], expected)
     folder = exports.write(tmp_path, run, "png", key, 9)
     assert exports.write(tmp_path, run, "png", key, 7) == folder == tmp_path / "exported/20"
-    files = sorted(folder.iterdir())
-    assert [file.name for file in files] == [f"{index:06d}.png" for index in range(7)]
-    found = np.stack([np.asarray(Image.open(file)).reshape(4, 6, channels) for file in files])
+    images = sorted(folder.iterdir())
+    assert [file.name for file in images] == [f"{index:06d}.png" for index in range(7)]
+    found = np.stack([np.asarray(Image.open(file)).reshape(4, 6, channels) for file in images])
     np.testing.assert_array_equal(found, expected)
     assert {path.name for path in (tmp_path / "exported").iterdir()} == {"20", "20.npz"}
 
@@ -66,6 +69,34 @@ def test_what_fails_half_way_leaves_the_old(tmp_path, key, kind):
     with pytest.raises(ZeroDivisionError):
         exports.write(tmp_path, run._replace(model=broken), kind, key, 3)
     assert sorted((one, one.stat().st_mtime_ns) for one in path.parent.rglob("*")) == before
+
+
+_KILLED = """
+import os, pathlib, sys
+from experiments.run import files
+target = pathlib.Path(sys.argv[1])
+with files.replacing_folder(target / "10") as folder:
+    (folder / "000000.png").write_bytes(b"half")
+    with files.replacing(target / "10.npz", shared=True):
+        os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("kind", exports.FORMATS)
+def test_what_a_killed_call_has_left_is_removed_and_no_other(tmp_path, key, kind):
+    """Also that of an earlier step, for the run may have gone on; not what another call writes."""
+    place = tmp_path / "exported"
+    place.mkdir()
+    done = subprocess.run([sys.executable, "-c", _KILLED, str(place)], check=False)
+    assert done.returncode == -9
+    left = {path.name for path in place.iterdir()}
+    assert len(left) == 3
+    (place / "x.7.tmp").write_bytes(b"not ours")
+    with files.replacing_folder(place / "20") as folder:
+        at_work = {path.name for path in place.iterdir()} - left - {"x.7.tmp"}
+        path = exports.write(tmp_path, run_of(4, 6, 1), kind, key, 3)
+        assert {one.name for one in place.iterdir()} == {*at_work, path.name, "x.7.tmp"}
+        assert folder.is_dir()
 
 
 def test_two_machines_may_write_one_folder(tmp_path, monkeypatch):

@@ -208,7 +208,7 @@ def test_a_file_removed_before_it_was_locked_is_begun_anew(tmp_path, monkeypatch
         lock(descriptor, flags)
 
     def replace(scratch, target, replace=os.replace):
-        files._remove_left(target)
+        files.remove_left(tmp_path, "*")
         replace(scratch, target)
 
     monkeypatch.setattr(fcntl, "flock", late)
