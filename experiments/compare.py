@@ -107,6 +107,7 @@ def run(config: Config, *, workdir: str, data_dir: str | None = None) -> dict[st
                 data_dir=data_dir,
                 num_devices=1,
                 extra_scores=scores,
+                reference=reference,
             )
             histories[name].append(list(records.parsed(folder / "metrics.jsonl")))
     curves, warnings = comparisons.gathered(histories, fit.METRICS, times, config.base.num_steps)
@@ -132,7 +133,7 @@ def _judges(dataset: Dataset) -> tuple[list[fit.ScoreFn], dict[str, float]]:
     frechet = image_metrics.frechet(dataset, classifier)
     test = image_metrics.as_images(dataset.test[:])
     known = image_metrics.as_images(dataset.train[: fit.EVALUATED_SAMPLES])
-    neighbours = image_metrics.neighbours(dataset)(test[: fit.EVALUATED_SAMPLES])
+    neighbours = fit.real_scores(dataset)
     return [inception, frechet], {**inception(test), **frechet(known), **neighbours}
 
 

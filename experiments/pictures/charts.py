@@ -6,6 +6,8 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from experiments.pictures import canvas
 
@@ -41,10 +43,10 @@ def learning_curves(
         largest = max(map(abs, values))
         if 0 < max(values) - min(values) < _ROUNDING * largest:  # never of infinities
             axes.set_ylim(values[0] - 0.1 * largest, values[0] + 0.1 * largest)
-        if name in reference:
-            axes.axhline(reference[name], color="0.4", linestyle="--")
+        _draw_floor(axes, reference.get(name))
         axes.set(title=name, xlabel="step")
         axes.grid(alpha=0.3)
+    _draw_legend(figure, grid, columns)
     return canvas.png(figure)
 
 
@@ -75,15 +77,26 @@ def comparison(
                 low, high = values.min(axis=0), values.max(axis=0)
                 axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2)
         for axes, label in zip(column, ("step", "training time (s)"), strict=True):
-            if metric in reference:
-                axes.axhline(reference[metric], color="0.4", linestyle="--", label="real samples")
+            _draw_floor(axes, reference.get(metric))
             axes.set(title=metric, xlabel=label)
             axes.grid(alpha=0.3)
+    _draw_legend(figure, grid, 2 * len(curves))
+    return canvas.png(figure)
+
+
+def _draw_floor(axes: Axes, value: float | None) -> None:
+    """Draws what real samples have across a panel, where it is known."""
+    if value is not None:
+        axes.axhline(value, color="0.4", linestyle="--", label="real samples")
+
+
+def _draw_legend(figure: Figure, grid: np.ndarray, most_columns: int) -> None:
+    """Draws one legend for all panels, below them; none where nothing has a label."""
     named = [axes.get_legend_handles_labels() for axes in grid.flat]
     entries = {label: handle for panel in named for handle, label in zip(*panel, strict=True)}
-    columns = min(len(entries), 2 * len(curves))
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
-    return canvas.png(figure)
+    if entries:
+        columns = min(len(entries), most_columns)
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
 
 
 class CurvePanel(NamedTuple):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from experiments import compare
 from experiments.data import catalog
-from experiments.pictures import mosaics
+from experiments.pictures import charts, mosaics
 from experiments.reports import comparisons
 from experiments.run import timing
 from experiments.run.errors import UsageError
@@ -42,6 +42,8 @@ def test_a_step_takes_time():
 @pytest.mark.thorough
 def test_curves_are_those_of_the_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare, "time_steps", lambda *_: {"kl": 1.0, "mmd": 2.0})
+    floors, draw = [], charts.learning_curves
+    monkeypatch.setattr(charts, "learning_curves", lambda *a: floors.append(a[1]) or draw(*a))
     curves = compare.run(COMPARED, workdir=str(tmp_path))
     assert list(curves) == ["kl", "mmd"]
     for name, curve in curves.items():
@@ -63,6 +65,7 @@ def test_curves_are_those_of_the_runs(tmp_path, monkeypatch, capsys):
     data = catalog.load("ring")
     costs = np.linalg.norm(data.train[:500, None] - data.test[None, :500], axis=2)
     floor = costs[scipy.optimize.linear_sum_assignment(costs)].mean()
+    assert floors == 4 * [{"test_w1": pytest.approx(floor, rel=1e-5)}]  # of each run's own curves
     assert f"{floor:.4g}" in next(line for line in table.splitlines() if "real samples" in line)
     assert table.split("\n", 2)[2].strip() in capsys.readouterr().out
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")

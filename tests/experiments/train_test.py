@@ -11,6 +11,8 @@ import time
 import numpy as np
 import pytest
 
+from experiments.data import catalog
+from experiments.pictures import charts
 from experiments.run.errors import DataError, DivergenceError, UsageError
 from experiments.training import fit
 from experiments.training.objectives import OBJECTIVES
@@ -31,7 +33,9 @@ def _metrics(workdir):
 
 
 @pytest.mark.thorough
-def test_a_run_leaves_pictures_metrics_and_checkpoints(tmp_path):
+def test_a_run_leaves_pictures_metrics_and_checkpoints(tmp_path, monkeypatch):
+    floors, draw = [], charts.learning_curves
+    monkeypatch.setattr(charts, "learning_curves", lambda *a: floors.append(a[1]) or draw(*a))
     last = _run(TINY, tmp_path / "run")
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"config.json", "metrics.jsonl", "curves.png", "samples", "checkpoints"} <= names
@@ -43,6 +47,8 @@ def test_a_run_leaves_pictures_metrics_and_checkpoints(tmp_path):
     assert measured | {"mmd", "direction_rms"} <= set(records[-1])
     assert measured == set(fit.METRICS) & set(records[-1])
     assert records[-1] == last
+    assert floors == 2 * [fit.real_scores(catalog.load("digits"))]
+    assert floors[0].keys() == measured - {"test_mmd"}
 
 
 @pytest.mark.slow

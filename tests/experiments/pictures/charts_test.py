@@ -51,6 +51,19 @@ def test_learning_curves_are_the_records_a_metric_a_panel(figures):
     assert panels[0].lines[0].get_marker() == "."
 
 
+def test_learning_curves_have_the_floor_of_real_samples_and_say_so(figures):
+    history = [{"step": step, "nearest_l1": 30.0 - step, "loss": 1.0} for step in range(3)]
+    figure, (distance, loss) = only(figures, charts.learning_curves(history, {"nearest_l1": 18.0}))
+    floor = distance.lines[1]
+    assert set(floor.get_ydata()) == {18.0}
+    assert floor.get_linestyle() == "--"
+    assert len(loss.lines) == 1
+    assert legend(figure) == ["real samples"]
+    charts.learning_curves(history)
+    assert figures[1].legends == []
+    assert [len(axes.lines) for axes in figures[1].axes[:2]] == [1, 1]
+
+
 def test_a_chart_is_a_png_of_its_panels():
     history = [{"step": step, "loss": 1.0, "rms": 2.0} for step in range(3)]
     picture = Image.open(io.BytesIO(charts.learning_curves(history)))

@@ -11,6 +11,7 @@ import pytest
 from scipy.spatial.distance import pdist
 
 from experiments.data import catalog
+from experiments.data.dataset import Dataset
 from experiments.pictures import clouds
 from experiments.run.errors import UsageError
 from experiments.training import fit
@@ -97,6 +98,32 @@ def test_more_devices_than_there_are_is_refused(tmp_path):
     with pytest.raises(UsageError, match=f"num_devices: got {most + 1}; expected at most {most}"):
         fit.run(RING, workdir=str(tmp_path / "run"), num_devices=most + 1)
     assert not (tmp_path / "run").exists()
+
+
+def test_real_scores_are_those_of_as_many_held_out_images(rng, monkeypatch):
+    """Nearest training images by loops over the first of the test images."""
+    monkeypatch.setattr(fit, "EVALUATED_SAMPLES", 6)
+    train_images, test = (rng.integers(0, 256, (n, 3, 2, 1)).astype(np.uint8) for n in (12, 9))
+    labels = rng.integers(3, size=12).astype(np.int32)
+    data = Dataset("noise", train_images, test, labels, None, 3)
+    least, near = [], []
+    for image in test[:6].astype(float) / 255:
+        distances = [np.abs(image - one / 255).sum() for one in train_images]
+        least.append(min(distances))
+        near.append(labels[np.argmin(distances)])
+    shares = np.bincount(near)[np.bincount(near) > 0] / 6
+    expected = {"nearest_l1": np.mean(least), "label_entropy": -np.sum(shares * np.log(shares))}
+    assert fit.real_scores(data) == pytest.approx(expected, rel=1e-5)
+    assert fit.real_scores(data._replace(train_labels=None)) == {}
+
+
+def test_real_scores_are_asked_for_where_they_take_a_moment():
+    digits, mnist = (  # a hundredth of a second of a core, and 4.3
+        Dataset("of a form", np.broadcast_to(np.uint8(0), shape), np.zeros(0), None, None, 0)
+        for shape in ((1500, 8, 8, 1), (60_000, 28, 28, 1))
+    )
+    assert fit._compares_in_a_moment(digits)
+    assert not fit._compares_in_a_moment(mnist)
 
 
 @pytest.mark.thorough
