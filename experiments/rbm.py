@@ -15,7 +15,7 @@ in. That of the authors' code is the network alone (--observation_noise=false).
 svgd       sum_j [k_ij s_j + grad_j k_ij] / sum_j k_ij: the public code's row-normalised eq. (7)
 score      s_i: one particle at a time, what the public code returns beside it, "without the kernel"
 smoothed   sum_j k_ij s_j / sum_j k_ij: svgd but for its repulsive term
-exact      no generator: the gradient of the exact likelihood, the best that any of them can do
+exact      no generator: the gradient of the exact likelihood, which the others estimate
 =========  =======================================================================================
 
 Settings of the public code: Adam at 3e-4 with b1 = 0.5 for both players, weight decay 1e-5 of the
