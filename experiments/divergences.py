@@ -11,8 +11,8 @@ Four pictures come out, and a table (table.md):
                       diameter, they say something
     rate.png          the error of KALE over draws: linear energies between two Gaussians; an RKHS
                       in which the log-ratio is, and the same where it is not
-    manifolds.png     data on segments or on a curve, told from the same moved a little: JSD goes to
-                      log 2 and the gradient in the shift vanishes, and under noise neither
+    manifolds.png     data on segments or on a curve, told from the same moved a little, with and
+                      without noise: JSD and the gradient in the shift
 
 Only the discriminators of the last one resume; it takes some minutes.
 """

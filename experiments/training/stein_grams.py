@@ -1,4 +1,4 @@
-"""What decides the directions of KL and MMD^2 in a run: the spectrum of K beside the ridge.
+"""The spectrum of K beside the ridge in a run, and the directions of KL and MMD^2.
 
 A batch is one of training itself: its latents, samples, noise and data are those of the step.
 """
