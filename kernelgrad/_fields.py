@@ -156,8 +156,8 @@ def noisy_mmd(make_kernel: KernelRule, *, noise_scale: float) -> Objective:
     .. math:: \phi_i = 2 \nabla f(x_i + \beta u_i), \quad u_i \sim N(0, I)
 
     with the witness f of the samples themselves, without noise: only where its gradient is taken is
-    noised, which lets the flow out of local minima. With beta = 0 it is :func:`mmd_v`. It is not
-    instance noise, which blurs both clouds.
+    noised, by which Arbel et al. 2019 let the flow out of local minima. With beta = 0 it is
+    :func:`mmd_v`. It is not instance noise, which blurs both clouds.
 
     Args:
       make_kernel: the kernel of a batch, or what chooses it, without noise.
