@@ -29,6 +29,8 @@ _RELATIVE = 1e-5  # error of a squared distance that no radial kernel feels
 _CHANGED = 0.3  # share of k(0) by which a kernel has changed over its own length
 _LOOKED_AT = 512  # points, of which the outermost say how far apart neighbours are
 _OUTERMOST = 8
+_SPREAD = 128  # values whose median stands for that of all, which a sort of thousands costs
+_GOLDEN = (5**0.5 - 1) / 2
 _ROUNDED_OFF = 4  # epsilons of the largest norm by which a sum of centred coordinates may err
 
 T = TypeVar("T")
@@ -66,9 +68,9 @@ class Points(NamedTuple):
         size is the largest coordinate, whose square may leave the range.
         """
         sizes = jnp.max(jnp.abs(lax.stop_gradient(self.centred)), axis=1)
-        sizes = jnp.where(jnp.isfinite(sizes), sizes, jnp.nan)
-        middle = jnp.nanmedian(sizes)
-        return _numeric.power_of_two(jnp.where(middle > 0, middle, jnp.nanmax(sizes)))
+        middle = median_of_some(sizes)
+        largest = jnp.max(jnp.where(jnp.isfinite(sizes), sizes, 0))
+        return _numeric.power_of_two(jnp.where(middle > 0, middle, largest))
 
 
 def prepare(
@@ -134,6 +136,25 @@ def moved(points: Array | Bare, centre: Array) -> Points:
     if isinstance(points, Bare):
         centred *= points.real[:, None]
     return Points(raw, centred, sq_norms(centred))
+
+
+def median_of_some(values: Array) -> Array:
+    """Returns the median of the finite ones of some values, NaN where none is, without a gradient.
+
+    They are spread by the golden ratio, so that no order in which values repeat is picked from.
+
+    Args:
+      values: shape (n,).
+
+    Returns:
+      Median, shape ().
+    """
+    size = values.shape[0]
+    if size > _SPREAD:
+        places = np.sort((np.arange(_SPREAD) * _GOLDEN % 1 * size).astype(np.int32))
+        values = values[places]
+    values = lax.stop_gradient(values)
+    return jnp.nanmedian(jnp.where(jnp.isfinite(values), values, jnp.nan))
 
 
 class InUnits(NamedTuple):

@@ -21,7 +21,6 @@ from kernelgrad import (
     _numeric,
     _resampling,
     _stein,
-    _tiles,
     _weights,
 )
 from kernelgrad.types import Array, Kernel, Key, PyTree, ScoreFn, TestResult
@@ -429,7 +428,7 @@ def _resampled(
     def forms(batch: Array) -> Array:
         drawn = signs(batch).astype(dtype)
         weights = jnp.concatenate([jnp.ones((n, 1), dtype), drawn], axis=1) / n
-        return _tiles.stream_symmetric(_stein.form_tile, kernel, (side, weights)).total
+        return _stein.forms(side, kernel, weights)
 
     values = lax.map(forms, batches)
     observed, null = values[0, 0], values[:, 1:].ravel()[:num_bootstrap]

@@ -338,3 +338,14 @@ def test_densities_of_clouds_a_hundred_lengthscales_apart_have_a_score(family, r
     objective = objectives.conservative_drift(kernels.FAMILIES[family](0.01))
     direction, _ = jax.jit(objective)(jax.random.key(0), x, y)
     assert np.all(np.isfinite(direction))
+
+
+@pytest.mark.parametrize("period", [2, 8, 13])
+def test_the_median_of_some_values_is_of_all_their_places(period):
+    """Values that repeat are seen as often as they are, and what is not finite is not."""
+    values = np.where(np.arange(1024) % period, np.arange(1024.0), np.inf)
+    got = float(_distances.median_of_some(jnp.asarray(values, jnp.float32)))
+    assert abs(got - 512) < 16
+    few = jnp.asarray([jnp.nan, 3.0, 1.0, jnp.inf, 2.0])
+    assert float(_distances.median_of_some(few)) == 2
+    assert jnp.isnan(_distances.median_of_some(jnp.full(200, jnp.nan)))

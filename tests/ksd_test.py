@@ -490,11 +490,14 @@ def test_particles_that_are_one_to_the_kernel_have_its_value_there(size, rng):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("unit", [1.0, 1e3])
-def test_an_outlier_with_a_bounded_score_costs_no_digits(unit, rng):
-    """Particles and scores are mixed on one scale, which must not be that of the outlier."""
-    x = rng.normal(size=(100, 20))
-    x[0] *= 1e4
+@pytest.mark.parametrize(("unit", "size", "far"), [(1.0, 100, 100), (1e3, 100, 100), (1.0, 512, 4)])
+def test_an_outlier_with_a_bounded_score_costs_no_digits(unit, size, far, rng):
+    """Particles and scores are mixed on one scale, which must not be that of the outliers.
+
+    They are the first of every `far` particles, as of a chain that left the others.
+    """
+    x = rng.normal(size=(size, 20))
+    x[::far] *= 1e4
     x = (unit * x).astype(np.float32)
     z = x.astype(np.float64) / unit
     score = (-z / (1 + np.sum(z**2, axis=1, keepdims=True) / 20) / unit).astype(np.float32)
