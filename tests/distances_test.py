@@ -340,12 +340,19 @@ def test_densities_of_clouds_a_hundred_lengthscales_apart_have_a_score(family, r
     assert np.all(np.isfinite(direction))
 
 
-@pytest.mark.parametrize("period", [2, 8, 13])
-def test_the_median_of_some_values_is_of_all_their_places(period):
-    """Values that repeat are seen as often as they are, and what is not finite is not."""
-    values = np.where(np.arange(1024) % period, np.arange(1024.0), np.inf)
+@pytest.mark.parametrize(
+    ("size", "period"), [(1024, 2), (1024, 8), (1024, 13), (699, 3), (1220, 2), (2440, 4)]
+)
+def test_the_median_of_some_values_is_of_all_their_places(size, period):
+    """Values that repeat are seen as often as they are, and what is not finite is not.
+
+    The last sizes are the period by a Fibonacci number: the golden ratio sees every period-th.
+    """
+    values = np.where(np.arange(size) % period, np.arange(float(size)), np.inf)
     got = float(_distances.median_of_some(jnp.asarray(values, jnp.float32)))
-    assert abs(got - 512) < 16
+    assert abs(got - size / 2) < size / 16
     few = jnp.asarray([jnp.nan, 3.0, 1.0, jnp.inf, 2.0])
     assert float(_distances.median_of_some(few)) == 2
     assert jnp.isnan(_distances.median_of_some(jnp.full(200, jnp.nan)))
+    halves = jnp.where(jnp.arange(size) < size // 2, 1.0, 1e8)
+    assert float(_distances.median_of_some(halves)) in (1, 1e8)

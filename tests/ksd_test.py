@@ -490,7 +490,9 @@ def test_particles_that_are_one_to_the_kernel_have_its_value_there(size, rng):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(("unit", "size", "far"), [(1.0, 100, 100), (1e3, 100, 100), (1.0, 512, 4)])
+@pytest.mark.parametrize(
+    ("unit", "size", "far"), [(1.0, 100, 100), (1e3, 100, 100), (1.0, 512, 4), (1.0, 699, 3)]
+)
 def test_an_outlier_with_a_bounded_score_costs_no_digits(unit, size, far, rng):
     """Particles and scores are mixed on one scale, which must not be that of the outliers.
 
