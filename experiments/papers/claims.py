@@ -181,3 +181,10 @@ def ahead(one: Mapping[str, Figures], other: Mapping[str, Figures], say: str = "
 def ends(curves: Mapping[str, Curves], objective: str) -> dict[str, np.ndarray]:
     """Returns all metrics of an objective at the last step, by name."""
     return {metric: values[:, -1] for metric, values in curves[objective].metrics.items()}
+
+
+def early(curves: Mapping[str, Curves], objective: str, step: int) -> dict[str, np.ndarray]:
+    """Returns all metrics of an objective at the last evaluation up to a step, or the first."""
+    one = curves[objective]
+    index = max(int(np.searchsorted(one.steps, step, side="right")) - 1, 0)
+    return {metric: values[:, index] for metric, values in one.metrics.items()}

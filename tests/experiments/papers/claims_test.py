@@ -113,8 +113,15 @@ def test_kl_against_mmd(tmp_path):
     }
     real = {"inception_score": 9.801}
     leave_curves(tmp_path / "compare", real, kl=(19.9, kl), mmd=(17.5, mmd))
-    assert verdicts(paper000, tmp_path, "compare") == ["holds", "holds in part", "holds"]
-    better, faster, _ = (one.look(tmp_path) for one in paper000.CLAIMS[:3])
+    own_rate = {
+        name: {metric: figures[:1] for metric, figures in one.items()}
+        for name, one in (("kl", kl), ("mmd", mmd))
+    }
+    leave_curves(tmp_path / "rate", kl=(1.0, own_rate["kl"]), mmd=(1.0, own_rate["mmd"]))
+    found = verdicts(paper000, tmp_path, "compare", "rate")
+    assert found == ["holds", "holds", "holds in part", "holds"]
+    better, at_the_rate, faster, _ = (one.look(tmp_path) for one in paper000.CLAIMS[:4])
+    assert [part.seeds for part in at_the_rate] == [1, 1]
     assert [part.rule for part in better] == ["test_mmd: lower", "inception_score: higher"]
     assert better[1].ours == "7.007 ± 0.1 against 6.047 ± 0.25"
     assert [part.holds for part in faster] == [False, True, False]  # KL has 0.88 of all by then
@@ -133,14 +140,37 @@ def test_an_adam_that_forgets(tmp_path):
 
 
 def test_the_ridge_leads_from_kl_to_mmd(tmp_path):
-    for name, score in (("ridge_0.4", 3.49), ("ridge_40", 4.95)):
-        one = {"inception_score": [score], "nearest_l1": [80 + score]}
-        leave_curves(tmp_path / name, kl=(1.0, one))
-    usual = {"inception_score": [4.25, 9.0], "nearest_l1": [85.0, 0.0]}
-    mmd = {"inception_score": [5.11, 0.0], "nearest_l1": [96.7, 0.0]}
-    leave_curves(tmp_path / "paper_scales", kl=(1.0, usual), mmd=(1.0, mmd))
-    found = verdicts(paper000, tmp_path, "ridge_0.4", "ridge_40", "paper_scales")
-    assert found == ["holds in part"]  # 83.49, 85, 84.95, 96.7
+    """Three seeds, their figures at 600, 1800 and 6000 steps; the score turns round on the way."""
+    ends = {  # inception score, nearest l1
+        "kl:ridge=0.4": ((2.4, 3.5, 6.0), (93.6, 84.4, 63.4)),
+        "kl": ((3.0, 4.3, 5.8), (101.0, 86.0, 66.2)),
+        "kl:ridge=40": ((3.6, 4.9, 5.7), (108.8, 90.8, 68.9)),
+        "mmd": ((3.5, 5.1, 5.8), (115.9, 95.8, 71.5)),
+    }
+    curves = {
+        name: Curves(
+            np.array([600, 1800, 6000]),
+            {
+                metric: np.add.outer([-0.05, 0.0, 0.05], values)
+                for metric, values in zip(("inception_score", "nearest_l1"), both, strict=True)
+            },
+            1.0,
+        )
+        for name, both in ends.items()
+    }
+    (tmp_path / "ridge").mkdir()
+    (tmp_path / "ridge/comparison.json").write_bytes(comparisons.as_json(curves, {}))
+    assert verdicts(paper000, tmp_path, "ridge") == ["holds in part"]
+    parts = paper000.CLAIMS[-1].look(tmp_path)
+    assert [part.holds for part in parts] == [True, True, False, True]
+    assert parts[0].rule == "inception_score after 3 epochs: rises"
+    assert parts[0].ours.startswith("3.5 ± 0.05, 4.3")
+
+
+def test_an_early_evaluation_is_the_last_up_to_a_step():
+    curves = {"kl": Curves(np.array([5, 10, 20]), {"a": np.array([[1.0, 2.0, 3.0]])}, 1.0)}
+    found = [claims.early(curves, "kl", step)["a"].tolist() for step in (4, 5, 9, 10, 30)]
+    assert found == [[1.0], [1.0], [1.0], [2.0], [3.0]]
 
 
 def test_gan_kl_on_the_roll(tmp_path):
@@ -194,10 +224,12 @@ def test_machines_and_what_images_teach(tmp_path):
         "smoothed": (-836.4, -829.5, -839.5),
         "exact": (-744.9, -746.0, -745.3),
     }
-    for name, seeds in likelihoods.items():
-        for seed, value in enumerate(seeds):
-            record = {"test_log_likelihood": value}
-            leave_records(tmp_path / "rbm" / name / f"seed{seed}", record)
+    noised = {"svgd": (-845.3, -861.8, -845.6), "score": (-844.8, -864.8, -846.1)}
+    for folder, directions in (("rbm", likelihoods), ("rbm_noise", noised)):
+        for name, seeds in directions.items():
+            for seed, value in enumerate(seeds):
+                record = {"test_log_likelihood": value}
+                leave_records(tmp_path / folder / name / f"seed{seed}", record)
     leave(tmp_path / "rbm/results.json", {"N(0, I)": {"mean": "-765.1"}})
     rows = {
         "real": ((9.895, 0.9933), (9.895, 0.9933), (9.895, 0.993)),
@@ -212,9 +244,15 @@ def test_machines_and_what_images_teach(tmp_path):
         }
         place = f"scores_seed{seed}" if seed else "scores"
         leave(tmp_path / place / "results.json", {"rows": scores})
-    found = verdicts(paper003, tmp_path, "rbm", "scores")
+    papers = {"real": (9.848, 0.9258), "duplicates": (9.807, 0.4496), "dcgan": (7.193, 0.4478)}
+    papers["steingan"] = (7.065, 0.6389)
+    rows = {name: {"inception_score": s, "accuracies": [a]} for name, (s, a) in papers.items()}
+    leave(tmp_path / "cifar_scores/results.json", {"rows": rows})
+    found = verdicts(paper003, tmp_path, "rbm", "rbm_noise", "scores", "cifar_scores")
     no = "does not hold here"
-    assert found == ["holds", no, "holds in part", "holds", no, no, "holds in part"]
+    assert found[:4] == ["holds", no, no, "holds in part"]
+    assert found[4:8] == ["holds", no, no, "holds in part"]
+    assert found[8:] == ["holds"] * 4
     taught = next(one for one in paper003.CLAIMS if "teaches more than DCGAN" in one.says)
     (part,) = taught.look(tmp_path)
     assert (part.ours, part.seeds) == ("0.7891 ± 0.021 against 0.6934 ± 0.046", 3)
