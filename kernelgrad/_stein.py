@@ -13,7 +13,6 @@ from kernelgrad._distances import Bare, Points
 from kernelgrad.types import Array, Kernel
 
 _SHORTEST = 2.0**-40  # unit of points, in lengthscales
-_TILES_A_SIDE = 4  # at least: at 1000 x 50 in .84 of the time of two
 
 Rows = tuple[Array, Array]  # particles and scores, a row each
 
@@ -199,7 +198,7 @@ def forms(side: Side, kernel: Kernel, weights: Array) -> Array:
 
 
 def _symmetric(tile: Callable[..., _tiles.PairSums], kernel: Kernel, side: Side) -> _tiles.PairSums:
-    return _tiles.stream_symmetric(_either(tile), kernel, side, fewest_tiles=_TILES_A_SIDE)
+    return _tiles.stream_symmetric(_either(tile), kernel, side)
 
 
 def _either(tile: Callable[..., _tiles.PairSums]) -> _tiles.Either:

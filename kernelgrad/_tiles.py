@@ -133,9 +133,7 @@ def stream(
     return _stream(fn, shared, rows, cols)
 
 
-def stream_symmetric(
-    fn: TileFn, shared: PyTree, points: PyTree, *, fewest_tiles: int = 1
-) -> PairSums:
+def stream_symmetric(fn: TileFn, shared: PyTree, points: PyTree) -> PairSums:
     """Adds up `fn` over the tiles on and above the diagonal of points x points.
 
     A tile of a set with itself (shift 0) must return in its rows, and not in its columns, what its
@@ -145,8 +143,6 @@ def stream_symmetric(
       fn: the tile function; see :func:`stream` for padding. Its row and column sums have one shape.
       shared: what every tile needs; a pytree.
       points: what belongs to the points; a pytree of arrays of shape (n, ...).
-      fewest_tiles: along a side, where they are more than one. Half of the pairs of a tile of a set
-        with itself are computed for nothing.
 
     Returns:
       Row sums of shape (n, ...), in which the column sums are included, and totals.
@@ -157,8 +153,7 @@ def stream_symmetric(
         part = fn(shared, 0, points, points)
         return PairSums(rows=_add(part.rows, part.cols), total=part.total)
     shared, points = _devices.varying((shared, points))
-    largest = min(TILE_ROWS, -(-_size(points) // fewest_tiles))
-    return _stream_symmetric(fn, largest, shared, points)
+    return _stream_symmetric(fn, shared, points)
 
 
 def go_round(
@@ -331,16 +326,13 @@ _ring.defvjp(_ring_forward, _ring_backward)
 # ------------------------------------------------------------------------------- points x points
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _stream_symmetric(fn: TileFn, largest: int, shared: PyTree, points: PyTree) -> PairSums:
-    def of(one: TileFn) -> PairSums:
-        return _symmetric_tiles(one, largest, shared, points)
-
-    return _asked(fn, of, shared, points, points)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _stream_symmetric(fn: TileFn, shared: PyTree, points: PyTree) -> PairSums:
+    return _asked(fn, lambda one: _symmetric_tiles(one, shared, points), shared, points, points)
 
 
-def _symmetric_tiles(fn: TileFn, largest: int, shared: PyTree, points: PyTree) -> PairSums:
-    tiles = split(points, largest)
+def _symmetric_tiles(fn: TileFn, shared: PyTree, points: PyTree) -> PairSums:
+    tiles = split(points, TILE_ROWS)
     num_tiles = jax.tree.leaves(tiles)[0].shape[0]
     zeros = _zero_sums(fn, shared, tiles, tiles)
 
@@ -366,16 +358,14 @@ def _symmetric_tiles(fn: TileFn, largest: int, shared: PyTree, points: PyTree) -
     return PairSums(rows=joined(sums, _size(points)), total=total)
 
 
-def _symmetric_forward(
-    fn: TileFn, largest: int, shared: PyTree, points: PyTree
-) -> tuple[PairSums, PyTree]:
-    return _stream_symmetric(fn, largest, shared, points), (shared, points)
+def _symmetric_forward(fn: TileFn, shared: PyTree, points: PyTree) -> tuple[PairSums, PyTree]:
+    return _stream_symmetric(fn, shared, points), (shared, points)
 
 
-def _symmetric_backward(fn: TileFn, largest: int, residuals: PyTree, cotangent: PairSums) -> PyTree:
+def _symmetric_backward(fn: TileFn, residuals: PyTree, cotangent: PairSums) -> PyTree:
     shared, points = residuals
     tile, shared = _transposed(fn), (shared, cotangent.total)
-    back = _stream_symmetric(tile, largest, shared, (points, cotangent.rows))
+    back = _stream_symmetric(tile, shared, (points, cotangent.rows))
     return back.total[0], back.rows[0]
 
 
