@@ -41,6 +41,20 @@ def prose(text):
     return _CODE.sub("", _FENCE.sub("", text))
 
 
+def broken_off(text):
+    """Returns the lines within a sentence that begin as an item of a list would."""
+    found = []
+    for block in prose(text).split("\n\n"):
+        items, before = set(), ":"
+        for line in block.strip("\n").split("\n"):
+            item = re.match(r"( *)(?:[-+*]|\d+[.)]) ", line)
+            if item and item[1] not in items and not re.search(r"[.:;)|*]$", before):
+                found.append(line)
+            items |= {item[1]} if item else set()
+            before = line
+    return found
+
+
 def anchors(text):
     """Returns the anchors of a page's headings, as GitHub names them."""
     titles = re.findall(r"^#+ (.+)$", _FENCE.sub("", text), re.MULTILINE)
@@ -85,6 +99,17 @@ def test_links_are_seen():
     text = "[a](b.md#c-d) `[x](y)`\n\n    [code](z)\n\n![p](q.png)\n"
     assert _LINK.findall(prose(text)) == ["b.md#c-d", "q.png"]
     assert anchors("# A `b`, c-d\n## E (f)\n") == {"a-b-c-d", "e-f"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_sentence_breaks_off_into_a_list(page):
+    assert broken_off(PAGES[page]) == []
+
+
+def test_broken_off_sentences_are_seen():
+    text = "# A\n\nsome 1 / (1\n- b2) steps,\nof which:\n\n- one\n- two.\n  3. x\n\n- three\n"
+    assert broken_off(text) == ["- b2) steps,"]
+    assert broken_off("- A is 2 and\n  345. So\n- b\n- c") == ["  345. So"]
 
 
 def test_every_picture_is_shown_on_a_page():
