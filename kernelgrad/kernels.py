@@ -519,7 +519,7 @@ def svgd_lengthscale(x: PyTree, *, axis_name: str | None = None) -> Array:
     r"""Returns :math:`\sqrt{\mathrm{median} / (2 \log(n + 1))}`, the SVGD rule for RBF kernels.
 
     It makes :math:`\sum_j k(x_i, x_j) \approx 1`, and is too short for scores: those of 100 and 400
-    draws of N(0, I) in the plane erred by .6 to .8 of their size, under the median by .2 to .4.
+    draws of N(0, I) in the plane err by .6 to 1.0 of their size, under the median by .2 to .5.
     Of a logistic regression SVGD lost a fifth to a half of the variance under it, under the median
     none.
 

@@ -12,9 +12,8 @@ logistic    p / q, log-odds of a classifier                 :class:`LogLinearRat
 
 A fitted model is a discriminator: :func:`log_ratio_gradient` points from q to p, and its negative
 is the direction to descend for KL[q || p]. Everything is linear in kernels at some centers, whose
-number sets the cost: in the plane 100 to 300 of 1200 samples served as well as all, in five
-dimensions 300 erred by up to a fifth more. Where no kernel or ridge is given it is chosen by a
-held-out loss of :mod:`kernelgrad.selection`, whose functions choose among others, too.
+number sets the cost. Where no kernel or ridge is given it is chosen by a held-out loss of
+:mod:`kernelgrad.selection`, whose functions choose among others, too.
 """
 
 from collections.abc import Callable, Sequence

@@ -13,7 +13,7 @@ import numpy as np
 import oracles
 import pytest
 
-from kernelgrad import _distances, kernels, ksd
+from kernelgrad import _distances, kernels, ksd, score
 
 FAMILIES = {make.__name__: make for make in kernels.FAMILIES.values()}
 
@@ -584,3 +584,19 @@ def test_scales_of_a_median_mixture_may_be_traced(rng):
 
     expected = kernels.median_mixture(kernels.imq_mixture, x, scales=scales).lengthscales
     np.testing.assert_allclose(lengthscales(scales), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("n", [100, 400])
+def test_svgds_lengthscale_is_too_short_for_scores(key, n):
+    """Of N(0, I) in the plane, whose score at x is -x: the errors that its docstring names."""
+    x = jax.random.normal(key, (n, 2))
+
+    def error(lengthscale):
+        kernel = kernels.rbf_mixture(lengthscale)
+        found = score.stein_score(x, kernel, ridge=score.default_ridge(n, kernel))
+        return float(jnp.linalg.norm(found + x) / jnp.linalg.norm(x))
+
+    short, median = error(kernels.svgd_lengthscale(x)), error(kernels.median_lengthscale(x))
+    assert 0.5 < short < 1.1
+    assert 0.1 < median < 0.6
+    assert short > 1.5 * median
